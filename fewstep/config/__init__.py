@@ -1,0 +1,6 @@
+"""The configuration: pydantic models of everything below config/. Needs no torch."""
+
+from .base import ConfigError, Strict, merge
+from .specs import digest, dump, read_spec
+
+__all__ = ["ConfigError", "Strict", "digest", "dump", "merge", "read_spec"]

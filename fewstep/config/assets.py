@@ -1,0 +1,47 @@
+"""Everything that comes from outside: data sets, tokenizers, published weights, references."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .base import Strict
+
+
+class AssetFile(Strict):
+    """One file of an asset. A missing checksum needs a reason and is recorded on first use."""
+
+    name: str = Field(description="path inside the repository, or the name to store a URL under")
+    urls: list[str] = Field(default=[], description="mirrors, tried in order (kind: http)")
+    bytes: int | None = Field(default=None, gt=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Asset(Strict):
+    kind: Literal["sklearn", "hub", "http", "local"]
+    licence: str
+    title: str = ""
+    repo: str | None = Field(default=None, description="owner/name on the Hugging Face hub")
+    repo_type: Literal["model", "dataset"] = "model"
+    revision: str = Field(default="main", description="branch, tag or commit on the hub")
+    files: list[AssetFile] = []
+    patterns: list[str] = Field(default=[], description="glob patterns of a hub repository")
+    path: str | None = Field(default=None, description="folder on this machine (kind: local)")
+    gated: bool = Field(default=False, description="needs a token and an accepted licence")
+    page: str = Field(default="", description="where a person accepts the licence")
+    unverified: str = Field(default="", description="why a checksum is missing")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Asset:
+        if self.kind == "hub" and not self.repo:
+            raise ValueError("kind: hub needs repo")
+        if self.kind == "hub" and not (self.files or self.patterns):
+            raise ValueError("kind: hub needs files or patterns")
+        if self.kind == "http" and not all(file.urls for file in self.files):
+            raise ValueError("kind: http needs urls for every file")
+        if self.kind == "local" and not self.path:
+            raise ValueError("kind: local needs path")
+        if any(file.sha256 is None for file in self.files) and not self.unverified:
+            raise ValueError("a file without sha256 needs the reason in unverified")
+        return self

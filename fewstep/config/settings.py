@@ -1,0 +1,218 @@
+"""Named parts (data sets, tokenizers, backbones, samplers, protocols) and the settings made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Strict
+
+
+class Dataset(Strict):
+    asset: str
+    format: Literal["digits", "parquet", "webdataset", "imagefolder"]
+    resolution: int = Field(gt=0)
+    channels: int = Field(default=3, gt=0)
+    classes: int = Field(gt=0)
+    images: int = Field(gt=0, description="exact number of images; anything else is refused")
+    crop: Literal["none", "adm"] = "none"
+
+
+class Weights(Strict):
+    """Where a network's weights come from: a fetched asset, or a run of this workflow."""
+
+    asset: str | None = None
+    file: str | None = Field(default=None, description="which file of the asset")
+    method: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Weights:
+        if (self.asset is None) == (self.method is None):
+            raise ValueError("name exactly one of asset, method")
+        return self
+
+
+class Tokenizer(Strict):
+    kind: Literal["pixels", "autoencoder", "vavae", "sd-vae"]
+    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
+    weights: Weights | None = None
+    posterior: Literal["sample", "mean"] = "mean"
+    statistics: Literal["none", "computed", "published"] = Field(
+        default="none", description="per-channel normalisation of the latents"
+    )
+    multiplier: float = Field(default=1.0, gt=0, description="factor after normalisation")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Tokenizer:
+        if (self.kind == "pixels") != (self.weights is None):
+            raise ValueError("every tokenizer but pixels needs weights")
+        return self
+
+
+class Latents(Strict):
+    """A data set seen through a tokenizer, as WebDataset shards."""
+
+    dataset: str
+    tokenizer: str
+    shards: int = Field(gt=0)
+    flip: bool = Field(default=False, description="store the mirrored view too")
+    dtype: Literal["float16", "float32"] = "float32"
+
+
+class LightningDiT(Strict):
+    kind: Literal["lightningdit"] = "lightningdit"
+    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
+    classes: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    width: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    patch: int = Field(default=1, gt=0)
+    qk_norm: bool = False
+    target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
+    outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
+    time_features: int = Field(default=256, gt=0, description="sinusoids of a time embedding")
+    time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
+    time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
+
+    @model_validator(mode="after")
+    def _divides(self) -> LightningDiT:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
+        if self.shape[1] % self.patch or self.shape[2] % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide the latent {self.shape}")
+        return self
+
+
+class ConvAutoencoder(Strict):
+    """The demo's tokenizer: factor-two convolutional autoencoder."""
+
+    kind: Literal["conv-autoencoder"]
+    shape: list[int] = Field(min_length=3, max_length=3, description="image (C, H, W)")
+    width: int = Field(gt=0)
+    latent: int = Field(gt=0, description="latent channels")
+
+
+class ConvClassifier(Strict):
+    """The demo's feature extractor."""
+
+    kind: Literal["conv-classifier"]
+    shape: list[int] = Field(min_length=3, max_length=3, description="image (C, H, W)")
+    classes: int = Field(gt=0)
+    features: int = Field(gt=0)
+
+
+Backbone = Annotated[LightningDiT | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")]
+
+
+class Guidance(Strict):
+    """Classifier-free guidance v_c + (scale - 1) norm(v_c - v_u) for t in the interval."""
+
+    scale: float = Field(ge=0)
+    interval: list[float] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
+    normalise: Literal["none", "rescale", "unit"] = Field(
+        default="none",
+        description="rescale: shorten differences longer than eta (APG); unit: eta in every case",
+    )
+    eta: float | Literal["mean"] = Field(
+        default="mean", description="target norm; mean: mean norm over calibration samples"
+    )
+    calibration: int = Field(default=4096, gt=0, description="teacher calls behind eta: mean")
+    channels: int | None = Field(default=None, gt=0, description="guide only the first channels")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Guidance:
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"interval {self.interval} must rise inside [0, 1]")
+        return self
+
+
+class Sampler(Strict):
+    kind: Literal["euler", "cm", "mix", "jump"]
+    guidance: Literal["none", "setting"] | Guidance = "none"
+    shift: float = Field(default=1.0, gt=0, description="timestep shift of the grid; 1 is uniform")
+    switch: float = Field(
+        default=0.5, ge=0, lt=1, description="mix: time at which re-noising starts; 0: after step one"
+    )
+
+
+class Protocol(Strict):
+    """All that a Fréchet distance depends on beside the images' own sampler."""
+
+    images: int = Field(gt=1)
+    labels: Literal["balanced", "random"]
+    extractor: str = Field(description="torch-fidelity name, or conv-classifier")
+    features: str = Field(description="layer whose Gaussian is compared")
+    logits: str | None = Field(default=None, description="layer for the Inception score")
+    weights: Weights
+    reference: Weights | None = Field(default=None, description="stored mu, sigma; else computed")
+    reference_latents: str | None = Field(default=None, description="images behind a computed one")
+    uint8: Literal["round", "truncate"] = "round"
+    trace: float | None = Field(
+        default=None, gt=0, description="rescale features so that the reference has this variance"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _reference(self) -> Protocol:
+        if (self.reference is None) == (self.reference_latents is None):
+            raise ValueError("name exactly one of reference, reference_latents")
+        return self
+
+
+class Optimizer(Strict):
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine"] = "constant"
+    final: float = Field(default=0.0, ge=0, le=1, description="last over first lr (cosine)")
+
+
+class PowerEma(Strict):
+    """EMA whose width is a fixed share of training (EDM2, eq. 121)."""
+
+    kind: Literal["power"]
+    sigma_rel: float = Field(gt=0, lt=0.289)
+
+
+class ConstantEma(Strict):
+    kind: Literal["constant"]
+    decay: float = Field(ge=0, lt=1)
+    ramp: bool = Field(default=False, description="min(decay, (1 + k) / (10 + k)) at update k")
+
+
+Ema = Annotated[PowerEma | ConstantEma, Field(discriminator="kind")]
+
+
+class Train(Strict):
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0, description="global batch; processes and accumulation divide it")
+    optimizer: Optimizer
+    ema: Ema
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    log_every: int = Field(default=1, gt=0)
+    patience: int = Field(default=10, gt=0, description="skipped non-finite updates in a row before stopping")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Train:
+        if self.optimizer.warmup >= self.steps:
+            raise ValueError(f"warmup {self.optimizer.warmup} is not below steps {self.steps}")
+        return self
+
+
+class Setting(Strict):
+    """Data, network, guidance, training budget and evaluation of a family of runs."""
+
+    scale: Literal["paper", "small", "demo"]
+    latents: str
+    backbone: str
+    train: Train
+    teacher: str | None = Field(default=None, description="method whose weights teach and initialise")
+    guidance: Guidance | None = None
+    protocols: list[str] = Field(default=[], description="first the paper's own, then the common one")
+    label_dropout: float = Field(default=0.1, ge=0, lt=1, description="used by methods without a teacher")

@@ -1,0 +1,158 @@
+"""Specs: the frozen slice of the configuration that one stage reads, as JSON on disk.
+
+A spec holds all that a result depends on beside the input files, and nothing else: no path, no
+process count, no caption. Its digest therefore tells whether a result is still the asked-for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from .assets import Asset
+from .base import ConfigError, Strict, parse
+from .methods import Loss
+from .settings import Backbone, Dataset, Guidance, Latents, Protocol, Sampler, Tokenizer, Train
+from .tables import Claim, Table
+
+
+class FetchSpec(Strict):
+    name: str
+    asset: Asset
+
+
+class EncodeSpec(Strict):
+    name: str = Field(description="of the latents")
+    dataset: Dataset
+    tokenizer: Tokenizer
+    latents: Latents
+    backbone: Backbone | None = Field(default=None, description="network of a trained tokenizer")
+
+
+class AdoptSpec(Strict):
+    """Published weights to be renamed to our keys and checked against ``backbone``."""
+
+    method: str
+    backbone: Backbone
+    asset: str
+    file: str
+
+
+class LatentCard(Strict):
+    """What training and sampling require of a latents manifest."""
+
+    name: str
+    shape: list[int]
+    classes: int
+    images: int
+    tokenizer: Tokenizer
+
+
+class TrainSpec(Strict):
+    method: str
+    variant: str
+    seed: int
+    loss: Loss
+    backbone: Backbone
+    latents: LatentCard
+    teacher: bool
+    guidance: Guidance | None
+    label_dropout: float
+    train: Train
+
+
+class SampleSpec(Strict):
+    backbone: Backbone
+    sampler: Sampler
+    guidance: Guidance | None
+    nfe: int
+    images: int
+    labels: str
+    uint8: str
+    seed: int
+    latents: LatentCard
+    decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
+
+
+class ReferenceSpec(Strict):
+    """Statistics of real images under a protocol."""
+
+    protocol: Protocol
+    extractor: Backbone | None
+    latents: LatentCard
+
+
+class CellKey(Strict):
+    method: str
+    variant: str
+    seed: int
+    sampler: str
+    nfe: int
+    protocol: str
+
+
+class ScoreSpec(Strict):
+    cell: CellKey
+    protocol: Protocol
+    extractor: Backbone | None = Field(description="network of a trained feature extractor")
+
+
+class RowCells(Strict):
+    """A table row with its cells: ``cells[protocol][column]`` holds one key per seed."""
+
+    id: str
+    cells: dict[str, list[list[CellKey]]]
+
+
+class TableSpec(Strict):
+    name: str
+    scale: str
+    table: Table
+    rows: list[RowCells]
+    runs: dict[str, list[str]] = Field(default={}, description="row id -> method, variant, seed")
+
+
+class ClaimsSpec(Strict):
+    claims: list[Claim]
+    protocol: str
+    seeds: list[int]
+
+
+Spec = TypeVar("Spec", bound=Strict)
+
+
+def dump(spec: Strict) -> str:
+    """Canonical text of a spec: sorted keys, so that equal specs are equal bytes."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
+
+
+def digest(spec: Strict) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical text."""
+    return hashlib.sha256(dump(spec).encode()).hexdigest()[:16]
+
+
+def read_spec(model: type[Spec], path: str | Path) -> Spec:
+    """Read and validate a spec file.
+
+    Raises:
+        ConfigError: naming the file and the offending key.
+    """
+    try:
+        raw: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse(model, _integer_keys(raw), str(path))
+
+
+def _integer_keys(raw: Any) -> Any:
+    """JSON turns integer mapping keys into text; turn them back."""
+    if isinstance(raw, dict):
+        return {
+            int(key) if isinstance(key, str) and key.isdecimal() else key: _integer_keys(value)
+            for key, value in raw.items()
+        }
+    return [_integer_keys(value) for value in raw] if isinstance(raw, list) else raw

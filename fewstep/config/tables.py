@@ -1,0 +1,94 @@
+"""Tables, figures and claims: which cells are asked for, and what the paper reports for them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .base import Strict
+from .methods import Variant
+
+Numbers = list[float | None]
+
+
+class Row(Strict):
+    """One row of a table, or one line of a figure.
+
+    Without ``method`` the row is `reported only`. ``nfe`` counts sampler steps; guidance during
+    sampling doubles the network evaluations, which the metrics then say.
+    """
+
+    id: str
+    label: str
+    group: str = ""
+    method: str | None = None
+    variant: str = "base"
+    set: Variant | None = Field(default=None, description="what the variant changes")
+    sampler: str | None = Field(default=None, description="instead of the method's samplers")
+    nfe: list[int] | None = Field(default=None, description="instead of the table's")
+    nfe_label: list[str] = Field(default=[], description="as printed, where it is not the number")
+    reported: dict[str, Numbers] = {}
+    params: str = ""
+    note: str = ""
+
+
+class Tolerance(Strict):
+    """Agreement: |ours - reported| <= max(absolute, relative * reported)."""
+
+    absolute: float = Field(default=0.1, ge=0)
+    relative: float = Field(default=0.05, ge=0)
+
+
+class Table(Strict):
+    kind: Literal["table", "curve", "training", "grid"] = Field(
+        description="table; curve: metric against NFE; training: a logged column against steps; grid: samples"
+    )
+    title: str
+    paper: str
+    caption: str = ""
+    metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
+    nfe: list[int] | None = None
+    tolerance: Tolerance = Tolerance()
+    rows: list[Row]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Table:
+        ids = [row.id for row in self.rows]
+        if len(ids) != len(set(ids)):
+            raise ValueError(f"row ids stand twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        for row in self.rows:
+            nfe = row.nfe or self.nfe
+            if nfe is None and self.kind != "training":
+                raise ValueError(f"row {row.id}: no nfe, neither in the row nor in the table")
+            for metric, values in row.reported.items():
+                if nfe is not None and len(values) != len(nfe):
+                    raise ValueError(
+                        f"row {row.id}: {len(values)} reported {metric} values for {len(nfe)} NFE {nfe}"
+                    )
+            if row.nfe_label and nfe is not None and len(row.nfe_label) != len(nfe):
+                raise ValueError(f"row {row.id}: nfe_label and nfe differ in length")
+        return self
+
+
+class CellName(Strict):
+    """A cell by name, as the claims refer to it."""
+
+    method: str
+    variant: str = "base"
+    sampler: str
+    nfe: int = Field(gt=0)
+
+
+class Claim(Strict):
+    """``left`` relation ``factor`` x every one of ``right``, for each seed."""
+
+    id: str
+    statement: str
+    source: str
+    left: CellName
+    relation: Literal["<", "<=", ">", ">="]
+    right: list[CellName] = Field(min_length=1)
+    factor: float = Field(default=1.0, gt=0)
+    metric: str = "fid"
+    note: str = ""

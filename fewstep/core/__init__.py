@@ -1,0 +1,1 @@
+"""The mathematics, once: path, times, tangents, guidance, losses, samplers, EMA, Fréchet distance."""

@@ -1,0 +1,78 @@
+"""The contract between the trainer and a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from .rng import Streams
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One slice of the global batch."""
+
+    x1: Tensor
+    """Data (latents or images), (B, C, H, W)."""
+    x0: Tensor
+    """Standard normal noise of the same shape, drawn per sample."""
+    y: Tensor
+    """Class labels, (B,), int64."""
+
+
+class Velocity(Protocol):
+    """The field that a method follows: teacher with guidance, or x1 - x0 without a teacher."""
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Context:
+    """All that a loss may use beside the network and the batch."""
+
+    step: int
+    steps: int
+    rng: Streams
+    """Named random streams over the rows of the global batch; the same for any world size."""
+    null: int
+    """Label of the unconditional class."""
+    tangent: Callable[..., tuple[Tensor, Tensor]]
+    """value_and_tangent of core/jvp.py."""
+    teacher: Velocity | None = None
+    """Guided teacher velocity (no grad), or None when learning from data alone."""
+    label_dropout: float = 0.0
+    extra: nn.Module | None = None
+    """The wrapped module that Method.extra returned."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A scalar loss (mean over the rows given) and what else is worth a line in the log."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+Loss = Callable[[nn.Module, Batch, Context], Terms]
+
+
+class Method(ABC):
+    """A training objective. Losses are pure: no global RNG, no device state, no accelerator."""
+
+    kind: ClassVar[str] = "flow"
+    """flow: trains net(x, t, s, y); image: trains another network on images alone."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @abstractmethod
+    def updates(self, step: int) -> Sequence[Loss]:
+        """The optimizer updates of one training step, in order."""
+
+    def extra(self) -> nn.Module | None:
+        """Parameters that train along but are not part of the network (none by default)."""
+        return None
