@@ -1,0 +1,29 @@
+"""What the command line of every stage shares: its parser, and how a refusal is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """An argument parser with ``--spec`` and ``--out``; its help begins with the first line of ``doc``."""
+    lines = (doc or "").strip().splitlines()
+    result = argparse.ArgumentParser(description=lines[0] if lines else None)
+    result.add_argument("--spec", type=Path, required=True, help="what to do, as JSON")
+    result.add_argument("--out", type=Path, required=True, help="file to write")
+    return result
+
+
+def run(main: Callable[[list[str] | None], None]) -> None:
+    """Call ``main`` as a program: bad input (ConfigError, ValueError) is a message and exit status 1.
+
+    Anything else is a mistake in the program and keeps its traceback.
+    """
+    try:
+        main(None)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
