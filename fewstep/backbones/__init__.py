@@ -1,0 +1,35 @@
+"""The networks, built from their configuration. Importing this package needs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..config.settings import Backbone, ConvAutoencoder, LightningDiT
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build(spec: Backbone) -> nn.Module:
+    """The freshly initialised network of ``spec``.
+
+    Initial weights are drawn from torch's global generator: seed it first. Under
+    ``torch.device("meta")`` nothing is allocated or drawn.
+
+    Raises:
+        ValueError: sizes that do not fit together, naming them.
+    """
+    if isinstance(spec, LightningDiT):
+        from .lightningdit import LightningDiT as DiT
+
+        return DiT(spec)
+    from . import convnets
+
+    if isinstance(spec, ConvAutoencoder):
+        return convnets.ConvAutoencoder(spec)
+    return convnets.ConvClassifier(spec)
+
+
+def null_label(spec: LightningDiT) -> int:
+    """Label of the unconditional class: the row after the last class of the label table."""
+    return spec.classes
