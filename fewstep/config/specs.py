@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .assets import Asset
 from .base import ConfigError, Strict, parse
@@ -108,18 +108,68 @@ class RowCells(Strict):
     cells: dict[str, list[list[CellKey]]]
 
 
+class RunName(Strict):
+    """The training behind a row: what its code digest and its curves belong to."""
+
+    method: str
+    variant: str
+    loss: str = Field(description="name of the loss, which is the stem of its file in fewstep/methods")
+    seeds: list[int]
+
+
 class TableSpec(Strict):
-    name: str
-    scale: str
+    """A table or figure. Curves of a ``training`` figure come in the order of ``runs``, then of seeds."""
+
+    name: str = Field(description="stem of config/tables/NAME.yaml")
+    scale: Literal["paper", "small", "demo"]
+    protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
     table: Table
-    rows: list[RowCells]
-    runs: dict[str, list[str]] = Field(default={}, description="row id -> method, variant, seed")
+    rows: list[RowCells] = []
+    runs: dict[str, RunName] = Field(default={}, description="row id -> its training")
+
+    @model_validator(mode="after")
+    def _rows(self) -> TableSpec:
+        labels = {row.id: len(row.nfe or self.table.nfe or []) for row in self.table.rows}
+        for row in self.rows:
+            if row.id not in labels:
+                raise ValueError(f"cells for row {row.id}, which the table does not have")
+            for protocol, columns in row.cells.items():
+                if len(columns) != labels[row.id] or protocol not in self.protocols:
+                    raise ValueError(f"row {row.id}: {len(columns)} columns under {protocol}")
+        return self
 
 
 class ClaimsSpec(Strict):
     claims: list[Claim]
     protocol: str
     seeds: list[int]
+    scale: Literal["paper", "small", "demo"]
+
+
+class ReportItem(Strict):
+    """A table or figure in the report; its file is found by its stem, ``name``."""
+
+    name: str
+    kind: Literal["table", "curve", "training", "grid"]
+    title: str
+    paper: str
+    caption: str = ""
+    target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
+
+
+class ReportMethod(Strict):
+    title: str
+    paper: str
+    loss: str = Field(description="stem of its file in fewstep/methods")
+
+
+class ReportSpec(Strict):
+    title: str
+    scale: Literal["paper", "small", "demo"]
+    command: str = Field(description="how to call the workflow, without the target")
+    items: list[ReportItem]
+    methods: dict[str, ReportMethod] = {}
+    protocols: dict[str, Protocol] = {}
 
 
 Spec = TypeVar("Spec", bound=Strict)

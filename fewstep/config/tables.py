@@ -25,11 +25,13 @@ class Row(Strict):
     method: str | None = None
     variant: str = "base"
     set: Variant | None = Field(default=None, description="what the variant changes")
-    sampler: str | None = Field(default=None, description="instead of the method's samplers")
+    sampler: str | dict[int | Literal["default"], str] | None = Field(
+        default=None, description="instead of the method's samplers: one name, or one for each NFE"
+    )
     nfe: list[int] | None = Field(default=None, description="instead of the table's")
     nfe_label: list[str] = Field(default=[], description="as printed, where it is not the number")
-    reported: dict[str, Numbers] = {}
-    params: str = ""
+    reported: dict[str, Numbers] = Field(default={}, description="metric -> one number for each NFE")
+    params: str = Field(default="", description="number of parameters, as printed")
     note: str = ""
 
 
@@ -50,6 +52,8 @@ class Table(Strict):
     metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
     nfe: list[int] | None = None
     tolerance: Tolerance = Tolerance()
+    columns: int = Field(default=10, gt=0, description="grid: images of each class")
+    classes: list[int] | None = Field(default=None, description="grid: which classes; default the first ten")
     rows: list[Row]
 
     @model_validator(mode="after")
@@ -91,4 +95,7 @@ class Claim(Strict):
     right: list[CellName] = Field(min_length=1)
     factor: float = Field(default=1.0, gt=0)
     metric: str = "fid"
+    miniature: Literal["holds", "fails", "varies"] = Field(
+        default="holds", description="what the demo is known to show; the paper's claim stays as it is"
+    )
     note: str = ""
