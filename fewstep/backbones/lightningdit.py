@@ -7,7 +7,6 @@ query-key norm, 407 with it (the FACM teacher), and four more for the target-tim
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..config import settings
