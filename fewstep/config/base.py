@@ -69,8 +69,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             name = self.construct_object(key_node, deep=deep)
-            if name in seen and key_node.tag != "tag:yaml.org,2002:merge":
+            if name in seen:
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: key {name!r} stands twice")
             seen.add(name)
         return super().construct_mapping(node, deep)

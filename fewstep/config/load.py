@@ -1,0 +1,213 @@
+"""config/ as one object: files read, presets laid over, everything validated and cross-checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, TypeAdapter
+
+from .assets import Asset
+from .base import ConfigError, Strict, known, merge, parse, parse_all, read_yaml
+from .methods import Method
+from .settings import Backbone, Dataset, Latents, Protocol, Sampler, Setting, Tokenizer, Weights
+from .tables import Claim, Row, Table
+
+
+class Files(Strict):
+    assets: str
+    settings: str
+    methods: str
+    tables: str = Field(description="folder with one file per table or figure")
+    claims: str
+
+
+class Root(Strict):
+    """config/config.yaml with a preset laid over it."""
+
+    files: Files
+    pathvars: dict[str, str]
+    seeds: list[int] = Field(min_length=1)
+    claim_seeds: list[int] = Field(default=[], description="seeds behind the claims; empty: seeds")
+    targets: list[str]
+    title: str = Field(description="heading of the report")
+    command: str = Field(description="how to call the workflow, as the report prints it")
+    replace_settings: dict[str, str] = {}
+    overrides: dict[str, dict[str, Any]] = Field(default={}, description="laid over the files, by file")
+
+
+
+class Parts(Strict):
+    """config/settings.yaml."""
+
+    datasets: dict[str, Dataset]
+    tokenizers: dict[str, Tokenizer]
+    latents: dict[str, Latents]
+    backbones: dict[str, Backbone]
+    samplers: dict[str, Sampler]
+    protocols: dict[str, Protocol]
+    settings: dict[str, Setting]
+
+
+@dataclass(frozen=True)
+class Config:
+    root: Root
+    assets: dict[str, Asset]
+    parts: Parts
+    raw_methods: dict[str, dict[str, Any]]
+    methods: dict[str, Method]
+    tables: dict[str, Table]
+    claims: list[Claim]
+
+    @property
+    def claim_seeds(self) -> list[int]:
+        return self.root.claim_seeds or self.root.seeds
+
+
+def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
+    """Validate the configuration that Snakemake merged from its config files.
+
+    Args:
+        raw: content of config/config.yaml, with a preset and the command line laid over it.
+        base: folder that relative file names refer to.
+
+    Raises:
+        ConfigError: one line for every mistake found, naming file and key.
+    """
+    root = parse(Root, dict(raw), "config/config.yaml or preset")
+    over = root.overrides
+    for name in over:
+        known(name, ["assets", "settings", "methods", "tables"], "preset", "overrides")
+
+    def file(name: str) -> tuple[str, dict[str, Any]]:
+        path = getattr(root.files, name)
+        return path, merge(read_yaml(base / path), over.get(name, {}))
+
+    assets_file, raw_assets = file("assets")
+    assets = parse_all(Asset, raw_assets, assets_file)
+    settings_file, raw_parts = file("settings")
+    for backbone in raw_parts.get("backbones", {}).values():
+        backbone.setdefault("kind", "lightningdit")
+    parts = parse(Parts, raw_parts, settings_file)
+    _check_parts(parts, assets, settings_file)
+
+    methods_file, raw_methods = file("methods")
+    for entry in raw_methods.values():
+        entry["setting"] = root.replace_settings.get(entry.get("setting"), entry.get("setting"))
+    methods = parse_all(Method, raw_methods, methods_file)
+    for name, method in methods.items():
+        known(method.setting, parts.settings, methods_file, f"{name}.setting")
+        if method.backbone is not None:
+            known(method.backbone, parts.backbones, methods_file, f"{name}.backbone")
+        for sampler in method.samplers.values():
+            known(sampler, parts.samplers, methods_file, f"{name}.samplers")
+        _check_weights(method.weights, assets, methods, methods_file, f"{name}.weights")
+    for name, setting in parts.settings.items():
+        if setting.teacher is not None:
+            known(setting.teacher, methods, settings_file, f"settings.{name}.teacher")
+    for name, tokenizer in parts.tokenizers.items():
+        _check_weights(tokenizer.weights, assets, methods, settings_file, f"tokenizers.{name}.weights")
+    for name, protocol in parts.protocols.items():
+        _check_weights(protocol.weights, assets, methods, settings_file, f"protocols.{name}.weights")
+
+    tables = {}
+    table_files = sorted((base / root.files.tables).glob("*.yaml"))
+    for name in over.get("tables", {}):
+        known(name, [path.stem for path in table_files], "preset", "overrides.tables")
+    for path in table_files:
+        shown = f"{root.files.tables}/{path.name}"
+        raw_table = _merge_table(read_yaml(path), over.get("tables", {}).get(path.stem, {}), shown)
+        tables[path.stem] = parse(Table, raw_table, shown)
+        for row in tables[path.stem].rows:
+            _check_row(row, methods, parts, shown)
+    for target in root.targets:
+        known(target, [*tables, "claims", "report"], "config/config.yaml", "targets")
+
+    raw_claims = read_yaml(base / root.files.claims).get("claims", [])
+    claims = [
+        parse(Claim, claim, root.files.claims, f"claims.{index}") for index, claim in enumerate(raw_claims)
+    ]
+    for claim in claims:
+        for cell in [claim.left, *claim.right]:
+            where = f"claims.{claim.id}"
+            known(cell.method, methods, root.files.claims, f"{where}.method")
+            known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
+    return Config(root, assets, parts, raw_methods, methods, tables, claims)
+
+
+def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
+    for name, dataset in parts.datasets.items():
+        known(dataset.asset, assets, file, f"datasets.{name}.asset")
+    for name, latents in parts.latents.items():
+        known(latents.dataset, parts.datasets, file, f"latents.{name}.dataset")
+        known(latents.tokenizer, parts.tokenizers, file, f"latents.{name}.tokenizer")
+        images = parts.datasets[latents.dataset].images
+        if latents.shards > images:
+            raise ConfigError(f"{file}: latents.{name}.shards: {latents.shards} shards for {images} images")
+    for name, protocol in parts.protocols.items():
+        if protocol.reference_latents is not None:
+            known(protocol.reference_latents, parts.latents, file, f"protocols.{name}.reference_latents")
+        if protocol.reference is not None and protocol.reference.asset is not None:
+            known(protocol.reference.asset, assets, file, f"protocols.{name}.reference.asset")
+    for name, setting in parts.settings.items():
+        where = f"settings.{name}"
+        known(setting.latents, parts.latents, file, f"{where}.latents")
+        known(setting.backbone, parts.backbones, file, f"{where}.backbone")
+        classes = parts.datasets[parts.latents[setting.latents].dataset].classes
+        for protocol_name in setting.protocols:
+            known(protocol_name, parts.protocols, file, f"{where}.protocols")
+            protocol = parts.protocols[protocol_name]
+            if protocol.labels == "balanced" and protocol.images % classes:
+                raise ConfigError(
+                    f"{file}: protocols.{protocol_name}.images: {protocol.images} balanced images "
+                    f"do not divide into {classes} classes"
+                )
+
+
+def _check_weights(
+    weights: Weights | None, assets: Mapping[str, Asset], methods: Iterable[str], file: str, key: str
+) -> None:
+    if weights is None:
+        return
+    if weights.method is not None:
+        known(weights.method, methods, file, f"{key}.method")
+        return
+    assert weights.asset is not None
+    known(weights.asset, assets, file, f"{key}.asset")
+    if weights.file is None:
+        raise ConfigError(f"{file}: {key}.file: name the file of asset {weights.asset!r}")
+    known(weights.file, [entry.name for entry in assets[weights.asset].files], file, f"{key}.file")
+
+
+def _check_row(row: Row, methods: Mapping[str, Method], parts: Parts, file: str) -> None:
+    if row.method is None:
+        return
+    known(row.method, methods, file, f"rows.{row.id}.method")
+    samplers = row.sampler if isinstance(row.sampler, dict) else {0: row.sampler}
+    for sampler in samplers.values():
+        if sampler is not None:
+            known(sampler, parts.samplers, file, f"rows.{row.id}.sampler")
+
+
+def _merge_table(raw: dict[str, Any], over: dict[str, Any], file: str) -> dict[str, Any]:
+    """Lay a preset over a table; its rows are a mapping from row id to what differs."""
+    rows = dict(over.get("rows", {}))
+    merged: dict[str, Any] = merge(raw, {key: value for key, value in over.items() if key != "rows"})
+    for name in rows:
+        known(name, [row["id"] for row in raw.get("rows", [])], "preset", f"overrides.tables of {file}")
+    merged["rows"] = [merge(row, rows.get(row.get("id"), {})) for row in raw.get("rows", [])]
+    return merged
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON schemas of the configuration files, for editors; by file stem below workflow/schemas."""
+    return {
+        "config": Root.model_json_schema(),
+        "assets": TypeAdapter(dict[str, Asset]).json_schema(),
+        "settings": Parts.model_json_schema(),
+        "methods": TypeAdapter(dict[str, Method]).json_schema(),
+        "table": Table.model_json_schema(),
+        "claims": TypeAdapter(dict[str, list[Claim]]).json_schema(),
+    }

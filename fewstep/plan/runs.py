@@ -1,0 +1,143 @@
+"""Runs: every method with every variant's changes applied, and all that they refer to resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.base import ConfigError, known, merge, parse
+from ..config.load import Config, load
+from ..config.methods import DECMLoss, Loss, Method, SCMLoss, Variant
+from ..config.settings import Backbone, Guidance, Setting, Tokenizer, Train, Weights
+from ..config.tables import Row
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method with one variant's changes; a seed makes it a training."""
+
+    method: str
+    variant: str
+    entry: Method
+    setting: Setting
+    loss: Loss
+    train: Train
+    guidance: Guidance | None
+    backbone: Backbone
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/{self.variant}"
+
+    @property
+    def adopted(self) -> bool:
+        """Whether published weights take the place of training."""
+        return self.entry.weights is not None
+
+    @property
+    def taught(self) -> bool:
+        """Whether the run learns from the setting's teacher."""
+        return self.entry.teacher and not self.adopted
+
+
+class Runs:
+    """The configuration and the runs that it defines."""
+
+    def __init__(self, raw: Mapping[str, Any], base: Path = Path()):
+        self.config: Config = load(raw, base)
+        self.parts = self.config.parts
+        self._variants = self._collect_variants()
+        self.runs: dict[str, Run] = {}
+        for method, variant in self._variants:
+            run = self._resolve(method, variant)
+            self.runs[run.name] = run
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Table name and row, for every row of every table and figure."""
+        for name, table in self.config.tables.items():
+            for row in table.rows:
+                yield name, row
+
+    def run(self, method: str, variant: str = BASE) -> Run:
+        """The run of that name.
+
+        Raises:
+            ConfigError: neither config/methods.yaml nor a table defines it.
+        """
+        known(method, self.config.methods, "config/methods.yaml", "method")
+        variants = [run.variant for run in self.runs.values() if run.method == method]
+        known(variant, variants, "config/tables", f"variant of {method}")
+        return self.runs[f"{method}/{variant}"]
+
+    def seeds(self, run: Run, wanted: list[int]) -> list[int]:
+        """Students are trained for every seed; published weights and teachers exist once."""
+        return wanted if run.taught else [0]
+
+    def network(self, weights: Weights | None) -> Backbone | None:
+        """Backbone of a network that this workflow trains; None for published weights."""
+        if weights is None or weights.method is None:
+            return None
+        return self.run(weights.method).backbone
+
+    def _collect_variants(self) -> dict[tuple[str, str], Variant]:
+        """Every (method, variant) that a table defines, beside the base of each method."""
+        found: dict[tuple[str, str], Variant] = {(name, BASE): Variant() for name in self.config.methods}
+        where: dict[tuple[str, str], str] = {}
+        for table, row in self.rows():
+            if row.method is None or row.set is None:
+                continue
+            key = (row.method, row.variant)
+            place = f"{self.config.root.files.tables}/{table}.yaml: rows.{row.id}.set"
+            if row.variant == BASE:
+                raise ConfigError(f"{place}: what it changes needs a variant name other than {BASE!r}")
+            if key in found and found[key] != row.set:
+                raise ConfigError(f"{place}: variant {row.variant!r} is defined otherwise in {where[key]}")
+            found[key] = row.set
+            where[key] = place
+        return found
+
+    def _resolve(self, name: str, variant: str) -> Run:
+        """Apply a variant's changes; its mistakes are reported under the variant's name."""
+        files = self.config.root.files
+        changes = self._variants[name, variant].model_dump(exclude_unset=True)
+        file = files.methods if variant == BASE else files.tables
+        where = name if variant == BASE else f"{name}, variant {variant}"
+        method = parse(Method, merge(self.config.raw_methods[name], changes), file, where)
+        setting = self.parts.settings[method.setting]
+        train = parse(Train, merge(setting.train.model_dump(), method.train), file, where, "train")
+        guidance = None
+        if setting.guidance is not None:
+            merged = merge(setting.guidance.model_dump(), method.guidance)
+            guidance = parse(Guidance, merged, file, where, "guidance")
+        elif method.guidance:
+            raise ConfigError(f"{file}: {where}.guidance: setting {method.setting} has no guidance")
+        if method.teacher and setting.teacher is None:
+            raise ConfigError(f"{file}: {where}.teacher: setting {method.setting} names no teacher")
+        if method.teacher and setting.teacher == name:
+            raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
+        _check_schedule(method.loss, train, f"{file}: {where}.loss")
+        latents = self.parts.latents[setting.latents]
+        return Run(
+            method=name,
+            variant=variant,
+            entry=method,
+            setting=setting,
+            loss=method.loss,
+            train=train,
+            guidance=guidance,
+            backbone=self.parts.backbones[method.backbone or setting.backbone],
+            tokenizer=self.parts.tokenizers[latents.tokenizer],
+        )
+
+
+def _check_schedule(loss: Loss, train: Train, where: str) -> None:
+    """Refuse schedules that would never take effect."""
+    if isinstance(loss, DECMLoss) and loss.n2n and loss.freq > train.steps:
+        raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
+    if isinstance(loss, SCMLoss) and loss.warmup > train.steps:
+        raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")

@@ -1,0 +1,36 @@
+# The plan answers every question about names, paths and specs; rules only ask it.
+from pathlib import Path
+
+from fewstep.config import ConfigError
+from fewstep.plan import Plan
+
+try:
+    plan = Plan(config, Path(workflow.basedir))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    run=plan.pattern("runs"),
+    seed=r"\d+",
+    shard=r"\d{5}",
+    asset=plan.pattern("assets"),
+    latents=plan.pattern("latents"),
+    protocol=plan.pattern("protocols"),
+    images=plan.pattern("image_sets"),
+    cell=plan.pattern("cells"),
+    table=plan.pattern("tables"),
+    figure=plan.pattern("figures"),
+
+
+rule spec:
+    output:
+        "<results>/specs/{stage}/{name}.json",
+    params:
+        text=lambda wildcards: plan.spec_text(wildcards.stage, wildcards.name),
+    wildcard_constraints:
+        name=".+",
+        stage="[a-z]+",
+    localrule: True
+    shell:
+        "printf %s {params.text:q} > {output}"
