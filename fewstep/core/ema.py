@@ -1,0 +1,98 @@
+"""Exponential moving average of weights.
+
+The power form keeps the averaging window a fixed share of training: at update k = 0, 1, ...
+
+    average <- beta_k average + (1 - beta_k) weights,   beta_k = (1 - 1 / (k + 1))^(1 + gamma),
+
+so the first update copies the weights (EDM2, arXiv 2312.02696, section 3.1 and appendix C).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.settings import ConstantEma, PowerEma
+from .wrappers import unwrap
+
+
+def power_gamma(sigma_rel: float) -> float:
+    """Exponent gamma whose averaging profile has relative standard deviation ``sigma_rel``.
+
+    Solves sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)) by bisection, on the branch
+    where sigma_rel falls with gamma.
+    """
+
+    def width(gamma: float) -> float:
+        return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+
+    low, high = -0.1, 2 / sigma_rel
+    if not width(high) < sigma_rel <= width(low):
+        raise ValueError(f"sigma_rel is {sigma_rel}: must lie between 0 and 0.289")
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
+    return low
+
+
+class Ema:
+    """Float32 average of a module's parameters beside a copy of its buffers.
+
+    ``state_dict`` and ``load_state_dict`` suit Accelerator.register_for_checkpointing. Keys are
+    those of the bare module, whether the module given is wrapped or not. The average lives where
+    the module lives at construction, so move the module first.
+    """
+
+    def __init__(self, module: nn.Module, law: PowerEma | ConstantEma):
+        bare = unwrap(module)
+        self._law = law
+        self._gamma = power_gamma(law.sigma_rel) if isinstance(law, PowerEma) else 0.0
+        self._updates = 0
+        names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
+        state = bare.state_dict()
+        self._average = {n: w.detach().to(torch.float32, copy=True) for n, w in state.items() if n in names}
+        self._buffers = {n: b.detach().clone() for n, b in state.items() if n not in names}
+
+    def beta(self, update: int) -> float:
+        """Weight of the old average at update 0, 1, ..."""
+        if isinstance(self._law, PowerEma):
+            return float((1 - 1 / (update + 1)) ** (1 + self._gamma))
+        if self._law.ramp:
+            return min(self._law.decay, (1 + update) / (10 + update))
+        return self._law.decay
+
+    def update(self, module: nn.Module) -> None:
+        """Take in the weights after one optimizer update; buffers are copied."""
+        state = unwrap(module).state_dict()
+        with torch.no_grad():
+            live = [state[name].to(torch.float32) for name in self._average]
+            torch._foreach_lerp_(list(self._average.values()), live, 1 - self.beta(self._updates))
+            for name, buffer in self._buffers.items():
+                buffer.copy_(state[name])
+        self._updates += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged state dict, float32 parameters and buffers as they are (not copies)."""
+        return {**self._average, **self._buffers}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {"updates": self._updates, "tensors": self.tensors()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore in place, onto the devices in use.
+
+        Raises:
+            ValueError: the state belongs to another network.
+        """
+        own, given = self.tensors(), state["tensors"]
+        if own.keys() != given.keys():
+            raise ValueError(
+                f"EMA state of another network: {sorted(own.keys() ^ given.keys())[:3]} stand in one only; "
+                "remove the training state to start again"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+        self._updates = int(state["updates"])

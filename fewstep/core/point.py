@@ -1,0 +1,51 @@
+"""A point of the path with the velocity that a method follows there."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..config.methods import TimeLaw
+from .method import Batch, Context
+from .path import interpolate
+from .times import sample_times
+
+
+def labels(batch: Batch, ctx: Context) -> Tensor:
+    """Labels (B,), a share ``ctx.label_dropout`` of them null when learning from data alone.
+
+    The rows dropped are the same all through a step. A teacher's velocity belongs to its label, so
+    nothing is dropped under a teacher.
+    """
+    if ctx.teacher is not None or ctx.label_dropout == 0:
+        return batch.y
+    dropped = ctx.rng.uniform("label_dropout") < ctx.label_dropout
+    return torch.where(dropped, torch.full_like(batch.y, ctx.null), batch.y)
+
+
+class Point:
+    """(x_t, t, y) on the path of a batch; the teacher is asked only if ``v`` is used."""
+
+    def __init__(self, batch: Batch, ctx: Context, t: Tensor):
+        self._batch = batch
+        self._ctx = ctx
+        self.t = t.to(batch.x1.dtype)
+        """(B,)"""
+        self.y = labels(batch, ctx)
+        """(B,), after label dropout"""
+        self.x = interpolate(batch.x0, batch.x1, self.t)
+        """(B, C, H, W)"""
+
+    @cached_property
+    def v(self) -> Tensor:
+        """Velocity to follow: the guided teacher's, or x1 - x0 without a teacher; (B, C, H, W)."""
+        if self._ctx.teacher is None:
+            return self._batch.x1 - self._batch.x0
+        return self._ctx.teacher(self.x, self.t, self.y)
+
+
+def draw(law: TimeLaw, batch: Batch, ctx: Context) -> Point:
+    """The point at the step's time t, which is the same in all updates of a step."""
+    return Point(batch, ctx, sample_times(law, ctx.rng, "t"))

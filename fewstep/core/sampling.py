@@ -1,0 +1,98 @@
+"""Samplers: Euler, consistency (re-noising), mix of both, and flow-map jumps.
+
+DE-CM, arXiv 2602.10764, section 4.5 and Fig. 5.
+
+Deviations from print:
+
+* The switch point of the mix sampler is not given there: ``Sampler.switch`` is the time from which
+  steps are consistency steps, 0.5 by default.
+* Euler is read as F(x, t, s = t), as the reported 4-step quality suggests; F(x, t_i, s = t_(i+1))
+  is the ``jump`` sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..config.settings import Sampler
+
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def time_grid(steps: int, shift: float = 1.0) -> Tensor:
+    """Times 0 = t_0 < ... < t_steps = 1, float64: t = shift u / (1 + (shift - 1) u) of uniform u."""
+    u = torch.arange(steps + 1, dtype=torch.float64) / steps
+    t = shift * u / (1 + (shift - 1) * u)
+    t[-1] = 1  # exact in print, not in floating point
+    return t
+
+
+def evaluations(sampler: Sampler, nfe: int, guided: bool) -> int:
+    """Rows through the network per sample: one per step, two where guidance asks both ways.
+
+    Raises:
+        ValueError: the sampler cannot take ``nfe`` steps.
+    """
+    _check(sampler, nfe)
+    return nfe * (2 if guided else 1)
+
+
+def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable[[int], Tensor]) -> Tensor:
+    """Carry noise ``x0`` (B, ...) at t = 0 to t = 1 in ``nfe`` steps; shape and dtype of x0.
+
+    * euler: x += (t_(i+1) - t_i) F(x, t_i, s = t_i).
+    * jump: x += (t_(i+1) - t_i) F(x, t_i, s = t_(i+1)).
+    * cm: x1 = x + (1 - t_i) F(x, t_i, 1), then x = t_(i+1) x1 + (1 - t_(i+1)) noise(i), except after
+      the last step.
+    * mix: first one jump from 0 to t_1 (noise to noisy), then Euler steps while t_i < switch, then
+      cm steps; the last step is always a cm step. With switch = 0 only the first step is deterministic.
+
+    Args:
+        field: average velocity F(x, t, s) with x in float32 and t, s (B,) float32.
+        noise: standard normal noise in the shape of x0 for step i, asked for once each.
+
+    The state is kept in float64, so that many short steps add up.
+
+    Raises:
+        ValueError: the sampler cannot take ``nfe`` steps.
+    """
+    _check(sampler, nfe)
+    grid = time_grid(nfe, sampler.shift).tolist()
+    x = x0.double()
+    with torch.no_grad():
+        for i, (now, after) in enumerate(pairwise(grid)):
+            end = _end(sampler, i, now, after, last=i == nfe - 1)
+            times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
+            F = field(x.float(), times, torch.full_like(times, end)).double()
+            if end == 1.0:
+                x = x + (1 - now) * F
+                if after < 1:
+                    x = after * x + (1 - after) * noise(i).to(x)
+            else:
+                x = x + (after - now) * F
+    return x.to(x0.dtype)
+
+
+def _end(sampler: Sampler, i: int, now: float, after: float, last: bool) -> float:
+    """Target time s that the network is given in step i; 1 means a consistency step."""
+    if sampler.kind == "euler":
+        return now
+    if sampler.kind == "jump" or (sampler.kind == "mix" and i == 0):
+        return after
+    if sampler.kind == "mix" and now < sampler.switch and not last:
+        return now
+    return 1.0
+
+
+def _check(sampler: Sampler, nfe: int) -> None:
+    if nfe < 1:
+        raise ValueError(f"nfe is {nfe}: a sampler takes at least one step")
+    if sampler.kind == "mix" and nfe == 1:
+        raise ValueError(
+            "nfe is 1: the mix sampler spends its first step on a jump to noisy data and needs a second "
+            "to reach the data; use kind: cm for one step"
+        )

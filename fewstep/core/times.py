@@ -1,0 +1,32 @@
+"""Distributions of the training time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config.methods import TimeLaw
+from .rng import Streams
+
+
+def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
+    """Times in [0, 1], shape (B,), float32, drawn from the stream ``name``; equal names, equal times.
+
+    * uniform: t ~ U(0, 1).
+    * segments: k / N with k uniform on 0 .. N - 1 (DE-CM, section 4.4). The end point t = 1 is left
+      out because the consistency residual is void there.
+    * arctan: t = 1 - (2 / pi) atan(exp n), n ~ N(mean, std^2) (sCM's law as FACM writes it).
+    * logit-normal: t = 1 / (1 + exp(-n)). FACM's "log" law with mean m is this one with mean -m.
+    """
+    if law.law == "uniform":
+        return rng.uniform(name)
+    if law.law == "segments":
+        assert law.segments is not None
+        return rng.integers(name, law.segments).float() / law.segments
+    assert law.mean is not None and law.std is not None
+    n = law.mean + law.std * rng.normal(name)
+    if law.law == "arctan":
+        return 1 - 2 / math.pi * torch.atan(torch.exp(n))
+    return torch.sigmoid(n)

@@ -1,0 +1,114 @@
+"""DE-CM, the dual-end consistency model (arXiv 2602.10764, Algorithm 1).
+
+First update of a step, at a point (x_t, t) with v the guided teacher velocity (x1 - x0 without one):
+
+    L_cm  consistency towards s = 1                                       (Eqs. 7, 10, 11)
+    L_fm  = mean (F(x_t, t, t) - v)^2 + mean_HW (1 - cos_C)                (Eq. 17)
+
+Every ``freq`` steps a second update at the same t, from near-noise r ~ U(0, r_max), r <= t: noise to
+noisy, the average velocity from r to t, with lambda on its right end and gamma on its left end,
+
+    F, Fdot = F(x_r, r, t), JVP(F; (x_r, r, t); (gamma v_r, gamma, -lambda))
+    v_psi   = v(f(x_r, r, t), t),   f(x_r, r, t) = x_r + (t - r) sg(F)     (Eqs. 12 to 14)
+    g       = [(lambda + gamma) sg(F) - gamma v_r - lambda v_psi - (t - r) Fdot] / (lambda + gamma)
+    L_n2n   = e / sg(e + c)^p,  e = mean (F - (sg(F) - w2(r, t) clamp(g)))^2   (Eq. 15)
+
+together with L_fm once more. g = 0 at the exact flow map for every lambda and gamma.
+
+Mapping: none needed; noise is at t = 0 in print too.
+
+Deviations from print:
+
+* The tangent is (gamma v_r, gamma, -lambda), as Eq. 14 implies. Eq. 15 and line 22 print lambda and
+  gamma exchanged, line 23 multiplies the derivative by lambda once more; at lambda = gamma = 1, our
+  default, all of them agree.
+* Line 23 uses F_cm where F_n2n of line 22 is meant.
+* v_psi is the teacher at the student's own jump, as in Eqs. 13 to 15. Line 23 takes v_t of the data
+  point's interpolant, which is not zero at the exact map: ``n2n_target: interpolant`` does that.
+* Without a teacher nothing gives v_psi: the student's own F(f, t, t) is used, without gradient.
+* g is divided by lambda + gamma, so that the clamp means the same as in L_cm.
+* Left open in print: alpha(t) = 1 - t^(1/2), w2 = 1 - (1 - (t - r))^(1/2) (the same law of the
+  interval's length; ``n2n_weight: linear`` is (t - r) / 2), freq 3, N = 100 segments, r_max = 1 / N.
+* The clamp to [-1, 1] and, on L_cm, beta(t) = cos(pi t / 2) are FACM's; print mentions neither.
+* t on N segments as in section 4.4; line 3 says U(0, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..config.methods import DECMLoss
+from ..core.losses import consistency_loss, follow_residual, rms, velocity_loss
+from ..core.method import Batch, Context, Loss, Method, Terms
+from ..core.path import expand, flow_map
+from ..core.point import Point, draw
+from ..core.precision import full
+
+
+class DECM(Method):
+    params: DECMLoss
+
+    def updates(self, step: int) -> Sequence[Loss]:
+        """The first update, and noise to noisy every ``freq`` steps; the latter alone without cm and fm."""
+        p = self.params
+        if not (p.cm or p.fm):
+            return (self.noise_to_noisy,)
+        if p.n2n and step % p.freq == 0:
+            return (self.towards_data, self.noise_to_noisy)
+        return (self.towards_data,)
+
+    def towards_data(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_cm + L_fm, lines 8 to 15."""
+        at = draw(self.params.times, batch, ctx)
+        total, logs = batch.x1.new_zeros(()), {}
+        if self.params.cm:
+            loss, logs = consistency_loss(net, at, ctx, self.params)
+            total = total + loss.mean()
+        if self.params.fm:
+            fm = _anchor(net, at)
+            logs["loss_fm"] = fm.detach()
+            total = total + fm
+        return Terms(total, logs)
+
+    def noise_to_noisy(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_n2n + L'_fm, lines 18 to 28."""
+        p = self.params
+        at = draw(p.times, batch, ctx)
+        near = Point(batch, ctx, torch.minimum(p.r_max * ctx.rng.uniform("r"), at.t))
+        gap = at.t - near.t
+        # Rows with t = r have gap 0, w2 = 0 and so no gradient; nothing is divided by the gap.
+        directions = (
+            expand(p.weight_left * gap, near.x) * near.v,
+            p.weight_left * gap,
+            -p.weight_right * gap,
+        )
+        F, dF_scaled = ctx.tangent(net, (near.x, near.t, at.t), directions, near.y)
+        own = full(F.detach())
+        right = self._right_velocity(net, flow_map(near.x, near.t, at.t, own), at, ctx)
+        both = p.weight_left + p.weight_right
+        g = own - (p.weight_left * near.v + p.weight_right * right + full(dF_scaled)) / both
+        weight = 1 - (1 - gap).sqrt() if p.n2n_weight == "root" else gap / 2
+        loss = follow_residual(F, g, weight, p).mean()
+        logs = {"loss_n2n": loss.detach(), "residual_n2n": rms(g).mean()}
+        if p.fm:
+            fm = _anchor(net, at)
+            logs["loss_fm_n2n"] = fm.detach()
+            loss = loss + fm
+        return Terms(loss, logs)
+
+    def _right_velocity(self, net: nn.Module, landed: Tensor, at: Point, ctx: Context) -> Tensor:
+        """v_psi: the velocity at the right end t, where the jump has ``landed``; (B, C, H, W)."""
+        if self.params.n2n_target == "interpolant":
+            return at.v
+        if ctx.teacher is not None:
+            return ctx.teacher(landed, at.t, at.y)
+        with torch.no_grad():
+            return full(net(landed, at.t, at.t, at.y))
+
+
+def _anchor(net: nn.Module, at: Point) -> Tensor:
+    """L_fm, a scalar."""
+    return velocity_loss(net(at.x, at.t, at.t, at.y), at.v, cosine=True).mean()
