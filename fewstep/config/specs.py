@@ -121,7 +121,7 @@ class TableSpec(Strict):
     """A table or figure. Curves of a ``training`` figure come in the order of ``runs``, then of seeds."""
 
     name: str = Field(description="stem of config/tables/NAME.yaml")
-    scale: Literal["paper", "small", "demo"]
+    scale: str = Field(description="scale of its settings; only `paper` stands under the paper's numbers")
     protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
     table: Table
     rows: list[RowCells] = []
@@ -143,7 +143,10 @@ class ClaimsSpec(Strict):
     claims: list[Claim]
     protocol: str
     seeds: list[int]
-    scale: Literal["paper", "small", "demo"]
+    once: list[str] = Field(
+        default=[], description="methods whose seed 0 stands for every seed (the teacher)"
+    )
+    scale: str
 
 
 class ReportItem(Strict):
@@ -165,7 +168,7 @@ class ReportMethod(Strict):
 
 class ReportSpec(Strict):
     title: str
-    scale: Literal["paper", "small", "demo"]
+    scale: str
     command: str = Field(description="how to call the workflow, without the target")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}

@@ -1,0 +1,58 @@
+"""Draw a figure as PNG with its data as CSV: metric against NFE, training curves, or a grid of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import read_spec
+from .config.specs import TableSpec
+from .files import atomic, write_text
+from .provenance import code_digest
+from .results import load_metrics, table_lines, to_csv
+from .stage import parser, run
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the picture (``--out``) and its numbers (``--csv``).
+
+    Raises:
+        ValueError: the inputs do not fit the kind of figure.
+    """
+    arguments = parser(__doc__)
+    arguments.add_argument("--metrics", type=Path, nargs="*", default=[], help="kind curve: metrics files")
+    arguments.add_argument(
+        "--curves", type=Path, nargs="*", default=[], help="kind training: train.jsonl files"
+    )
+    arguments.add_argument("--images", type=Path, help="kind grid: tar of sampled images")
+    arguments.add_argument("--csv", type=Path, required=True, help="the numbers behind the picture")
+    options = arguments.parse_args(argv)
+    spec = read_spec(TableSpec, options.spec)
+    kind = spec.table.kind
+    # matplotlib takes a second to import, so the drawing code comes in only when its turn has come.
+    if kind == "curve":
+        from .figures import curves
+
+        lines = table_lines(spec, load_metrics(options.metrics), code_digest)
+        with atomic(options.out) as picture:
+            curves.draw(spec, lines, picture)
+    elif kind == "training":
+        from .figures import training
+
+        lines = training.read(spec, options.curves)
+        with atomic(options.out) as picture:
+            training.draw(spec, lines, picture)
+    elif kind == "grid":
+        from .figures import grid
+
+        if options.images is None:
+            raise ValueError(f"{options.spec}: kind grid needs --images")
+        lines, picture_of = grid.select(options.images, spec.table.columns, spec.table.classes)
+        with atomic(options.out) as picture:
+            grid.draw(picture_of, picture)
+    else:
+        raise ValueError(f"{options.spec}: kind {kind!r} is not a figure; use fewstep.table")
+    write_text(options.csv, to_csv(lines))
+
+
+if __name__ == "__main__":
+    run(main)

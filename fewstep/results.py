@@ -1,0 +1,228 @@
+"""Metrics joined to the cells that ask for them, and the lines of a table made from them.
+
+Torch-free. A metrics file says itself which cell it belongs to; its path is never looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from .config.base import parse
+from .config.specs import CellKey, RowCells, TableSpec
+from .config.tables import Row
+
+Metrics = Mapping[CellKey, Mapping[str, Any]]
+Line = dict[str, str]
+"""One line of a table's CSV: column -> text, empty where there is nothing to say."""
+
+STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
+
+
+def load_metrics(paths: Iterable[str | Path]) -> dict[CellKey, dict[str, Any]]:
+    """Read metrics files, keyed by the cell that each says it measures.
+
+    Raises:
+        ValueError: a file is unreadable or names no cell, or two files measure the same cell.
+    """
+    found: dict[CellKey, dict[str, Any]] = {}
+    origin: dict[CellKey, str | Path] = {}
+    for path in paths:
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        if not isinstance(raw, dict) or "cell" not in raw:
+            raise ValueError(f"{path}: no key `cell`; make the file with fewstep.score")
+        cell = parse(CellKey, raw["cell"], str(path), "cell")
+        if cell in found:
+            raise ValueError(f"{path}: measures the same cell as {origin[cell]}: {cell}; remove one")
+        found[cell], origin[cell] = raw, path
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one cell over its seeds."""
+
+    mean: float
+    std: float | None
+    seeds: int
+    entries: list[Mapping[str, Any]]
+
+
+def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> Cell | None:
+    """Mean and sample standard deviation over the seeds that are there; None when none is.
+
+    Raises:
+        ValueError: a file lacks the metric, or it is not finite.
+    """
+    entries = [metrics[key] for key in keys if key in metrics]
+    if not entries:
+        return None
+    values = [value_of(entry, metric) for entry in entries]
+    return Cell(mean(values), stdev(values) if len(values) > 1 else None, len(values), entries)
+
+
+def value_of(entry: Mapping[str, Any], metric: str) -> float:
+    """The metric of one metrics file."""
+    value = entry.get(metric)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"metrics of {entry['cell']}: {metric} is {value!r}, not a finite number")
+    return float(value)
+
+
+def table_lines(spec: TableSpec, metrics: Metrics, today: Callable[[str], str]) -> list[Line]:
+    """Every (row, NFE) of a table as one line.
+
+    Args:
+        spec: The table, and which cells fill it.
+        metrics: From :func:`load_metrics`.
+        today: Digest of the present code behind a loss; :func:`fewstep.provenance.code_digest`.
+    """
+    cells = {row.id: row for row in spec.rows}
+    return [
+        line
+        for row in spec.table.rows
+        for line in _row_lines(spec, row, cells.get(row.id) or RowCells(id=row.id, cells={}), metrics, today)
+    ]
+
+
+def _row_lines(
+    spec: TableSpec, row: Row, cells: RowCells, metrics: Metrics, today: Callable[[str], str]
+) -> Iterable[Line]:
+    table = spec.table
+    nfes = row.nfe or table.nfe or []
+    extras = _extra_metrics(spec)
+    run = spec.runs.get(row.id)
+    for column, nfe in enumerate(nfes):
+        keys = {name: cells.cells[name][column] for name in spec.protocols if name in cells.cells}
+        first = next(iter(keys), "")
+        asked = keys.get(first, [])
+        ours = gather(metrics, asked, table.metric)
+        reported = row.reported.get(table.metric, [None] * len(nfes))[column]
+        line: Line = {
+            "table": spec.name,
+            "row": row.id,
+            "group": row.group,
+            "label": row.label,
+            "params": row.params,
+            "nfe": str(nfe),
+            "nfe_label": row.nfe_label[column] if row.nfe_label else str(nfe),
+            "sampler": asked[0].sampler if asked else "",
+            "method": row.method or "",
+            "variant": row.variant if row.method else "",
+            "metric": table.metric,
+            "reported": number(reported),
+        }
+        for name in extras:
+            line[f"reported_{name}"] = number(row.reported.get(name, [None] * len(nfes))[column])
+        line |= {"ours": "", "ours_std": "", "seeds": "", "images": "", "evaluations": ""}
+        if ours is not None:
+            line["ours"], line["ours_std"] = number(ours.mean), number(ours.std)
+            line["images"] = _common(ours, "images")
+            line["evaluations"] = _common(ours, "evaluations")
+        if asked:
+            line["seeds"] = f"{ours.seeds if ours else 0}/{len(asked)}"
+        for name in spec.protocols[1:]:
+            if name in line:
+                raise ValueError(f"protocol {name!r} is also a column of the table; rename the protocol")
+            other = gather(metrics, keys.get(name, []), table.metric) if name != first else None
+            line[name] = number(other.mean) if other else ""
+        line["status"] = _status(spec, row, ours, lambda: today(run.loss) if run else "")
+        line |= _agreement(spec, ours, reported)
+        line["protocol"] = first
+        line["note"] = row.note
+        yield line
+
+
+def _extra_metrics(spec: TableSpec) -> list[str]:
+    names = dict.fromkeys(name for row in spec.table.rows for name in row.reported)
+    return [name for name in names if name != spec.table.metric]
+
+
+def _common(cell: Cell, key: str) -> str:
+    """What all seeds agree on."""
+    values = {str(entry.get(key, "")) for entry in cell.entries}
+    return "/".join(sorted(values))
+
+
+def _status(spec: TableSpec, row: Row, ours: Cell | None, today: Callable[[], str]) -> str:
+    if row.method is None:
+        return "reported only"
+    if ours is None:
+        return "missing"
+    codes = {entry.get("code") for entry in ours.entries} - {None}
+    if codes and codes != {today()}:
+        return "stale"
+    if spec.scale != "paper":
+        return "miniature"
+    if any(entry.get("status") == "released" for entry in ours.entries):
+        return "released weights"
+    return "reproduced"
+
+
+def _agreement(spec: TableSpec, ours: Cell | None, reported: float | None) -> Line:
+    """Difference and verdict; nothing below full scale, where the two numbers mean different things."""
+    empty = {"difference": "", "tolerance": "", "agrees": ""}
+    if ours is None or reported is None or spec.scale != "paper":
+        return empty
+    allowed = max(spec.table.tolerance.absolute, spec.table.tolerance.relative * abs(reported))
+    difference = ours.mean - reported
+    return {
+        "difference": number(difference),
+        "tolerance": number(allowed),
+        "agrees": "yes" if abs(difference) <= allowed + 1e-9 else "no",
+    }
+
+
+def metric_name(metric: str, scale: str) -> str:
+    """What a reader calls a metric. A Fréchet distance is an FID only on the paper's data and features."""
+    names = {
+        "fid": "FID" if scale == "paper" else "Fréchet distance",
+        "is": "Inception score",
+        "grad_norm": "Gradient norm",
+    }
+    return names.get(metric, metric.replace("_", " ").capitalize())
+
+
+def number(value: float | None) -> str:
+    """Up to six significant digits; empty for None."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def short(text: str, signed: bool = False) -> str:
+    """A number of the CSV for a reader: two decimals, one from 1000 on; empty stays empty."""
+    if not text:
+        return ""
+    value = float(text)
+    digits = 2 if abs(value) < 1000 else 1
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def spread(mean_text: str, std_text: str) -> str:
+    """Mean, with ± the standard deviation when there are several seeds."""
+    return f"{short(mean_text)} ± {short(std_text)}" if std_text else short(mean_text)
+
+
+def to_csv(lines: Sequence[Mapping[str, str]]) -> str:
+    """Lines with equal columns as CSV text."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def read_csv(path: str | Path) -> list[Line]:
+    """Read back what :func:`to_csv` wrote."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
