@@ -1,0 +1,1 @@
+"""Images, tokenizers and latent shards. Importing this package needs no torch."""

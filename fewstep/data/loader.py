@@ -1,0 +1,66 @@
+"""Training batches as a pure function of seed and step: no state, no workers, no rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.method import Batch
+from ..core.rng import fold, generator
+from .shards import LatentShards
+
+
+def positions(step: int, batch: int) -> Tensor:
+    """Positions step*batch .. step*batch + batch - 1 in the endless sequence of samples, int64."""
+    return torch.arange(step * batch, (step + 1) * batch)
+
+
+class Loader:
+    """Batches of normalised latents with noise.
+
+    Position p of the endless sequence lies in epoch p // N, which visits every image once in its
+    own order. Image, mirrored view and noise depend on seed and position alone, hence neither on
+    the number of processes nor on how a batch is cut, and any step can be the first one.
+    """
+
+    def __init__(self, shards: LatentShards, seed: int, batch: int) -> None:
+        self.shards = shards
+        self._seed = seed
+        self._batch = batch
+        self._orders: dict[int, Tensor] = {}
+        self._generator = torch.Generator()
+
+    def rows(self, step: int, rows: slice, device: torch.device | str = "cpu") -> Batch:
+        """The given rows of the global batch of one step.
+
+        Returns:
+            x1 and x0 float32 (n, C, H, W), y int64 (n,), on ``device``.
+        """
+        at = positions(step, self._batch)[rows]
+        samples = self._samples(at)
+        if self.shards.views == 2:
+            views = torch.tensor([fold(self._seed, "view", p) & 1 for p in at.tolist()])
+        else:
+            views = torch.zeros_like(at)
+        x1 = self.shards.normalise(self.shards.read(samples, views))
+        x0 = torch.empty(x1.shape)
+        for row, p in zip(x0, at.tolist()):
+            row.normal_(generator=self._generator.manual_seed(fold(self._seed, "noise", p)))
+        return Batch(x1=x1.to(device), x0=x0.to(device), y=self.shards.labels[samples].to(device))
+
+    def _samples(self, at: Tensor) -> Tensor:
+        """Images at the given positions."""
+        size = len(self.shards)
+        epochs, within = at // size, at % size
+        self._orders = {
+            epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
+            for epoch in epochs.unique().tolist()
+        }
+        samples = torch.empty_like(at)
+        for epoch, order in self._orders.items():
+            chosen = epochs == epoch
+            samples[chosen] = order[within[chosen]]
+        return samples
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.shards), generator=generator(self._seed, "order", epoch))

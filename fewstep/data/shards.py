@@ -1,0 +1,231 @@
+"""Latent shards: uncompressed WebDataset tars, written once and read through memory maps.
+
+A shard holds for every image two members, ``{index:08d}.cls`` (the label as text) and
+``{index:08d}.latent.npy`` (views, C, H, W). Label texts fit one tar block and arrays have one shape,
+so that arrays lie at a constant stride. A first member ``__meta__/card.json``, which WebDataset
+skips, says how the shard was made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import ConfigError, Strict
+from ..config.base import parse
+from ..config.specs import LatentCard
+from ..files import atomic, sha256
+from .manifest import read_manifest
+
+HASH_BELOW = 256 << 20
+"""Shards are hashed at opening if they are smaller than this together, in bytes."""
+
+
+class ShardCard(Strict):
+    """How a shard was made; all shards of a set agree but for the range."""
+
+    spec: str
+    shard: int
+    start: int
+    stop: int
+    source: str
+    weights: str | None
+
+
+def write_shard(path: Path, card: ShardCard, samples: Iterable[tuple[np.ndarray, int]]) -> None:
+    """Write a shard atomically; equal samples give equal bytes.
+
+    Args:
+        samples: array (views, C, H, W) and label of the images card.start..card.stop-1.
+    """
+    from webdataset import TarWriter
+
+    with (
+        atomic(path) as temporary,
+        temporary.open("wb") as stream,
+        TarWriter(stream, encoder=False, compress=False, mtime=0, user="", group="", mode=0o644) as tar,
+    ):
+        tar.write({"__key__": "__meta__/card", "json": card.model_dump_json().encode()})
+        for index, (array, label) in enumerate(samples, card.start):
+            content = io.BytesIO()
+            np.save(content, np.ascontiguousarray(array), allow_pickle=False)
+            label_text = str(int(label)).encode()
+            tar.write({"__key__": f"{index:08d}", "cls": label_text, "latent.npy": content.getvalue()})
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What reading a shard's headers tells."""
+
+    card: ShardCard
+    offsets: np.ndarray
+    """Byte offset of each image's raw array data, int64 (n,)."""
+    labels: np.ndarray
+    """int64 (n,)."""
+    shape: tuple[int, ...]
+    """(views, C, H, W)."""
+    dtype: np.dtype
+
+
+def scan_shard(path: Path) -> Scan:
+    """Read all headers of a shard.
+
+    Raises:
+        ConfigError: anything that `write_shard` would not have written.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as stream:
+            return _scan(tar, stream, path)
+    except (OSError, tarfile.TarError) as error:
+        raise ConfigError(f"{path}: not a latent shard: {error}") from None
+
+
+def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path) -> Scan:
+    def content(member: tarfile.TarInfo | None, length: int) -> bytes:
+        if member is None:
+            raise ConfigError(f"{path}: the shard ends in the middle of a sample")
+        stream.seek(member.offset_data)
+        return stream.read(min(length, member.size))
+
+    first = tar.next()
+    if first is None or first.name != "__meta__/card.json":
+        raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
+    card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
+    offsets, labels, header = [], [], b""
+    for index in range(card.start, card.stop):
+        label, array = tar.next(), tar.next()
+        text = content(label, 32)
+        header = header or _npy_header(content(array, 1024))
+        names = (label.name, array.name) if label and array else ()
+        if names != (f"{index:08d}.cls", f"{index:08d}.latent.npy") or content(array, len(header)) != header:
+            raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
+        offsets.append(array.offset_data + len(header))
+        labels.append(int(text))
+    if tar.next() is not None:
+        raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
+    shape, _, dtype = _read_header(header)
+    return Scan(card, np.array(offsets), np.array(labels), shape, dtype)
+
+
+def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    np.lib.format.read_magic(stream)
+    return np.lib.format.read_array_header_1_0(stream)
+
+
+def _npy_header(start: bytes) -> bytes:
+    """The header of an .npy file (version 1.0, which numpy writes for plain arrays)."""
+    stream = io.BytesIO(start)
+    np.lib.format.read_magic(stream)
+    np.lib.format.read_array_header_1_0(stream)
+    return start[: stream.tell()]
+
+
+def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Read-only memory map (n, views, C, H, W) over all arrays of a shard.
+
+    Raises:
+        ValueError: offsets that are not evenly spaced or lie outside the file.
+    """
+    step = int(offsets[1] - offsets[0]) if len(offsets) > 1 else 0
+    item = math.prod(shape) * dtype.itemsize
+    inside = offsets[0] >= 0 and offsets[-1] + item <= path.stat().st_size
+    if not inside or (np.diff(offsets) != step).any() or (len(offsets) > 1 and step < item):
+        raise ValueError(f"{path}: the index does not fit this shard; make the manifest again")
+    memory = np.memmap(path, np.uint8, mode="r")
+    within = np.ndarray(tuple(shape), dtype).strides
+    return np.ndarray((len(offsets), *shape), dtype, memory, int(offsets[0]), (step, *within))
+
+
+class LatentShards:
+    """Random access to the latents that a manifest names.
+
+    Sizes and the index are verified at opening; the shards' hashes too if they are small.
+
+    Raises:
+        ValueError: naming manifest, field and remedy, if any file is not what the manifest says.
+    """
+
+    def __init__(self, manifest_path: str | Path) -> None:
+        self.path = Path(manifest_path)
+        self.manifest = read_manifest(self.path)
+        folder = self.path.parent
+        shards = self.manifest.shards
+        total = sum(shard.bytes for shard in shards)
+        for shard in shards:
+            self._verify(folder / shard.name, shard.sha256 if total < HASH_BELOW else None, shard.bytes)
+        index = folder / self.manifest.index.name
+        self._verify(index, self.manifest.index.sha256, None)
+        with np.load(index, allow_pickle=False) as content:
+            offsets, labels = content["offsets"], content["labels"]
+        if not len(offsets) == len(labels) == self.manifest.images:
+            raise ValueError(f"{self.path}: images: {self.manifest.images}, the index has {len(labels)}")
+        histogram = np.bincount(labels, minlength=self.manifest.dataset.classes).tolist()
+        if histogram != self.manifest.histogram:
+            raise ValueError(f"{self.path}: histogram: the index counts {histogram}")
+        self.views = self.manifest.views
+        self.shape = tuple(self.manifest.shape)
+        self.labels = torch.from_numpy(labels)
+        """Labels of all images, int64 (len,)."""
+        self._starts = np.cumsum([0, *(shard.images for shard in shards)])
+        dtype, shape = np.dtype(self.manifest.dtype), (self.views, *self.shape)
+        self._arrays = [
+            map_arrays(folder / shard.name, offsets[start : start + shard.images], shape, dtype)
+            for shard, start in zip(shards, self._starts)
+        ]
+
+    def _verify(self, path: Path, checksum: str | None, size: int | None) -> None:
+        if not path.is_file():
+            raise ValueError(f"{self.path}: names {path.name}, which is missing beside it")
+        if size is not None and (found := path.stat().st_size) != size:
+            raise ValueError(f"{self.path}: {path.name}: bytes: {found}, the manifest says {size}")
+        if checksum is not None and (digest := sha256(path)) != checksum:
+            raise ValueError(f"{self.path}: {path.name}: sha256: {digest}, the manifest says {checksum}")
+
+    def __len__(self) -> int:
+        return self.manifest.images
+
+    def check(self, card: LatentCard) -> None:
+        """Refuse latents other than ``card`` asks for; see `Manifest.check`."""
+        self.manifest.check(card, self.path)
+
+    def read(self, indices: Tensor, views: Tensor | None = None) -> Tensor:
+        """Raw latents in the stored dtype.
+
+        Args:
+            indices: images, int64 (n,).
+            views: view of each image, int64 (n,); None reads all views.
+
+        Returns:
+            (n, views, C, H, W), or (n, C, H, W) if ``views`` is given.
+        """
+        index = indices.numpy()
+        chosen = None if views is None else views.numpy()
+        shape = self.shape if chosen is not None else (self.views, *self.shape)
+        result = np.empty((len(index), *shape), self.manifest.dtype)
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"{self.path}: image outside 0..{len(self) - 1}")
+        owner = np.searchsorted(self._starts, index, side="right") - 1
+        for shard in np.unique(owner):
+            rows = np.flatnonzero(owner == shard)
+            local = index[rows] - self._starts[shard]
+            array = self._arrays[shard]
+            result[rows] = array[local] if chosen is None else array[local, chosen[rows]]
+        return torch.from_numpy(result)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Raw (..., C, H, W) to what a network sees, float32."""
+        return self.manifest.normalisation.normalise(latents)
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """What a network sees to raw, float32."""
+        return self.manifest.normalisation.denormalise(latents)
