@@ -6,25 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .backbones import build
+from .backbones.state import inherit
+from .config.settings import Backbone
 from .files import atomic
 
 
-def save_model(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write weights and card atomically; tensors are stored contiguous, on the CPU."""
+def save_model(path: str | Path, tensors: dict[str, Tensor], backbone: Backbone, card: dict[str, Any]) -> None:
+    """Write weights atomically, on the CPU; ``backbone`` goes into the card."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**card, "backbone": backbone.model_dump(mode="json")}, sort_keys=True)
     with atomic(path) as temporary:
-        save_file(ready, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
+        save_file(ready, temporary, metadata={"card": text})
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights (on the CPU) and card."""
+    card = load_card(path)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, load_card(path)
+        return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118
 
 
 def load_card(path: str | Path) -> dict[str, Any]:
@@ -39,3 +44,18 @@ def load_card(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no card in the header; make the file with fewstep.train or fewstep.adopt")
     card: dict[str, Any] = json.loads(metadata["card"])
     return card
+
+
+def load_network(path: str | Path, expected: Backbone | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a model file, frozen and in evaluation mode, and its card.
+
+    Raises:
+        ValueError: the file holds another backbone than ``expected``.
+    """
+    tensors, card = load_model(path)
+    backbone: Backbone = TypeAdapter(Backbone).validate_json(json.dumps(card["backbone"]))
+    if expected is not None and backbone != expected:
+        raise ValueError(f"{path}: holds backbone {backbone}, not {expected}; make the file again")
+    net = build(backbone)
+    inherit(net, tensors, str(path))
+    return net.eval().requires_grad_(False), card

@@ -32,7 +32,7 @@ def parse(model: type[Model], raw: Any, file: str, *key: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, file, key))) from None
+        raise ConfigError("\n".join(_explain(error, raw, file, key))) from None
 
 
 def parse_all(model: type[Model], raw: Mapping[str, Any], file: str, *key: str) -> dict[str, Model]:
@@ -40,9 +40,9 @@ def parse_all(model: type[Model], raw: Mapping[str, Any], file: str, *key: str) 
     return {name: parse(model, entry, file, *key, name) for name, entry in raw.items()}
 
 
-def _explain(error: ValidationError, file: str, key: tuple[str, ...]) -> Iterable[str]:
+def _explain(error: ValidationError, raw: Any, file: str, key: tuple[str, ...]) -> Iterable[str]:
     for item in error.errors():
-        where = ".".join([*key, *(str(part) for part in item["loc"])])
+        where = ".".join([*key, *_keys(item["loc"], raw)])
         message = item["msg"]
         given = item.get("input")
         if item["type"] == "extra_forbidden":
@@ -53,6 +53,16 @@ def _explain(error: ValidationError, file: str, key: tuple[str, ...]) -> Iterabl
                 f"decimal point (YAML reads 1e-4 as text, 1.0e-4 as a number)"
             )
         yield f"{file}: {where}: {message}"
+
+
+def _keys(location: tuple[int | str, ...], raw: Any) -> Iterable[str]:
+    """The keys as they stand in the file: pydantic also names the branch of a union."""
+    for number, part in enumerate(location):
+        inside = isinstance(raw, Mapping) and part in raw or isinstance(raw, list)
+        if inside or number == len(location) - 1:
+            yield str(part)
+        if inside:
+            raw = raw[part]
 
 
 def _is_number(value: Any) -> bool:

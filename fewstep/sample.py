@@ -1,0 +1,139 @@
+"""Sample the images of one cell.
+
+    python -m fewstep.sample --spec SPEC --model model.safetensors --latents manifest.json
+        [--tokenizer WEIGHTS] --out images.tar
+
+Labels and noise belong to the image's index and are drawn on the CPU, and images are made in chunks of
+a fixed size, so that the result does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .backbones import null_label
+from .checkpoint import load_network
+from .config import ConfigError, digest, read_spec
+from .config.settings import LightningDiT
+from .config.specs import SampleSpec
+from .core.guidance import guided_field
+from .core.rng import generator
+from .core.sampling import evaluations, sample
+from .data.shards import LatentShards
+from .data.tokenizers import open_tokenizer
+from .images import ImageWriter, to_uint8, write_images
+from .stage import parser, run
+
+CHUNK = 250
+"""Images made together. Part of the result: the last bits of a network's output depend on it."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage.
+
+    Raises:
+        ConfigError: a bad spec.
+        ValueError: model or latents that do not fit it.
+    """
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", type=Path, required=True)
+    arguments.add_argument("--latents", type=Path, required=True, help="manifest.json: normalisation")
+    arguments.add_argument("--tokenizer", type=Path, nargs="*", default=[], help="weights of the decoder")
+    given = arguments.parse_args(argv)
+    spec = read_spec(SampleSpec, given.spec)
+    if not isinstance(spec.backbone, LightningDiT):
+        raise ConfigError(f"{given.spec}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
+    ranks = Ranks()
+    net, card = load_network(given.model, spec.backbone)
+    net = net.to(ranks.device)
+    shards = LatentShards(given.latents)
+    shards.check(spec.latents)
+    weights = given.tokenizer[0] if given.tokenizer else None
+    decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, ranks.device)
+    labels = draw_labels(spec)
+    card = {
+        "spec": digest(spec),
+        "model": card,
+        "evaluations": evaluations(spec.sampler, spec.nfe, spec.guidance is not None),
+        "sampler": spec.sampler.model_dump(mode="json"),
+        "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
+        "images": spec.images,
+    }
+
+    def make(indices: range) -> Tensor:
+        y = labels[indices.start : indices.stop].to(ranks.device)
+        field = guided_field(net, spec.guidance, null_label(spec.backbone), y)
+        x0 = noise(spec, indices, "start").to(ranks.device)
+        latents = sample(spec.sampler, field, x0, spec.nfe, lambda step: noise(spec, indices, step))
+        return to_uint8(decoder.decode(shards.denormalise(latents)), spec.uint8)
+
+    chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
+    if not ranks.main:
+        ranks.work(chunks, make)
+        return
+    with write_images(given.out, card) as writer, tqdm(total=spec.images, unit="image", mininterval=5) as bar:
+        for images in ranks.work(chunks, make):
+            append(writer, images, labels)
+            bar.update(len(images))
+
+
+def append(writer: ImageWriter, images: Tensor, labels: Tensor) -> None:
+    writer.append(images, labels[writer.count : writer.count + len(images)])
+
+
+def draw_labels(spec: SampleSpec) -> Tensor:
+    """Labels of all images (N,): classes in turn, or uniform by the protocol's seed."""
+    if spec.labels == "balanced":
+        return torch.arange(spec.images) % spec.latents.classes
+    draws = generator(spec.seed, "sample", "labels")
+    return torch.randint(spec.latents.classes, (spec.images,), generator=draws)
+
+
+def noise(spec: SampleSpec, indices: range, purpose: str | int) -> Tensor:
+    """Standard normal noise (n, C, H, W), a generator of its own for each image."""
+    shape = tuple(spec.latents.shape)
+    return torch.stack(
+        [torch.randn(shape, generator=generator(spec.seed, "sample", index, purpose)) for index in indices]
+    )
+
+
+class Ranks:
+    """The processes of one stage; alone, no communication library is loaded."""
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.count == 1:
+            self.device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self.main = True
+            return
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=not torch.cuda.is_available())
+        self.device = self._state.device
+        self.main = self._state.is_main_process
+
+    def work(self, chunks: list[range], make: Any) -> Any:
+        """Make every chunk once; the main process gets them in order, the others get nothing."""
+        if self.count == 1:
+            return map(make, chunks)
+        rounds = self._rounds(chunks, make)
+        return rounds if self.main else list(rounds)
+
+    def _rounds(self, chunks: list[range], make: Any) -> Any:
+        from accelerate.utils import gather_object
+
+        for first in range(0, len(chunks), self.count):
+            turn = chunks[first : first + self.count]
+            rank = self._state.process_index
+            mine = [make(turn[rank]).cpu()] if rank < len(turn) else []
+            yield from gather_object(mine) if self.main else gather_object(mine)[:0]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,323 @@
+"""Train one run: a network, a method, latents, perhaps a teacher.
+
+    python -m fewstep.train --spec SPEC --latents manifest.json [--teacher model.safetensors]
+        --out model.safetensors --curve train.jsonl
+
+Runs alike in one process and under `accelerate launch`: the global batch is the spec's, processes and
+gradient accumulation divide it, and the result does not depend on them. SIGTERM or SIGUSR1 saves the
+state and exits with status 75; the next start resumes from there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .backbones import build
+from .backbones.state import inherit
+from .checkpoint import load_model, load_network, save_model
+from .config import digest, read_spec
+from .config.settings import LightningDiT, Optimizer
+from .config.specs import TrainSpec
+from .core.ema import Ema
+from .core.guidance import Guided, calibrate
+from .core.jvp import value_and_tangent
+from .core.method import Context, Loss, Terms
+from .core.path import interpolate
+from .core.rng import Streams, fold, generator
+from .data.loader import Loader
+from .data.shards import LatentShards
+from .files import atomic
+from .methods import build as build_method
+from .provenance import code_digest
+from .stage import parser, run
+from .state import STOPPED, Curve, Progress, State, StopRequest
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stage.
+
+    Raises:
+        ConfigError: a bad spec.
+        ValueError: latents or teacher that do not fit it, or a batch that the processes cannot divide.
+        FloatingPointError: too many non-finite updates in a row.
+    """
+    arguments = parser(__doc__)
+    arguments.add_argument("--latents", type=Path, required=True, help="manifest.json of the shards")
+    arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
+    arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
+    arguments.add_argument("--device-batch", type=int, default=128, help="most rows a device holds at once")
+    arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
+    arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
+    arguments.add_argument("--tangent", default="split", help="formulation of the tangent (core/jvp.py)")
+    given = arguments.parse_args(argv)
+    Trainer(read_spec(TrainSpec, given.spec), given).run()
+
+
+class Trainer:
+    """One training, from its spec to the model file."""
+
+    def __init__(self, spec: TrainSpec, given) -> None:
+        self.spec = spec
+        self.given = given
+        gpu = torch.cuda.is_available()
+        self.accelerator = Accelerator(
+            cpu=not gpu,
+            mixed_precision=spec.train.precision,
+            log_with="tensorboard",
+            project_dir=str(given.out.parent),
+        )
+        # Under torchrun without GPUs a misconfigured Accelerator is N lone processes, silently.
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.accelerator.num_processes != started:
+            raise ValueError(f"{started} processes started, but accelerate sees {self.accelerator.num_processes}")
+        self.device = self.accelerator.device
+        shards = LatentShards(given.latents)
+        shards.check(spec.latents)
+        self.loader = Loader(shards, spec.seed, spec.train.batch)
+        self.rows = split_batch(
+            spec.train.batch, self.accelerator.num_processes, self.accelerator.process_index, given.device_batch
+        )
+        self.method = build_method(spec.loss)
+        self._build()
+
+    def _build(self) -> None:
+        spec, accelerator = self.spec, self.accelerator
+        torch.manual_seed(fold(spec.seed, "initial weights"))
+        net = build(spec.backbone)
+        extra = self.method.extra()
+        self.teacher_net: nn.Module | None = None
+        if spec.teacher:
+            if len(self.given.teacher) != 1:
+                raise ValueError(f"{self.given.spec}: this run needs --teacher with one model file")
+            tensors, _ = load_model(self.given.teacher[0])
+            inherit(net, tensors, str(self.given.teacher[0]))
+            self.teacher_net = load_network(self.given.teacher[0])[0].to(self.device)
+        trained = [module for module in (net, extra) if module is not None]
+        options = spec.train.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [weight for module in trained for weight in module.parameters() if weight.requires_grad],
+            lr=options.lr,
+            betas=(options.betas[0], options.betas[1]),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            foreach=True,
+        )
+        self.modules = [accelerator.prepare(module) for module in trained]
+        self.net = self.modules[0]
+        self.extra = self.modules[1] if extra is not None else None
+        self.optimizer = accelerator.prepare(self.optimizer)
+        self.ema = Ema(self.net, spec.train.ema)
+        self.progress = Progress()
+        folder = self.given.out.parent / f"state-{digest(spec)}"
+        self.state = State(accelerator, folder, self.ema, self.progress)
+
+    def run(self) -> None:
+        """Train to the last step, resuming if there is a state, and write model and curve."""
+        spec, accelerator, progress = self.spec, self.accelerator, self.progress
+        stop = StopRequest(accelerator)
+        resumed = self.state.restore()
+        if progress.eta is None:
+            progress.eta = self._calibrate()
+        if resumed:
+            accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
+        curve = Curve(self.state.folder / "train.jsonl", progress.step) if accelerator.is_main_process else None
+        accelerator.init_trackers("tensorboard")
+        saved_at = time.monotonic()
+        bar = tqdm(
+            total=spec.train.steps,
+            initial=progress.step,
+            desc=f"{spec.method}/{spec.variant}/{spec.seed}",
+            disable=not accelerator.is_main_process,
+            mininterval=1 if sys.stderr.isatty() else 10,
+        )
+        while progress.step < spec.train.steps:
+            shown = self._step(progress.step, curve)
+            progress.step += 1
+            bar.update()
+            if shown:
+                bar.set_postfix(shown, refresh=False)
+            due = (
+                progress.step % self.given.save_steps == 0
+                if self.given.save_steps
+                else time.monotonic() - saved_at > 60 * self.given.save_minutes
+            )
+            stopping = stop.agreed(progress.step)
+            # Clocks differ between processes; the main one's decides.
+            if stopping or self._together(due):
+                if curve:
+                    curve.flush()
+                self.state.save()
+                saved_at = time.monotonic()
+            if stopping:
+                accelerator.print(f"asked to stop: state saved at step {progress.step}")
+                accelerator.end_training()
+                raise SystemExit(STOPPED)
+        bar.close()
+        accelerator.end_training()
+        if curve:
+            curve.flush()
+            self._write(curve.path)
+        accelerator.wait_for_everyone()
+        self.state.remove()
+
+    def _together(self, due: bool) -> bool:
+        if self.accelerator.num_processes == 1 or self.given.save_steps:
+            return due
+        if self.progress.step % 10:
+            return False
+        vote = torch.tensor(float(due and self.accelerator.is_main_process), device=self.device)
+        return bool(self.accelerator.reduce(vote, reduction="sum") > 0)
+
+    def _step(self, step: int, curve: Curve | None) -> dict[str, str]:
+        """All optimizer updates of one training step; returns what the progress bar shows."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.spec.train.optimizer, step, self.spec.train.steps)
+        shown: dict[str, str] = {}
+        for update, loss in enumerate(self.method.updates(step)):
+            terms, norm = self._update(step, loss)
+            if step % self.spec.train.log_every == 0:
+                values = {"loss": float(terms.loss), "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+                values |= {name: float(value) for name, value in terms.logs.items()}
+                self.accelerator.log({f"update{update}/{key}": value for key, value in values.items()}, step=step)
+                if curve:
+                    curve.write(step=step, update=update, **values)
+                shown = {"loss": f"{values['loss']:.3f}", "grad": f"{norm:.2f}"}
+        return shown
+
+    def _update(self, step: int, loss: Loss) -> tuple[Terms, float]:
+        """One optimizer update over the global batch; non-finite ones are counted and skipped."""
+        accelerator, share = self.accelerator, 1 / len(self.rows)
+        total: dict[str, Tensor] = {}
+        for number, rows in enumerate(self.rows):
+            with ExitStack() as stack:
+                if number + 1 < len(self.rows):
+                    for module in self.modules:
+                        stack.enter_context(accelerator.no_sync(module))
+                terms = loss(self.net, self.loader.rows(step, rows, self.device), self._context(step, rows))
+                accelerator.backward(terms.loss * share)
+            for name, value in {"loss": terms.loss, **terms.logs}.items():
+                total[name] = total.get(name, 0) + value.detach() * share
+        norm = float(self._clip())
+        finite = math.isfinite(norm)
+        if finite or accelerator.scaler is not None:  # the scaler itself skips, and must see it
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite:
+            self.ema.update(self.net)
+            self.progress.in_a_row = 0
+        else:
+            self._count_skipped(step, total)
+        if accelerator.num_processes > 1:
+            total = {name: accelerator.reduce(value, reduction="mean") for name, value in total.items()}
+        return Terms(total.pop("loss"), total), norm
+
+    def _clip(self) -> Tensor:
+        weights = [weight for module in self.modules for weight in module.parameters()]
+        limit = self.spec.train.optimizer.clip
+        return self.accelerator.clip_grad_norm_(weights, math.inf if limit is None else limit)
+
+    def _count_skipped(self, step: int, terms: dict[str, Tensor]) -> None:
+        self.progress.skipped += 1
+        self.progress.in_a_row += 1
+        if self.progress.in_a_row >= self.spec.train.patience:
+            saved = self.state.saved()
+            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"step {step}: {self.progress.in_a_row} non-finite updates in a row ({shown}); "
+                f"last good state: {saved[-1] if saved else 'none'}"
+            )
+
+    def _context(self, step: int, rows: slice) -> Context:
+        spec = self.spec
+        null = spec.backbone.classes if isinstance(spec.backbone, LightningDiT) else 0
+        teacher = None
+        if self.teacher_net is not None:
+            teacher = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
+        return Context(
+            step=step,
+            steps=spec.train.steps,
+            rng=Streams(spec.seed, step, spec.train.batch, rows, self.device),
+            null=null,
+            tangent=lambda net, inputs, tangents, y: value_and_tangent(
+                net, inputs, tangents, y, self.given.tangent
+            ),
+            teacher=teacher,
+            label_dropout=spec.label_dropout,
+            extra=self.extra,
+        )
+
+    @torch.no_grad()
+    def _calibrate(self) -> float | None:
+        """Mean norm of the teacher's guidance difference, if velocity normalisation wants it."""
+        guidance = self.spec.guidance
+        if self.teacher_net is None or guidance is None or guidance.eta != "mean" or guidance.normalise == "none":
+            return None
+        count = guidance.calibration
+        loader = Loader(self.loader.shards, fold(self.spec.seed, "calibration"), count)
+        batch = loader.rows(0, slice(0, count), self.device)
+        low, high = guidance.interval
+        draws = torch.rand(count, generator=generator(self.spec.seed, "calibration", "t"))
+        t = (low + (high - low) * draws).to(self.device)
+        x = interpolate(batch.x0, batch.x1, t)
+        return calibrate(self.teacher_net, guidance, self.spec.backbone.classes, x, t, batch.y)
+
+    def _write(self, curve: Path) -> None:
+        """Model and curve under their final names."""
+        with atomic(self.given.curve) as temporary:
+            shutil.copyfile(curve, temporary)
+        spec = self.spec
+        card = {
+            "status": "trained",
+            "spec": digest(spec),
+            "code": code_digest(spec.loss.name),
+            "method": spec.method,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "steps": spec.train.steps,
+            "batch": spec.train.batch,
+            "ema": spec.train.ema.model_dump(mode="json"),
+            "latents": spec.latents.model_dump(mode="json"),
+            "guidance_eta": self.progress.eta,
+            "skipped_updates": self.progress.skipped,
+        }
+        save_model(self.given.out, self.ema.tensors(), spec.backbone, card)
+
+
+def split_batch(batch: int, processes: int, rank: int, most: int) -> list[slice]:
+    """Rows of the global batch that a process handles, one slice per accumulated micro-batch.
+
+    Raises:
+        ValueError: the processes do not divide the batch.
+    """
+    if batch % processes:
+        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes")
+    own = batch // processes
+    micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
+    return [
+        slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)
+    ]
+
+
+def learning_rate(options: Optimizer, step: int, steps: int) -> float:
+    """Linear warm-up, then constant or cosine to ``final`` times the first rate."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    if options.decay == "constant":
+        return options.lr
+    done = (step - options.warmup) / max(1, steps - options.warmup)
+    return options.lr * (options.final + (1 - options.final) * (1 + math.cos(math.pi * done)) / 2)
+
+
+if __name__ == "__main__":
+    run(main)

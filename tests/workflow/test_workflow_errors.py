@@ -1,0 +1,86 @@
+"""A mistake in the configuration is one clear error, before any job."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, make_plan, raw_config
+
+from fewstep.config import ConfigError
+from fewstep.config.base import merge, read_yaml
+
+
+def over(**overrides) -> dict:
+    return merge(raw_config("demo"), {"overrides": overrides})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"methods": {"decm": {"los": {}}}}, ["methods.yaml", "decm.los", "misspelt"]),
+        ({"methods": {"decm": {"loss": {"frequency": 3}}}}, ["methods.yaml", "decm", "frequency", "misspelt"]),
+        (
+            {"methods": {"decm": {"train": {"optimizer": {"lr": "1e-4"}}}}},
+            ["methods.yaml", "decm.train.optimizer.lr", "1.0e-4"],
+        ),
+        (
+            {"settings": {"settings": {"digits": {"train": {"steps": "200"}}}}},
+            ["settings.yaml", "digits.train.steps", "without quotes"],
+        ),
+        ({"methods": {"decm": {"setting": "digit"}}}, ["methods.yaml", "decm.setting", "did you mean 'digits'"]),
+        ({"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}}, ["table3.yaml", "rows.a.method", "teacher"]),
+        ({"tables": {"table3": {"rows": {"zz": {}}}}}, ["table3", "zz"]),
+        ({"tables": {"table3": {"rows": {"m": {"variant": "freq-5"}}}}}, ["table3.yaml", "freq-5", "otherwise"]),
+        ({"tables": {"table4": {"rows": {"mix": {"nfe": [1, 8, 12, 16]}}}}}, ["table4.yaml", "mix", "at least 2"]),
+        ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
+        (
+            {"settings": {"settings": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
+            ["settings.yaml", "warmup", "200"],
+        ),
+        ({"settings": {"protocols": {"digits": {"images": 1999}}}}, ["digits.images", "1999", "10 classes"]),
+        ({"settings": {"settings": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}}, ["interval", "rise"]),
+        ({"methods": {"teacher": {"teacher": True}}}, ["teacher", "cannot teach itself"]),
+        ({"methods": {"teacher": {"weights": {"asset": "lightningdit-xl1-800ep", "file": "x.pt"}}}}, ["x.pt"]),
+        ({"method": {}}, ["overrides", "did you mean 'methods'"]),
+    ],
+)
+def test_one_error_names_file_and_key(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        make_plan(over(**overrides))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_unknown_top_level_key():
+    with pytest.raises(ConfigError, match=r"seed: unknown key"):
+        make_plan({**raw_config(), "seed": 3})
+
+
+def test_key_standing_twice(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: line 3: key 'a' stands twice"):
+        read_yaml(file)
+
+
+def test_snakemake_shows_the_error_before_any_job(tmp_path):
+    """The whole way: a misspelt key in a file, `snakemake`, one message, nothing made."""
+    for name in ("Snakefile", "workflow", "config", "fewstep", "profiles"):
+        source = ROOT / name
+        target = tmp_path / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    methods = tmp_path / "config/methods.yaml"
+    methods.write_text(methods.read_text().replace("freq: 3", "frequenzy: 3"))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--profile", "profiles/demo", "results/demo/table3.csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "config/methods.yaml: decm.loss.frequenzy: unknown key" in done.stderr
+    assert not (tmp_path / "results").exists()
