@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         "spec": digest(spec),
         "code": None,
     }
-    save_model(given.out, net.state_dict(), card)
+    save_model(given.out, net.state_dict(), spec.backbone, card)
 
 
 def locate(record: Path, spec: AdoptSpec) -> tuple[Path, str]:

@@ -85,6 +85,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
             "sha256": sha256(Path(arguments[3]).with_suffix("") / file),
         },
         "spec": digest(AdoptSpec(method="teacher", backbone=backbone, asset="released", file=file)),
+        "backbone": backbone.model_dump(mode="json"),
         "code": None,
     }
 
