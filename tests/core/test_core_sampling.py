@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewstep.config.settings import Sampler
+from fewstep.core.path import expand, flow_map, interpolate
+from fewstep.core.sampling import evaluations, sample, time_grid
+
+STD = torch.tensor([0.4, 1.0, 1.6]).reshape(3, 1, 1)
+
+
+def q(t):
+    return ((t * STD) ** 2 + (1 - t) ** 2).sqrt()
+
+
+def exact(x, t, s):
+    """Average velocity of the flow from N(0, I) to N(0, STD^2)."""
+    t, s = expand(t, x), expand(s, x)
+    return x / q(t) * (STD**2 * (s + t) - (2 - s - t)) / (q(s) + q(t))
+
+
+@pytest.fixture
+def x0():
+    return torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+class Recorder:
+    """Counts field calls and noise requests."""
+
+    def __init__(self, field=exact):
+        self.field, self.calls, self.asked = field, [], []
+
+    def __call__(self, x, t, s):
+        assert x.dtype == t.dtype == s.dtype == torch.float32
+        assert (t == t[0]).all() and (s == s[0]).all()
+        self.calls.append((round(float(t[0]), 4), round(float(s[0]), 4)))
+        return self.field(x, t, s)
+
+    def noise(self, k):
+        self.asked.append(k)
+        return torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(100 + k))
+
+    def run(self, kind, x0, nfe, **given):
+        return sample(Sampler(kind=kind, **given), self, x0, nfe, self.noise)
+
+
+def test_path_and_flow_map_meet_their_ends(x0):
+    x1, t = STD * x0, torch.linspace(0, 1, 64)
+    x = interpolate(x0, x1, t)
+    assert torch.equal(x[0], x0[0]) and torch.equal(x[-1], x1[-1])
+    torch.testing.assert_close(flow_map(x, t, torch.ones(64), x1 - x0), x1)
+    torch.testing.assert_close(flow_map(x, t, t, x1), x)
+
+
+def test_time_grid():
+    assert time_grid(4).tolist() == [0, 0.25, 0.5, 0.75, 1]
+    shifted = time_grid(10, 0.3)
+    assert shifted[0] == 0 and shifted[-1] == 1 and (shifted.diff() > 0).all()
+    assert float(time_grid(2, 0.3)[1]) == pytest.approx(0.15 / 0.65)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5])
+@pytest.mark.parametrize("shift", [1.0, 0.3])
+def test_jumps_of_the_exact_map_are_exact_in_any_number_of_steps(nfe, shift, x0):
+    field = Recorder()
+    torch.testing.assert_close(field.run("jump", x0, nfe, shift=shift), STD * x0, rtol=1e-5, atol=1e-5)
+    assert len(field.calls) == nfe and field.asked == []
+
+
+def test_one_consistency_step_is_the_flow_map(x0):
+    field = Recorder()
+    torch.testing.assert_close(field.run("cm", x0, 1), STD * x0, rtol=1e-5, atol=1e-5)
+    assert field.calls == [(0, 1)] and field.asked == []
+
+
+def test_consistency_steps_renoise(x0):
+    field = Recorder()
+    x = field.run("cm", x0, 3)
+    assert field.calls == [(0, 1), (0.3333, 1), (0.6667, 1)] and field.asked == [0, 1]
+    # By hand: the last state is 2/3 of the second prediction and 1/3 of the second noise.
+    one = 1 / 3 * STD * x0 + 2 / 3 * field.noise(0)
+    two = 2 / 3 * (one * q(torch.tensor(1.0)) / q(torch.tensor(1 / 3))) + 1 / 3 * field.noise(1)
+    torch.testing.assert_close(x, two * STD / q(torch.tensor(2 / 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_consistency_steps_of_the_exact_map_keep_the_distribution():
+    big = torch.randn(40_000, 3, 1, 1, generator=torch.Generator().manual_seed(3))
+    fresh = torch.Generator().manual_seed(4)
+    x = sample(Sampler(kind="cm"), exact, big, 4, lambda k: torch.randn(big.shape, generator=fresh))
+    torch.testing.assert_close(x.std(0), STD, rtol=0.02, atol=0)
+
+
+def test_euler_converges_at_first_order(x0):
+    field = Recorder()
+    errors = [(field.run("euler", x0, n) - STD * x0).abs().max().item() for n in (20, 40, 80)]
+    assert field.calls[1] == (0.05, 0.05) and field.asked == []
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.15)
+    assert errors[1] / errors[2] == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("nfe", "switch", "calls", "asked"),
+    [
+        (2, 0.5, [(0, 0.5), (0.5, 1)], []),
+        (4, 0.5, [(0, 0.25), (0.25, 0.25), (0.5, 1), (0.75, 1)], [2]),
+        (4, 0.0, [(0, 0.25), (0.25, 1), (0.5, 1), (0.75, 1)], [1, 2]),
+        (4, 0.9, [(0, 0.25), (0.25, 0.25), (0.5, 0.5), (0.75, 1)], []),
+    ],
+)
+def test_mix_jumps_then_euler_then_renoises(nfe, switch, calls, asked, x0):
+    field = Recorder()
+    field.run("mix", x0, nfe, switch=switch)
+    assert field.calls == calls and field.asked == asked
+
+
+def test_mix_of_two_steps_is_exact_for_the_exact_map(x0):
+    torch.testing.assert_close(Recorder().run("mix", x0, 2), STD * x0, rtol=1e-5, atol=1e-5)
+
+
+def test_impossible_step_counts_are_refused(x0):
+    with pytest.raises(ValueError, match="mix sampler spends its first step"):
+        Recorder().run("mix", x0, 1)
+    with pytest.raises(ValueError, match="at least one step"):
+        evaluations(Sampler(kind="cm"), 0, guided=False)
+
+
+def test_evaluations():
+    assert evaluations(Sampler(kind="euler"), 50, guided=False) == 50
+    assert evaluations(Sampler(kind="euler"), 50, guided=True) == 100
+
+
+def test_sampling_keeps_dtype_and_records_no_graph(x0):
+    weight = torch.ones((), requires_grad=True)
+    x = sample(Sampler(kind="euler"), lambda x, t, s: weight * x, x0, 3, lambda k: x0)
+    assert x.dtype == x0.dtype and not x.requires_grad

@@ -1,0 +1,205 @@
+"""What the trainer may rely on, for every method found."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep import methods
+from fewstep.config import methods as config
+from fewstep.core.jvp import value_and_tangent
+from fewstep.core.method import Batch, Context
+from fewstep.core.rng import Streams
+
+PARAMETERS = {
+    get_args(cls.model_fields["name"].annotation)[0]: cls for cls in get_args(get_args(config.Loss)[0])
+}
+
+
+def build(name, **given):
+    return methods.build(PARAMETERS[name](name=name, **given))
+
+
+def context(step=0, rows=slice(None), teacher=None, **given) -> Context:
+    return Context(
+        step=step,
+        steps=10,
+        rng=Streams(3, step, 8, rows),
+        null=3,
+        tangent=value_and_tangent,
+        teacher=teacher,
+        **given,
+    )
+
+
+def run(name, net, batch, extra=None, step=0, **given):
+    """Losses of all updates of a step."""
+    ctx = context(step, extra=extra, **given)
+    return [loss(net, batch, ctx) for loss in build(name).updates(step)]
+
+
+def teacher(x, t, y):
+    return torch.sin(x + t[:, None, None, None])
+
+
+def test_every_method_has_parameters_and_every_parameter_class_a_method():
+    assert methods.names() == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_losses_are_finite_and_reach_every_parameter(name, tiny, tiny_batch):
+    net, extra = tiny(name), build(name).extra()
+    trained = [*net.parameters(), *(extra.parameters() if extra else [])]
+    total = sum(terms.loss for terms in run(name, net, tiny_batch, extra, step=6, label_dropout=0.1))
+    assert total.shape == () and torch.isfinite(total)
+    gradients = torch.autograd.grad(total, trained)
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert all(float(g.abs().sum()) > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("taught", [False, True])
+def test_losses_are_pure(name, taught, tiny, tiny_batch):
+    net, extra = tiny(name), build(name).extra()
+    before, weights = torch.get_rng_state(), [w.clone() for w in net.state_dict().values()]
+    given = {"extra": extra, "teacher": teacher if taught else None, "label_dropout": 0.3}
+    first = [terms.loss.item() for terms in run(name, net, tiny_batch, **given)]
+    torch.rand(3)
+    second = [terms.loss.item() for terms in run(name, net, tiny_batch, **given)]
+    assert first == second
+    torch.set_rng_state(before)
+    build(name).extra()
+    run(name, net, tiny_batch, **given)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(weights, net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_logs_carry_no_graph(name, tiny, tiny_batch):
+    for terms in run(name, tiny(name), tiny_batch, build(name).extra()):
+        assert terms.logs
+        assert all(value.shape == () and not value.requires_grad for value in terms.logs.values())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_two_halves_of_a_batch_average_to_the_whole(name, tiny, tiny_batch):
+    net, extra = tiny(name), build(name).extra()
+    whole = run(name, net, tiny_batch, extra, label_dropout=0.3)
+    parts = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        half = Batch(tiny_batch.x1[rows], tiny_batch.x0[rows], tiny_batch.y[rows])
+        parts.append(run(name, net, half, extra, rows=rows, label_dropout=0.3))
+    for full, one, two in zip(whole, *parts, strict=True):
+        assert (one.loss + two.loss).item() / 2 == pytest.approx(full.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.find(n).kind == "flow"])
+def test_flow_methods_name_their_source(name):
+    text = methods.importlib.import_module(f"fewstep.methods.{name}").__doc__
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    assert re.search(r"Eqs?\. \d+|sections? \d", text)
+    assert "Mapping:" in text
+    assert re.search(r"^Deviations from print:\n\n\* ", text, re.MULTILINE)
+
+
+def test_unknown_method_names_those_known():
+    with pytest.raises(ValueError, match=r"unknown method 'demc'; known: .*decm"):
+        methods.find("demc")
+
+
+class TestDECM:
+    def updates(self, step, **given):
+        return [loss.__name__ for loss in build("decm", **given).updates(step)]
+
+    def test_schedule(self):
+        both = ["towards_data", "noise_to_noisy"]
+        assert [self.updates(s) for s in range(4)] == [both, both[:1], both[:1], both]
+        assert self.updates(1, freq=1) == both
+        assert self.updates(0, n2n=False) == both[:1]
+        assert self.updates(0, cm=False) == both
+        assert self.updates(1, cm=False, fm=False) == both[1:]
+        assert self.updates(3, cm=False, fm=False) == both[1:]
+
+    def test_both_updates_share_the_time(self, tiny, tiny_batch):
+        """With the same weights the anchor of the second update is that of the first."""
+        first, second = run("decm", tiny("decm"), tiny_batch, teacher=teacher)
+        assert torch.equal(first.logs["loss_fm"], second.logs["loss_fm_n2n"])
+
+    @pytest.mark.parametrize("off", ["cm", "fm"])
+    def test_switches(self, off, tiny, tiny_batch):
+        loss, *_ = build("decm", **{off: False}).updates(0)
+        logs = loss(tiny("decm"), tiny_batch, context()).logs
+        assert f"loss_{off}" not in logs and len([k for k in logs if k.startswith("loss")]) == 1
+
+    def test_rows_with_equal_ends_do_not_train(self, tiny, tiny_batch):
+        """r = t = 0: gap and weight vanish."""
+        params = {"cm": False, "fm": False, "r_max": 0.0}
+        (loss,) = build("decm", **params, times=config.TimeLaw(law="arctan", mean=99.0, std=1e-3)).updates(0)
+        net = tiny("decm")
+        terms = loss(net, tiny_batch, context(teacher=teacher))
+        gradients = torch.autograd.grad(terms.loss, list(net.parameters()))
+        assert terms.loss.item() < 1e-12
+        assert all(float(g.abs().max()) < 1e-5 for g in gradients)
+
+
+def test_labels_drop_without_a_teacher_only(tiny_batch):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x, t, s, y):
+            seen.append(y)
+            return x
+
+    run("flow_matching", Spy(), tiny_batch, label_dropout=0.5)
+    run("flow_matching", Spy(), tiny_batch, label_dropout=0.5, teacher=teacher)
+    assert 0 < int((seen[0] == 3).sum()) < 8
+    assert torch.equal(seen[1], tiny_batch.y)
+
+
+def test_expanded_times_are_t_or_two_minus_t(tiny_batch):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x, t, s, y):
+            seen.append((t, s))
+            return x
+
+    for expanded in (False, True):
+        (loss,) = build("flow_matching", expanded=expanded).updates(0)
+        loss(Spy(), tiny_batch, context())
+    (plain, _), (t, s) = seen
+    assert torch.equal(t, s)
+    assert 0 < int((t > 1).sum()) < 8
+    torch.testing.assert_close(torch.where(t > 1, 2 - t, t), plain)
+
+
+def test_scm_warms_up_the_tangent(tiny, tiny_batch):
+    """At step 0 the tangent does not enter, from ``warmup`` on it does in full."""
+    asked = []
+
+    def tangent(net, inputs, tangents, y):
+        value, derivative = value_and_tangent(net, inputs, tangents, y)
+        asked.append(derivative)
+        return value, derivative + 1
+
+    def residual(step, shifted):
+        (loss,) = build("scm", warmup=4, learned_weight=False).updates(step)
+        ctx = context(0, teacher=teacher)
+        ctx.step = step
+        ctx.tangent = tangent if shifted else value_and_tangent
+        return float(loss(tiny("scm"), tiny_batch, ctx).logs["residual_cm"])
+
+    assert residual(0, True) == residual(0, False)
+    assert residual(2, True) != residual(2, False)
+    assert residual(4, False) == residual(9, False) != residual(2, False)
+
+
+def test_scm_asks_for_its_weight(tiny, tiny_batch):
+    with pytest.raises(ValueError, match=r"ctx\.extra"):
+        run("scm", tiny("scm"), tiny_batch)
+    assert build("scm", learned_weight=False).extra() is None
+    assert torch.equal(build("scm").extra()(torch.rand(5)), torch.zeros(5))
