@@ -108,7 +108,7 @@ def markdown(spec: ClaimsSpec, lines: Sequence[Line]) -> str:
             "**Miniature: a claim that fails here is neither proved nor refuted at the paper's scale; "
             "“known” says what earlier miniature runs showed.**"
         )
-    parts.append(f"{count['yes']} hold, {count['no']} do not, {count['missing']} lack numbers.")
+    parts.append(f"{count['yes']} hold, {count['no']} do not; numbers are missing for {count['missing']}.")
     head = ["Claim", "Source", "Left", "", "Right", "Worst ratio", "Seeds", "Holds"]
     rows = [head, ["---"] * 5 + ["---:"] * 2 + ["---"]]
     for line in lines:

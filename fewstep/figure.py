@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument(
         "--curves", type=Path, nargs="*", default=[], help="kind training: train.jsonl files"
     )
-    arguments.add_argument("--images", type=Path, help="kind grid: tar of sampled images")
+    arguments.add_argument(
+        "--images", type=Path, nargs="*", default=[], help="kind grid: tar of sampled images"
+    )
     arguments.add_argument("--csv", type=Path, required=True, help="the numbers behind the picture")
     options = arguments.parse_args(argv)
     spec = read_spec(TableSpec, options.spec)
@@ -44,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     elif kind == "grid":
         from .figures import grid
 
-        if options.images is None:
-            raise ValueError(f"{options.spec}: kind grid needs --images")
-        lines, picture_of = grid.select(options.images, spec.table.columns, spec.table.classes)
+        if len(options.images) != 1:
+            raise ValueError(f"{options.spec}: kind grid takes one --images file, not {len(options.images)}")
+        lines, picture_of = grid.select(options.images[0], spec.table.columns, spec.table.classes)
         with atomic(options.out) as picture:
             grid.draw(picture_of, picture)
     else:

@@ -15,7 +15,7 @@ from .results import Line, load_metrics, metric_name, short, spread, table_lines
 from .stage import parser, run
 
 MINIATURE = (
-    "Miniature: measured on a small data set with a small network and another feature extractor. "
+    "Measured on a small data set with a small network and another feature extractor. "
     "Only orderings can be compared with the paper, never the numbers."
 )
 MARKS = {"stale": "°", "released weights": "‡"}
@@ -53,7 +53,7 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
     miniature = spec.scale != "paper"
     parts = [f"# {'In miniature: ' if miniature else ''}{spec.table.title}"]
     if miniature:
-        parts.append(f"**{MINIATURE}**")
+        parts.append(f"**In miniature.** {MINIATURE}")
     if spec.table.caption:
         parts.append(("The paper's table: " if miniature else "") + spec.table.caption)
     metric = metric_name(spec.table.metric, spec.scale)
