@@ -1,7 +1,7 @@
 """Encode a data set to latent shards, or merge finished shards to a manifest.
 
-    python -m fewstep.encode --spec SPEC --source RECORD [--tokenizer WEIGHTS] --shard K --out shard-0000K.tar
-    python -m fewstep.encode --spec SPEC --merge shard-*.tar --out manifest.json
+    python -m fewstep.encode --spec SPEC --source RECORD [--tokenizer FILE] --shard K --out SHARD
+    python -m fewstep.encode --spec SPEC --source RECORD [--tokenizer FILE] --merge SHARD... --out MANIFEST
 
 Shards can be made in any order and on any machines. Each is a contiguous range of the images and
 has the same bytes on every run. The merge writes manifest.index.npz beside manifest.json.
@@ -37,17 +37,17 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: latents that are not finite in the stored type.
     """
     arguments = parser(__doc__)
-    arguments.add_argument("--source", type=Path, help="record of the fetched images")
-    arguments.add_argument("--tokenizer", type=Path, help="model file, or record of fetched weights")
+    arguments.add_argument("--source", type=Path, required=True, help="record of the fetched images")
+    arguments.add_argument(
+        "--tokenizer", type=Path, nargs="?", help="model file, or record of fetched weights; none for pixels"
+    )
     mode = arguments.add_mutually_exclusive_group(required=True)
     mode.add_argument("--shard", type=int, help="number of the shard to write")
     mode.add_argument("--merge", type=Path, nargs="+", metavar="SHARD", help="all shards")
     given = arguments.parse_args(argv)
     spec = read_spec(EncodeSpec, given.spec)
     if given.merge:
-        merge(spec, given.merge, given.out)
-    elif given.source is None:
-        arguments.error("--shard needs --source")
+        merge(spec, read_record(given.source).digest, weights_digest(given.tokenizer), given.merge, given.out)
     else:
         encode(spec, given.source, given.tokenizer, given.shard, given.out)
 

@@ -43,8 +43,12 @@ class Moments:
         return self._mean.tolist(), np.sqrt(self._square / self._count).tolist()
 
 
-def merge(spec: EncodeSpec, shards: Sequence[Path], out: Path) -> Manifest:
+def merge(spec: EncodeSpec, source: str, weights: str | None, shards: Sequence[Path], out: Path) -> Manifest:
     """Write the index and, last, the manifest ``out`` beside its shards.
+
+    Args:
+        source: digest of the record of the images, which the shards must carry too.
+        weights: digest of the tokenizer's weights, likewise.
 
     Raises:
         ConfigError: shards of another spec, source or tokenizer, missing or doubled ones, shards
@@ -53,7 +57,7 @@ def merge(spec: EncodeSpec, shards: Sequence[Path], out: Path) -> Manifest:
     scans = [scan_shard(path) for path in shards]
     order = sorted(range(len(scans)), key=lambda i: scans[i].card.shard)
     scans, shards = [scans[i] for i in order], [shards[i] for i in order]
-    _agree(spec, scans, shards, out)
+    _agree(spec, source, weights, scans, shards, out)
     moments = Moments(spec.tokenizer.shape[0])
     entries = []
     for scan, path in zip(tqdm(scans, desc="statistics", mininterval=1.0), shards):
@@ -91,8 +95,8 @@ def merge(spec: EncodeSpec, shards: Sequence[Path], out: Path) -> Manifest:
         histogram=histogram,
         shards=entries,
         index=IndexEntry(name=index.name, sha256=sha256(index)),
-        weights=scans[0].card.weights,
-        source=scans[0].card.source,
+        weights=weights,
+        source=source,
         spec=digest(spec),
     )
     write_text(out, manifest.model_dump_json(indent=1) + "\n")
@@ -104,18 +108,24 @@ def split(images: int, shards: int, shard: int) -> tuple[int, int]:
     return images * shard // shards, images * (shard + 1) // shards
 
 
-def _agree(spec: EncodeSpec, scans: Sequence[Scan], shards: Sequence[Path], out: Path) -> None:
+def _agree(
+    spec: EncodeSpec,
+    source: str,
+    weights: str | None,
+    scans: Sequence[Scan],
+    shards: Sequence[Path],
+    out: Path,
+) -> None:
     numbers = [scan.card.shard for scan in scans]
     if numbers != list(range(spec.latents.shards)):
         raise ConfigError(f"{out}: latents.shards: {spec.latents.shards}, but given are shards {numbers}")
     shape = (2 if spec.latents.flip else 1, *spec.tokenizer.shape)
-    first = scans[0].card
     for scan, path in zip(scans, shards):
         card = scan.card
         for key, found, expected in (
             ("spec", card.spec, digest(spec)),
-            ("source", card.source, first.source),
-            ("weights", card.weights, first.weights),
+            ("source", card.source, source),
+            ("weights", card.weights, weights),
             ("range", (card.start, card.stop), split(spec.dataset.images, spec.latents.shards, card.shard)),
             ("shape", scan.shape, shape),
             ("dtype", scan.dtype, np.dtype(spec.latents.dtype)),

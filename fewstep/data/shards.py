@@ -76,20 +76,20 @@ class Scan:
     dtype: np.dtype
 
 
-def scan_shard(path: Path) -> Scan:
-    """Read all headers of a shard.
+def scan_shard(path: Path, limit: int | None = None) -> Scan:
+    """Read all headers of a shard, or those of the first ``limit`` images.
 
     Raises:
         ConfigError: anything that `write_shard` would not have written.
     """
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as stream:
-            return _scan(tar, stream, path)
+            return _scan(tar, stream, path, limit)
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(f"{path}: not a latent shard: {error}") from None
 
 
-def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path) -> Scan:
+def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: int | None) -> Scan:
     def content(member: tarfile.TarInfo | None, length: int) -> bytes:
         if member is None:
             raise ConfigError(f"{path}: the shard ends in the middle of a sample")
@@ -101,7 +101,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path) -> Scan:
         raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
     card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
     offsets, labels, header = [], [], b""
-    for index in range(card.start, card.stop):
+    for index in range(card.start, card.stop)[:limit]:
         label, array = tar.next(), tar.next()
         text = content(label, 32)
         header = header or _npy_header(content(array, 1024))
@@ -110,7 +110,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path) -> Scan:
             raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
         offsets.append(array.offset_data + len(header))
         labels.append(int(text))
-    if tar.next() is not None:
+    if limit is None and tar.next() is not None:
         raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
     shape, _, dtype = _read_header(header)
     return Scan(card, np.array(offsets), np.array(labels), shape, dtype)
@@ -177,11 +177,8 @@ class LatentShards:
         self.labels = torch.from_numpy(labels)
         """Labels of all images, int64 (len,)."""
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
-        dtype, shape = np.dtype(self.manifest.dtype), (self.views, *self.shape)
-        self._arrays = [
-            map_arrays(folder / shard.name, offsets[start : start + shard.images], shape, dtype)
-            for shard, start in zip(shards, self._starts)
-        ]
+        parts = zip(shards, self._starts.tolist(), np.split(offsets, self._starts[1:-1]))
+        self._arrays = [self._map(folder / shard.name, start, part) for shard, start, part in parts]
 
     def _verify(self, path: Path, checksum: str | None, size: int | None) -> None:
         if not path.is_file():
@@ -190,6 +187,19 @@ class LatentShards:
             raise ValueError(f"{self.path}: {path.name}: bytes: {found}, the manifest says {size}")
         if checksum is not None and (digest := sha256(path)) != checksum:
             raise ValueError(f"{self.path}: {path.name}: sha256: {digest}, the manifest says {checksum}")
+
+    def _map(self, path: Path, start: int, offsets: np.ndarray) -> np.ndarray:
+        scan = scan_shard(path, limit=1)
+        dtype, shape = np.dtype(self.manifest.dtype), (self.views, *self.shape)
+        for key, found, expected in (
+            ("spec", scan.card.spec, self.manifest.spec),
+            ("images", (scan.card.start, scan.card.stop), (start, start + len(offsets))),
+            ("views, shape", scan.shape, shape),
+            ("dtype", scan.dtype, dtype),
+        ):
+            if found != expected:
+                raise ValueError(f"{self.path}: {path.name}: {key}: {found}, the manifest says {expected}")
+        return map_arrays(path, offsets, shape, dtype)
 
     def __len__(self) -> int:
         return self.manifest.images

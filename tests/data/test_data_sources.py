@@ -1,0 +1,140 @@
+"""Images from folders and tars."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.config import ConfigError
+from fewstep.config.assets import Asset
+from fewstep.config.settings import Dataset
+from fewstep.data.images import adm_crop
+from fewstep.data.sources import open_source
+from fewstep.fetch import fetch
+
+
+def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "png")
+    return stream.getvalue()
+
+
+def dataset(**change: object) -> Dataset:
+    base = {"asset": "mine", "format": "imagefolder", "resolution": 8, "classes": 2, "images": 3}
+    return Dataset.model_validate({**base, **change})
+
+
+def record_of(tmp_path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    record = tmp_path / "assets/mine.json"
+    fetch("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
+    return record
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    files = {
+        "n02/a.PNG": png((255, 0, 0)),
+        "n10/a.png": png((0, 0, 255)),
+        "n10/b.png": png((0, 255, 0)),
+        "readme.txt": b"",
+    }
+    return record_of(tmp_path, files)
+
+
+def test_imagefolder_order_range_and_labels(folders: Path) -> None:
+    source = open_source(dataset(), folders)
+    images, labels = source.read(0, 3)
+    assert len(source) == 3 and labels.tolist() == [0, 1, 1]
+    assert images.shape == (3, 3, 8, 8) and images.dtype == torch.float32
+    assert images[:, :, 0, 0].tolist() == [[1, -1, -1], [-1, -1, 1], [-1, 1, -1]]
+    assert torch.equal(source.read(1, 2)[0], images[1:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 4}, "dataset.images: found 3, the configuration says 4"),
+        ({"classes": 3}, "dataset.classes: found 2, the configuration says 3"),
+        ({"format": "parquet"}, "dataset.format: parquet is not supported yet"),
+        ({"format": "webdataset"}, "has no .tar file"),
+        ({"format": "digits"}, r"has no file 'digits\.npz'"),
+        ({"channels": 2}, "dataset.channels: must be 1 or 3"),
+    ],
+)
+def test_other_data_than_configured_are_refused(folders: Path, change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_source(dataset(**change), folders)
+    assert "mine.json" in str(caught.value)
+
+
+def test_unfit_images_are_named(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.PNG: is 8x8, not 4x4, and crop is none"):
+        open_source(dataset(resolution=4), folders).read(0, 1)
+    record = record_of(tmp_path / "bad", {"a/x.png": b"text", "b/y.png": b"text", "b/z.png": b"text"})
+    with pytest.raises(ConfigError, match=r"x\.png: cannot identify image"):
+        open_source(dataset(), record).read(0, 1)
+
+
+def test_adm_crop_size_centre_and_filters() -> None:
+    ramp = np.tile(np.arange(40, dtype=np.uint8) * 6, (16, 1))
+    image = Image.fromarray(ramp)
+    cropped = np.asarray(adm_crop(image, 16))
+    assert np.array_equal(cropped, ramp[:, 12:28])  # short side fits: nothing but the crop
+    halved = np.asarray(adm_crop(image, 8))
+    pairs = ramp.astype(float).reshape(8, 2, 20, 2).mean((1, 3))
+    assert halved.shape == (8, 8) and np.abs(halved - pairs[:, 6:14]).max() <= 1  # one box halving
+    for size in ((50, 37), (37, 50), (9, 100), (8, 8)):
+        assert adm_crop(Image.new("RGB", size), 8).size == (8, 8)
+
+
+def test_adm_crop_in_a_source(tmp_path: Path) -> None:
+    files = {f"c{k % 2}/{k}.png": png((k, k, k), (20 + k, 11)) for k in range(3)}
+    images, labels = open_source(dataset(crop="adm"), record_of(tmp_path, files)).read(0, 3)
+    assert images.shape == (3, 3, 8, 8) and labels.tolist() == [0, 0, 1]
+    torch.testing.assert_close(images[:, 0, 4, 4], torch.tensor([0.0, 2.0, 1.0]) / 127.5 - 1)
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def test_webdataset_tars(tmp_path: Path) -> None:
+    first = tar_of(
+        {"x/1.png": png((255, 0, 0)), "x/1.cls": b"1", "x/2.cls": b"0", "x/2.png": png((0, 255, 0))}
+    )
+    second = tar_of({"3.png": png((0, 0, 255)), "3.cls": b"1\n", "3.json": b"{}"})
+    record = record_of(tmp_path, {"b.tar": second, "a.tar": first})
+    source = open_source(dataset(format="webdataset"), record)
+    images, labels = source.read(0, 3)
+    assert labels.tolist() == [1, 0, 1]
+    assert images[:, :, 0, 0].tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    assert torch.equal(source.read(2, 3)[0], images[2:])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"1.png": b"x", "1.cls": b"7"}, r"1\.cls: b'7' is no label below 2"),
+        ({"1.png": b"x", "2.cls": b"1"}, "sample '1' has not both"),
+    ],
+)
+def test_damaged_tars_are_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    record = record_of(tmp_path, {"a.tar": tar_of(members)})
+    with pytest.raises(ConfigError, match=message):
+        open_source(dataset(format="webdataset"), record)
