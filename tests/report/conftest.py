@@ -6,20 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from report_helpers import ROOT, sampler_of
 
 from fewstep.config.base import parse, read_yaml
 from fewstep.config.specs import CellKey, RowCells, RunName, TableSpec
 from fewstep.config.tables import Table
-
-ROOT = Path(__file__).parents[2]
-SAMPLERS = {1: "cm", 2: "cm", 50: "euler"}
-
-
-def sampler_of(row, nfe: int) -> str:
-    """The filling rule of the plan in short: the row's sampler, else that of the number of steps."""
-    if isinstance(row.sampler, dict):
-        return row.sampler.get(nfe, row.sampler["default"])
-    return row.sampler or SAMPLERS.get(nfe, "mix")
 
 
 @pytest.fixture

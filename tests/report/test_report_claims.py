@@ -1,0 +1,106 @@
+"""Claims that hold, fail, or lack numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewstep import claims as stage
+from fewstep.config import dump
+from fewstep.config.specs import CellKey, ClaimsSpec
+from fewstep.config.tables import CellName, Claim
+from fewstep.results import read_csv
+
+TEACHER = CellName(method="teacher", sampler="euler", nfe=1)
+DECM = CellName(method="decm", sampler="cm", nfe=1)
+FACM = CellName(method="facm", sampler="cm", nfe=1)
+
+
+def claim(left, relation, right, factor=1.0, **more) -> Claim:
+    return Claim(
+        id="c",
+        statement="left | right",
+        source="paper",
+        left=left,
+        relation=relation,
+        right=right,
+        factor=factor,
+        **more,
+    )
+
+
+def spec_of(*claims, scale="demo", seeds=(0, 1)) -> ClaimsSpec:
+    return ClaimsSpec(claims=list(claims), protocol="p", seeds=list(seeds), once=["teacher"], scale=scale)
+
+
+def numbers(metric, **values):
+    """metrics from name -> FIDs by seed."""
+    found = {}
+    for name, fids in values.items():
+        cell = {"teacher": TEACHER, "decm": DECM, "facm": FACM}[name]
+        for seed, fid in enumerate(fids):
+            if fid is not None:
+                key = CellKey(**cell.model_dump(), seed=seed, protocol="p")
+                found[key] = metric(key, fid)
+    return found
+
+
+def test_holds_for_every_seed_with_the_worst_ratio(metric):
+    spec = spec_of(claim(DECM, "<", [FACM, TEACHER]))
+    (line,) = stage.check(spec, numbers(metric, decm=[1.0, 1.1], facm=[1.25, 1.21], teacher=[8.0]))
+    assert (line["holds"], line["seeds"], line["worst_ratio"]) == ("yes", "2/2", "0.909091")
+    assert (line["left_mean"], line["left_std"]) == ("1.05", "0.0707107")
+    assert line["right_mean"] == "1.23; 8" and line["right_std"].endswith("; ")
+
+
+def test_one_seed_or_one_right_side_is_enough_to_fail(metric):
+    spec = spec_of(claim(DECM, "<", [FACM, TEACHER]))
+    (line,) = stage.check(spec, numbers(metric, decm=[1.0, 1.3], facm=[1.25, 1.2], teacher=[8.0]))
+    assert (line["holds"], line["seeds"]) == ("no", "1/2")
+    assert stage.surprising(line)
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(3.0, "yes"), (9.0, "no")])
+def test_the_factor_scales_the_right_side(metric, factor, holds):
+    spec = spec_of(claim(TEACHER, ">=", [DECM], factor))
+    (line,) = stage.check(spec, numbers(metric, teacher=[8.0], decm=[1.0, 1.0]))
+    assert line["holds"] == holds and line["worst_ratio"] == "8"
+
+
+def test_missing_only_when_nothing_fails(metric):
+    spec = spec_of(claim(DECM, "<", [FACM]))
+    assert stage.check(spec, {})[0]["holds"] == "missing"
+    assert stage.check(spec, numbers(metric, decm=[1.0], facm=[1.2]))[0]["holds"] == "missing"
+    (line,) = stage.check(spec, numbers(metric, decm=[1.3], facm=[1.2]))
+    assert (line["holds"], line["seeds"]) == ("no", "0/2")
+
+
+def test_known_failures_are_no_surprise_in_miniature_and_are_at_full_scale(metric):
+    failing = numbers(metric, decm=[1.3, 1.3], facm=[1.2, 1.2])
+    known = claim(DECM, "<", [FACM], miniature="fails")
+    assert not stage.surprising(stage.check(spec_of(known), failing)[0])
+    assert stage.surprising(stage.check(spec_of(known, scale="paper"), failing)[0])
+    assert not stage.surprising(
+        stage.check(spec_of(claim(DECM, "<", [FACM], miniature="varies")), failing)[0]
+    )
+
+
+def test_claims_among_cells_trained_once_need_one_seed(metric):
+    other = CellName(method="teacher", sampler="euler-guided", nfe=1)
+    key = CellKey(**other.model_dump(), seed=0, protocol="p")
+    found = numbers(metric, teacher=[8.0]) | {key: metric(key, 7.0)}
+    (line,) = stage.check(spec_of(claim(other, "<", [TEACHER])), found)
+    assert (line["holds"], line["seeds"]) == ("yes", "1/1")
+
+
+def test_the_stage_writes_both_forms(metric, write_json, tmp_path):
+    spec = spec_of(claim(DECM, "<", [FACM]), seeds=(0,))
+    path = tmp_path / "spec.json"
+    path.write_text(dump(spec))
+    files = [write_json(entry) for entry in numbers(metric, decm=[1.0], facm=[1.2]).values()]
+    out, text = tmp_path / "claims.csv", tmp_path / "claims.md"
+    stage.main(
+        ["--spec", str(path), "--metrics", *map(str, files), "--out", str(out), "--markdown", str(text)]
+    )
+    assert read_csv(out)[0]["holds"] == "yes"
+    shown = text.read_text()
+    assert "left \\| right" in shown and "**yes**" in shown and "neither proved nor refuted" in shown
