@@ -1,0 +1,131 @@
+"""The hub client against a small stand-in for the hub, in a process of its own (HF_ENDPOINT)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from latents_made import write_spec
+
+from fewstep.config.assets import Asset, AssetFile
+from fewstep.config.specs import FetchSpec
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "data/train-0.parquet": b"first" * 100,
+    "data/train-1.parquet": b"second" * 100,
+    "data/test-0.parquet": b"test",
+    "config.json": b"{}",
+}
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Repository owner/name (open) and owner/gated (refused with the hub's own error code)."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].replace("%2F", "/")
+        if "owner/gated" in path:
+            return self.answer(b"", status=403, headers={"X-Error-Code": "GatedRepo"})
+        if path == "/api/models/owner/name/revision/main":
+            return self.answer(json.dumps({"id": "owner/name", "sha": COMMIT}).encode())
+        if path == f"/api/models/owner/name/tree/{COMMIT}":
+            entries = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(content),
+                    "oid": "0" * 40,
+                    "lfs": {"oid": sha(content), "size": len(content), "pointerSize": 1},
+                }
+                for name, content in FILES.items()
+            ]
+            return self.answer(json.dumps(entries).encode())
+        name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
+        if name in FILES:
+            content = FILES[name]
+            return self.answer(content, headers={"X-Repo-Commit": COMMIT, "ETag": f'"{sha(content)}"'})
+        return self.answer(b"", status=404, headers={"X-Error-Code": "EntryNotFound"})
+
+    def answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def fetch(
+    folder: Path, endpoint: str, asset: Asset, token: str = "secret"
+) -> subprocess.CompletedProcess[str]:
+    spec = write_spec(folder / "spec.json", FetchSpec(name="thing", asset=asset))
+    proxies = {"http_proxy", "https_proxy", "all_proxy"}
+    environment = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hub"), "HF_TOKEN": token}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "fewstep.fetch", "--spec", spec, "--out", str(folder / "thing.json")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def hub_asset(**change: object) -> Asset:
+    base = {"kind": "hub", "licence": "MIT", "repo": "owner/name", "unverified": "a test"}
+    return Asset.model_validate({**base, **change})
+
+
+def test_patterns_and_files_with_the_commit(endpoint: str, tmp_path: Path) -> None:
+    asset = hub_asset(files=[AssetFile(name="config.json")], patterns=["data/train-*.parquet"])
+    done = fetch(tmp_path, endpoint, asset)
+    assert done.returncode == 0, done.stderr
+    names = ["config.json", "data/train-0.parquet", "data/train-1.parquet"]
+    record = json.loads((tmp_path / "thing.json").read_text())
+    assert [(file["name"], file["sha256"]) for file in record["files"]] == [
+        (name, sha(FILES[name])) for name in names
+    ]
+    assert record["files"][1]["source"] == f"hf://models/owner/name@{COMMIT}/data/train-0.parquet"
+    for name in names:
+        assert (tmp_path / "thing" / name).read_bytes() == FILES[name]
+    assert not (tmp_path / "thing/.incoming").exists()
+    again = fetch(tmp_path, "http://127.0.0.1:9", hub_asset(files=[AssetFile(name="config.json")]))
+    assert again.returncode == 0, again.stderr  # files that are known need no hub
+
+
+def test_refusals_are_one_message_and_leave_no_file(endpoint: str, tmp_path: Path) -> None:
+    wrong = AssetFile(name="config.json", sha256=sha(b"other"))
+    for asset, message in (
+        (hub_asset(files=[wrong]), f"config.json: sha256 is {sha(b'{}')} instead of {sha(b'other')}"),
+        (hub_asset(patterns=["*.safetensors"]), "nothing in owner/name matches"),
+        (
+            hub_asset(repo="owner/gated", files=[wrong]),
+            "accept its licence at https://huggingface.co/owner/gated",
+        ),
+    ):
+        done = fetch(tmp_path, endpoint, asset)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
