@@ -90,26 +90,29 @@ def scan_shard(path: Path, limit: int | None = None) -> Scan:
 
 
 def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: int | None) -> Scan:
-    def content(member: tarfile.TarInfo | None, length: int) -> bytes:
-        if member is None:
-            raise ConfigError(f"{path}: the shard ends in the middle of a sample")
-        stream.seek(member.offset_data)
-        return stream.read(min(length, member.size))
+    def member() -> tarfile.TarInfo:
+        found = tar.next()
+        if found is None:
+            raise ConfigError(f"{path}: not a latent shard: it ends too early")
+        return found
 
-    first = tar.next()
-    if first is None or first.name != "__meta__/card.json":
+    def content(place: tarfile.TarInfo, length: int) -> bytes:
+        stream.seek(place.offset_data)
+        return stream.read(min(length, place.size))
+
+    first = member()
+    if first.name != "__meta__/card.json":
         raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
     card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
     offsets, labels, header = [], [], b""
     for index in range(card.start, card.stop)[:limit]:
-        label, array = tar.next(), tar.next()
-        text = content(label, 32)
+        label, array = member(), member()
         header = header or _npy_header(content(array, 1024))
-        names = (label.name, array.name) if label and array else ()
+        names = label.name, array.name
         if names != (f"{index:08d}.cls", f"{index:08d}.latent.npy") or content(array, len(header)) != header:
             raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
         offsets.append(array.offset_data + len(header))
-        labels.append(int(text))
+        labels.append(int(content(label, 32)))
     if limit is None and tar.next() is not None:
         raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
     shape, _, dtype = _read_header(header)
@@ -208,7 +211,7 @@ class LatentShards:
         """Refuse latents other than ``card`` asks for; see `Manifest.check`."""
         self.manifest.check(card, self.path)
 
-    def read(self, indices: Tensor, views: Tensor | None = None) -> Tensor:
+    def read(self, indices: Tensor | Sequence[int], views: Tensor | Sequence[int] | None = None) -> Tensor:
         """Raw latents in the stored dtype.
 
         Args:
@@ -218,8 +221,8 @@ class LatentShards:
         Returns:
             (n, views, C, H, W), or (n, C, H, W) if ``views`` is given.
         """
-        index = indices.numpy()
-        chosen = None if views is None else views.numpy()
+        index = np.asarray(indices, np.int64)
+        chosen = None if views is None else np.asarray(views, np.int64)
         shape = self.shape if chosen is not None else (self.views, *self.shape)
         result = np.empty((len(index), *shape), self.manifest.dtype)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):

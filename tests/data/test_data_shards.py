@@ -82,6 +82,7 @@ def test_reader_equals_source_in_any_order(made: Made) -> None:
     assert torch.equal(both, torch.stack([images, images.flip(-1)], dim=1)[order])
     view = torch.arange(1797) % 2
     assert torch.equal(shards.read(order, view), both[torch.arange(1797), view])
+    assert torch.equal(shards.read(range(890, 905))[:, 0], images[890:905])
     for outside in (-1, 1797):
         with pytest.raises(IndexError):
             shards.read(torch.tensor([outside]))
