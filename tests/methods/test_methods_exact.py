@@ -103,7 +103,7 @@ def gaussian_batch_of(step, batch):
 def test_surrogate_gradient_of_n2n_is_the_limit_of_the_discrete_losses(
     exact_map, exact_context, gaussian_batch
 ):
-    """(lambda right + gamma left discrete losses) / 2 delta against the regression, gradient by gradient."""
+    """Eq. 12 and its left-end twin for a small delta, weighted, against the regression with (t - r) / 2."""
     right, left, delta = 0.7, 0.3, 1e-5
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
     params = config.DECMLoss(
@@ -129,7 +129,7 @@ def test_surrogate_gradient_of_n2n_is_the_limit_of_the_discrete_losses(
         ahead = f(batch.x0 + delta * ctx.teacher(batch.x0, r, batch.y), r + delta, t)
         behind = behind + delta * ctx.teacher(behind, t - delta, batch.y)
     own = f(batch.x0, r, t)
-    # d = (t - r) / 2 of the regression against 1 of the discrete loss: the factor 4 (lambda + gamma) / 2.
+    # Both gradients are then the mean of (t - r) g dF/dp, with g divided by lambda + gamma.
     discrete = right * (own - behind).square() + left * (own - ahead).square()
     weighted = discrete[live].mean() * live.double().mean() / (2 * delta * (right + left))
     (limit,) = torch.autograd.grad(weighted, net.parameters())
