@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def read_images(path: str | Path) -> Iterator[Tensor]:
             if member.name.endswith(".images.npy"):
                 stream = tar.extractfile(member)
                 assert stream is not None
-                yield torch.from_numpy(np.load(stream, allow_pickle=False))
+                yield torch.from_numpy(np.load(io.BytesIO(stream.read()), allow_pickle=False))
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:

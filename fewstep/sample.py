@@ -26,7 +26,7 @@ from .core.guidance import guided_field
 from .core.rng import generator
 from .core.sampling import evaluations, sample
 from .data.shards import LatentShards
-from .data.tokenizers import open_tokenizer
+from .data.tokenizers import open_tokenizer, weights_digest
 from .images import ImageWriter, to_uint8, write_images
 from .stage import parser, run
 
@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     shards = LatentShards(given.latents)
     shards.check(spec.latents)
     weights = given.tokenizer[0] if given.tokenizer else None
+    if shards.manifest.weights != weights_digest(weights):
+        raise ValueError(f"{given.latents}: was encoded with other tokenizer weights than {weights}")
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, ranks.device)
     labels = draw_labels(spec)
     card = {

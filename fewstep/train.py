@@ -243,7 +243,12 @@ class Trainer:
         null = spec.backbone.classes if isinstance(spec.backbone, LightningDiT) else 0
         teacher = None
         if self.teacher_net is not None:
-            teacher = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
+            guided = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
+
+            def teacher(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+                with self.accelerator.autocast():
+                    return guided(x, t, y)
+
         return Context(
             step=step,
             steps=spec.train.steps,
