@@ -36,7 +36,8 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     held = 0
     # With every cell trained once (say, the teacher against itself) there is one seed to compare.
     cells = [claim.left, *claim.right]
-    seeds = [0] if all(cell.method in spec.once for cell in cells) else spec.seeds
+    asked = spec.first_seeds if claim.seeds == "first" else spec.seeds
+    seeds = [0] if all(cell.method in spec.once for cell in cells) else asked
     for seed in seeds:
         keys = [_key(spec, cell, seed) for cell in cells]
         if any(key not in metrics for key in keys):

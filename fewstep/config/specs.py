@@ -143,6 +143,7 @@ class ClaimsSpec(Strict):
     claims: list[Claim]
     protocol: str
     seeds: list[int]
+    first_seeds: list[int] = Field(default=[0], description="for claims that say `seeds: first`")
     once: list[str] = Field(
         default=[], description="methods whose seed 0 stands for every seed (the teacher)"
     )

@@ -95,6 +95,9 @@ class Claim(Strict):
     right: list[CellName] = Field(min_length=1)
     factor: float = Field(default=1.0, gt=0)
     metric: str = "fid"
+    seeds: Literal["all", "first"] = Field(
+        default="all", description="first: only the tables' seeds, for ablations too dear to repeat"
+    )
     miniature: Literal["holds", "fails", "varies"] = Field(
         default="holds", description="what the demo is known to show; the paper's claim stays as it is"
     )

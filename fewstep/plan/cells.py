@@ -76,9 +76,10 @@ class Cells(Runs):
     def claim_cells(self) -> list[CellKey]:
         keys = []
         for claim in self.config.claims:
+            wanted = self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
-                for seed in self.seeds(run, self.config.claim_seeds):
+                for seed in self.seeds(run, wanted):
                     keys.append(self._key(run, seed, cell.sampler, cell.nfe, self.claim_protocol))
         return _unique(keys)
 

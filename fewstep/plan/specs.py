@@ -185,6 +185,7 @@ def _claims(plan: Cells, _name: str) -> Strict:
         claims=plan.config.claims,
         protocol=plan.claim_protocol,
         seeds=plan.config.claim_seeds,
+        first_seeds=plan.config.root.seeds,
         once=sorted({run.method for run in runs if not run.taught}),
         scale=_scale(runs),
     )
