@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_plan, raw_config
+from configs import ROOT, make_plan, raw_config
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge, read_yaml

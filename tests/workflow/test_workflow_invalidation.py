@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 
 import pytest
-from conftest import make_plan, raw_config
+from configs import make_plan, raw_config
 
 from fewstep.config.base import merge
 from fewstep.config.specs import CellKey

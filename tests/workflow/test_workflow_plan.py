@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, raw_config
+from configs import ROOT, raw_config
 
 from fewstep.config.__main__ import rendered
 from fewstep.config.base import read_yaml
