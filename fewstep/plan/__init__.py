@@ -29,8 +29,8 @@ class Plan(Cells):
         return text
 
     def spec_text(self, stage: str, name: str) -> str:
-        """Canonical JSON of a spec."""
-        return dump(spec(self, stage, name))
+        """Canonical JSON of a spec, without its last line feed."""
+        return dump(spec(self, stage, name)).rstrip("\n")
 
     # Data and weights
 

@@ -92,7 +92,9 @@ def tables(**changes) -> dict:
             ["train/spare/*"],
             id="an unused method: nothing of the others",
         ),
-        pytest.param({"seeds": [0, 1]}, ["train/*", "sample/*", "score/*", "table/*"], id="one more seed: new runs"),
+        pytest.param(
+            {"seeds": [0, 1]}, ["train/*", "sample/*", "score/*", "table/*", "claims/*"], id="one more seed: new runs"
+        ),
         pytest.param({"targets": ["table1"]}, ["report/report"], id="other default targets"),
     ],
 )

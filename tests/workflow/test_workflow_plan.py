@@ -55,7 +55,7 @@ def test_specs_survive_the_disk(preset, tmp_path, paper_plan, demo_plan):
     run = plan.run("decm", "freq-5")
     text = plan.spec_text("train", "decm/freq-5/0")
     (tmp_path / "spec.json").write_text(text)
-    assert dump(read_spec(TrainSpec, tmp_path / "spec.json")) == text
+    assert dump(read_spec(TrainSpec, tmp_path / "spec.json")) == text + "\n"
     assert isinstance(read_spec(TrainSpec, tmp_path / "spec.json").latents, LatentCard)
     assert run.loss == read_spec(TrainSpec, tmp_path / "spec.json").loss
 

@@ -26,11 +26,15 @@ wildcard_constraints:
 rule spec:
     output:
         "<results>/specs/{stage}/{name}.json",
-    params:
-        text=lambda wildcards: plan.spec_text(wildcards.stage, wildcards.name),
+    log:
+        "<logs>/spec/{stage}/{name}.log",
     wildcard_constraints:
         name=".+",
         stage="[a-z]+",
     localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        text=lambda wildcards: plan.spec_text(wildcards.stage, wildcards.name),
     shell:
-        "printf %s {params.text:q} > {output}"
+        "printf '%s\\n' {params.text:q} > {output} 2> {log}"

@@ -14,9 +14,9 @@ rule table:
         "<logs>/table/{table}.log",
     wildcard_constraints:
         table=plan.pattern("tables"),
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
-    localrule: True
     shell:
         "python -m fewstep.table --spec {input.spec} --metrics {input.metrics}"
         " --out {output.csv} --markdown {output.markdown} > {log} 2>&1"
@@ -40,9 +40,9 @@ rule figure:
         "<logs>/figure/{figure}.log",
     wildcard_constraints:
         figure=plan.pattern("figures"),
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
-    localrule: True
     shell:
         "python -m fewstep.figure --spec {input.spec} --metrics {input.metrics}"
         " --curves {input.curves} --images {input.images}"
@@ -54,13 +54,15 @@ rule claims:
         spec="<results>/specs/claims/claims.json",
         metrics=[plan.metrics(key) for key in plan.claim_cells()],
     output:
-        csv=report("<results>/claims.csv", caption="../report/claims.rst", category="Claims"),
+        csv=report(
+            "<results>/claims.csv", caption="../report/claims.rst", category="Claims"
+        ),
         markdown="<results>/claims.md",
     log:
         "<logs>/claims.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
-    localrule: True
     shell:
         "python -m fewstep.claims --spec {input.spec} --metrics {input.metrics}"
         " --out {output.csv} --markdown {output.markdown} > {log} 2>&1"
@@ -74,8 +76,8 @@ rule report_page:
         report("<results>/report.html", caption="../report/page.rst", category="Report"),
     log:
         "<logs>/report.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
-    localrule: True
     shell:
         "python -m fewstep.report --spec {input.spec} --parts {input.parts} --out {output} > {log} 2>&1"
