@@ -164,12 +164,13 @@ class Trainer:
                 accelerator.end_training()
                 raise SystemExit(STOPPED)
         bar.close()
-        accelerator.end_training()
         if curve:
             curve.flush()
             self._write(curve.path)
         accelerator.wait_for_everyone()
         self.state.remove()
+        # Last: it also takes the process group down.
+        accelerator.end_training()
 
     def _together(self, due: bool) -> bool:
         if self.accelerator.num_processes == 1 or self.given.save_steps:
