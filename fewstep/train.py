@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--device-batch", type=int, default=128, help="most rows a device holds at once")
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
-    arguments.add_argument("--tangent", default="split", help="formulation of the tangent (core/jvp.py)")
+    arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
     given = arguments.parse_args(argv)
     Trainer(read_spec(TrainSpec, given.spec), given).run()
 

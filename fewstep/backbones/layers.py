@@ -1,6 +1,7 @@
 """Layers of LightningDiT (Yao, Yang, Wang, 2025, arXiv 2501.01423): norms, attention, embeddings.
 
-Attribute names are those of the published checkpoints, so that weights load without renaming.
+Attribute names are those of the published checkpoints, so that weights load without renaming. Every
+layer whose input depends on image or times takes duals too (dual.py); in the rules dx is the tangent of x.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .dual import Carried, Conv2d, Linear, SiLU, carry, chunk, each, parts, silu_slope
+
+SCORES = 1 << 22
+"""Most attention scores that the tangent of attention holds at once; it goes through the batch in slices."""
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -24,9 +30,26 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Carried, shift: Carried, scale: Carried) -> Carried:
     """``(1 + scale) x + shift`` with (B, D) parameters on (B, N, D) tokens."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    (x, dx), (shift, dshift), (scale, dscale) = parts(x), parts(shift), parts(scale)
+    factor = 1 + scale[:, None]
+    return carry(
+        x * factor + shift[:, None],
+        dx,
+        lambda dx: torch.addcmul(torch.addcmul(dshift[:, None], dx, factor), x, dscale[:, None]),
+    )
+
+
+def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
+    """``h + gate * branch`` with a (B, D) gate on (B, N, D) tokens."""
+    (h, dh), (gate, dgate), (branch, dbranch) = parts(h), parts(gate), parts(branch)
+    gate = gate[:, None]
+    return carry(
+        h + gate * branch,
+        dh,
+        lambda dh: torch.addcmul(torch.addcmul(dh, gate, dbranch), dgate[:, None], branch),
+    )
 
 
 class RMSNorm(nn.Module):
@@ -37,10 +60,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Carried) -> Carried:
+        x, dx = parts(x)
         wide = x.to(at_least_float32(x.dtype))
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        unit = wide * scale
+
+        def rule(dx: Tensor) -> Tensor:
+            dx = dx.to(wide.dtype)
+            along = (unit * dx).mean(-1, keepdim=True)
+            return (torch.addcmul(dx, unit, along, value=-1) * scale).to(x.dtype) * self.weight
+
+        return carry(unit.to(x.dtype) * self.weight, dx, rule)
 
 
 class TimeEmbedding(nn.Module):
@@ -54,21 +85,29 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         if features % 2:
             raise ValueError(f"time_features {features} must be even: half cosines, half sines")
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(features, width), SiLU(), Linear(width, width))
         self.half = features // 2
         self.scale = scale
         self.period = period
 
-    def features(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+    def features(self, t: Carried, dtype: torch.dtype) -> Carried:
         """The sinusoids (B, features), computed in ``dtype``."""
+        t, dt = parts(t)
         j = torch.arange(self.half, device=t.device, dtype=dtype)
-        angles = t.to(dtype)[:, None] * (self.scale * self.period ** (-j / self.half))
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+        frequencies = self.scale * self.period ** (-j / self.half)
+        angles = t.to(dtype)[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
 
-    def forward(self, t: Tensor) -> Tensor:
-        weight = self.mlp[0].weight
-        features: Tensor = self.features(t, at_least_float32(weight.dtype))
-        return self.mlp(features.to(weight.dtype))
+        def rule(dt: Tensor) -> Tensor:
+            dangles = dt.to(dtype)[:, None] * frequencies
+            return torch.cat([-sin * dangles, cos * dangles], dim=-1)
+
+        return carry(torch.cat([cos, sin], dim=-1), dt, rule)
+
+    def forward(self, t: Carried) -> Carried:
+        dtype = self.mlp[0].weight.dtype
+        features = self.features(t, at_least_float32(dtype))
+        return self.mlp(each(lambda x: x.to(dtype), features))
 
 
 class LabelEmbedding(nn.Module):
@@ -87,10 +126,10 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.proj = Conv2d(channels, width, patch, stride=patch)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+    def forward(self, x: Carried) -> Carried:
+        return each(lambda x: x.flatten(2).transpose(1, 2), self.proj(x))
 
 
 def sincos_table(rows: int, columns: int, width: int) -> Tensor:
@@ -137,11 +176,43 @@ class RotaryTable(nn.Module):
         self.register_buffer("freqs_cos", angles.cos().to(torch.get_default_dtype()))
         self.register_buffer("freqs_sin", angles.sin().to(torch.get_default_dtype()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Carried) -> Carried:
         """Rotate (B, heads, N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
+        return each(self._rotate, x)
+
+    def _rotate(self, x: Tensor) -> Tensor:
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack([-b, a], dim=-1).flatten(-2)
         return x * self.freqs_cos + turned * self.freqs_sin
+
+
+def attend(q: Carried, k: Carried, v: Carried) -> Carried:
+    """Softmax attention of (B, heads, N, head_dim), by the kernel in force for the value.
+
+    With P = softmax(S), S = q k^T / sqrt(head_dim) and H = P * dS the tangent is P dv + H v - rowsum(H) o.
+    """
+    (q, dq), (k, dk), (v, dv) = parts(q), parts(k), parts(v)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    o = F.scaled_dot_product_attention(q, k, v)
+
+    def rule(dv: Tensor) -> Tensor:
+        rows = max(1, SCORES // (q.shape[1] * q.shape[2] ** 2))
+        scale = q.shape[3] ** -0.5
+        scaled = (q * scale, (dq * scale).to(v.dtype), k, dk.to(v.dtype), v, dv, o)
+        slices = zip(*(part.split(rows) for part in scaled))
+        tangents = [_attention_tangent(*(part.flatten(0, 1) for part in one)) for one in slices]
+        return torch.cat(tangents).view(o.shape)
+
+    return carry(o, dv, rule)
+
+
+def _attention_tangent(q, dq, k, dk, v, dv, o) -> Tensor:
+    """The rule of `attend` on (B * heads, N, head_dim), with q and dq divided by sqrt(head_dim)."""
+    P = torch.bmm(q, k.mT).softmax(-1)
+    H = P * torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT)
+    mean = H.sum(-1, keepdim=True)
+    P, H = P.to(v.dtype), H.to(v.dtype)
+    return torch.addcmul(torch.baddbmm(torch.bmm(P, dv), H, v), mean.to(v.dtype), o, value=-1)
 
 
 class Attention(nn.Module):
@@ -153,18 +224,18 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor, rope: RotaryTable) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Norm gains and rotary tables are float32 also where the projections are bfloat16.
-        q = rope(self.q_norm(q)).to(v.dtype)
-        k = rope(self.k_norm(k)).to(v.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Carried, rope: RotaryTable) -> Carried:
+        q, k, v = (each(self._split, part) for part in chunk(self.qkv(x), 3))
+        mixed = attend(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
+        return self.proj(each(lambda o: o.transpose(1, 2).flatten(2), mixed))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -172,12 +243,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
+        self.w12 = Linear(width, 2 * hidden)
+        self.w3 = Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(a) * b)
+    def forward(self, x: Carried) -> Carried:
+        (a, da), (b, db) = map(parts, chunk(self.w12(x), 2))
+        active = F.silu(a)
+        return self.w3(carry(active * b, da, lambda da: torch.addcmul(silu_slope(da, a) * b, active, db)))
 
 
 class Block(nn.Module):
@@ -189,12 +261,12 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qk_norm)
         self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(width, 8 * width // 3)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 6 * width))
 
-    def forward(self, h: Tensor, c: Tensor, rope: RotaryTable) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        h = h + gate1[:, None] * self.attn(modulate(self.norm1(h), shift1, scale1), rope)
-        return h + gate2[:, None] * self.mlp(modulate(self.norm2(h), shift2, scale2))
+    def forward(self, h: Carried, c: Carried, rope: RotaryTable) -> Carried:
+        shift1, scale1, gate1, shift2, scale2, gate2 = chunk(self.adaLN_modulation(c), 6)
+        h = gated(h, gate1, self.attn(modulate(self.norm1(h), shift1, scale1), rope))
+        return gated(h, gate2, self.mlp(modulate(self.norm2(h), shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
@@ -203,9 +275,9 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.norm_final = RMSNorm(width)
-        self.linear = nn.Linear(width, features)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, features)
+        self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 2 * width))
 
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+    def forward(self, h: Carried, c: Carried) -> Carried:
+        shift, scale = chunk(self.adaLN_modulation(c), 2)
         return self.linear(modulate(self.norm_final(h), shift, scale))

@@ -3,13 +3,17 @@
 The state dict has the names and shapes of the published checkpoints: 351 tensors at XL/1 without
 query-key norm, 407 with it (the FACM teacher), and four more for the target-time embedding
 (arXiv 2507.03738). The time enters as t in [0, 1], noise at 0, not multiplied by 1000.
+
+Given tangents, the network carries value and derivative through its layers together (dual.py).
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..config import settings
+from .dual import Carried, Dual, add, each
 from .layers import (
     Block,
     FinalLayer,
@@ -31,6 +35,8 @@ class LightningDiT(nn.Module):
     With ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the
     first, and the result is the pair (velocity, flow map).
     """
+
+    carries_tangents = True
 
     def __init__(self, spec: settings.LightningDiT) -> None:
         super().__init__()
@@ -72,17 +78,17 @@ class LightningDiT(nn.Module):
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
-    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+    def condition(self, t: Carried, s: Carried | None, y: Tensor) -> Carried:
         """Sum of the embeddings of t, s (B,) and the labels y (B,): (B, width), never in half precision.
 
         The derivative with respect to the times passes through here, and costs little.
         """
-        with without_autocast(t.device):
-            c: Tensor = self.t_embedder(t) + self.y_embedder(y)
+        with without_autocast(y.device):
+            c = add(self.t_embedder(t), self.y_embedder(y))
             if self.r_embedder is not None:
                 if s is None:
                     raise ValueError("this network has a target-time embedding: give s")
-                c = c + self.r_embedder(s)
+                c = add(c, self.r_embedder(s))
         return c
 
     def unpatchify(self, patches: Tensor) -> Tensor:
@@ -92,23 +98,46 @@ class LightningDiT(nn.Module):
         image = patches.unflatten(2, (p, p, self.channels)).unflatten(1, (rows, columns))
         return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, rows * p, columns * p)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Evaluate the network.
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | None,
+        y: Tensor,
+        tangents: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Evaluate the network, and its derivative if asked for.
 
         Args:
             x: noisy latents (B, C, H, W), in the dtype of the weights (any under autocast).
             t: times (B,), in [0, 1].
             s: target times (B,); None is allowed without ``target_time``.
             y: labels (B,), int64; ``classes`` is the unconditional one.
+            tangents: dx, dt, ds, of the shapes of x, t, s.
 
         Returns:
-            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two outputs.
+            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two
+            outputs; with ``tangents`` this value and its derivative along them, which has no graph.
         """
+        if tangents is None:
+            return self._sweep(x, t, s, y, x.dtype)
+        dx, dt, ds = (tangent.detach() for tangent in tangents)
+        result = self._sweep(Dual(x, dx), Dual(t, dt), Dual(s, ds), y, x.dtype)
+        if self.final_layer_u is None:
+            return tuple(result)
+        return tuple(zip(*result))
+
+    def _sweep(self, x: Carried, t: Carried, s: Carried | None, y: Tensor, dtype: torch.dtype):
+        """Plain tensors, or duals, from the first layer to the last."""
         c = self.condition(t, s, y)
-        h = self.x_embedder(x) + self.pos_embed
+        h = add(self.x_embedder(x), self.pos_embed)
         for block in self.blocks:
             h = block(h, c, self.feat_rope)
-        velocity = self.unpatchify(self.final_layer(h, c)).to(x.dtype)
+
+        def image(patches: Tensor) -> Tensor:
+            return self.unpatchify(patches).to(dtype)
+
+        velocity = each(image, self.final_layer(h, c))
         if self.final_layer_u is None:
             return velocity
-        return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)
+        return velocity, each(image, self.final_layer_u(h, c))

@@ -1,0 +1,162 @@
+"""The rules for tangents of the backbone's layers, against torch.func.jvp of the same forward."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fewstep.backbones import build, layers
+from fewstep.backbones.dual import Conv2d, Dual, Linear, SiLU, add, parts
+
+FLAGS = [
+    dict(zip(("target_time", "qk_norm", "patch", "outputs"), flags))
+    for flags in itertools.product((False, True), (False, True), (1, 2), (1, 2))
+]
+
+
+def reference(function, values, tangents):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(function, tuple(values), tuple(tangents))
+
+
+def check(function, *shapes, dtype=torch.float64):
+    """``function`` on duals of random values in the given shapes."""
+    draws = torch.Generator().manual_seed(5)
+    values, tangents = zip(*(torch.randn(2, *shape, generator=draws, dtype=dtype) for shape in shapes))
+    value, tangent = function(*map(Dual, values, tangents))
+    assert torch.equal(value, function(*values))
+    assert not tangent.requires_grad and tangent.abs().max() > 1e-3
+    torch.testing.assert_close(tangent, reference(function, values, tangents)[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Linear(5, 7), (3, 4, 5)),
+        (SiLU(), (3, 5)),
+        (Conv2d(2, 3, 2, stride=2), (2, 2, 4, 6)),
+        (layers.RMSNorm(6), (2, 3, 6)),
+        (layers.SwiGLU(6, 9), (2, 3, 6)),
+        (layers.TimeEmbedding(6, 8, 2.0, 50.0), (4,)),
+        (layers.PatchEmbedding(2, 5, 2), (2, 2, 4, 6)),
+        (layers.RotaryTable(2, 3, 8), (2, 2, 6, 8)),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, torch.nn.Module) else "",
+)
+def test_layers(layer, shape):
+    check(layer.double(), shape)
+
+
+def test_products_with_the_conditioning():
+    tokens, per_sample = (2, 3, 5), (2, 5)
+    check(layers.modulate, tokens, per_sample, per_sample)
+    check(layers.gated, tokens, per_sample, tokens)
+
+
+@pytest.mark.parametrize("scores", [1, 2 * 3 * 16, 10**6], ids=["row by row", "uneven slices", "at once"])
+def test_attention_in_slices(scores, monkeypatch):
+    monkeypatch.setattr(layers, "SCORES", scores)
+    check(layers.attend, *[(5, 3, 4, 6)] * 3)
+
+
+def test_a_term_without_tangent():
+    x, y, dx = torch.randn(3, 4)
+    assert parts(add(x, y))[1] is None
+    for sum_ in (add(Dual(x, dx), y), add(y, Dual(x, dx))):
+        assert torch.equal(sum_.value, x + y) and torch.equal(sum_.tangent, dx)
+    assert torch.equal(add(Dual(x, dx), Dual(y, dx)).tangent, 2 * dx)
+
+
+def directions(x, t, s):
+    draws = torch.Generator().manual_seed(6)
+    return tuple(torch.randn(z.shape, generator=draws, dtype=torch.float64).to(z.dtype) for z in (x, t, s))
+
+
+def as_pair(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(map(str, map(int, flags.values()))))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_network(flags, dtype, spec, active, inputs):
+    """Value and its gradient bitwise those of the plain forward, tangent that of torch.func.jvp."""
+    one = spec(**flags)
+    net = active(one, dtype, target=True)
+    x, t, s, y = inputs(one, dtype=dtype)
+    tangents = directions(x, t, s)
+    swept, derivative = (as_pair(part) for part in net(x, t, s, y, tangents=tangents))
+    plain = as_pair(net(x, t, s, y))
+    weights = [w for w in net.parameters() if w.requires_grad]
+    expected = as_pair(reference(lambda x, t, s: net(x, t, s, y), (x, t, s), tangents)[1])
+    exact = {torch.float64: 1e-10, torch.float32: 2e-4}[dtype]
+    for value, ordinary, tangent, jvp in zip(swept, plain, derivative, expected, strict=True):
+        assert torch.equal(value, ordinary)
+        assert not tangent.requires_grad and tangent.dtype == dtype and tangent.abs().max() > 0.1
+        assert (tangent - jvp).abs().max() <= exact * jvp.abs().max()
+    losses = [sum((v * d.detach()).mean() for v, d in zip(values, derivative)) for values in (swept, plain)]
+    for ours, ordinary in zip(*(torch.autograd.grad(loss, weights) for loss in losses), strict=True):
+        assert torch.equal(ours, ordinary)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_network_under_bf16_autocast(qk_norm, spec, active, inputs):
+    one = spec(qk_norm=qk_norm, target_time=True)
+    net = active(one, target=True)
+    x, t, s, y = inputs(one)
+    tangents = directions(x, t, s)
+    exact = net(x, t, s, y, tangents=tangents)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        value, rough = net(x, t, s, y, tangents=tangents)
+        plain = net(x, t, s, y)
+    assert torch.equal(value, plain) and rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+    weights = [w for w in net.parameters() if w.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16):  # a fresh cache of cast weights, filled by the sweep
+        value = net(x, t, s, y, tangents=tangents)[0]
+    gradients = (torch.autograd.grad(v.square().mean(), weights) for v in (value, plain))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_half_precision_weights(spec, active, inputs):
+    one = spec(qk_norm=True, target_time=True)
+    x, t, s, y = inputs(one)
+    tangents = directions(x, t, s)
+    exact = active(one, target=True)(x, t, s, y, tangents=tangents)[1]
+    net = active(one, torch.bfloat16, target=True)
+    value, rough = net(x.bfloat16(), t, s, y, tangents=(tangents[0].bfloat16(), *tangents[1:]))
+    assert value.dtype == rough.dtype == torch.bfloat16
+    assert (rough - exact).norm() < 0.15 * exact.norm()
+
+
+def test_tangents_carry_no_graph_in(spec, active, inputs):
+    one = spec()
+    x, t, s, y = inputs(one)
+    dx, dt, ds = directions(x, t, s)
+    _, tangent = active(one)(x, t, s, y, tangents=(dx.requires_grad_(), dt, ds))
+    assert not tangent.requires_grad
+
+
+def test_the_graph_is_that_of_the_value_alone(spec, active, inputs):
+    """Memory: tensors saved for the backward are as many and as large as those of a plain forward."""
+    one = spec(qk_norm=True, target_time=True)
+    net = active(one, target=True)
+    x, t, s, y = inputs(one)
+
+    def saved(**given):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda z: sizes.append(z.numel()) or z, lambda z: z):
+            net(x, t, s, y, **given)
+        return sizes
+
+    assert saved(tangents=directions(x, t, s)) == saved()
+
+
+def test_patches_of_an_image_reach_a_fresh_network_as_zero(spec, inputs):
+    one = spec()
+    x, t, s, y = inputs(one)
+    value, tangent = build(one)(x, t, s, y, tangents=directions(x, t, s))
+    assert not value.any() and not tangent.any()
