@@ -122,6 +122,8 @@ class Runs:
             raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
         _check_schedule(method.loss, train, f"{file}: {where}.loss")
         latents = self.parts.latents[setting.latents]
+        network = method.backbone or setting.backbone
+        self._check_backbone(network, setting.latents)
         return Run(
             method=name,
             variant=variant,
@@ -130,9 +132,24 @@ class Runs:
             loss=method.loss,
             train=train,
             guidance=guidance,
-            backbone=self.parts.backbones[method.backbone or setting.backbone],
+            backbone=self.parts.backbones[network],
             tokenizer=self.parts.tokenizers[latents.tokenizer],
         )
+
+    def _check_backbone(self, name: str, latents: str) -> None:
+        """Refuse a network made for other data than it is to be trained on."""
+        backbone, entry = self.parts.backbones[name], self.parts.latents[latents]
+        wanted: dict[str, Any] = {
+            "shape": self.parts.tokenizers[entry.tokenizer].shape,
+            "classes": self.parts.datasets[entry.dataset].classes,
+        }
+        for key, value in wanted.items():
+            found = getattr(backbone, key, value)
+            if found != value:
+                file = self.config.root.files.settings
+                raise ConfigError(
+                    f"{file}: backbones.{name}.{key}: {found}, but latents {latents} have {value}"
+                )
 
 
 def _check_schedule(loss: Loss, train: Train, where: str) -> None:

@@ -1,0 +1,105 @@
+"""Stages in processes of their own, so that they can die, stop, or be two.
+
+Children are forked from a server that has imported the stages but never run one: a child starts in
+milliseconds, and no thread of a training is lost in the fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stages_world import Call
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["torch", "accelerate", "tensorboard", "webdataset", "fewstep.train", "fewstep.sample", "fewstep.score"]
+)
+LIMIT = 120
+
+
+def die_at_rename(name: str) -> None:
+    """The process is killed when everything is written and only the rename to ``name`` is left."""
+    for function in ("replace", "rename"):
+        original = getattr(os, function)
+
+        def dying(source: Any, target: Any, *rest: Any, _original: Any = original, **more: Any) -> None:
+            if Path(target).name == name:
+                os.kill(os.getpid(), signal.SIGKILL)
+            _original(source, target, *rest, **more)
+
+        setattr(os, function, dying)
+
+
+def signal_at_step(step: int, number: int) -> None:
+    """The training process gets a signal in the middle of a step."""
+    from fewstep.train import Trainer
+
+    original = Trainer._update
+
+    def signalled(self: Trainer, now: int, *rest: Any) -> Any:
+        result = original(self, now, *rest)
+        if now == step:
+            os.kill(os.getpid(), number)
+        return result
+
+    Trainer._update = signalled
+
+
+def _child(call: Call, log: Path, environment: dict[str, str], fate: Callable | None, how: dict) -> None:
+    os.environ.update(environment)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    if fate:
+        fate(**how)
+    from fewstep.stage import run
+
+    run(lambda _: importlib.import_module(f"fewstep.{call.stage}").main(call.arguments))
+
+
+def start(call: Call, log: Path, environment: dict[str, str] | None = None, fate=None, **how) -> Any:
+    process = _CONTEXT.Process(target=_child, args=(call, log, environment or {}, fate, how))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """Exit status; negative for a signal."""
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"a child still ran after {LIMIT} s")
+    return process.exitcode
+
+
+def child(call: Call, log: Path, fate=None, **how) -> int:
+    """Run a stage in another process; ``fate`` is one of the functions above."""
+    return finish(start(call, log, fate=fate, **how))
+
+
+def ranks(call: Call, folder: Path, count: int = 2, fate=None, **how) -> list[int]:
+    """Run a stage as ``count`` processes, with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    processes = [
+        start(
+            call,
+            folder / f"rank{rank}.log",
+            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
+            fate,
+            **how,
+        )
+        for rank in range(count)
+    ]
+    return [finish(process) for process in processes]

@@ -1,0 +1,166 @@
+"""A world small enough for tests: every stage's call with the demo's own specs, made tiny."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs import make_plan, raw_config
+
+from fewstep.config.base import merge
+
+TRAIN = {"steps": 8, "batch": 32, "optimizer": {"warmup": 2}}
+NETWORK = {"depth": 1, "width": 16, "heads": 2}
+TINY: dict[str, Any] = {
+    "settings": {
+        "latents": {"digits-latents": {"shards": 1}},
+        "backbones": {
+            "lightningdit-digits-teacher": NETWORK,
+            "lightningdit-digits": NETWORK,
+            "digits-autoencoder": {"width": 8},
+            "digits-classifier": {"features": 16},
+        },
+        "protocols": {"digits": {"images": 40}},
+        "settings": {
+            "digits": {"train": TRAIN, "guidance": {"calibration": 64}},
+            "digits-autoencoder": {"train": TRAIN},
+            "digits-classifier": {"train": TRAIN},
+        },
+    },
+    "methods": {
+        "teacher": {"train": {"steps": 8, "optimizer": {"warmup": 2}}},
+        "scm": {"loss": {"warmup": 4, "learned_weight": True}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a stage, in a shell's words."""
+
+    stage: str
+    arguments: list[str]
+    outputs: list[Path]
+
+    @property
+    def out(self) -> Path:
+        return self.outputs[0]
+
+    def more(self, *words: str) -> Call:
+        return Call(self.stage, [*self.arguments, *words], self.outputs)
+
+    def __call__(self) -> Path:
+        """Run it in this process; what a training leaves behind in the process is put back."""
+        with alone():
+            importlib.import_module(f"fewstep.{self.stage}").main(self.arguments)
+        return self.out
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Accelerate keeps its state in the process, and train takes over two signals."""
+    from accelerate.state import AcceleratorState
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class World:
+    """Paths of the files that exist once, and calls that write into any folder."""
+
+    def __init__(self, folder: Path, overrides: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        names = ("results", "logs", "assets", "latents")
+        changes = {
+            "pathvars": {name: str(folder / name) for name in names},
+            "overrides": merge(TINY, overrides or {}),
+        }
+        self.plan = make_plan(merge(raw_config("demo"), changes))
+
+    def varied(self, overrides: dict[str, Any]) -> World:
+        """The same files under a changed configuration."""
+        return World(self.folder, overrides)
+
+    def spec(self, stage: str, name: str, folder: Path) -> Path:
+        path = folder / f"{stage}-{name.replace('/', '-')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.plan.spec_text(stage, name), encoding="utf-8")
+        return path
+
+    def fetch(self, asset: str, folder: Path | None = None) -> Call:
+        out = Path(self.plan.record(asset)) if folder is None else folder / f"{asset}.json"
+        return self._call("fetch", asset, out)
+
+    def encode(self, latents: str, folder: Path | None = None, shard: int | None = None) -> Call:
+        """One shard, or with ``shard`` None the manifest of all of them."""
+        manifest = Path(self.plan.manifest(latents))
+        out = manifest if folder is None else folder / manifest.name
+        words = ["--source", self.plan.source(latents)]
+        words += ["--tokenizer", *self.plan.tokenizer_weights(latents)]
+        if shard is not None:
+            out = out.with_name(f"shard-{shard:05d}.tar")
+            return self._call("encode", latents, out, *words, "--shard", str(shard))
+        shards = [str(out.with_name(Path(path).name)) for path in self.plan.shards(latents)]
+        return self._call("encode", latents, out, *words, "--merge", *shards)
+
+    def train(self, method: str, folder: Path | None = None, seed: int = 0) -> Call:
+        run = f"{method}/base"
+        out = Path(self.plan.model(method)) if folder is None else folder / "model.safetensors"
+        curve = out.with_name("train.jsonl")
+        words = ["--latents", self.plan.latents_of(run), "--teacher", *self.plan.teacher_of(run)]
+        call = self._call("train", f"{run}/{seed}", out, *words, "--curve", str(curve))
+        return Call("train", call.arguments, [out, curve])
+
+    def sample(self, method: str, cell: str, folder: Path | None = None) -> Call:
+        run, images = f"{method}/base", self.plan.image_set("digits")
+        default = Path(self.plan.images_of(run, "0", cell, "digits"))
+        out = default if folder is None else folder / default.name
+        words = ["--model", self.plan.model(method), "--latents", self.plan.latents_of(run)]
+        words += ["--tokenizer", *self.plan.decoder_of(run)]
+        return self._call("sample", f"{run}/{cell}/{images}", out, *words)
+
+    def reference(self, folder: Path | None = None) -> Call:
+        default = Path(self.plan.reference("digits")[0])
+        out = default if folder is None else folder / default.name
+        words = ["--latents", *self.plan.reference_latents("digits")]
+        return self._call("reference", "digits", out, *words, "--extractor", *self.plan.extractor("digits"))
+
+    def score(self, method: str, cell: str, folder: Path | None = None) -> Call:
+        run = f"{method}/base"
+        images = self.plan.images_of(run, "0", cell, "digits")
+        out = Path(images).with_name("digits.json") if folder is None else folder / "digits.json"
+        words = ["--images", images, "--extractor", *self.plan.extractor("digits")]
+        words += ["--reference", *self.plan.reference("digits")]
+        return self._call("score", f"{run}/0/{cell}/digits", out, *words)
+
+    def _call(self, stage: str, name: str, out: Path, *words: str) -> Call:
+        spec = self.spec(
+            stage, name, self.folder / "specs" if out.is_relative_to(self.folder) else out.parent
+        )
+        return Call(stage, ["--spec", str(spec), *words, "--out", str(out)], [out])
+
+    def build(self) -> None:
+        """Everything that the tests start from."""
+        self.fetch("digits")()
+        self.encode("digits-pixels", shard=0)()
+        self.encode("digits-pixels")()
+        self.train("digits-classifier")()
+        self.train("digits-autoencoder")()
+        self.encode("digits-latents", shard=0)()
+        self.encode("digits-latents")()
+        self.train("teacher")()
+        self.train("cd")()
+        self.sample("cd", "cm-2")()
+        self.reference()()
+        self.score("cd", "cm-2")()

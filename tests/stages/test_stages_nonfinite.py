@@ -1,0 +1,104 @@
+"""A loss or gradient that is not finite never reaches weights, moments or EMA, and is not hidden."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from stages_world import World
+
+from fewstep.checkpoint import load_model
+from fewstep.methods.cd import CD
+from fewstep.train import Trainer
+
+
+def poison(monkeypatch, steps, where="loss") -> None:
+    """Losses of these steps become NaN, or the batch does."""
+    original = CD.loss
+
+    def loss(self, net, batch, ctx):
+        terms = original(self, net, batch, ctx)
+        if ctx.step in steps:
+            terms = type(terms)(terms.loss * math.nan, terms.logs)
+        return terms
+
+    if where == "loss":
+        monkeypatch.setattr(CD, "loss", loss)
+        return
+    from fewstep.data.loader import Loader
+
+    rows = Loader.rows
+
+    def spoilt(self, step, *rest):
+        batch = rows(self, step, *rest)
+        if step in steps and self._batch == 32:
+            batch.x1[0, 0, 0, 0] = math.inf
+        return batch
+
+    monkeypatch.setattr(Loader, "rows", spoilt)
+
+
+def snapshot(trainer: Trainer) -> list[torch.Tensor]:
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return [
+        each.clone()
+        for each in [*trainer.net.state_dict().values(), *moments, *trainer.ema.tensors().values()]
+    ]
+
+
+@pytest.mark.parametrize("where", ["loss", "batch"])
+def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypatch, where):
+    poison(monkeypatch, {3}, where)
+    seen = {}
+    original = Trainer._step
+
+    def watched(self, step, *rest):
+        before = snapshot(self)
+        result = original(self, step, *rest)
+        after = snapshot(self)
+        seen[step] = len(before) == len(after) and all(map(torch.equal, before, after))
+        return result
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    call = world.train("cd", tmp_path)
+    call()
+    assert [step for step, unchanged in seen.items() if unchanged] == [3]
+    tensors, card = load_model(call.out)
+    assert card["skipped_updates"] == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    assert [line["step"] for line in lines if not math.isfinite(line["grad_norm"])] == [3]
+    assert lines[-1]["step"] == 7
+
+
+def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
+    patient = world.varied({"methods": {"cd": {"train": {"patience": 3}}}})
+    poison(monkeypatch, {1, 4, 5, 6})
+    call = patient.train("cd", tmp_path).more("--save-steps", "2")
+    with pytest.raises(FloatingPointError) as error:
+        call()
+    text = str(error.value)
+    assert "step 6: 3 non-finite updates in a row" in text
+    assert "loss nan" in text
+    assert str(next(tmp_path.glob("state-*/step-000000006"))) in text
+    assert not any(path.exists() for path in call.outputs)
+
+
+def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_path, monkeypatch):
+    """A state saved amid bad updates counts them, so that a restart does not begin at zero again."""
+    patient = world.varied({"methods": {"cd": {"train": {"patience": 3}}}})
+    poison(monkeypatch, {4, 5, 6})
+    call = patient.train("cd", tmp_path).more("--save-steps", "1")
+    with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
+        call()
+    with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
+        call()
+
+
+def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(world, tmp_path, monkeypatch):
+    hasty = world.varied({"methods": {"cd": {"train": {"patience": 1}}}})
+    poison(monkeypatch, {0})
+    with pytest.raises(FloatingPointError, match=r"step 0: 1 non-finite .* last good state: none"):
+        hasty.train("cd", tmp_path)()
