@@ -8,15 +8,23 @@ from pydantic import Field, model_validator
 
 from .base import Strict
 
+Mark = Literal["paper", "code", "inferred"]
+"""Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
+
 
 class Dataset(Strict):
     asset: str
-    format: Literal["digits", "parquet", "webdataset", "imagefolder"]
+    format: Literal["digits", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"] = Field(
+        description="latents-safetensors: encoded elsewhere, taken over without the tokenizer"
+    )
     resolution: int = Field(gt=0)
     channels: int = Field(default=3, gt=0)
     classes: int = Field(gt=0)
     images: int = Field(gt=0, description="exact number of images; anything else is refused")
     crop: Literal["none", "adm"] = "none"
+    class_ids: Literal["imagenet-1k"] | None = Field(
+        default=None, description="refuse classes other than these, or in another order"
+    )
 
 
 class Weights(Strict):
@@ -33,6 +41,21 @@ class Weights(Strict):
         return self
 
 
+class LdmAutoencoder(Strict):
+    """The KL autoencoder of latent diffusion; the defaults are VA-VAE f16d32."""
+
+    channels: int = Field(default=128, gt=0, multiple_of=32, description="width at full resolution")
+    multipliers: list[int] = Field(default=[1, 1, 2, 2, 4], min_length=1, description="of it, by level")
+    blocks: int = Field(default=2, gt=0, description="residual blocks of a level of the encoder")
+    attention: list[int] = Field(default=[4], description="levels with attention; level k has 1/2^k the side")
+
+    @model_validator(mode="after")
+    def _levels(self) -> LdmAutoencoder:
+        if not set(self.attention) <= set(range(len(self.multipliers))):
+            raise ValueError(f"attention {self.attention} names a level beyond {len(self.multipliers) - 1}")
+        return self
+
+
 class Tokenizer(Strict):
     kind: Literal["pixels", "autoencoder", "vavae", "sd-vae"]
     shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
@@ -41,12 +64,25 @@ class Tokenizer(Strict):
     statistics: Literal["none", "computed", "published"] = Field(
         default="none", description="per-channel normalisation of the latents"
     )
+    statistics_file: str | None = Field(
+        default=None, description="published: file of the weights' asset with mean and std"
+    )
     multiplier: float = Field(default=1.0, gt=0, description="factor after normalisation")
+    network: LdmAutoencoder | None = Field(default=None, description="vavae of another size than f16d32")
 
     @model_validator(mode="after")
     def _complete(self) -> Tokenizer:
         if (self.kind == "pixels") != (self.weights is None):
             raise ValueError("every tokenizer but pixels needs weights")
+        if self.kind == "vavae" and not (self.weights and self.weights.asset and self.weights.file):
+            raise ValueError("kind: vavae needs weights with an asset and a file")
+        if self.network is not None and self.kind != "vavae":
+            raise ValueError("network is for kind: vavae")
+        published = self.statistics == "published"
+        if published != (self.statistics_file is not None):
+            raise ValueError("statistics: published and statistics_file go together")
+        if published and not (self.weights and self.weights.asset):
+            raise ValueError("statistics: published needs weights that are an asset")
         return self
 
 
@@ -58,6 +94,9 @@ class Latents(Strict):
     shards: int = Field(gt=0)
     flip: bool = Field(default=False, description="store the mirrored view too")
     dtype: Literal["float16", "float32"] = "float32"
+    psnr: float | None = Field(
+        default=None, gt=0, description="dB; refuse to encode when decoded images are further off than this"
+    )
 
 
 class LightningDiT(Strict):
@@ -216,3 +255,6 @@ class Setting(Strict):
     guidance: Guidance | None = None
     protocols: list[str] = Field(default=[], description="first the paper's own, then the common one")
     label_dropout: float = Field(default=0.1, ge=0, lt=1, description="used by methods without a teacher")
+    provenance: dict[str, Mark] = Field(
+        default={}, description="mark of a hyper-parameter, or of all below a key: train, train.optimizer.lr"
+    )

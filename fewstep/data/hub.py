@@ -112,6 +112,11 @@ class Hub:
         except errors.GatedRepoError:
             raise ConfigError(self._locked()) from None
         except errors.HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code == 401:
+                raise ConfigError(
+                    f"assets.{self._name}: the hub does not know the token in HF_TOKEN (or this repository, "
+                    f"{self._asset.repo}); tokens are made at https://huggingface.co/settings/tokens"
+                ) from None
             raise ValueError(f"{self._asset.repo} at {self._asset.revision}: {error}") from None
         except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
             raise ValueError(f"the hub cannot be reached: {error.__cause__ or error}") from None

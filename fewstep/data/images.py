@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ..config import ConfigError
+from ..config.settings import Dataset
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as it lies on disk; ``where`` names it in messages."""
+
+    content: bytes
+    label: int
+    where: str
+
+
+def decode_files(files: Sequence[ImageFile], dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,), decoded by torch's number of threads.
+
+    Raises:
+        ConfigError: naming a file that is not an image, or one of another size if nothing is cropped.
+    """
+
+    def decode(file: ImageFile) -> Tensor:
+        try:
+            return read_image(io.BytesIO(file.content), dataset.channels, dataset.resolution, dataset.crop)
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"{file.where}: {error}") from None
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        images = list(pool.map(decode, files))
+    return torch.stack(images), torch.tensor([file.label for file in files])
 
 
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
@@ -27,6 +63,8 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
 
 def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor:
     """One image as float32 (channels, size, size) in [-1, 1]: x / 127.5 - 1.
+
+    The orientation in a camera's EXIF data is ignored, as it is by everyone who reports numbers.
 
     Raises:
         ValueError: not an image, or of another size and ``crop`` is none.

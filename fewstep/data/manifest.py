@@ -14,6 +14,7 @@ from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.settings import Dataset, Tokenizer
 from ..config.specs import LatentCard
+from .statistics import Published
 
 HEX = r"^[0-9a-f]{64}$"
 
@@ -66,6 +67,8 @@ class Manifest(Strict):
     dtype: Literal["float16", "float32"]
     mean: list[float] = Field(description="per channel over all images, views and pixels")
     std: list[float] = Field(description="likewise; population standard deviation")
+    published: Published | None = Field(default=None, description="statistics used instead of mean, std")
+    psnr: float | None = Field(default=None, description="worst shard's decode check, dB")
     normalisation: Normalisation = Field(description="applied before training, undone before decoding")
     histogram: list[int] = Field(description="images per class")
     shards: list[ShardEntry]
@@ -112,11 +115,13 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ConfigError(f"{path}: not a manifest of latents: {error}") from None
     manifest = parse(Manifest, raw, str(path))
     channels = manifest.shape[0]
-    expected = normalisation(manifest.tokenizer, manifest.mean, manifest.std)
+    expected = normalisation(manifest.tokenizer, manifest.mean, manifest.std, manifest.published)
     for key, found, right in (
         ("shape", manifest.shape, manifest.tokenizer.shape),
         ("mean", len(manifest.mean), channels),
         ("std", len(manifest.std), channels),
+        ("normalisation.mean", len(expected.mean), channels),
+        ("normalisation.std", len(expected.std), channels),
         ("normalisation", manifest.normalisation, expected),
         ("images", manifest.images, manifest.dataset.images),
         ("histogram", len(manifest.histogram), manifest.dataset.classes),
@@ -128,15 +133,19 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def normalisation(tokenizer: Tokenizer, mean: list[float], std: list[float]) -> Normalisation:
-    """The normalisation that ``tokenizer.statistics`` asks for, given measured moments.
+def normalisation(
+    tokenizer: Tokenizer, mean: list[float], std: list[float], published: Published | None = None
+) -> Normalisation:
+    """The normalisation that ``tokenizer.statistics`` asks for, given measured and published moments.
 
     Raises:
-        ConfigError: published statistics, which no supported tokenizer has; a constant channel.
+        ConfigError: published statistics are asked for and absent; a constant channel.
     """
     if tokenizer.statistics == "published":
-        raise ConfigError("tokenizer.statistics: published statistics are not supported; use computed")
-    if tokenizer.statistics == "none":
+        if published is None:
+            raise ConfigError("tokenizer.statistics: published, but there are none")
+        mean, std = published.mean, published.std
+    elif tokenizer.statistics == "none":
         mean, std = [0.0] * len(mean), [1.0] * len(std)
     if not torch.tensor(std).gt(0).all():
         raise ConfigError(f"tokenizer.statistics: a channel is constant (std {std}) and cannot be normalised")

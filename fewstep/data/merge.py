@@ -13,6 +13,7 @@ from ..config.specs import EncodeSpec
 from ..files import atomic, sha256, write_text
 from .manifest import IndexEntry, Manifest, ShardEntry, normalisation
 from .shards import Scan, map_arrays, scan_shard
+from .statistics import Published
 
 PIECE = 256
 
@@ -43,16 +44,25 @@ class Moments:
         return self._mean.tolist(), np.sqrt(self._square / self._count).tolist()
 
 
-def merge(spec: EncodeSpec, source: str, weights: str | None, shards: Sequence[Path], out: Path) -> Manifest:
+def merge(
+    spec: EncodeSpec,
+    source: str,
+    weights: str | None,
+    shards: Sequence[Path],
+    out: Path,
+    published: Published | None = None,
+) -> Manifest:
     """Write the index and, last, the manifest ``out`` beside its shards.
 
     Args:
         source: digest of the record of the images, which the shards must carry too.
         weights: digest of the tokenizer's weights, likewise.
+        published: statistics that normalise instead of the measured ones.
 
     Raises:
         ConfigError: shards of another spec, source or tokenizer, missing or doubled ones, shards
-            that are not beside ``out``, or latents that are not finite.
+            that are not beside ``out``, latents that are not finite, or of other statistics than
+            the published ones.
     """
     scans = [scan_shard(path) for path in shards]
     order = sorted(range(len(scans)), key=lambda i: scans[i].card.shard)
@@ -77,7 +87,10 @@ def merge(spec: EncodeSpec, source: str, weights: str | None, shards: Sequence[P
             f"{out}: dataset.classes: {spec.dataset.classes}, but images per class: {histogram}"
         )
     mean, std = moments.result()
-    applied = normalisation(spec.tokenizer, mean, std)
+    if published is not None:
+        published.compare(mean, std)
+    applied = normalisation(spec.tokenizer, mean, std, published)
+    checked = [scan.card.psnr for scan in scans if scan.card.psnr is not None]
     index = out.with_name(f"{out.stem}.index.npz")
     with atomic(index) as temporary:
         np.savez(temporary, offsets=np.concatenate([scan.offsets for scan in scans]), labels=labels)
@@ -91,6 +104,8 @@ def merge(spec: EncodeSpec, source: str, weights: str | None, shards: Sequence[P
         dtype=spec.latents.dtype,
         mean=mean,
         std=std,
+        published=published,
+        psnr=min(checked, default=None),
         normalisation=applied,
         histogram=histogram,
         shards=entries,

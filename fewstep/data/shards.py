@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..config import ConfigError, Strict
@@ -31,7 +32,7 @@ HASH_BELOW = 256 << 20
 
 
 class ShardCard(Strict):
-    """How a shard was made; all shards of a set agree but for the range."""
+    """How a shard was made; all shards of a set agree but for range and check."""
 
     spec: str
     shard: int
@@ -39,6 +40,7 @@ class ShardCard(Strict):
     stop: int
     source: str
     weights: str | None
+    psnr: float | None = Field(default=None, description="decode check before this shard, dB")
 
 
 def write_shard(path: Path, card: ShardCard, samples: Iterable[tuple[np.ndarray, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers: images in [-1, 1] to raw latents and back. The only module that loads a VAE.
+"""Tokenizers: images in [-1, 1] to raw latents and back. The only way to a VAE.
 
 Normalisation (mean, std, multiplier) is not done here but belongs to the latents' manifest.
 """
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_network
 from ..config import ConfigError
-from ..config.settings import Backbone, ConvAutoencoder, Tokenizer
+from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
 from ..files import sha256
-from .records import read_record
+from . import vavae
+from .records import Record, read_record
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -48,20 +49,19 @@ def open_tokenizer(
     """Load a tokenizer.
 
     Args:
-        weights: a model file of this workflow (autoencoder) or the record of a fetched asset (sd-vae).
+        weights: a model file of this workflow (autoencoder), or the record of a fetched asset.
         backbone: network of an autoencoder.
 
     Raises:
-        ValueError: weights that are missing, of the wrong kind, or do not fit; an unsupported kind.
+        ValueError: weights that are missing, of the wrong kind, or do not fit.
     """
     if tokenizer.kind == "pixels":
         return Pixels()
-    if tokenizer.kind == "vavae":
-        raise ConfigError("tokenizer.kind: vavae: loading is not implemented")
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
-    if tokenizer.kind == "sd-vae":
-        return StableDiffusionVae(tokenizer, weights, device)
+    if tokenizer.kind != "autoencoder":
+        load = _vavae if tokenizer.kind == "vavae" else _stable_diffusion
+        return KlAutoencoder(load(tokenizer, read_record(weights)), tokenizer.posterior, device)
     if not isinstance(backbone, ConvAutoencoder):
         raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
     network, _ = load_network(weights, backbone)
@@ -99,29 +99,13 @@ class Autoencoder:
         return self._network.decode(latents.to(self._device)).clamp(-1, 1)
 
 
-class StableDiffusionVae:
-    """A diffusers AutoencoderKL (sd-vae-ft-mse and its like), float32, from safetensors only."""
+class KlAutoencoder:
+    """A diffusers AutoencoderKL in float32 (sd-vae-ft-mse, VA-VAE and their like)."""
 
-    def __init__(self, tokenizer: Tokenizer, record: Path, device: torch.device | str) -> None:
-        from diffusers import AutoencoderKL
-
-        found = read_record(record)
-        names = [file.name for file in found.body.files if file.name.endswith(".safetensors")]
-        name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
-        if name is None:
-            raise ConfigError(
-                f"{record}: tokenizer.weights.file: name one .safetensors file; it has {names or 'none'}"
-            )
-        folder = found.file(name).parent
-        try:
-            self._vae: AutoencoderKL = AutoencoderKL.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder}: not a diffusers autoencoder: {error}") from None
-        self._vae.eval().requires_grad_(False).to(device)
+    def __init__(self, vae: AutoencoderKL, posterior: str, device: torch.device | str) -> None:
+        self._vae = vae.eval().requires_grad_(False).to(device)
         self._device = device
-        self._sample = tokenizer.posterior == "sample"
+        self._sample = posterior == "sample"
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         posterior = self._vae.encode(images.to(self._device)).latent_dist
@@ -133,3 +117,26 @@ class StableDiffusionVae:
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._vae.decode(latents.to(self._device)).sample.clamp(-1, 1)
+
+
+def _stable_diffusion(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
+    """A repository in diffusers' layout, from safetensors only."""
+    from diffusers import AutoencoderKL
+
+    names = [file.name for file in record.body.files if file.name.endswith(".safetensors")]
+    name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
+    if name is None:
+        raise ConfigError(
+            f"{record.path}: tokenizer.weights.file: name one .safetensors file; it has {names or 'none'}"
+        )
+    folder = record.file(name).parent
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a diffusers autoencoder: {error}") from None
+
+
+def _vavae(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
+    assert tokenizer.weights is not None and tokenizer.weights.file is not None
+    path = record.file(tokenizer.weights.file)
+    return vavae.load(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])

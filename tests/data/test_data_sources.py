@@ -15,6 +15,7 @@ from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
 from fewstep.data.images import adm_crop
+from fewstep.data.records import Record, read_record
 from fewstep.data.sources import open_source
 from fewstep.fetch import fetch
 
@@ -30,18 +31,18 @@ def dataset(**change: object) -> Dataset:
     return Dataset.model_validate({**base, **change})
 
 
-def record_of(tmp_path: Path, files: dict[str, bytes]) -> Path:
+def record_of(tmp_path: Path, files: dict[str, bytes]) -> Record:
     for name, content in files.items():
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     record = tmp_path / "assets/mine.json"
     fetch("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
-    return record
+    return read_record(record)
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Path:
+def folders(tmp_path: Path) -> Record:
     files = {
         "n02/a.PNG": png((255, 0, 0)),
         "n10/a.png": png((0, 0, 255)),
@@ -51,7 +52,7 @@ def folders(tmp_path: Path) -> Path:
     return record_of(tmp_path, files)
 
 
-def test_imagefolder_order_range_and_labels(folders: Path) -> None:
+def test_imagefolder_order_range_and_labels(folders: Record) -> None:
     source = open_source(dataset(), folders)
     images, labels = source.read(0, 3)
     assert len(source) == 3 and labels.tolist() == [0, 1, 1]
@@ -65,19 +66,19 @@ def test_imagefolder_order_range_and_labels(folders: Path) -> None:
     [
         ({"images": 4}, "dataset.images: found 3, the configuration says 4"),
         ({"classes": 3}, "dataset.classes: found 2, the configuration says 3"),
-        ({"format": "parquet"}, "dataset.format: parquet is not supported yet"),
-        ({"format": "webdataset"}, "has no .tar file"),
+        ({"format": "parquet"}, "parquet, but there is no .parquet file"),
+        ({"format": "webdataset"}, "webdataset, but there is no .tar file"),
         ({"format": "digits"}, r"has no file 'digits\.npz'"),
         ({"channels": 2}, "dataset.channels: must be 1 or 3"),
     ],
 )
-def test_other_data_than_configured_are_refused(folders: Path, change: dict, message: str) -> None:
+def test_other_data_than_configured_are_refused(folders: Record, change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         open_source(dataset(**change), folders)
     assert "mine.json" in str(caught.value)
 
 
-def test_unfit_images_are_named(folders: Path, tmp_path: Path) -> None:
+def test_unfit_images_are_named(folders: Record, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.PNG: is 8x8, not 4x4, and crop is none"):
         open_source(dataset(resolution=4), folders).read(0, 1)
     record = record_of(tmp_path / "bad", {"a/x.png": b"text", "b/y.png": b"text", "b/z.png": b"text"})
