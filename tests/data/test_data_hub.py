@@ -32,7 +32,7 @@ def sha(content: bytes) -> str:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Repository owner/name (open) and owner/gated (refused with the hub's own error code)."""
+    """Repository owner/name (open) and owner/gated; refusals with the hub's own codes and messages."""
 
     def log_message(self, *args: object) -> None:
         pass
@@ -42,6 +42,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].replace("%2F", "/")
+        if self.headers.get("Authorization") == "Bearer wrong":
+            message = "Invalid credentials in Authorization header"
+            return self.answer(b"", status=401, headers={"X-Error-Message": message})
         if "owner/gated" in path:
             return self.answer(b"", status=403, headers={"X-Error-Code": "GatedRepo"})
         if path == "/api/models/owner/name/revision/main":
@@ -129,3 +132,16 @@ def test_refusals_are_one_message_and_leave_no_file(endpoint: str, tmp_path: Pat
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
+
+
+def test_a_gated_repository_needs_a_token_that_the_hub_knows(endpoint: str, tmp_path: Path) -> None:
+    page = "https://huggingface.co/datasets/owner/gated"
+    gated = hub_asset(repo="owner/gated", repo_type="dataset", patterns=["*"], gated=True, page=page)
+    for token, message in (
+        ("", f"accept its licence at {page}, then set HF_TOKEN"),
+        ("wrong", "assets.thing: the hub does not know the token in HF_TOKEN"),
+        ("right", f"accept its licence at {page}, then set HF_TOKEN"),
+    ):
+        done = fetch(tmp_path, endpoint, gated, token)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not (tmp_path / "thing.json").exists()

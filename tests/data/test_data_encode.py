@@ -1,0 +1,313 @@
+"""VA-VAE latents from images to manifest: draws, batches, checks and published statistics."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ldm_made
+import numpy as np
+import pytest
+import torch
+from latents_made import Made, write_spec
+from ldm_made import TINY
+from PIL import Image
+from safetensors.torch import save_file
+
+from fewstep import encode
+from fewstep.config import ConfigError
+from fewstep.config.assets import Asset
+from fewstep.config.settings import Dataset, Latents, Tokenizer, Weights
+from fewstep.config.specs import EncodeSpec
+from fewstep.data.manifest import read_manifest
+from fewstep.data.records import read_record
+from fewstep.data.shards import LatentShards, map_arrays, scan_shard
+from fewstep.data.sources import open_source
+from fewstep.data.statistics import Published
+from fewstep.fetch import fetch
+from fewstep.files import sha256
+
+IMAGES = Dataset(asset="in", format="imagefolder", resolution=16, classes=3, images=23)
+VAVAE = Tokenizer(
+    kind="vavae",
+    shape=[4, 8, 8],
+    network=TINY,
+    posterior="sample",
+    weights=Weights(asset="vae", file="vae.pt"),
+)
+
+
+def local(folder: Path, name: str) -> Path:
+    record = folder / f"assets/{name}.json"
+    fetch(name, Asset(kind="local", licence="own", path=str(folder / name)), record)
+    return record
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for k in range(IMAGES.images):
+        path = folder / f"in/n{k % 3}/{k:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    return local(folder, "in")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", ldm_made.weights(TINY, 4))
+    return local(tmp_path, "vae")
+
+
+def spec_of(tokenizer: Tokenizer = VAVAE, dataset: Dataset = IMAGES, **latents: object) -> EncodeSpec:
+    base = {"dataset": "in", "tokenizer": "vae", "shards": 2, "flip": True, "dtype": "float16"}
+    return EncodeSpec(
+        name="tiny", dataset=dataset, tokenizer=tokenizer, latents=Latents.model_validate({**base, **latents})
+    )
+
+
+def test_latents_are_draws_of_the_posterior_of_both_views(
+    tmp_path: Path, images: Path, weights: Path
+) -> None:
+    made = Made(tmp_path / "latents", images, spec_of())
+    made.encode(weights)
+    stored = LatentShards(made.manifest).read(range(23)).float()
+    pixels, labels = open_source(IMAGES, read_record(images)).read(0, 23)
+    state = ldm_made.weights(TINY, 4)
+    with torch.no_grad():
+        for view, seen in enumerate((pixels, pixels.flip(-1))):
+            mean, std = ldm_made.moments(state, TINY, seen)
+            noise = (stored[:, view] - mean) / std
+            assert noise.mean().item() == pytest.approx(0, abs=0.05)
+            assert noise.std().item() == pytest.approx(1, abs=0.05)
+        checks = []
+        for start, stop in ((0, 8), (11, 19)):
+            back = ldm_made.decode(state, TINY, stored[start:stop, 0]).clamp(-1, 1)
+            error = (back - pixels[start:stop]).square().mean((1, 2, 3))
+            checks.append((10 * (4 / error).log10()).mean().item())
+    assert torch.equal(LatentShards(made.manifest).labels, labels)
+    for shard, expected in zip(made.shards, checks):
+        assert scan_shard(shard).card.psnr == pytest.approx(expected, abs=0.011)
+    manifest = read_manifest(made.manifest)
+    assert manifest.psnr == pytest.approx(min(checks), abs=0.011)
+    assert manifest.published is None
+
+
+def test_any_batch_gives_the_same_latents(tmp_path: Path, images: Path, weights: Path) -> None:
+    stored = []
+    for batch in (1, 5, 32):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        encode.encode(spec_of(shards=1, dtype="float32"), images, weights, 0, folder / "shard.tar", batch)
+        scan = scan_shard(folder / "shard.tar")
+        stored.append(map_arrays(folder / "shard.tar", scan.offsets, scan.shape, scan.dtype))
+        assert scan.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
+    for other in stored[1:]:
+        np.testing.assert_allclose(other, stored[0], atol=2e-5, rtol=2e-5)
+    with pytest.raises(SystemExit):
+        spec = write_spec(tmp_path / "spec.json", spec_of())
+        common = ["--spec", spec, "--source", str(images), "--out", str(tmp_path / "x.tar")]
+        encode.main([*common, "--shard", "0", "--batch", "0"])
+
+
+def test_a_poor_decoder_stops_before_the_first_shard(
+    tmp_path: Path, images: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Made(tmp_path / "latents", images, spec_of(psnr=20.0))
+    with pytest.raises(ConfigError, match=r"tiny: latents\.psnr: images 0 to 7 come back .* dB, not 20\.0"):
+        made.encode(weights)
+    assert list(made.folder.glob("*.tar")) == []
+    made.spec = spec_of(psnr=1.0)
+    made.encode(weights)
+    assert "decode check: " in capsys.readouterr().out and made.manifest.exists()
+
+
+def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> None:
+    state = ldm_made.weights(TINY, 4)
+    state["quant_conv.bias"][0] = 7e4
+    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", state)
+    made = Made(tmp_path / "latents", images, spec_of())
+    message = (
+        r"latents\.dtype: of images 0 to 7, latents are not finite in float16 \(largest before: 7e\+04\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        made.encode(local(tmp_path, "vae"))
+    assert list(made.folder.glob("*.tar")) == []
+    made.spec = spec_of(dtype="float32")
+    made.encode(local(tmp_path, "vae"))
+
+
+def test_a_finished_shard_is_not_touched_by_a_failing_one(
+    tmp_path: Path, images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path / "latents", images, spec_of())
+    made.encode(weights)
+    before = [shard.read_bytes() for shard in made.shards]
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "_store", fail)
+        with pytest.raises(KeyboardInterrupt):
+            encode.encode(made.spec, images, weights, 1, made.shards[1])
+    assert sorted(path.name for path in made.folder.glob("*.tar")) == ["shard-00000.tar", "shard-00001.tar"]
+    assert list(made.folder.glob(".*")) == []
+    made.shards[1].unlink()
+    encode.encode(made.spec, images, weights, 1, made.shards[1])
+    assert [shard.read_bytes() for shard in made.shards] == before
+
+
+@pytest.fixture
+def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., Made]:
+    """Latents normalised by a file that holds their own statistics, changed as asked."""
+
+    def make(
+        change: Callable[[dict], object] = lambda content: content, name: str = "latents_stats.pt"
+    ) -> Made:
+        own = Made(tmp_path / "own", images, spec_of(VAVAE.model_copy(update={"statistics": "computed"})))
+        if not own.manifest.exists():
+            own.encode(weights)
+        manifest = read_manifest(own.manifest)
+        mean, std = (torch.tensor(value).view(1, 4, 1, 1) for value in (manifest.mean, manifest.std))
+        torch.save(change({"mean": mean, "std": std}), tmp_path / "vae" / name)
+        update = {"statistics": "published", "statistics_file": "latents_stats.pt"}
+        result = Made(tmp_path / "latents", images, spec_of(VAVAE.model_copy(update=update)))
+        shutil.rmtree(result.folder, ignore_errors=True)
+        result.encode(local(tmp_path, "vae"))
+        return result
+
+    return make
+
+
+def test_published_statistics_are_used_as_they_are(
+    tmp_path: Path, published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = published(lambda own: {"mean": own["mean"] + 0.05 * own["std"], "std": own["std"] * 0.98})
+    manifest = read_manifest(made.manifest)
+    file = tmp_path / "vae/latents_stats.pt"
+    content = torch.load(file, weights_only=True)
+    assert manifest.published is not None and manifest.published.sha256 == sha256(file)
+    assert manifest.normalisation.mean == content["mean"].flatten().tolist() == manifest.published.mean
+    assert manifest.normalisation.std == content["std"].flatten().tolist()
+    assert manifest.mean != manifest.normalisation.mean  # the measured ones stand beside
+    assert manifest.published.distance(manifest.mean, manifest.std) == pytest.approx(0.05 / 0.98, abs=1e-3)
+    shards = LatentShards(made.manifest)
+    normal = shards.normalise(shards.read(range(23)))
+    assert normal.mean().item() == pytest.approx(-0.05 / 0.98, abs=1e-2)
+    torch.testing.assert_close(
+        shards.denormalise(normal), shards.read(range(23)).float(), atol=1e-5, rtol=1e-5
+    )
+    assert "warning" not in capsys.readouterr().out
+    made.manifest.write_text(made.manifest.read_text().replace('"psnr"', '"mean":[9,9,9,9],"psnr"', 1))
+    assert read_manifest(made.manifest).normalisation == manifest.normalisation
+
+
+def test_statistics_of_other_latents_are_noticed(
+    published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+) -> None:
+    published(
+        lambda own: {**own, "mean": own["mean"] + torch.tensor([0, 0, 0.3, 0]).view(1, 4, 1, 1) * own["std"]}
+    )
+    assert "warning: latents_stats.pt: published statistics are 0.30 standard dev" in capsys.readouterr().out
+    for change in (
+        lambda own: {**own, "mean": own["mean"] + 1.5 * own["std"]},
+        lambda own: {**own, "std": own["std"] * 0.18215},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"belong to other latents; use tokenizer\.statistics: computed"
+        ):
+            published(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: {"mean": own["mean"]}, r"std: must be a tensor of 4 channels"),
+        (lambda own: {**own, "mean": torch.zeros(1, 5, 1, 1)}, r"mean: must be a tensor of 4 channels"),
+        (lambda own: {**own, "std": own["std"] * 0}, r"std: must be finite, and std positive"),
+        (lambda own: {**own, "more": Path("x")}, r"not a file of plain tensors"),
+    ],
+)
+def test_bad_statistics_are_refused_before_encoding(
+    tmp_path: Path, published: Callable[..., Made], change: Callable, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"latents_stats\.pt: {message}"):
+        published(change)
+    assert list((tmp_path / "latents").glob("*.tar")) == []
+
+
+def test_missing_statistics_are_refused_before_encoding(
+    tmp_path: Path, published: Callable[..., Made]
+) -> None:
+    with pytest.raises(ConfigError, match=r"has no file 'latents_stats\.pt'; it names other\.pt, vae\.pt"):
+        published(name="other.pt")
+    assert list((tmp_path / "latents").glob("*.tar")) == []
+
+
+def test_distance_is_the_worst_channel() -> None:
+    own = Published(file="x", sha256="0" * 64, mean=[0.0, 1.0], std=[1.0, 2.0])
+    assert own.distance([0.0, 1.0], [1.0, 2.0]) == 0
+    assert own.distance([0.1, 1.4], [1.0, 2.0]) == pytest.approx(0.2)
+    assert own.distance([0.0, 1.0], [0.7, 2.0]) == pytest.approx(0.3)
+
+
+def latents_of_others(folder: Path, flip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three files in the layout of LightningDiT's extraction: 5 + 4 + 2 images."""
+    draw = torch.Generator().manual_seed(0)
+    latents, labels = torch.randn(11, 2, 4, 8, 8, generator=draw), torch.arange(11) % 3
+    names = ["rank00_shard000", "rank00_shard001", "rank01_shard000"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in zip(names, (slice(0, 5), slice(5, 9), slice(9, 11))):
+        content = {"latents": latents[rows, 0].contiguous(), "labels": labels[rows]}
+        if flip:
+            content["latents_flip"] = latents[rows, 1].contiguous()
+        metadata = {"total_size": str(len(content["labels"])), "dtype": "torch.float32"}
+        save_file(content, folder / f"latents_{name}.safetensors", metadata)
+    torch.save({}, folder / "latents_stats.pt")
+    return latents, labels
+
+
+OTHERS = IMAGES.model_copy(update={"format": "latents-safetensors", "images": 11})
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_latents_of_others_become_shards(tmp_path: Path, weights: Path, flip: bool) -> None:
+    latents, labels = latents_of_others(tmp_path / "others", flip)
+    spec = spec_of(dataset=OTHERS, flip=flip, shards=3, dtype="float32", psnr=20.0)
+    made = Made(tmp_path / "latents", local(tmp_path, "others"), spec)
+    made.encode(weights)
+    shards = LatentShards(made.manifest)
+    assert torch.equal(shards.read(range(11)), latents[:, : 1 + flip])
+    assert torch.equal(shards.labels, labels)
+    assert shards.manifest.psnr is None  # there are no images to compare with
+    assert shards.manifest.weights is not None  # for decoding
+
+
+def test_unfit_latents_of_others_are_refused(tmp_path: Path, weights: Path) -> None:
+    latents_of_others(tmp_path / "others", flip=False)
+    record = local(tmp_path, "others")
+
+    def attempt(**change: object) -> None:
+        Made(tmp_path / "latents", record, spec_of(**{"dataset": OTHERS, "shards": 1, **change})).encode(
+            weights
+        )
+
+    with pytest.raises(
+        ConfigError, match=r"shard000\.safetensors: has no latents_flip, only \['labels', 'lat"
+    ):
+        attempt()
+    count = OTHERS.model_copy(update={"images": 12})
+    with pytest.raises(ConfigError, match=r"dataset\.images: found 11 in 3 \.safetensors files, .* says 12"):
+        attempt(dataset=count, flip=False)
+    other = VAVAE.model_copy(update={"shape": [4, 4, 4]})
+    with pytest.raises(ConfigError, match=r"latents: shape \[5, 4, 8, 8\], not \[5, 4, 4, 4\]"):
+        attempt(tokenizer=other, flip=False)
+    with pytest.raises(ConfigError, match=r"labels: label 2 is not one of 2 classes"):
+        attempt(dataset=OTHERS.model_copy(update={"classes": 2}), flip=False)
+    (tmp_path / "others/latents_rank02_shard000.safetensors").write_bytes(b"text")
+    record = local(tmp_path, "others")
+    with pytest.raises(ConfigError, match=r"rank02_shard000\.safetensors: not a safetensors file"):
+        attempt(flip=False)
