@@ -17,7 +17,9 @@ from .config.settings import Backbone
 from .files import atomic
 
 
-def save_model(path: str | Path, tensors: dict[str, Tensor], backbone: Backbone, card: dict[str, Any]) -> None:
+def save_model(
+    path: str | Path, tensors: dict[str, Tensor], backbone: Backbone, card: dict[str, Any]
+) -> None:
     """Write weights atomically, on the CPU; ``backbone`` goes into the card."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**card, "backbone": backbone.model_dump(mode="json")}, sort_keys=True)

@@ -7,6 +7,7 @@ The only module that knows torch_fidelity. The demo's classifier is registered t
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ class ClassifierFeatures(FeatureExtractorBase):
         super().__init__(name, features_list)
         if feature_extractor_weights_path is None:
             raise ValueError(f"{name} needs feature_extractor_weights_path")
-        self._net, _card = load_network(feature_extractor_weights_path)
+        self._net, card = load_network(feature_extractor_weights_path)
+        self._shape = tuple(card["backbone"]["shape"])
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        if input.shape[1:] != self._shape:
+            raise ValueError(f"{self.name} takes images {self._shape}, not {tuple(input.shape[1:])}")
         features = self._net.features(input.float() / 127.5 - 1)
         values = {"features": features, "logits": self._net.head(features)}
         return tuple(values[name] for name in self.features_list)
@@ -74,7 +78,10 @@ class Extractor:
         self.layers = [protocol.features, *([protocol.logits] if protocol.logits else [])]
         if backbone is not None:
             load_network(weights, backbone)
-        path = weights if backbone is not None else asset_file(weights, protocol.weights.file)
+            path = weights
+        else:
+            path = asset_file(weights, protocol.weights.file)
+            refuse_objects(path)
         self.sha256 = sha256(path)
         self._cuda = torch.cuda.is_available()
         self._net = create_feature_extractor(
@@ -120,6 +127,19 @@ def asset_file(record: Path, name: str | None) -> Path:
     if sha256(path) != files[name].sha256:
         raise ConfigError(f"{path}: differs from {record}; fetch the asset again")
     return path
+
+
+def refuse_objects(path: Path) -> None:
+    """Refuse a torch file that holds more than tensors: torch_fidelity unpickles whatever it is given.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: not a torch file of plain tensors: {reason}") from None
 
 
 def inception_score(logits: list[Tensor]) -> float:

@@ -41,10 +41,9 @@ class ImageWriter:
 @contextmanager
 def write_images(path: str | Path, card: dict[str, Any]) -> Iterator[ImageWriter]:
     """Open a tar for writing; it gets its name only when the block succeeds."""
-    with atomic(path) as temporary:
-        with wds.TarWriter(str(temporary), mtime=0) as sink:
-            sink.write({"__key__": "card", "json": card})
-            yield ImageWriter(sink)
+    with atomic(path) as temporary, wds.TarWriter(str(temporary), mtime=0) as sink:
+        sink.write({"__key__": "card", "json": card})
+        yield ImageWriter(sink)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
@@ -73,6 +72,12 @@ def read_images(path: str | Path) -> Iterator[Tensor]:
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:
-    """Images in [-1, 1] as bytes: ``round`` to the nearest level, or ``truncate`` as FACM does."""
+    """Images in [-1, 1] as bytes: ``round`` to the nearest level, or ``truncate`` as FACM does.
+
+    Raises:
+        ValueError: an image holds NaN, which would silently become a colour.
+    """
+    if images.isnan().any():
+        raise ValueError("an image holds NaN; did the training diverge?")
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     return (scaled.round() if rule == "round" else scaled).to(torch.uint8)

@@ -17,7 +17,14 @@ def command(gpus: int, module: str, arguments: list[str]) -> list[str]:
     python = [sys.executable, "-m"]
     if gpus <= 1:
         return [*python, module, *arguments]
-    accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus)]
+    accelerate = [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(gpus),
+    ]
     plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     return [*python, *accelerate, *plain, "-m", module, *arguments]
 

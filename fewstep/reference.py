@@ -1,6 +1,6 @@
 """Statistics of real images under a protocol: the other side of a Fréchet distance.
 
-    python -m fewstep.reference --spec SPEC --latents manifest.json --extractor WEIGHTS --out ref.npz
+python -m fewstep.reference --spec SPEC --latents manifest.json --extractor WEIGHTS --out ref.npz
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
             mu=gaussian.mean.numpy(),
             sigma=gaussian.cov.numpy(),
             n=gaussian.n,
+            shape=shards.shape,
             spec=digest(spec),
             extractor=extractor.sha256,
         )

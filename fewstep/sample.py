@@ -66,14 +66,23 @@ def main(argv: list[str] | None = None) -> None:
         "sampler": spec.sampler.model_dump(mode="json"),
         "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
         "images": spec.images,
+        "labels": spec.labels,
+        "uint8": spec.uint8,
     }
+    dataset = shards.manifest.dataset
+    shape = (dataset.channels, dataset.resolution, dataset.resolution)
 
     def make(indices: range) -> Tensor:
         y = labels[indices.start : indices.stop].to(ranks.device)
         field = guided_field(net, spec.guidance, null_label(spec.backbone), y)
         x0 = noise(spec, indices, "start").to(ranks.device)
         latents = sample(spec.sampler, field, x0, spec.nfe, lambda step: noise(spec, indices, step))
-        return to_uint8(decoder.decode(shards.denormalise(latents)), spec.uint8)
+        images = decoder.decode(shards.denormalise(latents))
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"{given.latents}: decoded to {tuple(images.shape[1:])}, the data set has {shape}"
+            )
+        return to_uint8(images, spec.uint8)
 
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
     if not ranks.main:

@@ -80,13 +80,18 @@ class Trainer:
         # Under torchrun without GPUs a misconfigured Accelerator is N lone processes, silently.
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != started:
-            raise ValueError(f"{started} processes started, but accelerate sees {self.accelerator.num_processes}")
+            raise ValueError(
+                f"{started} processes started, but accelerate sees {self.accelerator.num_processes}"
+            )
         self.device = self.accelerator.device
         shards = LatentShards(given.latents)
         shards.check(spec.latents)
         self.loader = Loader(shards, spec.seed, spec.train.batch)
         self.rows = split_batch(
-            spec.train.batch, self.accelerator.num_processes, self.accelerator.process_index, given.device_batch
+            spec.train.batch,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            given.device_batch,
         )
         self.method = build_method(spec.loss)
         self._build()
@@ -131,7 +136,9 @@ class Trainer:
             progress.eta = self._calibrate()
         if resumed:
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
-        curve = Curve(self.state.folder / "train.jsonl", progress.step) if accelerator.is_main_process else None
+        curve = (
+            Curve(self.state.folder / "train.jsonl", progress.step) if accelerator.is_main_process else None
+        )
         accelerator.init_trackers("tensorboard")
         saved_at = time.monotonic()
         bar = tqdm(
@@ -188,9 +195,15 @@ class Trainer:
         for update, loss in enumerate(self.method.updates(step)):
             terms, norm = self._update(step, loss)
             if step % self.spec.train.log_every == 0:
-                values = {"loss": float(terms.loss), "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+                values = {
+                    "loss": float(terms.loss),
+                    "grad_norm": norm,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                }
                 values |= {name: float(value) for name, value in terms.logs.items()}
-                self.accelerator.log({f"update{update}/{key}": value for key, value in values.items()}, step=step)
+                self.accelerator.log(
+                    {f"update{update}/{key}": value for key, value in values.items()}, step=step
+                )
                 if curve:
                     curve.write(step=step, update=update, **values)
                 shown = {"loss": f"{values['loss']:.3f}", "grad": f"{norm:.2f}"}
@@ -267,7 +280,12 @@ class Trainer:
     def _calibrate(self) -> float | None:
         """Mean norm of the teacher's guidance difference, if velocity normalisation wants it."""
         guidance = self.spec.guidance
-        if self.teacher_net is None or guidance is None or guidance.eta != "mean" or guidance.normalise == "none":
+        if (
+            self.teacher_net is None
+            or guidance is None
+            or guidance.eta != "mean"
+            or guidance.normalise == "none"
+        ):
             return None
         count = guidance.calibration
         loader = Loader(self.loader.shards, fold(self.spec.seed, "calibration"), count)
@@ -310,9 +328,7 @@ def split_batch(batch: int, processes: int, rank: int, most: int) -> list[slice]
         raise ValueError(f"train.batch: {batch} does not divide among {processes} processes")
     own = batch // processes
     micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
-    return [
-        slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)
-    ]
+    return [slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)]
 
 
 def learning_rate(options: Optimizer, step: int, steps: int) -> float:

@@ -38,7 +38,6 @@ class Root(Strict):
     overrides: dict[str, dict[str, Any]] = Field(default={}, description="laid over the files, by file")
 
 
-
 class Parts(Strict):
     """config/settings.yaml."""
 
@@ -109,6 +108,10 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
             known(setting.teacher, methods, settings_file, f"settings.{name}.teacher")
     for name, tokenizer in parts.tokenizers.items():
         _check_weights(tokenizer.weights, assets, methods, settings_file, f"tokenizers.{name}.weights")
+        if tokenizer.statistics_file is not None:
+            assert tokenizer.weights is not None and tokenizer.weights.asset is not None
+            files = [entry.name for entry in assets[tokenizer.weights.asset].files]
+            known(tokenizer.statistics_file, files, settings_file, f"tokenizers.{name}.statistics_file")
     for name, protocol in parts.protocols.items():
         _check_weights(protocol.weights, assets, methods, settings_file, f"protocols.{name}.weights")
 

@@ -139,9 +139,7 @@ def _reference(plan: Cells, protocol: str) -> Strict:
 def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protocol: str) -> Strict:
     name, nfe = _split_cell(plan, cell)
     entry = plan.parts.protocols[protocol]
-    key = CellKey(
-        method=method, variant=variant, seed=int(seed), sampler=name, nfe=nfe, protocol=protocol
-    )
+    key = CellKey(method=method, variant=variant, seed=int(seed), sampler=name, nfe=nfe, protocol=protocol)
     return ScoreSpec(cell=key, protocol=entry, extractor=plan.network(entry.weights))
 
 

@@ -21,7 +21,10 @@ def over(**overrides) -> dict:
     ("overrides", "words"),
     [
         ({"methods": {"decm": {"los": {}}}}, ["methods.yaml", "decm.los", "misspelt"]),
-        ({"methods": {"decm": {"loss": {"frequency": 3}}}}, ["methods.yaml", "decm", "frequency", "misspelt"]),
+        (
+            {"methods": {"decm": {"loss": {"frequency": 3}}}},
+            ["methods.yaml", "decm", "frequency", "misspelt"],
+        ),
         (
             {"methods": {"decm": {"train": {"optimizer": {"lr": "1e-4"}}}}},
             ["methods.yaml", "decm.train.optimizer.lr", "1.0e-4"],
@@ -30,20 +33,38 @@ def over(**overrides) -> dict:
             {"settings": {"settings": {"digits": {"train": {"steps": "200"}}}}},
             ["settings.yaml", "digits.train.steps", "without quotes"],
         ),
-        ({"methods": {"decm": {"setting": "digit"}}}, ["methods.yaml", "decm.setting", "did you mean 'digits'"]),
-        ({"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}}, ["table3.yaml", "rows.a.method", "teacher"]),
+        (
+            {"methods": {"decm": {"setting": "digit"}}},
+            ["methods.yaml", "decm.setting", "did you mean 'digits'"],
+        ),
+        (
+            {"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}},
+            ["table3.yaml", "rows.a.method", "teacher"],
+        ),
         ({"tables": {"table3": {"rows": {"zz": {}}}}}, ["table3", "zz"]),
-        ({"tables": {"table3": {"rows": {"m": {"variant": "freq-5"}}}}}, ["table3.yaml", "freq-5", "otherwise"]),
-        ({"tables": {"table4": {"rows": {"mix": {"nfe": [1, 8, 12, 16]}}}}}, ["table4.yaml", "mix", "at least 2"]),
+        (
+            {"tables": {"table3": {"rows": {"m": {"variant": "freq-5"}}}}},
+            ["table3.yaml", "freq-5", "otherwise"],
+        ),
+        (
+            {"tables": {"table4": {"rows": {"mix": {"nfe": [1, 8, 12, 16]}}}}},
+            ["table4.yaml", "mix", "at least 2"],
+        ),
         ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
         (
             {"settings": {"settings": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
             ["settings.yaml", "warmup", "200"],
         ),
         ({"settings": {"protocols": {"digits": {"images": 1999}}}}, ["digits.images", "1999", "10 classes"]),
-        ({"settings": {"settings": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}}, ["interval", "rise"]),
+        (
+            {"settings": {"settings": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
+            ["interval", "rise"],
+        ),
         ({"methods": {"teacher": {"teacher": True}}}, ["teacher", "cannot teach itself"]),
-        ({"methods": {"teacher": {"weights": {"asset": "lightningdit-xl1-800ep", "file": "x.pt"}}}}, ["x.pt"]),
+        (
+            {"methods": {"teacher": {"weights": {"asset": "lightningdit-xl1-800ep", "file": "x.pt"}}}},
+            ["x.pt"],
+        ),
         ({"method": {}}, ["overrides", "did you mean 'methods'"]),
     ],
 )

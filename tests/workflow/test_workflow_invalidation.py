@@ -53,24 +53,34 @@ def tables(**changes) -> dict:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        pytest.param(methods(scm={"loss": {"constant": 0.2}}), ["train/scm/base/*"], id="a loss: its training"),
+        pytest.param(
+            methods(scm={"loss": {"constant": 0.2}}), ["train/scm/base/*"], id="a loss: its training"
+        ),
         pytest.param(
             methods(decm={"loss": {"r_max": 0.03}}), ["train/decm/*"], id="a loss with ablations: all of them"
         ),
         pytest.param(
-            methods(meanflow={"train": {"optimizer": {"lr": 2.0e-3}}}), ["train/meanflow/*"], id="a learning rate"
+            methods(meanflow={"train": {"optimizer": {"lr": 2.0e-3}}}),
+            ["train/meanflow/*"],
+            id="a learning rate",
         ),
         pytest.param(methods(decm={"title": "DE-CM!"}), ["report/report"], id="a title: the report alone"),
         pytest.param(
             settings(samplers={"mix": {"switch": 0.25}}), ["sample/decm/*/mix-*"], id="a sampler: no training"
         ),
         pytest.param(
-            tables(figure1={"rows": {"scm": {"nfe": [1, 2, 4, 8, 50], "reported": {"fid": [3.34, 1.94] + [None] * 3}}}}),
+            tables(
+                figure1={
+                    "rows": {"scm": {"nfe": [1, 2, 4, 8, 50], "reported": {"fid": [3.34, 1.94] + [None] * 3}}}
+                }
+            ),
             ["sample/scm/base/cm-8/*", "score/scm/base/0/cm-8/*", "table/figure1"],
             id="one more NFE: its cell and figure",
         ),
         pytest.param(
-            tables(table3={"caption": "x"}), ["table/table3", "report/report"], id="a caption: table and report"
+            tables(table3={"caption": "x"}),
+            ["table/table3", "report/report"],
+            id="a caption: table and report",
         ),
         pytest.param(
             settings(protocols={"digits": {"trace": 1.0}}),
@@ -93,7 +103,9 @@ def tables(**changes) -> dict:
             id="an unused method: nothing of the others",
         ),
         pytest.param(
-            {"seeds": [0, 1]}, ["train/*", "sample/*", "score/*", "table/*", "claims/*"], id="one more seed: new runs"
+            {"seeds": [0, 1]},
+            ["train/*", "sample/*", "score/*", "table/*", "claims/*"],
+            id="one more seed: new runs",
         ),
         pytest.param({"targets": ["table1"]}, ["report/report"], id="other default targets"),
     ],
@@ -122,6 +134,8 @@ def test_another_seed_changes_no_existing_training():
 
 def test_specs_hold_no_paths(demo_plan):
     """A spec that named a folder would move with it."""
-    elsewhere = make_plan(merge(raw_config("demo"), {"pathvars": {"results": "x", "latents": "y", "logs": "z"}}))
+    elsewhere = make_plan(
+        merge(raw_config("demo"), {"pathvars": {"results": "x", "latents": "y", "logs": "z"}})
+    )
     before, after = all_specs(demo_plan), all_specs(elsewhere)
     assert {name for name in before if before[name] != after[name]} <= {"report/report"}

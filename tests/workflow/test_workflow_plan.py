@@ -64,7 +64,8 @@ def test_planning_needs_no_torch():
     """Everything that Snakemake imports, with torch, numpy and the like not to be had."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'numpy', 'accelerate', 'diffusers', 'webdataset', 'torch_fidelity', 'snakemake'):\n"
+        "for name in ('torch', 'numpy', 'accelerate', 'diffusers', 'webdataset', "
+        "'torch_fidelity', 'snakemake'):\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
         "from fewstep.plan import Plan\n"

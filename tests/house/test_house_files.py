@@ -1,0 +1,113 @@
+"""What lies where, and what must not stand in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from configs import ROOT
+from house_sources import text, tracked
+
+from fewstep.config.base import read_yaml
+
+LINES = 400
+TOP = {"Snakefile", "README.md", "workflow", "config", "envs", "fewstep", "profiles", "tests"}
+TOP |= {"pyproject.toml", "LICENSE", ".gitignore", ".pre-commit-config.yaml", ".ci", ".github"}
+BINARY = {".png", ".npz", ".pt", ".tar"}
+
+
+def sources(*suffixes: str) -> list[Path]:
+    return [path for path in tracked() if path.suffix in suffixes or path.name == "Snakefile"]
+
+
+def test_nothing_else_at_the_top():
+    assert {path.parts[0] for path in tracked()} <= TOP
+
+
+def test_files_stay_small():
+    long = {str(path): n for path in sources(".py", ".smk") if (n := len(text(path).splitlines())) > LINES}
+    assert not long
+
+
+def test_rules_name_no_method_table_or_dataset(paper_plan, demo_plan):
+    """Rules are generic: a new table or method is configuration."""
+    names: set[str] = set()
+    for plan in (paper_plan, demo_plan):
+        config, parts = plan.config, plan.parts
+        for part in (config.assets, config.methods, config.tables, parts.datasets, parts.tokenizers):
+            names |= part.keys()
+        for part in (parts.latents, parts.backbones, parts.samplers, parts.protocols, parts.settings):
+            names |= part.keys()
+    # "teacher" is a role of train's inputs, and "common" a file of rules.
+    names -= {"teacher", "common"}
+    assert {"decm", "table1", "imagenet256", "digits"} <= names
+    word = re.compile(
+        rf"(?<![\w-])({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![\w-])"
+    )
+    rules = [path for path in tracked() if path.match("workflow/rules/*.smk")]
+    assert len(rules) >= 5
+    for path in rules:
+        assert not word.findall(text(path)), path
+
+
+def test_no_run_or_script_blocks():
+    """A run block starts a whole Snakemake, a script hides its inputs."""
+    for path in sources(".smk"):
+        assert not re.search(r"^\s+(run|script|notebook):", text(path), re.MULTILINE), path
+
+
+def test_no_hardware_in_the_configuration():
+    for path in tracked():
+        if path.parts[0] == "config":
+            assert not re.search(r"\b(gpus?|cuda|slurm|partition|threads|processes):", text(path)), path
+
+
+def test_no_paths_of_one_machine_and_no_loose_ends():
+    patterns = {
+        "a path of one machine": r"""(?<![\w.:/-])/(home|Users|root|work|tmp|mnt|scratch)/""",
+        "a path beside the repository": r"\.\./" + r"(shared|\.\./\.\./\.\.)\b",
+        "a loose end": r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
+        "a number without a meaning here": r"\b([Ii]ssue|PR|[Pp]ull request) ?#?\d",
+    }
+    for path in tracked():
+        if path.suffix in BINARY:
+            continue
+        for what, pattern in patterns.items():
+            found = re.search(pattern, text(path))
+            assert not found, f"{path}: {what}: {found and found.group()}"
+
+
+def test_tests_have_unique_names_and_no_packages():
+    tests = [path for path in tracked() if path.parts[0] == "tests" and path.suffix == ".py"]
+    assert not [path for path in tests if path.name == "__init__.py"]
+    names = [path.name for path in tests if path.name != "conftest.py"]
+    assert len(names) == len(set(names))
+
+
+def test_profiles():
+    """Snakemake lays profiles/default under every other profile, unasked."""
+    assert {path.name for path in (ROOT / "profiles").iterdir()} == {"demo", "local", "slurm"}
+    for profile in ("demo", "local", "slurm"):
+        for name in read_yaml(ROOT / "profiles" / profile / "config.yaml").get("configfile", []):
+            assert (ROOT / name).is_file()
+
+
+def test_every_configuration_file_is_used(paper_plan):
+    there = {str(path) for path in tracked() if path.parts[0] == "config"}
+    files = paper_plan.config.root.files
+    used = {"config/config.yaml", files.assets, files.settings, files.methods, files.claims}
+    used |= {f"{files.tables}/{name}.yaml" for name in paper_plan.config.tables}
+    for profile in (ROOT / "profiles").iterdir():
+        used |= set(read_yaml(profile / "config.yaml").get("configfile", []))
+    assert there == used
+    assert set(paper_plan.config.tables) <= set(paper_plan.config.root.targets)
+    assert 'configfile: "config/config.yaml"' in text(Path("Snakefile"))
+
+
+@pytest.mark.parametrize("path", [path for path in tracked() if path.match("config/**/*.yaml")], ids=str)
+def test_editors_find_the_schema(path):
+    """The first line names the schema, relative to the file."""
+    found = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text(path))
+    assert found, path
+    assert (ROOT / path.parent / found[1]).is_file()

@@ -1,0 +1,160 @@
+"""Sampling: what belongs to an image's index, and nothing else, decides about the image."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from stages_world import World
+from test_stages_train import refused, replaced
+
+import fewstep.sample
+from fewstep.checkpoint import load_model, save_model
+from fewstep.config import read_spec
+from fewstep.config.specs import SampleSpec
+from fewstep.images import read_card, read_images, to_uint8
+from fewstep.sample import draw_labels, noise
+
+
+def images_of(path) -> torch.Tensor:
+    return torch.cat(list(read_images(path)))
+
+
+@pytest.fixture
+def spec(world: World, tmp_path) -> SampleSpec:
+    run = f"cd/base/cm-2/{world.plan.image_set('digits')}"
+    return read_spec(SampleSpec, world.spec("sample", run, tmp_path))
+
+
+def test_labels(spec):
+    balanced = draw_labels(spec)
+    assert balanced.tolist() == list(range(10)) * 4
+    chance = draw_labels(spec.model_copy(update={"labels": "random", "images": 2000}))
+    counts = chance.bincount(minlength=10)
+    assert counts.sum() == 2000 and 150 < counts.min() < counts.max() < 250
+    assert torch.equal(chance, draw_labels(spec.model_copy(update={"labels": "random", "images": 2000})))
+    other = draw_labels(spec.model_copy(update={"labels": "random", "images": 2000, "seed": 1}))
+    assert not torch.equal(chance, other)
+
+
+def test_noise_belongs_to_the_image(spec):
+    whole = noise(spec, range(12), "start")
+    parts = torch.cat([noise(spec, range(5), "start"), noise(spec, range(5, 12), "start")])
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole, noise(spec, range(12), 0))
+    assert not torch.equal(whole, noise(spec.model_copy(update={"seed": 1}), range(12), "start"))
+    assert abs(noise(spec, range(500), "start").mean()) < 0.05
+    assert noise(spec, range(500), "start").std() == pytest.approx(1, abs=0.02)
+
+
+def test_chunks_move_the_last_bits_only(world, tmp_path, monkeypatch):
+    default = images_of(world.sample("cd", "cm-2").out)
+    monkeypatch.setattr(fewstep.sample, "CHUNK", 7)
+    call = world.sample("cd", "cm-2", tmp_path)
+    call()
+    cut = images_of(call.out)
+    assert [len(batch) for batch in read_images(call.out)] == [7, 7, 7, 7, 7, 5]
+    assert (default.int() - cut.int()).abs().max() <= 1
+    assert (default != cut).float().mean() < 0.01
+
+
+def test_models_share_noise_and_labels(world, tmp_path, monkeypatch):
+    """Differences between methods are then not differences of luck."""
+    seen: dict[str, list] = {}
+
+    def spying(sampler, field, x0, nfe, again):
+        seen.setdefault("start", []).append(x0.clone())
+        seen.setdefault("again", []).append(again(0).clone())
+        return torch.zeros_like(x0)
+
+    monkeypatch.setattr(fewstep.sample, "sample", spying)
+    for method, cell in (("cd", "cm-2"), ("teacher", "euler-4")):
+        world.sample(method, cell, tmp_path / method)()
+    for first, second in seen.values():
+        assert torch.equal(first, second)
+
+
+def test_guidance_doubles_the_evaluations(world, tmp_path):
+    # The tiny teacher hardly knows its labels; a large scale shows that they are asked for.
+    strong = world.varied({"settings": {"settings": {"digits": {"guidance": {"scale": 1000.0}}}}})
+    plain = strong.sample("teacher", "euler-4", tmp_path)
+    guided = strong.sample("teacher", "euler-guided-4", tmp_path / "guided")
+    plain()
+    guided()
+    assert read_card(plain.out)["evaluations"] == 4
+    assert read_card(guided.out)["evaluations"] == 8
+    assert read_card(guided.out)["guidance"]["scale"] == 1000
+    assert not torch.equal(images_of(plain.out), images_of(guided.out))
+
+
+def test_refuses_other_tokenizer_weights(world, tmp_path):
+    """Same network, other weights: the images would look almost right."""
+    tensors, card = load_model(world.plan.model("digits-autoencoder"))
+    first = next(iter(tensors))
+    tensors[first] = tensors[first] + 1e-3
+    backbone = world.plan.run("digits-autoencoder").backbone
+    save_model(tmp_path / "other.safetensors", tensors, backbone, card)
+    call = replaced(world.sample("cd", "cm-2", tmp_path), "--tokenizer", str(tmp_path / "other.safetensors"))
+    refused(call, "manifest.json", "encoded with other tokenizer weights")
+    refused(replaced(call, "--tokenizer"), "other tokenizer weights than None")
+
+
+def test_refuses_a_model_of_another_backbone(world, tmp_path):
+    call = replaced(world.sample("cd", "cm-2", tmp_path), "--model", world.plan.model("teacher"))
+    refused(call, "holds backbone", "target_time")
+
+
+def test_refuses_other_latents(world, tmp_path):
+    call = replaced(world.sample("cd", "cm-2", tmp_path), "--latents", world.plan.manifest("digits-pixels"))
+    refused(call, "tokenizer.kind")
+
+
+def test_refuses_images_that_are_not_finite(world, tmp_path, monkeypatch):
+    def broken(sampler, field, x0, *rest):
+        return torch.full_like(x0, float("nan"))
+
+    monkeypatch.setattr(fewstep.sample, "sample", broken)
+    refused(world.sample("cd", "cm-2", tmp_path), "NaN", "diverge")
+
+
+def test_webdataset_reads_the_tar(world):
+    path = world.sample("cd", "cm-2").out
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    card, *batches = samples
+    assert card["__key__"] == "card" and card["json"] == read_card(path)
+    assert [batch["__key__"] for batch in batches] == ["00000000"]
+    assert batches[0]["images.npy"].shape == (40, 1, 8, 8)
+    assert batches[0]["images.npy"].dtype == np.uint8
+    assert batches[0]["labels.npy"].tolist() == list(range(10)) * 4
+    assert torch.equal(torch.from_numpy(batches[0]["images.npy"]), images_of(path))
+
+
+def test_card(world):
+    card = read_card(world.sample("cd", "cm-2").out)
+    assert (card["images"], card["labels"], card["uint8"], card["evaluations"]) == (
+        40,
+        "balanced",
+        "round",
+        2,
+    )
+    assert card["model"]["method"] == "cd" and card["sampler"]["kind"] == "cm"
+    assert json.loads(json.dumps(card)) == card
+
+
+def test_images_are_not_constant(world):
+    images = images_of(world.sample("cd", "cm-2").out)
+    assert images.float().std() > 5
+    assert len({bytes(image.numpy()) for image in images}) == 40
+
+
+def test_to_uint8():
+    levels = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    assert torch.equal(to_uint8(levels, "round"), torch.arange(256).to(torch.uint8))
+    between = torch.tensor([(100.4 / 127.5) - 1, (100.6 / 127.5) - 1, 1.5, -1.5])
+    assert to_uint8(between, "round").tolist() == [100, 101, 255, 0]
+    assert to_uint8(between, "truncate").tolist() == [100, 100, 255, 0]
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.tensor([float("nan")]), "round")
