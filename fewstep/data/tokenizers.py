@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
+DECODED = 25
+"""Images decoded at once, whatever is asked for: 250 of 256x256 would take tens of GB in float32."""
+
+
 class Coder(Protocol):
     """Both directions of a tokenizer, without gradients."""
 
@@ -116,7 +120,8 @@ class KlAutoencoder:
         return posterior.mean + posterior.std * torch.stack(noise).to(self._device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._vae.decode(latents.to(self._device)).sample.clamp(-1, 1)
+        pieces = latents.to(self._device).split(DECODED)
+        return torch.cat([self._vae.decode(piece).sample.clamp(-1, 1) for piece in pieces])
 
 
 def _stable_diffusion(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:

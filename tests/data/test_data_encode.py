@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import ldm_made
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from latents_made import Made, write_spec
 from ldm_made import TINY
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import save_file
 
 from fewstep import encode
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
+from fewstep.config.base import merge
 from fewstep.config.settings import Dataset, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
+from fewstep.data.classes import class_ids
 from fewstep.data.manifest import read_manifest
 from fewstep.data.records import read_record
 from fewstep.data.shards import LatentShards, map_arrays, scan_shard
@@ -27,6 +32,7 @@ from fewstep.data.sources import open_source
 from fewstep.data.statistics import Published
 from fewstep.fetch import fetch
 from fewstep.files import sha256
+from fewstep.plan import Plan
 
 IMAGES = Dataset(asset="in", format="imagefolder", resolution=16, classes=3, images=23)
 VAVAE = Tokenizer(
@@ -252,6 +258,50 @@ def test_distance_is_the_worst_channel() -> None:
     assert own.distance([0.0, 1.0], [1.0, 2.0]) == 0
     assert own.distance([0.1, 1.4], [1.0, 2.0]) == pytest.approx(0.2)
     assert own.distance([0.0, 1.0], [0.7, 2.0]) == pytest.approx(0.3)
+
+
+def test_the_configured_imagenet_in_miniature(tmp_path: Path, paper_plan: Plan, weights: Path) -> None:
+    """The shipped spec but for sizes: Parquet, 1,000 classes, fp16, both views, published statistics."""
+    spec = EncodeSpec.model_validate_json(paper_plan.spec_text("encode", "imagenet256-vavae"))
+    spec = EncodeSpec.model_validate(
+        merge(
+            spec.model_dump(),
+            {
+                "dataset": {"resolution": 16, "images": 1000},
+                "tokenizer": {
+                    "shape": [4, 8, 8],
+                    "network": TINY.model_dump(),
+                    "weights": {"file": "vae.pt"},
+                },
+                "latents": {"shards": 2, "psnr": 5.0},
+            },
+        )
+    )
+    ids = class_ids("imagenet-1k")
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0)).tolist()
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 20, 24, 3), np.uint8)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    (tmp_path / "hub/data").mkdir(parents=True)
+    for part in range(3):
+        images, labels = [], order[part::3]
+        for label in labels:
+            stream = io.BytesIO()
+            Image.fromarray(pixels[label]).save(stream, "JPEG")
+            images.append({"bytes": stream.getvalue(), "path": f"{ids[label]}_1_{ids[label]}.JPEG"})
+        table = pa.table({"image": pa.array(images, kind), "label": pa.array(labels, pa.int64())})
+        path = tmp_path / f"hub/data/train-{part:05d}-of-00003.parquet"
+        parquet.write_table(table, path, row_group_size=100)
+    torch.save(
+        {"mean": torch.zeros(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 3.0)},
+        tmp_path / "vae/latents_stats.pt",
+    )
+    made = Made(tmp_path / "latents", local(tmp_path, "hub"), spec)
+    made.encode(local(tmp_path, "vae"))
+    shards = LatentShards(made.manifest)
+    shards.check(made.card)
+    assert shards.manifest.histogram == [1] * 1000 and shards.views == 2
+    assert shards.labels.tolist() == [*order[0::3], *order[1::3], *order[2::3]]
+    assert shards.manifest.dtype == "float16" and shards.manifest.psnr > 5
 
 
 def latents_of_others(folder: Path, flip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

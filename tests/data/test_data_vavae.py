@@ -8,13 +8,14 @@ from pathlib import Path
 import ldm_made
 import pytest
 import torch
+from configs import make_plan, raw_config
 from ldm_made import TINY
 from safetensors.torch import save_file
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import LdmAutoencoder, Tokenizer, Weights
-from fewstep.data import vavae
+from fewstep.data import tokenizers, vavae
 from fewstep.data.tokenizers import open_tokenizer
 from fewstep.fetch import fetch
 
@@ -80,6 +81,16 @@ def test_draws_belong_to_images_and_views(tmp_path: Path) -> None:
         torch.testing.assert_close(coder.encode(images[2:3], [12]), batch[2:3], atol=1e-5, rtol=1e-5)
         for other in (coder.encode(images[2:3], [11]), coder.encode(images[2:3], [12], view=1)):
             assert (other - batch[2:3]).abs().max() > 0.1
+
+
+def test_many_images_are_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", ldm_made.weights(TINY, 4))
+    coder = open_tokenizer(tokenizer(), record_of(tmp_path / "vae"), None)
+    latents = torch.randn(7, 4, 8, 8)
+    with torch.no_grad():
+        whole = coder.decode(latents)
+        monkeypatch.setattr(tokenizers, "DECODED", 3)
+        torch.testing.assert_close(coder.decode(latents), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_posterior_is_clamped(tmp_path: Path) -> None:
@@ -156,3 +167,11 @@ def test_configurations_that_cannot_be() -> None:
             tokenizer(**change)
     with pytest.raises(ValueError, match="names a level beyond 1"):
         LdmAutoencoder(multipliers=[1, 2], attention=[2])
+
+
+def test_the_plan_knows_the_files_of_the_asset() -> None:
+    raw = raw_config()
+    wrong = {"tokenizers": {"vavae-f16d32": {"statistics_file": "latent_stats.pt"}}}
+    raw["overrides"] = {"settings": wrong}
+    with pytest.raises(ConfigError, match=r"vavae-f16d32\.statistics_file: .*latents_stats\.pt"):
+        make_plan(raw)
