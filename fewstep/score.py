@@ -41,12 +41,18 @@ def main(argv: list[str] | None = None) -> None:
     given = arguments.parse_args(argv)
     spec = read_spec(ScoreSpec, given.spec)
     card = read_card(given.images)
+    check_card(given.images, card, spec)
     reference = given.reference
     if spec.protocol.reference is not None:
         reference = asset_file(reference, spec.protocol.reference.file)
     extractor = Extractor(spec.protocol, given.extractor, spec.extractor)
-    mu, sigma = read_reference(reference, extractor)
-    gaussian, logits = extractor.stats(_counted(given.images, spec.protocol.images))
+    mu, sigma, shape = read_reference(reference, extractor)
+    gaussian, logits = extractor.stats(_counted(given.images, spec.protocol.images, shape))
+    if len(mu) != len(gaussian.mean):
+        raise ValueError(
+            f"{reference}: {len(mu)} dimensions, but {spec.protocol.features} of "
+            f"{spec.protocol.extractor} has {len(gaussian.mean)}"
+        )
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
         "fid": distance(gaussian, mu, sigma, spec.protocol),
@@ -71,8 +77,24 @@ def distance(gaussian: GaussianStats, mu: Tensor, sigma: Tensor, protocol: Proto
     return value if protocol.trace is None else value * protocol.trace / float(sigma.trace())
 
 
-def read_reference(path: Path, extractor: Extractor) -> tuple[Tensor, Tensor]:
-    """mu (F,) and sigma (F, F) of an npz, float64.
+def check_card(path: Path, card: dict[str, Any], spec: ScoreSpec) -> None:
+    """Refuse images of another cell, or made under another protocol.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    protocol, model = spec.protocol, card["model"]
+    found = {key: card[key] for key in ("images", "labels", "uint8") if key in card}
+    # Published weights carry no run's name.
+    found |= {key: model[key] for key in ("method", "variant", "seed") if key in model}
+    asked = {**spec.cell.model_dump(), **protocol.model_dump()} | {"seed": spec.cell.seed}
+    for key, value in found.items():
+        if value != asked[key]:
+            raise ValueError(f"{path}: {key}: these images have {value}, but {asked[key]} is asked for")
+
+
+def read_reference(path: Path, extractor: Extractor) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+    """mu (F,) and sigma (F, F) of an npz, float64, and the shape of its images if it tells.
 
     Raises:
         ValueError: the file holds no statistics, or was made with other extractor weights.
@@ -82,14 +104,24 @@ def read_reference(path: Path, extractor: Extractor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{path}: holds {sorted(content)}, not mu and sigma")
         if "extractor" in content and str(content["extractor"]) != extractor.sha256:
             raise ValueError(f"{path}: was made with other weights of {extractor.protocol.extractor}")
-        return torch.from_numpy(content["mu"]).double(), torch.from_numpy(content["sigma"]).double()
+        shape = tuple(content["shape"].tolist()) if "shape" in content else None
+        mu, sigma = (torch.from_numpy(content[name]).double() for name in ("mu", "sigma"))
+        return mu, sigma, shape
 
 
-def _counted(path: Path, expected: int) -> Iterator[Tensor]:
-    """The batches of a tar, refused at the end unless there are exactly ``expected`` images."""
+def _counted(path: Path, expected: int, shape: tuple[int, ...] | None) -> Iterator[Tensor]:
+    """The batches of a tar.
+
+    Raises:
+        ValueError: images of another shape than the first or the reference's, or, at the end, any
+            other number of them than ``expected``.
+    """
     found = 0
     with tqdm(total=expected, unit="image", mininterval=5) as bar:
         for images in read_images(path):
+            shape = shape or tuple(images.shape[1:])
+            if images.shape[1:] != shape:
+                raise ValueError(f"{path}: images {tuple(images.shape[1:])}, not {shape} like the reference")
             found += len(images)
             bar.update(len(images))
             yield images

@@ -18,12 +18,13 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[list[str] | None], None]) -> None:
-    """Call ``main`` as a program: bad input (ConfigError, ValueError) is a message and exit status 1.
+    """Call ``main`` as a program: bad input (ConfigError, ValueError) and a training that diverged
+    (FloatingPointError) are a message and exit status 1.
 
     Anything else is a mistake in the program and keeps its traceback.
     """
     try:
         main(None)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -105,16 +105,18 @@ class Curve:
 
 
 class StopRequest:
-    """Set by SIGTERM and SIGUSR1 (a time limit or preemption is near)."""
+    """Set by SIGTERM and SIGUSR1 (a time limit or preemption is near) and by a first Ctrl-C."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._asked = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._ask)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
         self._asked = True
+        if number == signal.SIGINT:  # who presses it twice does not want to wait
+            signal.signal(number, signal.default_int_handler)
 
     def agreed(self, step: int) -> bool:
         """Whether any process was asked to stop; the answer is the same on all of them.

@@ -39,14 +39,16 @@ def die_at_rename(name: str) -> None:
 
 
 def signal_at_step(step: int, number: int) -> None:
-    """The training process gets a signal in the middle of a step."""
+    """The training process gets one signal, in the middle of a step."""
     from fewstep.train import Trainer
 
     original = Trainer._update
+    sent = []
 
     def signalled(self: Trainer, now: int, *rest: Any) -> Any:
         result = original(self, now, *rest)
-        if now == step:
+        if now == step and not sent:
+            sent.append(number)
             os.kill(os.getpid(), number)
         return result
 

@@ -15,6 +15,7 @@ from configs import make_plan, raw_config
 from fewstep.config.base import merge
 
 TRAIN = {"steps": 8, "batch": 32, "optimizer": {"warmup": 2}}
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NETWORK = {"depth": 1, "width": 16, "heads": 2}
 TINY: dict[str, Any] = {
     "settings": {
@@ -63,10 +64,10 @@ class Call:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Accelerate keeps its state in the process, and train takes over two signals."""
+    """Accelerate keeps its state in the process, and train takes over some signals."""
     from accelerate.state import AcceleratorState
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         yield

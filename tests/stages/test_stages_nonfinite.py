@@ -11,6 +11,7 @@ from stages_world import World
 
 from fewstep.checkpoint import load_model
 from fewstep.methods.cd import CD
+from fewstep.stage import run
 from fewstep.train import Trainer
 
 
@@ -95,6 +96,17 @@ def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_pa
         call()
     with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
         call()
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("step 6: bad"), ValueError("step 6: bad")])
+def test_a_shell_sees_one_line(capsys, error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: step 6: bad\n"
 
 
 def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(world, tmp_path, monkeypatch):

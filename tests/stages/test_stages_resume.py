@@ -34,7 +34,7 @@ def same(call: Call, other: Call) -> None:
     assert call.outputs[1].read_bytes() == other.outputs[1].read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_the_next_start_goes_on(world, whole, tmp_path, number):
     method, reference = whole
     call = world.train(method, tmp_path)
@@ -90,6 +90,19 @@ def test_a_changed_spec_starts_from_scratch(world, tmp_path):
     assert sha256(tmp_path / "model.safetensors") == sha256(fresh / "model.safetensors")
     assert sha256(fresh / "model.safetensors") != sha256(world.train("cd").out)
     assert states(call) == ["step-000000004"]  # the first spec's, still there if one goes back to it
+
+
+def test_a_second_interrupt_does_not_wait(world, tmp_path):
+    call = world.train("cd", tmp_path)
+
+    def impatient(*_):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fewstep.train.Trainer._step", impatient)
+        call()
+    assert not states(call)
 
 
 def test_two_processes_stop_at_the_same_step(world, tmp_path):
