@@ -1,4 +1,4 @@
-"""Features of images for the metrics: torch-fidelity's extractors, and our own among them.
+"""Features of images and the metrics made of them: torch-fidelity's, with our extractor among its own.
 
 The only module that knows torch_fidelity. The demo's classifier is registered there as
 `conv-classifier`, so that scoring is one path for it and for Inception.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,21 @@ import torch
 from torch import Tensor
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from .checkpoint import load_network
 from .config import ConfigError
-from .config.settings import Backbone, Protocol
+from .config.settings import Backbone, KernelDistance, Protocol
 from .core.frechet import GaussianStats
 from .data.records import read_record
 from .files import sha256
 
 OURS = "conv-classifier"
+DISTANCES_AT_ONCE = 2_000
+"""Rows of the distance matrix of precision and recall that are in memory: 400 MB at 50,000 images."""
 
 
 class ClassifierFeatures(FeatureExtractorBase):
@@ -73,9 +77,18 @@ register_feature_extractor(OURS, ClassifierFeatures)
 class Extractor:
     """The network of a protocol, from bytes to the features it compares."""
 
-    def __init__(self, protocol: Protocol, weights: Path, backbone: Backbone | None):
+    def __init__(
+        self,
+        protocol: Protocol,
+        weights: Path,
+        backbone: Backbone | None,
+        device: torch.device | str = "cpu",
+    ):
         self.protocol = protocol
-        self.layers = [protocol.features, *([protocol.logits] if protocol.logits else [])]
+        self.layers = [protocol.features]
+        if "is" in protocol.metrics:
+            assert protocol.logits is not None
+            self.layers.append(protocol.logits)
         if backbone is not None:
             load_network(weights, backbone)
             path = weights
@@ -83,7 +96,7 @@ class Extractor:
             path = asset_file(weights, protocol.weights.file)
             refuse_objects(path)
         self.sha256 = sha256(path)
-        self._cuda = torch.cuda.is_available()
+        self._cuda = torch.device(device).type == "cuda"
         self._net = create_feature_extractor(
             protocol.extractor,
             self.layers,
@@ -94,24 +107,65 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 images (n, C, H, W) to layer name -> (n, F), on the CPU."""
-        images = images.cuda() if self._cuda else images
-        return {name: value.cpu() for name, value in zip(self.layers, self._net(images), strict=True)}
+        """uint8 images (n, C, H, W) to layer name -> float32 (n, F), on the CPU.
 
-    def stats(self, batches: Iterable[Tensor]) -> tuple[GaussianStats, list[Tensor]]:
-        """Streaming Gaussian of the features, and the logits if the protocol wants them."""
-        gaussian: GaussianStats | None = None
-        logits = []
-        for images in batches:
-            values = self(images)
-            features = values[self.protocol.features]
-            gaussian = gaussian or GaussianStats(features.shape[1])
-            gaussian.update(features)
-            if self.protocol.logits:
-                logits.append(values[self.protocol.logits])
-        if gaussian is None:
+        Raises:
+            ValueError: images that are not uint8, a layer that is not a vector for each image, or not finite.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype}, not uint8")
+        images = images.cuda() if self._cuda else images
+        values = {name: value.cpu() for name, value in zip(self.layers, self._net(images), strict=True)}
+        for name, value in values.items():
+            if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
+                found = f"{value.dtype} {tuple(value.shape)}"
+                raise ValueError(f"{self.protocol.extractor}: layer {name} is {found}, not float32 (n, F)")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{self.protocol.extractor}: layer {name} holds NaN or infinity")
+        return values
+
+
+class Features:
+    """One side of a comparison, taken in batch by batch, in the images' order.
+
+    Mean and covariance are streamed in float64 on ``device``. Features and logits themselves are kept
+    only for metrics that need them (50,000 Inception features: 0.4 GB).
+    """
+
+    def __init__(self, protocol: Protocol, device: torch.device | str = "cpu"):
+        self._protocol = protocol
+        self._device = device
+        self._kept: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self.gaussian: GaussianStats | None = None
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take in a batch as an `Extractor` returns it."""
+        features = values[self._protocol.features]
+        if self.gaussian is None:
+            self.gaussian = GaussianStats(features.shape[1], self._device)
+        self.gaussian.update(features)
+        if self._protocol.compares_images:
+            self._kept.append(features)
+        if "is" in self._protocol.metrics:
+            assert self._protocol.logits is not None
+            self._logits.append(values[self._protocol.logits])
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (F,) and covariance (F, F), float64, on the CPU."""
+        if self.gaussian is None:
             raise ValueError("no images to take features of")
-        return gaussian, logits
+        return self.gaussian.mean.cpu(), self.gaussian.cov.cpu()
+
+    @property
+    def kept(self) -> Tensor:
+        """Features (n, F), if the protocol compares images."""
+        return torch.cat(self._kept)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (n, classes), if the protocol asks for the Inception score."""
+        return torch.cat(self._logits)
 
 
 def asset_file(record: Path, name: str | None) -> Path:
@@ -142,12 +196,37 @@ def refuse_objects(path: Path) -> None:
         raise ValueError(f"{path}: not a torch file of plain tensors: {reason}") from None
 
 
-def inception_score(logits: list[Tensor]) -> float:
-    """Inception score over ten splits, as torch-fidelity computes it (shuffled, seed 2020)."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    result = isc_features_to_metric(torch.cat(logits), splits=10, shuffle=True, rng_seed=2020)
+def inception_score(logits: Tensor) -> float:
+    """Inception score of logits (n, classes) over ten splits (shuffled, seed 2020)."""
+    result = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
     return float(result["inception_score_mean"])
+
+
+def kernel_distance(ours: Tensor, real: Tensor, options: KernelDistance) -> float:
+    """KID of features (n, F) and (m, F): mean unbiased MMD^2 with a cubic kernel (subsets by seed 2020).
+
+    Raises:
+        ValueError: a side has fewer images than a subset.
+    """
+    if min(len(ours), len(real)) < options.size:
+        raise ValueError(
+            f"kid.size: {options.size}, but there are {len(ours)} images and {len(real)} real ones"
+        )
+    result = kid_features_to_metric(
+        ours, real, kid_subsets=options.subsets, kid_subset_size=options.size, rng_seed=2020, verbose=False
+    )
+    return float(result["kernel_inception_distance_mean"])
+
+
+def precision_recall(ours: Tensor, real: Tensor) -> dict[str, float]:
+    """Share of images in the manifold of the real ones, and the reverse (arXiv 1904.06991).
+
+    Features (n, F) and (m, F); a manifold is the union of balls to the third neighbour.
+    """
+    result = prc_features_to_metric(
+        ours, real, prc_neighborhood=3, prc_batch_size=DISTANCES_AT_ONCE, save_cpu_ram=True, verbose=False
+    )
+    return {name: float(result[name]) for name in ("precision", "recall")}
 
 
 def describe(protocol: Protocol) -> dict[str, Any]:

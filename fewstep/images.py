@@ -11,6 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +47,81 @@ def write_images(path: str | Path, card: dict[str, Any]) -> Iterator[ImageWriter
         yield ImageWriter(sink)
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
-    """The card alone.
+@dataclass(frozen=True)
+class ImageTar:
+    """A tar of images, its headers read: batches come in any order, one in memory at a time."""
+
+    path: Path
+    card: dict[str, Any]
+    shape: tuple[int, ...]
+    """(C, H, W) of every image."""
+    batches: list[tuple[int, int, int]]
+    """Of each batch: byte offset, length in bytes, number of images."""
+
+    @property
+    def count(self) -> int:
+        return sum(count for _, _, count in self.batches)
+
+    def read(self, index: int) -> Tensor:
+        """Batch number ``index`` as uint8 (n, C, H, W)."""
+        offset, length, _ = self.batches[index]
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            content = stream.read(length)
+        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+
+
+def open_images(path: str | Path) -> ImageTar:
+    """Read the headers of a tar of images, and refuse what :func:`write_images` would not have written.
 
     Raises:
-        ValueError: the tar does not start with one.
+        ValueError: not such a tar, no images, or batches of another type or size than the first.
     """
-    with tarfile.open(path, "r:") as tar:
-        first = tar.next()
-        stream = tar.extractfile(first) if first is not None and first.name == "card.json" else None
-        if stream is None:
-            raise ValueError(f"{path}: does not start with card.json; make it with fewstep.sample")
-        card: dict[str, Any] = json.load(stream)
-    return card
+    path = Path(path)
+    shape: tuple[int, ...] | None = None
+    batches = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            card = _card(tar, path)
+            for member in tar:
+                if not member.name.endswith(".images.npy"):
+                    continue
+                stream = tar.extractfile(member)
+                assert stream is not None
+                np.lib.format.read_magic(stream)
+                (count, *size), _, dtype = np.lib.format.read_array_header_1_0(stream)
+                shape = shape or tuple(size)
+                if dtype != np.uint8 or len(size) != 3 or tuple(size) != shape:
+                    found = f"{dtype} {(count, *size)}"
+                    raise ValueError(
+                        f"{path}: {member.name}: images are {found}, not uint8 (n, C, H, W) of one size"
+                    )
+                batches.append((member.offset_data, member.size, count))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: not a tar of images: {error}; make it with fewstep.sample") from None
+    if shape is None:
+        raise ValueError(f"{path}: holds no images; make it with fewstep.sample")
+    return ImageTar(path, card, shape, batches)
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The card alone; errors as for `open_images`."""
+    return open_images(path).card
 
 
 def read_images(path: str | Path) -> Iterator[Tensor]:
     """Batches of uint8 images (n, C, H, W), in order, one in memory at a time."""
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.name.endswith(".images.npy"):
-                stream = tar.extractfile(member)
-                assert stream is not None
-                yield torch.from_numpy(np.load(io.BytesIO(stream.read()), allow_pickle=False))
+    images = open_images(path)
+    return map(images.read, range(len(images.batches)))
+
+
+def _card(tar: tarfile.TarFile, path: Path) -> dict[str, Any]:
+    first = tar.next()
+    stream = tar.extractfile(first) if first is not None and first.name == "card.json" else None
+    if stream is None:
+        raise ValueError(f"{path}: does not start with card.json; make it with fewstep.sample")
+    card: dict[str, Any] = json.load(stream)
+    return card
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:

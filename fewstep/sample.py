@@ -9,9 +9,7 @@ a fixed size, so that the result does not depend on the number of processes.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +26,7 @@ from .core.sampling import evaluations, sample
 from .data.shards import LatentShards
 from .data.tokenizers import open_tokenizer, weights_digest
 from .images import ImageWriter, to_uint8, write_images
+from .ranks import Ranks
 from .stage import parser, run
 
 CHUNK = 250
@@ -112,38 +111,6 @@ def noise(spec: SampleSpec, indices: range, purpose: str | int) -> Tensor:
     return torch.stack(
         [torch.randn(shape, generator=generator(spec.seed, "sample", index, purpose)) for index in indices]
     )
-
-
-class Ranks:
-    """The processes of one stage; alone, no communication library is loaded."""
-
-    def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.count == 1:
-            self.device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self.main = True
-            return
-        from accelerate import PartialState
-
-        self._state = PartialState(cpu=not torch.cuda.is_available())
-        self.device = self._state.device
-        self.main = self._state.is_main_process
-
-    def work(self, chunks: list[range], make: Any) -> Any:
-        """Make every chunk once; the main process gets them in order, the others get nothing."""
-        if self.count == 1:
-            return map(make, chunks)
-        rounds = self._rounds(chunks, make)
-        return rounds if self.main else list(rounds)
-
-    def _rounds(self, chunks: list[range], make: Any) -> Any:
-        from accelerate.utils import gather_object
-
-        for first in range(0, len(chunks), self.count):
-            turn = chunks[first : first + self.count]
-            rank = self._state.process_index
-            mine = [make(turn[rank]).cpu()] if rank < len(turn) else []
-            yield from gather_object(mine) if self.main else gather_object(mine)[:0]
 
 
 if __name__ == "__main__":

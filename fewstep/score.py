@@ -2,14 +2,15 @@
 
     python -m fewstep.score --spec SPEC --images images.tar --extractor WEIGHTS --reference REF --out x.json
 
-REF is an npz with `mu` and `sigma`, or the record of a fetched asset that holds one. No number is
-written when count, size, dimensions or extractor disagree.
+REF is an npz that fewstep.reference made, or the record of a fetched asset that holds mu and sigma. No
+number is written when count, size, dimensions, reference or extractor disagree. The number does not
+depend on how many processes extract features.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,20 @@ from tqdm import tqdm
 from .config import digest, read_spec
 from .config.settings import Protocol
 from .config.specs import ScoreSpec
-from .core.frechet import GaussianStats, frechet_distance
-from .features import Extractor, asset_file, describe, inception_score
+from .core.frechet import frechet_distance
+from .features import (
+    Extractor,
+    Features,
+    asset_file,
+    describe,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from .files import sha256, write_text
-from .images import read_card, read_images
+from .images import ImageTar, open_images
+from .ranks import Ranks
+from .reference import read_statistics
 from .stage import parser, run
 
 
@@ -40,27 +51,36 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--reference", type=Path, required=True)
     given = arguments.parse_args(argv)
     spec = read_spec(ScoreSpec, given.spec)
-    card = read_card(given.images)
-    check_card(given.images, card, spec)
-    reference = given.reference
-    if spec.protocol.reference is not None:
-        reference = asset_file(reference, spec.protocol.reference.file)
-    extractor = Extractor(spec.protocol, given.extractor, spec.extractor)
-    mu, sigma, shape = read_reference(reference, extractor)
-    gaussian, logits = extractor.stats(_counted(given.images, spec.protocol.images, shape))
-    if len(mu) != len(gaussian.mean):
-        raise ValueError(
-            f"{reference}: {len(mu)} dimensions, but {spec.protocol.features} of "
-            f"{spec.protocol.extractor} has {len(gaussian.mean)}"
-        )
+    images = open_images(given.images)
+    check(images, spec)
+    ranks = Ranks()
+    extractor = Extractor(spec.protocol, given.extractor, spec.extractor, ranks.device)
+    path = given.reference
+    if spec.protocol.stored:
+        assert spec.protocol.reference is not None
+        path = asset_file(path, spec.protocol.reference.file)
+    reference = read_reference(path, spec, extractor)
+    features = Features(spec.protocol, ranks.device)
+    with tqdm(total=images.count, unit="image", mininterval=5, disable=not ranks.main) as bar:
+        for values in ranks.work(range(len(images.batches)), lambda index: extractor(images.read(index))):
+            dimensions = values[spec.protocol.features].shape[1]
+            if dimensions != len(reference.mu):
+                raise ValueError(
+                    f"{path}: statistics of {len(reference.mu)} dimensions, but layer "
+                    f"{spec.protocol.features} of {spec.protocol.extractor} has {dimensions}"
+                )
+            features.add(values)
+            bar.update(len(values[spec.protocol.features]))
+    if not ranks.main:
+        return
+    card = images.card
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
-        "fid": distance(gaussian, mu, sigma, spec.protocol),
-        "is": inception_score(logits) if logits else None,
-        "images": gaussian.n,
+        **compute(spec.protocol, features, reference),
+        "images": images.count,
         "evaluations": card["evaluations"],
         "protocol": describe(spec.protocol),
-        "reference_sha256": sha256(reference),
+        "reference_sha256": sha256(path),
         "extractor_sha256": extractor.sha256,
         "status": card["model"]["status"],
         "code": card["model"]["code"],
@@ -71,62 +91,90 @@ def main(argv: list[str] | None = None) -> None:
     write_text(given.out, json.dumps(metrics, indent=1, sort_keys=True) + "\n")
 
 
-def distance(gaussian: GaussianStats, mu: Tensor, sigma: Tensor, protocol: Protocol) -> float:
-    """Fréchet distance, in the protocol's units of feature variance."""
-    value = frechet_distance(gaussian.mean, gaussian.cov, mu, sigma)
-    return value if protocol.trace is None else value * protocol.trace / float(sigma.trace())
-
-
-def check_card(path: Path, card: dict[str, Any], spec: ScoreSpec) -> None:
-    """Refuse images of another cell, or made under another protocol.
+def check(images: ImageTar, spec: ScoreSpec) -> None:
+    """Refuse images of another cell, protocol, number or size.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming the file, what differs, and both values.
     """
-    protocol, model = spec.protocol, card["model"]
+    protocol, card, model = spec.protocol, images.card, images.card["model"]
     found = {key: card[key] for key in ("images", "labels", "uint8") if key in card}
     # Published weights carry no run's name.
     found |= {key: model[key] for key in ("method", "variant", "seed") if key in model}
-    asked = {**spec.cell.model_dump(), **protocol.model_dump()} | {"seed": spec.cell.seed}
+    asked = {**protocol.model_dump(), **spec.cell.model_dump()}
     for key, value in found.items():
         if value != asked[key]:
-            raise ValueError(f"{path}: {key}: these images have {value}, but {asked[key]} is asked for")
+            raise ValueError(
+                f"{images.path}: {key}: these images have {value}, but {asked[key]} is asked for"
+            )
+    if images.count != protocol.images:
+        raise ValueError(f"{images.path}: {images.count} images, but the protocol wants {protocol.images}")
+    if images.shape != tuple(spec.image):
+        raise ValueError(f"{images.path}: images are {images.shape}, the data set's {tuple(spec.image)}")
 
 
-def read_reference(path: Path, extractor: Extractor) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
-    """mu (F,) and sigma (F, F) of an npz, float64, and the shape of its images if it tells.
+@dataclass(frozen=True)
+class Reference:
+    """What a protocol compares with."""
+
+    mu: Tensor
+    """(F,), float64."""
+    sigma: Tensor
+    """(F, F), float64."""
+    features: Tensor | None
+    """(m, F) of real images, where a metric compares images."""
+
+
+def read_reference(path: Path, spec: ScoreSpec, extractor: Extractor) -> Reference:
+    """The reference in an npz.
 
     Raises:
-        ValueError: the file holds no statistics, or was made with other extractor weights.
+        ValueError: it lacks what the protocol needs, or was made with other extractor weights or from
+            images of another size.
     """
+    mu, sigma = read_statistics(path)
     with np.load(path, allow_pickle=False) as content:
-        if "mu" not in content or "sigma" not in content:
-            raise ValueError(f"{path}: holds {sorted(content)}, not mu and sigma")
         if "extractor" in content and str(content["extractor"]) != extractor.sha256:
-            raise ValueError(f"{path}: was made with other weights of {extractor.protocol.extractor}")
-        shape = tuple(content["shape"].tolist()) if "shape" in content else None
-        mu, sigma = (torch.from_numpy(content[name]).double() for name in ("mu", "sigma"))
-        return mu, sigma, shape
+            raise ValueError(f"{path}: was made with other weights of {spec.protocol.extractor}")
+        if "shape" in content and content["shape"].tolist() != spec.image:
+            raise ValueError(
+                f"{path}: real images are {tuple(content['shape'].tolist())}, not {tuple(spec.image)}"
+            )
+        features = None
+        if spec.protocol.compares_images:
+            if "features" not in content:
+                raise ValueError(f"{path}: holds no features of real images; make it with fewstep.reference")
+            features = torch.from_numpy(content["features"])
+            if features.dim() != 2 or features.shape[1] != len(mu):
+                found = tuple(features.shape)
+                raise ValueError(f"{path}: statistics of {len(mu)} dimensions, but features {found}")
+            if not bool(features.isfinite().all()):
+                raise ValueError(f"{path}: a feature is NaN or infinite")
+    return Reference(mu, sigma, features)
 
 
-def _counted(path: Path, expected: int, shape: tuple[int, ...] | None) -> Iterator[Tensor]:
-    """The batches of a tar.
+def compute(protocol: Protocol, ours: Features, reference: Reference) -> dict[str, float]:
+    """The metrics that a protocol asks for, under their names.
 
-    Raises:
-        ValueError: images of another shape than the first or the reference's, or, at the end, any
-            other number of them than ``expected``.
+    With ``trace`` the features of both sides are rescaled alike: a Fréchet distance by the square of
+    that factor.
     """
-    found = 0
-    with tqdm(total=expected, unit="image", mininterval=5) as bar:
-        for images in read_images(path):
-            shape = shape or tuple(images.shape[1:])
-            if images.shape[1:] != shape:
-                raise ValueError(f"{path}: images {tuple(images.shape[1:])}, not {shape} like the reference")
-            found += len(images)
-            bar.update(len(images))
-            yield images
-    if found != expected:
-        raise ValueError(f"{path}: {found} images, but the protocol wants {expected}")
+    asked = set(protocol.metrics)
+    scale = 1.0 if protocol.trace is None else protocol.trace / float(reference.sigma.trace())
+    values: dict[str, float] = {}
+    if "fid" in asked:
+        values["fid"] = scale * frechet_distance(*ours.statistics(), reference.mu, reference.sigma)
+    if "is" in asked:
+        values["is"] = inception_score(ours.logits)
+    if protocol.compares_images:
+        assert reference.features is not None
+        kept, real = (scale**0.5 * side for side in (ours.kept, reference.features))
+        if "kid" in asked:
+            values["kid"] = kernel_distance(kept, real, protocol.kid)
+        if asked & {"precision", "recall"}:
+            both = precision_recall(kept, real)
+            values |= {name: value for name, value in both.items() if name in asked}
+    return values
 
 
 if __name__ == "__main__":

@@ -176,10 +176,29 @@ class Sampler(Strict):
     )
 
 
+class KernelDistance(Strict):
+    """KID as the mean over random subsets of both sides (Binkowski et al., arXiv 1801.01401)."""
+
+    subsets: int = Field(default=100, gt=0)
+    size: int = Field(default=1000, gt=1, description="images of each side in a subset")
+
+
 class Protocol(Strict):
-    """All that a Fréchet distance depends on beside the images' own sampler."""
+    """All that a metric depends on beside the images' own sampler.
+
+    ``kid``, ``precision`` and ``recall`` compare with features of real images: those behind
+    ``reference_latents``, or the array ``arr_0`` of a published reference (ADM's has 10,000). The
+    published mu and sigma are used as they are stored, never recomputed from such images.
+
+    Extractors whose weights cannot be given as a file are refused: torch-fidelity's ``dinov2-*`` load
+    code and weights of whatever revision torch.hub finds, so that no checksum could stand beside the number.
+    """
 
     images: int = Field(gt=1)
+    metrics: list[Literal["fid", "is", "kid", "precision", "recall"]] = Field(
+        default=["fid", "is"], min_length=1, description="what is computed"
+    )
+    kid: KernelDistance = KernelDistance()
     labels: Literal["balanced", "random"]
     extractor: str = Field(description="torch-fidelity name, or conv-classifier")
     features: str = Field(description="layer whose Gaussian is compared")
@@ -197,7 +216,25 @@ class Protocol(Strict):
     def _reference(self) -> Protocol:
         if (self.reference is None) == (self.reference_latents is None):
             raise ValueError("name exactly one of reference, reference_latents")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError(f"metrics {self.metrics} name one twice")
+        if "is" in self.metrics and self.logits is None:
+            raise ValueError("metrics: is needs logits, the layer with the classes")
+        if "kid" in self.metrics and self.kid.size > self.images:
+            raise ValueError(f"kid.size {self.kid.size} is beyond the {self.images} images")
+        if self.extractor.startswith("dinov2"):
+            raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
         return self
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether a metric needs features of real images, beside their mean and covariance."""
+        return not {"kid", "precision", "recall"}.isdisjoint(self.metrics)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the published file alone is the reference."""
+        return self.reference is not None and not self.compares_images
 
 
 class Optimizer(Strict):

@@ -79,11 +79,11 @@ class SampleSpec(Strict):
 
 
 class ReferenceSpec(Strict):
-    """Statistics of real images under a protocol."""
+    """Statistics, and perhaps features, of real images under a protocol."""
 
     protocol: Protocol
     extractor: Backbone | None
-    latents: LatentCard
+    latents: LatentCard | None = Field(description="the images; None: those of the published reference")
 
 
 class CellKey(Strict):
@@ -99,6 +99,7 @@ class ScoreSpec(Strict):
     cell: CellKey
     protocol: Protocol
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of the data set's images")
 
 
 class RowCells(Strict):

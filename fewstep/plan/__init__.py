@@ -84,8 +84,12 @@ class Plan(Cells):
 
     def reference(self, protocol: str) -> list[str]:
         """Reference statistics: computed here, or the record of a published file."""
-        published = self.parts.protocols[protocol].reference
-        return self.weights(published) if published else [self.path(f"<results>/references/{protocol}.npz")]
+        if self.parts.protocols[protocol].stored:
+            return self.published_reference(protocol)
+        return [self.path(f"<results>/references/{protocol}.npz")]
+
+    def published_reference(self, protocol: str) -> list[str]:
+        return self.weights(self.parts.protocols[protocol].reference)
 
     def reference_latents(self, protocol: str) -> list[str]:
         latents = self.parts.protocols[protocol].reference_latents

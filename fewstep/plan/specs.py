@@ -125,14 +125,14 @@ def _split_cell(plan: Cells, cell: str) -> tuple[str, int]:
 
 def _reference(plan: Cells, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
-    if entry.reference_latents is None:
+    if entry.stored:
         raise ConfigError(
             f"{plan.config.root.files.settings}: protocols.{protocol}: its reference is published"
         )
     return ReferenceSpec(
         protocol=entry,
         extractor=plan.network(entry.weights),
-        latents=_latents(plan, entry.reference_latents),
+        latents=_latents(plan, entry.reference_latents) if entry.reference_latents else None,
     )
 
 
@@ -140,7 +140,14 @@ def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protoco
     name, nfe = _split_cell(plan, cell)
     entry = plan.parts.protocols[protocol]
     key = CellKey(method=method, variant=variant, seed=int(seed), sampler=name, nfe=nfe, protocol=protocol)
-    return ScoreSpec(cell=key, protocol=entry, extractor=plan.network(entry.weights))
+    latents = plan.parts.latents[plan.run(method, variant).setting.latents]
+    dataset = plan.parts.datasets[latents.dataset]
+    return ScoreSpec(
+        cell=key,
+        protocol=entry,
+        extractor=plan.network(entry.weights),
+        image=[dataset.channels, dataset.resolution, dataset.resolution],
+    )
 
 
 def _table(plan: Cells, name: str) -> Strict:

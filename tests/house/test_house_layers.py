@@ -21,7 +21,7 @@ INWARD = {
 
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
-    "accelerate": {"train", "state", "sample", "encode"},
+    "accelerate": {"train", "state", "ranks"},
     "diffusers": {"data.tokenizers", "data.vavae"},
     "webdataset": {"data.", "images"},
     "torch_fidelity": {"features"},

@@ -20,6 +20,7 @@ PROTOCOL = Protocol(
     labels="balanced",
     extractor="conv-classifier",
     features="features",
+    logits="logits",
     weights=Weights(method="classifier"),
     reference_latents="digits",
 )

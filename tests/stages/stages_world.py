@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
             "digits-autoencoder": {"width": 8},
             "digits-classifier": {"features": 16},
         },
-        "protocols": {"digits": {"images": 40}},
+        "protocols": {"digits": {"images": 40, "kid": {"subsets": 2, "size": 20}}},
         "settings": {
             "digits": {"train": TRAIN, "guidance": {"calibration": 64}},
             "digits-autoencoder": {"train": TRAIN},

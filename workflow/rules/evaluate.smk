@@ -22,6 +22,7 @@ rule reference:
     input:
         spec="<results>/specs/reference/{protocol}.json",
         latents=lambda wildcards: plan.reference_latents(wildcards.protocol),
+        published=lambda wildcards: plan.published_reference(wildcards.protocol),
         extractor=lambda wildcards: plan.extractor(wildcards.protocol),
     output:
         "<results>/references/{protocol}.npz",
@@ -32,8 +33,8 @@ rule reference:
     resources:
         gpu=0,
     shell:
-        "python -m fewstep.reference --spec {input.spec} --latents {input.latents}"
-        " --extractor {input.extractor} --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} fewstep.reference --spec {input.spec}"
+        " --latents {input.latents} --published {input.published} --extractor {input.extractor} --out {output} > {log} 2>&1"
 
 
 rule score:
@@ -53,5 +54,5 @@ rule score:
     resources:
         gpu=0,
     shell:
-        "python -m fewstep.score --spec {input.spec} --images {input.images}"
-        " --extractor {input.extractor} --reference {input.reference} --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} fewstep.score --spec {input.spec}"
+        " --images {input.images} --extractor {input.extractor} --reference {input.reference} --out {output} > {log} 2>&1"
