@@ -153,10 +153,11 @@ class Guidance(Strict):
         default="none",
         description="rescale: shorten differences longer than eta (APG); unit: eta in every case",
     )
-    eta: float | Literal["mean"] = Field(
-        default="mean", description="target norm; mean: mean norm over calibration samples"
+    eta: float | Literal["mean", "p90"] = Field(
+        default="p90",
+        description="target norm, or how it follows from calibration samples: mean or 90th percentile",
     )
-    calibration: int = Field(default=4096, gt=0, description="teacher calls behind eta: mean")
+    calibration: int = Field(default=4096, gt=0, description="teacher calls behind a calibrated eta")
     channels: int | None = Field(default=None, gt=0, description="guide only the first channels")
 
     @model_validator(mode="after")
