@@ -32,7 +32,7 @@ from .config.specs import TrainSpec
 from .core.ema import Ema
 from .core.guidance import Guided, calibrate
 from .core.jvp import value_and_tangent
-from .core.method import Context, Loss, Terms
+from .core.method import Batch, Context, Loss, Terms
 from .core.path import interpolate
 from .core.rng import Streams, fold, generator
 from .data.loader import Loader
@@ -192,8 +192,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec.train.optimizer, step, self.spec.train.steps)
         shown: dict[str, str] = {}
+        slices = [(self.loader.rows(step, cut, self.device), self._context(step, cut)) for cut in self.rows]
         for update, loss in enumerate(self.method.updates(step)):
-            terms, norm = self._update(step, loss)
+            terms, norm = self._update(step, loss, slices)
             if step % self.spec.train.log_every == 0:
                 values = {
                     "loss": float(terms.loss),
@@ -209,16 +210,16 @@ class Trainer:
                 shown = {"loss": f"{values['loss']:.3f}", "grad": f"{norm:.2f}"}
         return shown
 
-    def _update(self, step: int, loss: Loss) -> tuple[Terms, float]:
+    def _update(self, step: int, loss: Loss, slices: list[tuple[Batch, Context]]) -> tuple[Terms, float]:
         """One optimizer update over the global batch; non-finite ones are counted and skipped."""
-        accelerator, share = self.accelerator, 1 / len(self.rows)
+        accelerator, share = self.accelerator, 1 / len(slices)
         total: dict[str, Tensor] = {}
-        for number, rows in enumerate(self.rows):
+        for number, (batch, context) in enumerate(slices):
             with ExitStack() as stack:
-                if number + 1 < len(self.rows):
+                if number + 1 < len(slices):
                     for module in self.modules:
                         stack.enter_context(accelerator.no_sync(module))
-                terms = loss(self.net, self.loader.rows(step, rows, self.device), self._context(step, rows))
+                terms = loss(self.net, batch, context)
                 accelerator.backward(terms.loss * share)
             for name, value in {"loss": terms.loss, **terms.logs}.items():
                 total[name] = total.get(name, 0) + value.detach() * share
@@ -283,7 +284,7 @@ class Trainer:
         if (
             self.teacher_net is None
             or guidance is None
-            or guidance.eta != "mean"
+            or isinstance(guidance.eta, float)
             or guidance.normalise == "none"
         ):
             return None

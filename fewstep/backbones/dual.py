@@ -70,14 +70,6 @@ class Linear(nn.Linear):
         return carry(super().forward(x), dx, lambda dx: F.linear(dx, self.weight))
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution."""
-
-    def forward(self, x: Carried) -> Carried:
-        x, dx = parts(x)
-        return carry(super().forward(x), dx, lambda dx: self._conv_forward(dx, self.weight, None))
-
-
 def silu_slope(dx: Tensor, x: Tensor) -> Tensor:
     """``silu'(x) dx`` in one pass: an elementwise derivative is its own transpose."""
     return torch.ops.aten.silu_backward(dx, x)

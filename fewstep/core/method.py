@@ -47,6 +47,8 @@ class Context:
     label_dropout: float = 0.0
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
+    memo: dict[str, Any] = field(default_factory=dict)
+    """What the updates of one step share, which get the same context; see `point.draw`."""
 
 
 @dataclass(frozen=True)

@@ -47,5 +47,12 @@ class Point:
 
 
 def draw(law: TimeLaw, batch: Batch, ctx: Context) -> Point:
-    """The point at the step's time t, which is the same in all updates of a step."""
-    return Point(batch, ctx, sample_times(law, ctx.rng, "t"))
+    """The point at the step's time t, which is the same in all updates of a step.
+
+    It is kept in the context, so that updates that share one ask the teacher once.
+    """
+    held = ctx.memo.get("point")
+    if held is None or held[0] is not law or held[1] is not batch:
+        held = ctx.memo["point"] = law, batch, Point(batch, ctx, sample_times(law, ctx.rng, "t"))
+    point: Point = held[2]
+    return point

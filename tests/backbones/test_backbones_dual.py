@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build, layers
-from fewstep.backbones.dual import Conv2d, Dual, Linear, SiLU, add, parts
+from fewstep.backbones.dual import Dual, Linear, SiLU, add, parts
 
 FLAGS = [
     dict(zip(("target_time", "qk_norm", "patch", "outputs"), flags))
@@ -37,7 +37,6 @@ def check(function, *shapes, dtype=torch.float64):
     [
         (Linear(5, 7), (3, 4, 5)),
         (SiLU(), (3, 5)),
-        (Conv2d(2, 3, 2, stride=2), (2, 2, 4, 6)),
         (layers.RMSNorm(6), (2, 3, 6)),
         (layers.SwiGLU(6, 9), (2, 3, 6)),
         (layers.TimeEmbedding(6, 8, 2.0, 50.0), (4,)),

@@ -129,6 +129,22 @@ class TestDECM:
         first, second = run("decm", tiny("decm"), tiny_batch, teacher=teacher)
         assert torch.equal(first.logs["loss_fm"], second.logs["loss_fm_n2n"])
 
+    def test_both_updates_ask_the_teacher_once_about_a_point(self, tiny, tiny_batch):
+        asked = []
+
+        def listening(x, t, y):
+            asked.append(t)
+            return teacher(x, t, y)
+
+        ctx = context(teacher=listening)
+        for loss in build("decm").updates(0):
+            loss(tiny("decm"), tiny_batch, ctx)
+        # x_t in both updates; x_r and the student's jump in the second
+        assert len(asked) == 3
+        other = Batch(tiny_batch.x0, tiny_batch.x1, tiny_batch.y)
+        build("decm").updates(1)[0](tiny("decm"), other, ctx)
+        assert len(asked) == 4
+
     @pytest.mark.parametrize("off", ["cm", "fm"])
     def test_switches(self, off, tiny, tiny_batch):
         loss, *_ = build("decm", **{off: False}).updates(0)
