@@ -43,10 +43,13 @@ def main(argv: list[str] | None = None) -> None:
     if not isinstance(spec.backbone, LightningDiT):
         raise ConfigError(f"{given.spec}: backbone.kind: only lightningdit weights can be adopted")
     path, checksum = locate(given.asset, spec)
-    net = adopt(path, spec.backbone)
+    tensors, place = read(path)
+    net = adopt(tensors, spec.backbone, path)
     card = {
         "status": "released",
-        "source": {"asset": spec.asset, "file": spec.file, "sha256": checksum},
+        "source": {"asset": spec.asset, "file": spec.file, "sha256": checksum, "weights": place},
+        "latents": {"tokenizer": spec.tokenizer.model_dump(mode="json")},
+        "recipe": spec.recipe and spec.recipe.model_dump(mode="json"),
         "spec": digest(spec),
         "code": None,
     }
@@ -76,13 +79,13 @@ def locate(record: Path, spec: AdoptSpec) -> tuple[Path, str]:
     return path, found
 
 
-def adopt(path: Path, backbone: LightningDiT) -> nn.Module:
-    """The network of ``backbone`` with the weights of a published file, in float32.
+def adopt(published: dict[str, Tensor], backbone: LightningDiT, path: Path) -> nn.Module:
+    """The network of ``backbone`` with published weights, in float32; ``path`` is for messages.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
-    tensors = {name: _widened(tensor, f"{path}: {name}") for name, tensor in read(path).items()}
+    tensors = {name: _widened(tensor, f"{path}: {name}") for name, tensor in published.items()}
     _compare(tensors, backbone, path)
     # The target-time embedding that published teachers lack starts at random, but always the same.
     with torch.random.fork_rng(devices=[]):
@@ -93,18 +96,19 @@ def adopt(path: Path, backbone: LightningDiT) -> nn.Module:
     return net
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Named weights of a published checkpoint: .safetensors, or a torch file without pickled objects.
+def read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Named weights of a published checkpoint, and the key that they were found under.
 
-    A torch file holds a post-hoc EMA under ``emas`` (the second profile, sigma_rel 0.20, is taken),
-    an EMA under ``ema``, or the weights themselves.
+    A .safetensors file, or a torch file without pickled objects: that holds a post-hoc EMA under
+    ``emas`` (the second profile, sigma_rel 0.20, is taken), an EMA under ``ema``, or the weights
+    themselves (key ``""``).
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return _stripped(load_file(path), path)
+            return _stripped(load_file(path), path), ""
         except SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file: {error}") from None
     try:
@@ -128,8 +132,10 @@ def read(path: Path) -> dict[str, Tensor]:
         }
         if not averaged:
             raise ValueError(f"{path}: emas has no {prefix}*")
-        return _stripped(averaged, path)
-    return _stripped(content.get("ema", content), path)
+        return _stripped(averaged, path), "emas.ema_models.1"
+    if "ema" in content:
+        return _stripped(content["ema"], path), "ema"
+    return _stripped(content, path), ""
 
 
 def _stripped(tensors: Any, path: Path) -> dict[str, Tensor]:

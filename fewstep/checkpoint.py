@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .backbones import build
 from .backbones.state import inherit
-from .config.settings import Backbone
+from .config.settings import Backbone, Tokenizer
 from .files import atomic
 
 
@@ -46,6 +46,24 @@ def load_card(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no card in the header; make the file with fewstep.train or fewstep.adopt")
     card: dict[str, Any] = json.loads(metadata["card"])
     return card
+
+
+def check_tokenizer(card: dict[str, Any], tokenizer: Tokenizer, path: str | Path) -> None:
+    """Refuse a network of other latents than those it is to be used with.
+
+    Raises:
+        ValueError: naming the file and the fields that differ.
+    """
+    made = card.get("latents", {}).get("tokenizer", {})
+    asked = tokenizer.model_dump(mode="json")
+    differences = [
+        f"{key} {made[key]!r} there, {asked[key]!r} here"
+        for key in asked
+        if key in made and made[key] != asked[key]
+    ]
+    if not made or differences:
+        what = "; ".join(differences) or "its card names none"
+        raise ValueError(f"{path}: was trained on latents of another tokenizer ({what})")
 
 
 def load_network(path: str | Path, expected: Backbone | None = None) -> tuple[nn.Module, dict[str, Any]]:

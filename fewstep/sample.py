@@ -9,14 +9,15 @@ a fixed size, so that the result does not depend on the number of processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .backbones import null_label
-from .checkpoint import load_network
+from .checkpoint import check_tokenizer, load_network
 from .config import ConfigError, digest, read_spec
 from .config.settings import LightningDiT
 from .config.specs import SampleSpec
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"{given.spec}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     ranks = Ranks()
     net, card = load_network(given.model, spec.backbone)
+    check_tokenizer(card, spec.latents.tokenizer, given.model)
     net = net.to(ranks.device)
     shards = LatentShards(given.latents)
     shards.check(spec.latents)
@@ -73,7 +75,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def make(indices: range) -> Tensor:
         y = labels[indices.start : indices.stop].to(ranks.device)
-        field = guided_field(net, spec.guidance, null_label(spec.backbone), y)
+        field = guided_field(
+            velocity_beyond(net) if spec.expanded else net, spec.guidance, null_label(spec.backbone), y
+        )
         x0 = noise(spec, indices, "start").to(ranks.device)
         latents = sample(spec.sampler, field, x0, spec.nfe, lambda step: noise(spec, indices, step))
         images = decoder.decode(shards.denormalise(latents))
@@ -91,6 +95,19 @@ def main(argv: list[str] | None = None) -> None:
         for images in ranks.work(chunks, make):
             append(writer, images, labels)
             bar.update(len(images))
+
+
+def velocity_beyond(net: nn.Module) -> Callable[..., Tensor]:
+    """A network without a second time that has its velocity at condition 2 - t (FACM's expanded interval).
+
+    Such a network is asked for its velocity, s = t, on the condition on which it was anchored; on t
+    itself it gives the average velocity towards the data, s = 1.
+    """
+
+    def call(x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        return net(x, torch.where(s == t, 2 - t, t), s, y)
+
+    return call
 
 
 def append(writer: ImageWriter, images: Tensor, labels: Tensor) -> None:

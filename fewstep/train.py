@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .backbones import build
 from .backbones.state import inherit
-from .checkpoint import load_model, load_network, save_model
+from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .config import digest, read_spec
 from .config.settings import LightningDiT, Optimizer
 from .config.specs import TrainSpec
@@ -105,8 +105,9 @@ class Trainer:
         if spec.teacher:
             if len(self.given.teacher) != 1:
                 raise ValueError(f"{self.given.spec}: this run needs --teacher with one model file")
-            tensors, _ = load_model(self.given.teacher[0])
+            tensors, card = load_model(self.given.teacher[0])
             inherit(net, tensors, str(self.given.teacher[0]))
+            check_tokenizer(card, spec.latents.tokenizer, self.given.teacher[0])
             self.teacher_net = load_network(self.given.teacher[0])[0].to(self.device)
         trained = [module for module in (net, extra) if module is not None]
         options = spec.train.optimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -34,8 +34,13 @@ class Root(Strict):
     targets: list[str]
     title: str = Field(description="heading of the report")
     command: str = Field(description="how to call the workflow, as the report prints it")
+    weights: Literal["trained", "released"] = Field(
+        default="trained", description="released: adopt published few-step models, and train nothing"
+    )
     replace_settings: dict[str, str] = {}
-    overrides: dict[str, dict[str, Any]] = Field(default={}, description="laid over the files, by file")
+    overrides: dict[str, dict[str, Any]] = Field(
+        default={}, description="laid over the files, by file; an entry that is null is taken out"
+    )
 
 
 class Parts(Strict):
@@ -87,12 +92,14 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
     assets_file, raw_assets = file("assets")
     assets = parse_all(Asset, raw_assets, assets_file)
     settings_file, raw_parts = file("settings")
+    raw_parts = {part: _present(entries) for part, entries in raw_parts.items()}
     for backbone in raw_parts.get("backbones", {}).values():
         backbone.setdefault("kind", "lightningdit")
     parts = parse(Parts, raw_parts, settings_file)
     _check_parts(parts, assets, settings_file)
 
     methods_file, raw_methods = file("methods")
+    raw_methods = _present(raw_methods)
     for entry in raw_methods.values():
         entry["setting"] = root.replace_settings.get(entry.get("setting"), entry.get("setting"))
     methods = parse_all(Method, raw_methods, methods_file)
@@ -102,7 +109,6 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
             known(method.backbone, parts.backbones, methods_file, f"{name}.backbone")
         for sampler in method.samplers.values():
             known(sampler, parts.samplers, methods_file, f"{name}.samplers")
-        _check_weights(method.weights, assets, methods, methods_file, f"{name}.weights")
     for name, setting in parts.settings.items():
         if setting.teacher is not None:
             known(setting.teacher, methods, settings_file, f"settings.{name}.teacher")
@@ -121,12 +127,19 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
         known(name, [path.stem for path in table_files], "preset", "overrides.tables")
     for path in table_files:
         shown = f"{root.files.tables}/{path.name}"
+        if over.get("tables", {}).get(path.stem, {}) is None:
+            continue
         raw_table = _merge_table(read_yaml(path), over.get("tables", {}).get(path.stem, {}), shown)
         tables[path.stem] = parse(Table, raw_table, shown)
         for row in tables[path.stem].rows:
             _check_row(row, methods, parts, shown)
     for target in root.targets:
-        known(target, [*tables, "claims", "report"], "config/config.yaml", "targets")
+        known(
+            target,
+            [*(path.stem for path in table_files), "claims", "report"],
+            "config/config.yaml",
+            "targets",
+        )
 
     raw_claims = read_yaml(base / root.files.claims).get("claims", [])
     claims = [
@@ -178,10 +191,15 @@ def _check_weights(
         known(weights.method, methods, file, f"{key}.method")
         return
     assert weights.asset is not None
-    known(weights.asset, assets, file, f"{key}.asset")
-    if weights.file is None:
-        raise ConfigError(f"{file}: {key}.file: name the file of asset {weights.asset!r}")
-    known(weights.file, [entry.name for entry in assets[weights.asset].files], file, f"{key}.file")
+    check_file(weights.asset, weights.file, assets, file, key)
+
+
+def check_file(asset: str, name: str | None, assets: Mapping[str, Asset], file: str, key: str) -> None:
+    """Refuse an asset, or a file of it, that config/assets.yaml does not have."""
+    known(asset, assets, file, f"{key}.asset")
+    if name is None:
+        raise ConfigError(f"{file}: {key}.file: name the file of asset {asset!r}")
+    known(name, [entry.name for entry in assets[asset].files], file, f"{key}.file")
 
 
 def _check_row(row: Row, methods: Mapping[str, Method], parts: Parts, file: str) -> None:
@@ -202,6 +220,13 @@ def _merge_table(raw: dict[str, Any], over: dict[str, Any], file: str) -> dict[s
         known(name, [row["id"] for row in raw.get("rows", [])], "preset", f"overrides.tables of {file}")
     merged["rows"] = [merge(row, rows.get(row.get("id"), {})) for row in raw.get("rows", [])]
     return merged
+
+
+def _present(entries: Any) -> Any:
+    """Named entries without those that a preset took out."""
+    if not isinstance(entries, Mapping):
+        return entries
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def schemas() -> dict[str, dict[str, Any]]:

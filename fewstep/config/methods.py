@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .base import Strict
-from .settings import Weights
+from .settings import Mark
 
 
 class TimeLaw(Strict):
@@ -124,6 +124,15 @@ Loss = Annotated[
 ]
 
 
+class Published(Strict):
+    """A network's published weights, and what its authors made them for."""
+
+    asset: str
+    file: str = Field(description="which file of the asset")
+    tokenizer: str = Field(description="of the latents that they were trained on")
+    recipe: str | None = Field(default=None, description="sampler that their authors evaluate them with")
+
+
 class Method(Strict):
     """One entry of config/methods.yaml. ``train`` and ``guidance`` hold what differs from the setting."""
 
@@ -132,12 +141,21 @@ class Method(Strict):
     setting: str
     loss: Loss
     teacher: bool = Field(default=True, description="learn from, and start as, the setting's teacher")
-    weights: Weights | None = Field(default=None, description="adopt published weights instead of training")
+    weights: Published | None = Field(
+        default=None, description="adopt these published weights instead of training"
+    )
+    released: Published | None = Field(
+        default=None, description="the same, but only when the whole workflow runs with weights=released"
+    )
     train: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
     backbone: str | None = Field(default=None, description="instead of the setting's")
     samplers: dict[int | Literal["default"], str] = Field(
         default={}, description="sampler for each number of steps"
+    )
+    provenance: dict[str, Mark] = Field(
+        default={},
+        description="mark of a hyper-parameter, or of all below a key: loss, loss.times, train.steps",
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from .assets import Asset
 from .base import ConfigError, Strict, parse
 from .methods import Loss
-from .settings import Backbone, Dataset, Guidance, Latents, Protocol, Sampler, Tokenizer, Train
+from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Table
 
 
@@ -40,6 +40,8 @@ class AdoptSpec(Strict):
     backbone: Backbone
     asset: str
     file: str
+    tokenizer: Tokenizer = Field(description="of the latents that the weights were trained on")
+    recipe: Sampler | None = Field(default=None, description="how their authors sample from them")
 
 
 class LatentCard(Strict):
@@ -67,6 +69,9 @@ class TrainSpec(Strict):
 
 class SampleSpec(Strict):
     backbone: Backbone
+    expanded: bool = Field(
+        default=False, description="the network has its velocity at time condition 2 - t, not at s = t"
+    )
     sampler: Sampler
     guidance: Guidance | None
     nfe: int
@@ -162,10 +167,19 @@ class ReportItem(Strict):
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
 
 
+class HyperParameter(Strict):
+    """One number or choice behind a training, and where it comes from."""
+
+    key: str
+    value: str
+    mark: Mark
+
+
 class ReportMethod(Strict):
     title: str
     paper: str
     loss: str = Field(description="stem of its file in fewstep/methods")
+    parameters: list[HyperParameter] = Field(default=[], description="of a training at the paper's scale")
 
 
 class ReportSpec(Strict):

@@ -65,7 +65,8 @@ class Plan(Cells):
         return self.path(f"<results>/{method}/{variant}/{seed}/model.safetensors")
 
     def adopted_from(self, run: str) -> list[str]:
-        return self.weights(self.runs[run].entry.weights)
+        published = self.runs[run].published
+        return [self.record(published.asset)] if published else []
 
     def latents_of(self, run: str) -> str:
         return self.manifest(self.runs[run].setting.latents)
@@ -140,16 +141,11 @@ class Plan(Cells):
         return [self.path(f"<results>/{target}.{suffix}") for suffix in suffixes]
 
     def targets(self) -> list[str]:
-        return [file for target in self.config.root.targets for file in self.parts_of(target)]
+        return [file for target in self.wanted for file in self.parts_of(target)]
 
     def report_parts(self) -> list[str]:
         """What the report page is made of: the files of every target but itself."""
-        return [
-            file
-            for target in self.config.root.targets
-            if target != "report"
-            for file in self.parts_of(target)
-        ]
+        return [file for target in self.wanted if target != "report" for file in self.parts_of(target)]
 
     # Wildcards
 

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.base import ConfigError
-from ..config.settings import Protocol
+from ..config.base import ConfigError, Strict
+from ..config.settings import LightningDiT, Protocol
 from ..config.specs import CellKey
-from ..config.tables import Row, Table
+from ..config.tables import Claim, Row, Table
+from . import marks
 from .runs import Run, Runs
 
 
@@ -31,14 +32,22 @@ class Cells(Runs):
             raise ConfigError(f"{files.methods}: {row.method}.samplers: none for {nfe} steps, and no default")
         return sampler
 
+    def run_of(self, row: Row) -> Run | None:
+        """The run behind a row; None where the row is reported only."""
+        if row.method is None:
+            return None
+        run = self.run(row.method, row.variant)
+        return run if self.available(run) else None
+
     def protocols(self, row: Row) -> list[str]:
-        return [] if row.method is None else self.run(row.method, row.variant).setting.protocols
+        run = self.run_of(row)
+        return run.setting.protocols if run else []
 
     def row_cells(self, table: Table, row: Row, protocol: str) -> list[list[CellKey]]:
         """Cells of a row: for each NFE, one for each seed."""
-        if row.method is None:
+        run = self.run_of(row)
+        if run is None:
             return []
-        run = self.run(row.method, row.variant)
         seeds = self.seeds(run, self.config.root.seeds)
         return [
             [self._key(run, seed, self.sampler_of(row, nfe), nfe, protocol) for seed in seeds]
@@ -47,8 +56,11 @@ class Cells(Runs):
 
     def table_runs(self, name: str) -> dict[str, Run]:
         """Row id -> run, for the rows that are more than a reported number."""
-        rows = self.config.tables[name].rows
-        return {row.id: self.run(row.method, row.variant) for row in rows if row.method}
+        table = self.config.tables[name]
+        runs = {row.id: self.run_of(row) for row in table.rows}
+        # Published weights come without the curve of their training.
+        curves = table.kind == "training"
+        return {row: run for row, run in runs.items() if run and not (curves and run.adopted)}
 
     def table_cells(self, name: str) -> list[CellKey]:
         """Every cell behind a table or figure, each once."""
@@ -62,11 +74,33 @@ class Cells(Runs):
         )
 
     @cached_property
+    def wanted(self) -> list[str]:
+        """The default targets; those with nothing behind them are left out."""
+        return [target for target in self.config.root.targets if self._filled(target)]
+
+    def _filled(self, target: str) -> bool:
+        if target == "claims":
+            return bool(self.claims)
+        if target == "report":
+            return True
+        table = self.config.tables.get(target)
+        return table is not None and (table.kind == "table" or bool(self.table_runs(target)))
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """The claims of which every cell can be had."""
+        return [
+            claim
+            for claim in self.config.claims
+            if all(self.available(self.run(cell.method, cell.variant)) for cell in [claim.left, *claim.right])
+        ]
+
+    @cached_property
     def claim_protocol(self) -> str:
         """The one protocol under which the claims compare cells: the first of their settings."""
         found = {
             self.run(cell.method, cell.variant).setting.protocols[0]
-            for claim in self.config.claims
+            for claim in self.claims
             for cell in [claim.left, *claim.right]
         }
         if len(found) > 1:
@@ -75,7 +109,7 @@ class Cells(Runs):
 
     def claim_cells(self) -> list[CellKey]:
         keys = []
-        for claim in self.config.claims:
+        for claim in self.claims:
             wanted = self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
@@ -101,6 +135,11 @@ class Cells(Runs):
             raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {nfe}")
         if sampler.guidance == "setting" and run.setting.guidance is None:
             raise ConfigError(f"{where}: sampler {name!r}: setting {run.entry.setting} has no guidance")
+        second = isinstance(run.backbone, LightningDiT) and run.backbone.target_time
+        if sampler.kind in ("mix", "jump") and not second:
+            raise ConfigError(
+                f"{where}: sampler {name!r} jumps to inner times, which a network without target_time has not"
+            )
         if not run.setting.protocols:
             raise ConfigError(f"{where}: setting {run.entry.setting} names no protocol to evaluate by")
 
@@ -110,8 +149,15 @@ class Cells(Runs):
         )
 
     def _check(self) -> None:
-        """Fail now on what would otherwise show only when a cell is asked for."""
+        """Fail now on what would otherwise show only when a cell, or the report, is asked for."""
         files = self.config.root.files
+        for name, setting in self.parts.settings.items():
+            own: dict[str, Strict | None] = {"train": setting.train, "guidance": setting.guidance}
+            marks.check(setting.provenance, own, files.settings, f"settings.{name}.provenance")
+        for name in self.config.methods:
+            run = self.run(name)
+            own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
+            marks.check(run.entry.provenance, own, files.methods, f"{name}.provenance")
         for name, row in self.rows():
             if row.method is None:
                 continue

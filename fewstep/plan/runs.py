@@ -9,9 +9,10 @@ from typing import Any
 
 from ..config.base import ConfigError, known, merge, parse
 from ..config.load import Config, load
-from ..config.methods import DECMLoss, Loss, Method, SCMLoss, Variant
-from ..config.settings import Backbone, Guidance, Setting, Tokenizer, Train, Weights
+from ..config.methods import FACMLoss, Loss, Method, Published, Variant
+from ..config.settings import Backbone, Guidance, LightningDiT, Setting, Tokenizer, Train, Weights
 from ..config.tables import Row
+from .checks import check_anchor, check_backbone, check_published, check_schedule, check_times
 
 BASE = "base"
 
@@ -29,6 +30,8 @@ class Run:
     guidance: Guidance | None
     backbone: Backbone
     tokenizer: Tokenizer
+    published: Published | None
+    """The weights that take the place of training."""
 
     @property
     def name(self) -> str:
@@ -37,12 +40,22 @@ class Run:
     @property
     def adopted(self) -> bool:
         """Whether published weights take the place of training."""
-        return self.entry.weights is not None
+        return self.published is not None
 
     @property
     def taught(self) -> bool:
         """Whether the run learns from the setting's teacher."""
         return self.entry.teacher and not self.adopted
+
+    @property
+    def expanded(self) -> bool:
+        """Whether the velocity stands at time condition 2 - t: a student of FACM without a second time."""
+        return (
+            isinstance(self.loss, FACMLoss)
+            and self.loss.anchor == "expanded"
+            and isinstance(self.backbone, LightningDiT)
+            and not self.backbone.target_time
+        )
 
 
 class Runs:
@@ -56,6 +69,8 @@ class Runs:
         for method, variant in self._variants:
             run = self._resolve(method, variant)
             self.runs[run.name] = run
+        for run in self.runs.values():
+            self._check_teacher(run)
 
     def rows(self) -> Iterator[tuple[str, Row]]:
         """Table name and row, for every row of every table and figure."""
@@ -73,6 +88,10 @@ class Runs:
         variants = [run.variant for run in self.runs.values() if run.method == method]
         known(variant, variants, "config/tables", f"variant of {method}")
         return self.runs[f"{method}/{variant}"]
+
+    def available(self, run: Run) -> bool:
+        """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
+        return run.adopted or self.config.root.weights == "trained"
 
     def seeds(self, run: Run, wanted: list[int]) -> list[int]:
         """Students are trained for every seed; published weights and teachers exist once."""
@@ -120,10 +139,16 @@ class Runs:
             raise ConfigError(f"{file}: {where}.teacher: setting {method.setting} names no teacher")
         if method.teacher and setting.teacher == name:
             raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
-        _check_schedule(method.loss, train, f"{file}: {where}.loss")
+        released = method.released if self.config.root.weights == "released" and variant == BASE else None
+        published = method.weights or released
+        for key, weights in (("weights", method.weights), ("released", method.released)):
+            if weights is not None:
+                check_published(self.config, weights, setting, f"{file}: {where}.{key}")
+        check_schedule(method.loss, train, f"{file}: {where}.loss")
         latents = self.parts.latents[setting.latents]
         network = method.backbone or setting.backbone
-        self._check_backbone(network, setting.latents)
+        check_backbone(self.config, network, setting.latents)
+        check_times(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
         return Run(
             method=name,
             variant=variant,
@@ -134,27 +159,11 @@ class Runs:
             guidance=guidance,
             backbone=self.parts.backbones[network],
             tokenizer=self.parts.tokenizers[latents.tokenizer],
+            published=published,
         )
 
-    def _check_backbone(self, name: str, latents: str) -> None:
-        """Refuse a network made for other data than it is to be trained on."""
-        backbone, entry = self.parts.backbones[name], self.parts.latents[latents]
-        wanted: dict[str, Any] = {
-            "shape": self.parts.tokenizers[entry.tokenizer].shape,
-            "classes": self.parts.datasets[entry.dataset].classes,
-        }
-        for key, value in wanted.items():
-            found = getattr(backbone, key, value)
-            if found != value:
-                file = self.config.root.files.settings
-                raise ConfigError(
-                    f"{file}: backbones.{name}.{key}: {found}, but latents {latents} have {value}"
-                )
-
-
-def _check_schedule(loss: Loss, train: Train, where: str) -> None:
-    """Refuse schedules that would never take effect."""
-    if isinstance(loss, DECMLoss) and loss.n2n and loss.freq > train.steps:
-        raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
-    if isinstance(loss, SCMLoss) and loss.warmup > train.steps:
-        raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")
+    def _check_teacher(self, run: Run) -> None:
+        teacher = run.setting.teacher
+        if run.entry.teacher and teacher is not None:
+            where = f"{self.config.root.files.methods}: {run.method}.loss"
+            check_anchor(run.loss, self.run(teacher).loss, teacher, where)

@@ -25,6 +25,7 @@ from ..config.specs import (
     TrainSpec,
 )
 from .cells import Cells
+from .marks import marked
 from .runs import Run
 
 
@@ -65,10 +66,17 @@ def _encode(plan: Cells, name: str) -> Strict:
 
 def _adopt(plan: Cells, method: str, variant: str) -> Strict:
     run = plan.run(method, variant)
-    weights = run.entry.weights
-    if weights is None or weights.asset is None or weights.file is None:
+    weights = run.published
+    if weights is None:
         raise ConfigError(f"{plan.config.root.files.methods}: {method}.weights: no published file to adopt")
-    return AdoptSpec(method=method, backbone=run.backbone, asset=weights.asset, file=weights.file)
+    return AdoptSpec(
+        method=method,
+        backbone=run.backbone,
+        asset=weights.asset,
+        file=weights.file,
+        tokenizer=plan.parts.tokenizers[weights.tokenizer],
+        recipe=plan.parts.samplers[weights.recipe] if weights.recipe else None,
+    )
 
 
 def _train(plan: Cells, method: str, variant: str, seed: str) -> Strict:
@@ -95,6 +103,7 @@ def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> S
     sampler = plan.parts.samplers[name]
     return SampleSpec(
         backbone=run.backbone,
+        expanded=run.expanded,
         sampler=sampler.model_copy(update={"guidance": "none"}),
         guidance=_sampling_guidance(run, sampler),
         nfe=nfe,
@@ -153,6 +162,8 @@ def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protoco
 def _table(plan: Cells, name: str) -> Strict:
     table = plan.config.tables[name]
     runs = plan.table_runs(name)
+    # A run that cannot be had is, in this table, a reported number.
+    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in table.rows]
     cells = [
         RowCells(
             id=row.id,
@@ -164,7 +175,7 @@ def _table(plan: Cells, name: str) -> Strict:
         name=name,
         scale=_scale(runs.values()),
         protocols=list(dict.fromkeys(key for run in runs.values() for key in run.setting.protocols)),
-        table=table,
+        table=table.model_copy(update={"rows": shown}),
         rows=cells,
         runs={
             row: RunName(
@@ -187,7 +198,7 @@ def _claims(plan: Cells, _name: str) -> Strict:
     cells = plan.claim_cells()
     runs = [plan.run(key.method, key.variant) for key in cells]
     return ClaimsSpec(
-        claims=plan.config.claims,
+        claims=plan.claims,
         protocol=plan.claim_protocol,
         seeds=plan.config.claim_seeds,
         first_seeds=plan.config.root.seeds,
@@ -198,7 +209,7 @@ def _claims(plan: Cells, _name: str) -> Strict:
 
 def _report(plan: Cells, _name: str) -> Strict:
     root = plan.config.root
-    names = [name for name in root.targets if name in plan.config.tables]
+    names = [name for name in plan.wanted if name in plan.config.tables]
     runs = [run for name in names for run in plan.table_runs(name).values()]
     methods = {run.method: run for run in runs}
     protocols = dict.fromkeys(key for run in runs for key in run.setting.protocols)
@@ -219,7 +230,12 @@ def _report(plan: Cells, _name: str) -> Strict:
             for name, table in tables.items()
         ],
         methods={
-            name: ReportMethod(title=run.entry.title, paper=run.entry.paper, loss=run.loss.name)
+            name: ReportMethod(
+                title=run.entry.title,
+                paper=run.entry.paper,
+                loss=run.loss.name,
+                parameters=marked(run) if run.setting.scale == "paper" and not run.adopted else [],
+            )
             for name, run in methods.items()
         },
         protocols={key: plan.parts.protocols[key] for key in protocols},

@@ -11,11 +11,21 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep import adopt
-from fewstep.checkpoint import load_model
+from fewstep.checkpoint import check_tokenizer, load_card, load_model
 from fewstep.config import ConfigError, digest, dump
+from fewstep.config.settings import Sampler, Tokenizer
 from fewstep.config.specs import AdoptSpec
 from fewstep.files import sha256
 from fewstep.stage import run
+
+TOKENIZER = Tokenizer(kind="pixels", shape=[4, 6, 4])
+RECIPE = Sampler(kind="euler", shift=0.3)
+
+
+def adopt_spec(backbone, file) -> AdoptSpec:
+    return AdoptSpec(
+        method="teacher", backbone=backbone, asset="released", file=file, tokenizer=TOKENIZER, recipe=RECIPE
+    )
 
 
 @pytest.fixture
@@ -33,7 +43,7 @@ def published(tmp_path):
             torch.save(content, path)
         entry = {"name": file, "bytes": path.stat().st_size, "sha256": sha256(path)} | record
         (tmp_path / "assets" / "released.json").write_text(json.dumps({"name": "released", "files": [entry]}))
-        spec = AdoptSpec(method="teacher", backbone=backbone, asset="released", file=file)
+        spec = adopt_spec(backbone, file)
         (tmp_path / "spec.json").write_text(dump(spec))
         return [
             *("--spec", str(tmp_path / "spec.json")),
@@ -53,15 +63,21 @@ def post_hoc(state, other):
 
 
 FORMATS = {
-    "safetensors": lambda state, other: state,
-    "bare": lambda state, other: state,
-    "ema": lambda state, other: {"model": other, "ema": state, "opt": {"lr": 1e-4}, "epoch": 3},
-    "ema only": lambda state, other: {"ema": state, "_extracted_from": "x.pt"},
-    "emas": lambda state, other: {"model": other, "ema": other, "emas": post_hoc(state, other)},
-    "distributed": lambda state, other: {"ema": {f"module.{name}": v for name, v in state.items()}},
-    "compiled": lambda state, other: {
-        "emas": post_hoc({f"_orig_mod.module.{name}": v for name, v in state.items()}, other)
-    },
+    "safetensors": ("", lambda state, other: state),
+    "bare": ("", lambda state, other: state),
+    "ema": ("ema", lambda state, other: {"model": other, "ema": state, "opt": {"lr": 1e-4}, "epoch": 3}),
+    "ema only": ("ema", lambda state, other: {"ema": state, "_extracted_from": "x.pt"}),
+    "emas": (
+        "emas.ema_models.1",
+        lambda state, other: {"model": other, "ema": other, "emas": post_hoc(state, other)},
+    ),
+    "distributed": ("ema", lambda state, other: {"ema": {f"module.{name}": v for name, v in state.items()}}),
+    "compiled": (
+        "emas.ema_models.1",
+        lambda state, other: {
+            "emas": post_hoc({f"_orig_mod.module.{name}": v for name, v in state.items()}, other)
+        },
+    ),
 }
 
 
@@ -72,7 +88,8 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
     state = active(backbone).state_dict()
     other = {key: torch.zeros_like(value) for key, value in state.items()}
     file = "w.safetensors" if name == "safetensors" else "w.pt"
-    arguments = published(backbone, FORMATS[name](state, other), file)
+    place, content = FORMATS[name]
+    arguments = published(backbone, content(state, other), file)
     adopt.main(arguments)
     tensors, card = load_model(arguments[-1])
     assert tensors.keys() == state.keys()
@@ -83,17 +100,32 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
             "asset": "released",
             "file": file,
             "sha256": sha256(Path(arguments[3]).with_suffix("") / file),
+            "weights": place,
         },
-        "spec": digest(AdoptSpec(method="teacher", backbone=backbone, asset="released", file=file)),
+        "latents": {"tokenizer": TOKENIZER.model_dump(mode="json")},
+        "recipe": RECIPE.model_dump(mode="json"),
+        "spec": digest(adopt_spec(backbone, file)),
         "backbone": backbone.model_dump(mode="json"),
         "code": None,
     }
 
 
+def test_networks_of_other_latents_are_refused(spec, active, published):
+    arguments = published(spec(), active(spec()).state_dict())
+    adopt.main(arguments)
+    card = load_card(arguments[-1])
+    check_tokenizer(card, TOKENIZER, arguments[-1])
+    other = TOKENIZER.model_copy(update={"multiplier": 0.18215})
+    with pytest.raises(ValueError, match=r"another tokenizer \(multiplier 1.0 there, 0.18215 here\)"):
+        check_tokenizer(card, other, arguments[-1])
+    with pytest.raises(ValueError, match="its card names none"):
+        check_tokenizer({}, TOKENIZER, "x")
+
+
 def test_old_torch_files_are_read(spec, active, tmp_path):
     state = active(spec()).state_dict()
     torch.save({"ema": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(adopt.read(tmp_path / "old.pt")["pos_embed"], state["pos_embed"])
+    assert torch.equal(adopt.read(tmp_path / "old.pt")[0]["pos_embed"], state["pos_embed"])
 
 
 def test_half_precision_is_widened_exactly(spec, active, published):

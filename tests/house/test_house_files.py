@@ -87,8 +87,8 @@ def test_tests_have_unique_names_and_no_packages():
 
 def test_profiles():
     """Snakemake lays profiles/default under every other profile, unasked."""
-    assert {path.name for path in (ROOT / "profiles").iterdir()} == {"demo", "local", "slurm"}
-    for profile in ("demo", "local", "slurm"):
+    assert {path.name for path in (ROOT / "profiles").iterdir()} == {"demo", "local", "slurm", "small"}
+    for profile in ("demo", "small"):
         for name in read_yaml(ROOT / "profiles" / profile / "config.yaml").get("configfile", []):
             assert (ROOT / name).is_file()
 
@@ -102,7 +102,7 @@ def test_every_configuration_file_is_used(paper_plan):
         used |= set(read_yaml(profile / "config.yaml").get("configfile", []))
     assert there == used
     assert set(paper_plan.config.tables) <= set(paper_plan.config.root.targets)
-    assert 'configfile: "config/config.yaml"' in text(Path("Snakefile"))
+    assert 'configfile: f"{workflow.basedir}/config/config.yaml"' in text(Path("Snakefile"))
 
 
 @pytest.mark.parametrize("path", [path for path in tracked() if path.match("config/**/*.yaml")], ids=str)

@@ -41,7 +41,11 @@ def adopt_call(world: World, folder: Path) -> Call:
     record.write_text(body.model_dump_json())
     backbone = world.plan.run("teacher").backbone
     spec = folder / "adopt.json"
-    spec.write_text(dump(AdoptSpec(method="teacher", backbone=backbone, asset="published", file=path.name)))
+    tokenizer = world.plan.run("teacher").tokenizer
+    adopted = AdoptSpec(
+        method="teacher", backbone=backbone, asset="published", file=path.name, tokenizer=tokenizer
+    )
+    spec.write_text(dump(adopted))
     out = folder / "model.safetensors"
     return Call("adopt", ["--spec", str(spec), "--asset", str(record), "--out", str(out)], [out])
 

@@ -1,0 +1,73 @@
+"""What is valid part by part and yet cannot work together, refused before any job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config.base import ConfigError, known
+from ..config.load import Config, check_file
+from ..config.methods import DECMLoss, FACMLoss, FlowMatchingLoss, Loss, MeanFlowLoss, Published, SCMLoss
+from ..config.settings import Backbone, LightningDiT, Setting, Train
+
+
+def check_backbone(config: Config, name: str, latents: str) -> None:
+    """Refuse a network made for other data than it is to be trained on."""
+    parts = config.parts
+    backbone, entry = parts.backbones[name], parts.latents[latents]
+    wanted: dict[str, Any] = {
+        "shape": parts.tokenizers[entry.tokenizer].shape,
+        "classes": parts.datasets[entry.dataset].classes,
+    }
+    for key, value in wanted.items():
+        found = getattr(backbone, key, value)
+        if found != value:
+            raise ConfigError(
+                f"{config.root.files.settings}: backbones.{name}.{key}: {found}, "
+                f"but latents {latents} have {value}"
+            )
+
+
+def check_published(config: Config, weights: Published, setting: Setting, where: str) -> None:
+    """Refuse weights of other latents: such a network trains and samples without complaint, and badly.
+
+    ``where`` names file and key.
+    """
+    file, _, key = where.partition(": ")
+    parts = config.parts
+    check_file(weights.asset, weights.file, config.assets, file, key)
+    known(weights.tokenizer, parts.tokenizers, file, f"{key}.tokenizer")
+    if weights.recipe is not None:
+        known(weights.recipe, parts.samplers, file, f"{key}.recipe")
+    ours = parts.latents[setting.latents].tokenizer
+    if weights.tokenizer != ours:
+        raise ConfigError(
+            f"{where}.tokenizer: {weights.asset} was trained on latents of {weights.tokenizer}, but the "
+            f"setting's come from {ours}; choose weights and a setting that agree"
+        )
+
+
+def check_schedule(loss: Loss, train: Train, where: str) -> None:
+    """Refuse schedules that would never take effect."""
+    if isinstance(loss, DECMLoss) and loss.n2n and loss.freq > train.steps:
+        raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
+    if isinstance(loss, SCMLoss) and loss.warmup > train.steps:
+        raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")
+
+
+def check_times(loss: Loss, backbone: Backbone, where: str) -> None:
+    """Refuse a loss over two times for a network that knows one."""
+    two = isinstance(loss, DECMLoss | MeanFlowLoss) or (
+        isinstance(loss, FACMLoss) and loss.anchor == "target"
+    )
+    if two and isinstance(backbone, LightningDiT) and not backbone.target_time:
+        raise ConfigError(f"{where}: needs a backbone with target_time: true")
+
+
+def check_anchor(loss: Loss, teacher: Loss, name: str, where: str) -> None:
+    """Refuse an anchor on times at which the teacher, where the student starts, was never trained."""
+    seen = isinstance(teacher, FlowMatchingLoss) and teacher.expanded
+    if isinstance(loss, FACMLoss) and loss.anchor == "expanded" and not seen:
+        raise ConfigError(
+            f"{where}.anchor: expanded needs a teacher with loss.expanded: true, which {name} has not; "
+            "choose anchor: target, or a setting with another teacher"
+        )

@@ -1,0 +1,69 @@
+"""Where every hyper-parameter of a training comes from: paper, released code, or a choice made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..config.base import Strict, known
+from ..config.settings import Mark
+from ..config.specs import HyperParameter
+from .runs import Run
+
+BOOKKEEPING = {"loss.name", "train.log_every", "train.patience"}
+"""Keys that no weight depends on."""
+
+
+def marked(run: Run) -> list[HyperParameter]:
+    """The hyper-parameters that have a mark, in the order of the configuration."""
+    marks = {**run.setting.provenance, **run.entry.provenance}
+    found = ((key, value, _mark(key, marks)) for key, value in values(run))
+    return [HyperParameter(key=key, value=_text(value), mark=mark) for key, value, mark in found if mark]
+
+
+def unmarked(run: Run) -> list[str]:
+    """The keys that neither setting nor method marks."""
+    return sorted({key for key, _ in values(run)} - {entry.key for entry in marked(run)})
+
+
+def values(run: Run) -> Iterator[tuple[str, Any]]:
+    """Key and value of everything that is set in a run's loss, training and guidance."""
+    guidance = run.guidance if run.taught else None
+    for part, model in {"loss": run.loss, "train": run.train, "guidance": guidance}.items():
+        for key, value in _leaves(part, model.model_dump() if model else {}):
+            if value is not None and key not in BOOKKEEPING:
+                yield key, value
+
+
+def check(marks: Mapping[str, Mark], parts: Mapping[str, Strict | None], file: str, key: str) -> None:
+    """Refuse marks of keys that ``parts`` (loss, train, guidance) do not have.
+
+    Raises:
+        ConfigError: naming the key, and the nearest that exists.
+    """
+    leaves = [name for part, model in parts.items() if model for name, _ in _leaves(part, model.model_dump())]
+    keys = {name[:end] for name in leaves for end in _ends(name)}
+    for name in marks:
+        known(name, keys, file, key)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _ends(key: str) -> list[int]:
+    return [position for position, letter in enumerate(key) if letter == "."] + [len(key)]
+
+
+def _mark(key: str, marks: Mapping[str, Mark]) -> Mark | None:
+    """The mark of the longest key that covers this one."""
+    covering = [key[:end] for end in _ends(key) if key[:end] in marks]
+    return marks[covering[-1]] if covering else None
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
