@@ -1,4 +1,4 @@
-"""A logged quantity against the optimizer update."""
+"""A logged quantity against the training step."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[Line]:
                 "row": row,
                 "label": labels[row],
                 "seed": str(seed),
-                "step": str(entry.get("step", "")),
-                "update": str(entry.get("update", index)),
+                "step": str(entry["step"]),
+                "update": str(entry["update"]),
                 column: "" if entry[column] is None else f"{float(entry[column]):.6g}",
             }
-            for index, entry in enumerate(found)
+            for entry in found
         ]
     return lines
 
@@ -58,7 +58,7 @@ def _entries(path: Path) -> list[dict[str, object]]:
 
 
 def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
-    """Every update faintly, a running median on top; values that are not finite leave a gap."""
+    """First update of every step faintly, a running median on top; values not finite leave a gap."""
     column = spec.table.metric
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.2)
@@ -66,15 +66,15 @@ def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
         rows = list(dict.fromkeys(row for row, _ in curves))
         named: set[str] = set()
         for row, seed in curves:
-            points = [line for line in lines if (line["row"], line["seed"]) == (row, seed)]
-            x = [int(line["update"]) for line in points]
+            points = [line for line in lines if (line["row"], line["seed"], line["update"]) == (row, seed, "0")]
+            x = [int(line["step"]) for line in points]
             y = [float(line[column] or "nan") for line in points]
             colour = style.COLOURS[rows.index(row)]
             axis.plot(x, y, color=colour, alpha=0.28, lw=0.8)
             label = None if row in named else points[0]["label"]
             axis.plot(x, running_median(y), color=colour, lw=2, label=label)
             named.add(row)
-        axis.set(yscale="log", xlabel="Optimizer update", ylabel=metric_name(column, spec.scale))
+        axis.set(yscale="log", xlabel="Training step", ylabel=metric_name(column, spec.scale))
         axis.margins(x=0.01)
         axis.legend(loc="upper right")
         style.plain_numbers(axis)

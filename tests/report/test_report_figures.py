@@ -51,7 +51,7 @@ def test_curve_without_any_metrics(make_spec, tmp_path):
 def write_curve(path, values):
     path.write_text(
         "".join(
-            json.dumps({"step": i, "update": i, "grad_norm": v, "loss": 1.0}) + "\n"
+            json.dumps({"step": i, "update": 0, "grad_norm": v, "loss": 1.0}) + "\n"
             for i, v in enumerate(values)
         )
     )
