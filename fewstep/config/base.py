@@ -58,7 +58,7 @@ def _explain(error: ValidationError, raw: Any, file: str, key: tuple[str, ...]) 
 def _keys(location: tuple[int | str, ...], raw: Any) -> Iterable[str]:
     """The keys as they stand in the file: pydantic also names the branch of a union."""
     for number, part in enumerate(location):
-        inside = isinstance(raw, Mapping) and part in raw or isinstance(raw, list)
+        inside = (isinstance(raw, Mapping) and part in raw) or isinstance(raw, list)
         if inside or number == len(location) - 1:
             yield str(part)
         if inside:

@@ -51,7 +51,7 @@ class Guided:
             eta = guidance.eta
         if guidance is not None and guidance.scale != 1 and guidance.normalise != "none" and eta is None:
             raise ValueError(
-                f"guidance.normalise: {guidance.normalise} with eta: {guidance.eta} needs the calibrated norm; "
+                f"guidance.normalise: {guidance.normalise} with eta: {guidance.eta} needs a calibrated norm: "
                 "pass eta=calibrate(...), or give guidance.eta as a number"
             )
         self.eta = eta

@@ -66,7 +66,9 @@ def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
         rows = list(dict.fromkeys(row for row, _ in curves))
         named: set[str] = set()
         for row, seed in curves:
-            points = [line for line in lines if (line["row"], line["seed"], line["update"]) == (row, seed, "0")]
+            points = [
+                line for line in lines if (line["row"], line["seed"], line["update"]) == (row, seed, "0")
+            ]
             x = [int(line["step"]) for line in points]
             y = [float(line[column] or "nan") for line in points]
             colour = style.COLOURS[rows.index(row)]

@@ -88,7 +88,8 @@ def dry_run(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-TARGETS = [target for target in raw_config()["targets"] if target not in ("claims", "report")]
+OTHERS = ("claims", "report", "facm-released")  # the last trains nothing; test_workflow_released.py
+TARGETS = [target for target in raw_config()["targets"] if target not in OTHERS]
 
 
 @pytest.mark.slow

@@ -207,6 +207,13 @@ def test_released_weights_plan_without_training(tmp_path):
 
 
 @pytest.mark.slow
+def test_calibration_trains_nothing(tmp_path):
+    jobs = dry_run(tmp_path, "--profile", "profiles/slurm", "results/facm-released.csv")
+    assert "train" not in jobs
+    assert jobs["adopt"] == jobs["sample"] == 3
+
+
+@pytest.mark.slow
 def test_small_plans_with_a_teacher_of_its_own(tmp_path):
     jobs = dry_run(tmp_path, "--profile", "profiles/small", "results/small/table1.csv")
     assert "adopt" not in jobs
