@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from .assets import Asset
 from .base import ConfigError, Strict, known, merge, parse, parse_all, read_yaml
+from .costs import Costs
 from .methods import Method
 from .settings import Backbone, Dataset, Latents, Protocol, Sampler, Setting, Tokenizer, Weights
 from .tables import Claim, Row, Table
@@ -22,6 +23,7 @@ class Files(Strict):
     methods: str
     tables: str = Field(description="folder with one file per table or figure")
     claims: str
+    costs: str = "config/costs.yaml"
 
 
 class Root(Strict):
@@ -64,6 +66,7 @@ class Config:
     methods: dict[str, Method]
     tables: dict[str, Table]
     claims: list[Claim]
+    costs: Costs
 
     @property
     def claim_seeds(self) -> list[int]:
@@ -150,7 +153,9 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
             where = f"claims.{claim.id}"
             known(cell.method, methods, root.files.claims, f"{where}.method")
             known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
-    return Config(root, assets, parts, raw_methods, methods, tables, claims)
+    costs = parse(Costs, read_yaml(base / root.files.costs), root.files.costs)
+    _check_costs(costs, assets, parts, root.files.costs)
+    return Config(root, assets, parts, raw_methods, methods, tables, claims, costs)
 
 
 def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
@@ -180,6 +185,20 @@ def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
                     f"{file}: protocols.{protocol_name}.images: {protocol.images} balanced images "
                     f"do not divide into {classes} classes"
                 )
+
+
+def _check_costs(costs: Costs, assets: Mapping[str, Asset], parts: Parts, file: str) -> None:
+    names: dict[str, Iterable[str]] = {
+        "encode": parts.tokenizers,
+        "decode": parts.tokenizers,
+        "train": parts.backbones,
+        "forward": parts.backbones,
+        "score": {protocol.extractor for protocol in parts.protocols.values()},
+        "assets": assets,
+    }
+    for key, allowed in names.items():
+        for name in getattr(costs, key):
+            known(name, allowed, file, key)
 
 
 def _check_weights(
@@ -238,4 +257,5 @@ def schemas() -> dict[str, dict[str, Any]]:
         "methods": TypeAdapter(dict[str, Method]).json_schema(),
         "table": Table.model_json_schema(),
         "claims": TypeAdapter(dict[str, list[Claim]]).json_schema(),
+        "costs": Costs.model_json_schema(),
     }

@@ -13,6 +13,8 @@ from ..config.base import known
 from ..config.settings import Weights
 from ..config.specs import CellKey, dump
 from .cells import Cells
+from .costs import as_csv, as_text, costs
+from .needs import needs
 from .runs import BASE, Run
 from .specs import spec
 
@@ -142,6 +144,18 @@ class Plan(Cells):
 
     def targets(self) -> list[str]:
         return [file for target in self.wanted for file in self.parts_of(target)]
+
+    def asset_records(self) -> list[str]:
+        """Records of everything from outside that the targets need."""
+        return [self.record(asset) for asset in needs(self, self.wanted).assets]
+
+    def cost_csv(self) -> str:
+        """What the targets cost, as CSV; see plan/costs.py."""
+        return as_csv(costs(self))
+
+    def cost_table(self) -> str:
+        """The same for a terminal."""
+        return as_text(costs(self))
 
     def report_parts(self) -> list[str]:
         """What the report page is made of: the files of every target but itself."""

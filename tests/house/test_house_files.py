@@ -96,7 +96,7 @@ def test_profiles():
 def test_every_configuration_file_is_used(paper_plan):
     there = {str(path) for path in tracked() if path.parts[0] == "config"}
     files = paper_plan.config.root.files
-    used = {"config/config.yaml", files.assets, files.settings, files.methods, files.claims}
+    used = {"config/config.yaml", files.assets, files.settings, files.methods, files.claims, files.costs}
     used |= {f"{files.tables}/{name}.yaml" for name in paper_plan.config.tables}
     for profile in (ROOT / "profiles").iterdir():
         used |= set(read_yaml(profile / "config.yaml").get("configfile", []))

@@ -1,3 +1,4 @@
+# Local: compute nodes often have no network.
 rule fetch:
     input:
         spec="<results>/specs/fetch/{asset}.json",
@@ -5,10 +6,18 @@ rule fetch:
         "<assets>/{asset}.json",
     log:
         "<logs>/fetch/{asset}.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     shell:
         "python -m fewstep.fetch --spec {input.spec} --out {output} > {log} 2>&1"
+
+
+# All that the targets need from outside, before anything is submitted.
+rule assets:
+    input:
+        lambda wildcards: plan.asset_records(),
+    localrule: True
 
 
 rule encode:

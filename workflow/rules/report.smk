@@ -81,3 +81,19 @@ rule report_page:
         "../../envs/workflow.yaml"
     shell:
         "python -m fewstep.report --spec {input.spec} --parts {input.parts} --out {output} > {log} 2>&1"
+
+
+# Needs nothing but the configuration; `-f` prints it again.
+rule plan:
+    output:
+        "<results>/plan.csv",
+    log:
+        "<logs>/plan.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        csv=lambda wildcards: plan.cost_csv(),
+        table=lambda wildcards: plan.cost_table(),
+    shell:
+        "printf '%s\\n' {params.csv:q} > {output}; printf '%s\\n' {params.table:q} | tee {log}"

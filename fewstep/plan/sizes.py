@@ -1,0 +1,66 @@
+"""Sizes on disk that follow from the configuration alone, in bytes."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..config.settings import Backbone, ConvAutoencoder, Latents, LightningDiT, Protocol, Tokenizer
+
+BLOCK = 512
+"""Of a tar; every member has a header of one block and content in whole blocks."""
+NPY_HEADER = 128
+
+
+def parameters(backbone: Backbone) -> int:
+    """Numbers that a network's file holds, to a few in a thousand (small buffers are left out)."""
+    if isinstance(backbone, LightningDiT):
+        width = backbone.width
+        hidden = 8 * width // 3
+        tokens = prod(backbone.shape[1:]) // backbone.patch**2
+        patch = backbone.patch**2 * backbone.shape[0]
+        block = _linear(width, 3 * width) + _linear(width, width) + _linear(width, 6 * width) + 2 * width
+        block += _linear(width, 2 * hidden) + _linear(hidden, width)
+        time = _linear(backbone.time_features, width) + _linear(width, width)
+        final = width + _linear(width, patch) + _linear(width, 2 * width)
+        embeddings = tokens * width + (backbone.classes + 1) * width + _linear(patch, width)
+        times = 2 if backbone.target_time else 1
+        return backbone.depth * block + times * time + backbone.outputs * final + embeddings
+    channels, height, width = backbone.shape
+    if isinstance(backbone, ConvAutoencoder):
+        inner = backbone.width
+        encoder = _linear(9 * channels, inner) + _linear(4 * inner, inner) + _linear(inner, backbone.latent)
+        return (
+            encoder
+            + _linear(9 * backbone.latent, inner)
+            + _linear(4 * inner, inner)
+            + _linear(9 * inner, channels)
+        )
+    trunk = _linear(9 * channels, 32) + _linear(9 * 32, 64) + _linear(9 * 64, 64)
+    flat = 64 * (height // 4) * (width // 4)
+    return trunk + _linear(flat, backbone.features) + _linear(backbone.features, backbone.classes)
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return (inputs + 1) * outputs
+
+
+def shard_bytes(latents: Latents, tokenizer: Tokenizer, images: int) -> int:
+    """Tar shards with ``images`` images: a label and an array each."""
+    item = {"float16": 2, "float32": 4}[latents.dtype]
+    array = (2 if latents.flip else 1) * prod(tokenizer.shape) * item + NPY_HEADER
+    return images * (3 * BLOCK + -(-array // BLOCK) * BLOCK)
+
+
+def image_bytes(images: int, channels: int, resolution: int) -> int:
+    """A tar of uint8 images, but for the headers of its batches."""
+    return images * channels * resolution**2
+
+
+def reference_bytes(protocol: Protocol, extractor: Backbone | None, images: int) -> int | None:
+    """Statistics, and features of ``images`` real ones if they are compared; None if the width is unknown."""
+    width: int | None = getattr(extractor, "features", None)
+    if width is None and protocol.features.isdecimal():
+        width = int(protocol.features)
+    if width is None:
+        return None
+    return 8 * (width * width + width) + (4 * images * width if protocol.compares_images else 0)
