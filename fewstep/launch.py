@@ -1,43 +1,149 @@
-"""Start a stage with as many processes as there are GPUs.
+"""Start a stage with as many processes as there are GPUs, on one node or several.
 
     python -m fewstep.launch --gpus 8 fewstep.train --spec ...
+    python -m fewstep.launch --nodes 2 --gres gpu:4 --threads 32 fewstep.train --spec ...
 
-None or one: a plain Python process. More: `accelerate launch` on this machine.
+None or one GPU: a plain Python process. More: torchrun. Several nodes: one torchrun a node, started by
+srun inside the Slurm job. (`accelerate launch` makes no run of several processes without GPUs; torchrun
+behaves the same with and without.) Every step is an exec, so that a signal to the job reaches the stage.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
+import subprocess
 import sys
+import time
+from pathlib import Path
+
+TORCHRUN = "torch.distributed.run"
+SAVE_SECONDS = 600
+"""Time that torchrun leaves its processes between SIGTERM and SIGKILL (its own default is 30)."""
 
 
-def command(gpus: int, module: str, arguments: list[str]) -> list[str]:
-    """The command line that runs ``module`` on ``gpus`` GPUs."""
-    python = [sys.executable, "-m"]
-    if gpus <= 1:
-        return [*python, module, *arguments]
-    accelerate = [
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_machines",
-        "1",
-        "--num_processes",
-        str(gpus),
-    ]
-    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return [*python, *accelerate, *plain, "-m", module, *arguments]
+def main(argv: list[str] | None = None) -> None:
+    """Replace this process by the stage, or by what starts it."""
+    given = parse(argv)
+    if given.lock and not take(given.lock, given.rest):
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, given.threads // max(1, given.gpus)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+    words = command(given)
+    os.execvp(words[0], words)
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description="Start a stage with as many processes as there are GPUs.")
-    arguments.add_argument("--gpus", type=int, default=0)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--nodes", type=int, default=1)
+    arguments.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
+    arguments.add_argument("--gres", default="", help="the same as Slurm writes it: gpu:4 or gpu:h100:4")
+    cores = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    arguments.add_argument("--threads", type=int, default=cores, help="CPU cores of each node")
+    arguments.add_argument("--lock", type=Path, help="file that only one such job may hold")
+    arguments.add_argument("--head", help="address:port of the first node; set by the launcher itself")
     arguments.add_argument("module")
     arguments.add_argument("rest", nargs=argparse.REMAINDER)
-    given = arguments.parse_args()
-    words = command(given.gpus, given.module, given.rest)
-    # exec: a signal to the job must reach the stage itself.
-    os.execv(words[0], words)
+    given = arguments.parse_args(argv)
+    try:
+        given.gpus = given.gpus or gpus_in(given.gres)
+    except ValueError as error:
+        arguments.error(str(error))
+    if given.nodes < 1 or given.gpus < 0:
+        arguments.error(f"--nodes {given.nodes} --gpus {given.gpus}: at least one node, no negative GPUs")
+    return given
+
+
+def gpus_in(gres: str) -> int:
+    """GPUs in a Slurm resource: "gpu" is 1, "gpu:4" and "gpu:h100:4" are 4, "" is 0."""
+    name, *rest = gres.split(":")
+    if not gres:
+        return 0
+    if name != "gpu" or len(rest) > 2:
+        raise ValueError(f"gres {gres!r}: expected gpu:COUNT or gpu:MODEL:COUNT")
+    return int(rest[-1]) if rest and rest[-1].isdigit() else 1
+
+
+def command(given: argparse.Namespace) -> list[str]:
+    """The command line that runs the module; inside an srun task it is this node's torchrun.
+
+    Raises:
+        SystemExit: several nodes outside a Slurm job.
+    """
+    python, stage = [sys.executable, "-m"], [given.module, *given.rest]
+    processes = max(1, given.gpus)
+    if given.nodes == 1 and processes == 1:
+        return [*python, *stage]
+    torchrun = [*python, TORCHRUN, f"--nnodes={given.nodes}", f"--nproc-per-node={processes}"]
+    if given.nodes == 1:
+        return [*torchrun, "--standalone", "-m", *stage]
+    if given.head:
+        address, _, port = given.head.rpartition(":")
+        rank = f"--node-rank={os.environ['SLURM_NODEID']}"
+        return [*torchrun, rank, f"--master-addr={address}", f"--master-port={port}", "-m", *stage]
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        raise SystemExit(f"error: {given.nodes} nodes need a Slurm job (SLURM_JOB_ID is not set)")
+    # The executor clears Slurm's variables but the job's number, so srun is told everything.
+    srun = ["srun", f"--nodes={given.nodes}", f"--ntasks={given.nodes}", "--ntasks-per-node=1"]
+    srun += [f"--cpus-per-task={given.threads}", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+    again = [f"--nodes={given.nodes}", f"--gpus={processes}", f"--threads={given.threads}"]
+    return [*srun, *python, "fewstep.launch", *again, f"--head={head_of(job)}", *stage]
+
+
+def head_of(job: str) -> str:
+    """address:port on the job's first node. Its name need not resolve; Slurm knows its address."""
+    nodes = _ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+    first = _ask("scontrol", "show", "hostnames", nodes).split()[0]
+    fields = dict(
+        word.split("=", 1) for word in _ask("scontrol", "show", "node", first, "-o").split() if "=" in word
+    )
+    return f"{fields['NodeAddr']}:{20000 + int(job) % 10000}"
+
+
+def take(path: Path, stage: list[str], wait: float = 1.0) -> bool:
+    """Hold ``path`` for as long as this process lives; False if the work was done while waiting for it.
+
+    When Snakemake dies its Slurm jobs go on, and its successor submits the same work again. The newer job
+    then asks the older one to save its state and stop (scancel), and goes on from there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    # The lock must outlive this program: it belongs to the stage that takes its place.
+    os.set_inheritable(handle, True)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    waited = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not waited:
+                _ask_to_stop(os.pread(handle, 100, 0).decode(), job, path)
+            waited = True
+            time.sleep(wait)
+        except OSError as error:
+            print(f"warning: {path}: this file system has no locks ({error})", file=sys.stderr)
+            return True
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, job.encode(), 0)
+    # Snakemake removed the output before it started this job, so what is there now is new.
+    if waited and "--out" in stage and Path(stage[stage.index("--out") + 1]).exists():
+        print(f"{path}: the job that held it has done the work")
+        return False
+    return True
+
+
+def _ask_to_stop(holder: str, job: str, path: Path) -> None:
+    print(f"{path}: held by {f'job {holder}' if holder else 'another process'}; waiting for it to end")
+    sys.stdout.flush()
+    if holder and job and holder != job:
+        subprocess.run(["scancel", holder], check=False)
+
+
+def _ask(*words: str) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

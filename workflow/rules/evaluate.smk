@@ -12,8 +12,9 @@ rule sample:
         "../../envs/torch.yaml"
     resources:
         gpu=0,
+        gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} fewstep.sample --spec {input.spec}"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.sample --spec {input.spec}"
         " --model {input.model} --latents {input.latents} --tokenizer {input.tokenizer}"
         " --out {output} > {log} 2>&1"
 
@@ -32,8 +33,9 @@ rule reference:
         "../../envs/metrics.yaml"
     resources:
         gpu=0,
+        gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} fewstep.reference --spec {input.spec}"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.reference --spec {input.spec}"
         " --latents {input.latents} --published {input.published} --extractor {input.extractor} --out {output} > {log} 2>&1"
 
 
@@ -53,6 +55,7 @@ rule score:
         "../../envs/metrics.yaml"
     resources:
         gpu=0,
+        gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} fewstep.score --spec {input.spec}"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.score --spec {input.spec}"
         " --images {input.images} --extractor {input.extractor} --reference {input.reference} --out {output} > {log} 2>&1"

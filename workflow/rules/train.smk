@@ -18,6 +18,7 @@ rule adopt:
 
 # Training state lives in an undeclared folder beside the model: Snakemake removes the declared
 # outputs of a failed job, and a retry resumes from the state.
+# exec: without it the shell dies of a signal at once, and the job ends before the state is saved.
 rule train:
     input:
         spec="<results>/specs/train/{run}/{seed}.json",
@@ -40,8 +41,11 @@ rule train:
     conda:
         "../../envs/torch.yaml"
     resources:
+        nodes=1,
         gpu=0,
+        gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} fewstep.train --spec {input.spec}"
-        " --latents {input.latents} --teacher {input.teacher}"
+        "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
+        " --gres '{resources.gres}' --threads {threads} --lock {output.model}.lock"
+        " fewstep.train --spec {input.spec} --latents {input.latents} --teacher {input.teacher}"
         " --out {output.model} --curve {output.curve} > {log} 2>&1"
