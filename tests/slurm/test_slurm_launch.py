@@ -1,0 +1,125 @@
+"""How a stage is started, without a cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from configs import ROOT
+from slurm_bench import eventually
+
+from fewstep import launch
+
+STAGE = ["fewstep.train", "--spec", "s.json"]
+
+
+def words(*arguments: str) -> list[str]:
+    return launch.command(launch.parse([*arguments, *STAGE]))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--gpus", "1"], ["--gres", "gpu:h100:1", "--threads", "8"]])
+def test_one_process_is_plain_python(arguments):
+    assert words(*arguments) == [sys.executable, "-m", *STAGE]
+
+
+@pytest.mark.parametrize("arguments", [["--gpus", "8"], ["--gres", "gpu:8"], ["--gres", "gpu:h100:8"]])
+def test_one_node_is_torchrun(arguments):
+    command = words(*arguments)
+    assert command[2] == "torch.distributed.run"
+    assert {"--nnodes=1", "--nproc-per-node=8", "--standalone"} <= set(command)
+    assert command[-4:] == ["-m", *STAGE]
+
+
+def test_several_nodes_are_one_torchrun_each(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    answers = {
+        "squeue": "n[07-08]\n",
+        "hostnames": "n07\nn08\n",
+        "node": "NodeName=n07 NodeAddr=10.0.0.7 X=1",
+    }
+    monkeypatch.setattr(launch, "_ask", lambda *asked: answers.get(asked[0]) or answers[asked[2]])
+    command = words("--nodes", "2", "--gpus", "4", "--threads", "32")
+    assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    again = command[command.index("fewstep.launch") + 1 :]
+    task = launch.command(launch.parse(again))
+    address = {"--node-rank=1", "--master-addr=10.0.0.7", "--master-port=22345"}
+    assert {"--nnodes=2", "--nproc-per-node=4", *address} <= set(task)
+    assert task[-4:] == ["-m", *STAGE]
+
+
+def test_several_nodes_need_a_job(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(SystemExit, match="2 nodes need a Slurm job"):
+        words("--nodes", "2")
+
+
+@pytest.mark.parametrize("gres", ["mps:4", "gpu:a:b:2", "shard"])
+def test_other_resources_are_refused(gres, capsys):
+    with pytest.raises(SystemExit):
+        launch.parse(["--gres", gres, *STAGE])
+    assert "expected gpu:COUNT or gpu:MODEL:COUNT" in capsys.readouterr().err
+
+
+def test_gpus_in():
+    found = [launch.gpus_in(text) for text in ("", "gpu", "gpu:2", "gpu:a100", "gpu:a100:4")]
+    assert found == [0, 1, 2, 1, 4]
+
+
+def holder(path: Path, module: str) -> subprocess.Popen:
+    """The launcher with a stage that takes long: the lock must stay with the stage."""
+    words = [sys.executable, "-m", "fewstep.launch", "--lock", str(path), module]
+    process = subprocess.Popen(
+        words, cwd=path.parent, env={**os.environ, "PYTHONPATH": f"{ROOT}:{path.parent}"}
+    )
+    eventually((path.parent / "running").exists, 60)
+    return process
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> str:
+    code = "import pathlib, time\npathlib.Path('running').touch()\ntime.sleep(60)\n"
+    (tmp_path / "sleeper.py").write_text(code)
+    return "sleeper"
+
+
+def test_the_lock_belongs_to_the_stage(tmp_path, sleeper):
+    process = holder(tmp_path / "lock", sleeper)
+    with (tmp_path / "lock").open() as stream:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch, done):
+    monkeypatch.setenv("SLURM_JOB_ID", "11")
+    lock, out = tmp_path / "lock", tmp_path / "model.safetensors"
+    process = holder(lock, sleeper)
+    asked = []
+
+    def scancel(words, **_):
+        asked.append(words)
+        if done:
+            out.touch()
+        process.kill()
+        process.wait()
+
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(launch.subprocess, "run", scancel)
+    assert launch.take(lock, [*STAGE, "--out", str(out)], wait=0.05) is not done
+    assert asked == [["scancel", "11"]]
+    assert lock.read_text() == "12"
+
+
+def test_a_free_lock_does_not_look_at_the_output(tmp_path):
+    out = tmp_path / "model.safetensors"
+    out.touch()
+    assert launch.take(tmp_path / "lock", [*STAGE, "--out", str(out)])
