@@ -3,7 +3,8 @@
     python -m fewstep.adopt --spec SPEC --asset assets/NAME.json --out model.safetensors
 
 ``--asset`` is the record that fetch wrote; the files lie in the folder beside it, assets/NAME/.
-The card of the result says ``status: released``: these weights were not trained here.
+The card of the result says ``status: released``: these weights were not trained here. Weights of another
+convention (backbones/convention.py) are converted, and the card says how.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import build
+from .backbones.convention import ours
 from .backbones.state import inherit
 from .checkpoint import save_model
 from .config import ConfigError, digest, read_spec
@@ -44,10 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"{given.spec}: backbone.kind: only lightningdit weights can be adopted")
     path, checksum = locate(given.asset, spec)
     tensors, place = read(path)
-    net = adopt(tensors, spec.backbone, path)
+    net, converted = adopt(tensors, spec.backbone, path, spec.reverse)
     card = {
         "status": "released",
-        "source": {"asset": spec.asset, "file": spec.file, "sha256": checksum, "weights": place},
+        "source": {
+            "asset": spec.asset,
+            "file": spec.file,
+            "sha256": checksum,
+            "weights": place,
+            "converted": converted,
+        },
         "latents": {"tokenizer": spec.tokenizer.model_dump(mode="json")},
         "recipe": spec.recipe and spec.recipe.model_dump(mode="json"),
         "spec": digest(spec),
@@ -79,21 +87,26 @@ def locate(record: Path, spec: AdoptSpec) -> tuple[Path, str]:
     return path, found
 
 
-def adopt(published: dict[str, Tensor], backbone: LightningDiT, path: Path) -> nn.Module:
-    """The network of ``backbone`` with published weights, in float32; ``path`` is for messages.
+def adopt(
+    published: dict[str, Tensor], backbone: LightningDiT, path: Path, reverse: bool = False
+) -> tuple[nn.Module, list[str]]:
+    """The network of ``backbone`` with published weights, in float32, and what was converted.
+
+    ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
     tensors = {name: _widened(tensor, f"{path}: {name}") for name, tensor in published.items()}
     _compare(tensors, backbone, path)
+    tensors, converted = ours(tensors, backbone, reverse)
     # The target-time embedding that published teachers lack starts at random, but always the same.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(0, "adopt"))
         net = build(backbone)
     inherit(net, tensors, str(path))
     _try(net, backbone, path)
-    return net
+    return net, converted
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -161,14 +174,27 @@ def _widened(tensor: Tensor, where: str) -> Tensor:
     return tensor.float()
 
 
+TOLD = {
+    "norm": ("final_layer.norm_final.weight", "rms", "rms-plain or layer"),
+    "qk_norm": ("blocks.0.attn.q_norm.weight", True, "false"),
+    "mlp": ("blocks.0.mlp.w12.weight", "swiglu", "gelu"),
+    "rope": ("feat_rope.freqs_cos", True, "false"),
+}
+"""What a tensor's presence tells of the backbone: key, tensor, its value with and without it."""
+
+
 def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> None:
     """Name the setting that is wrong, where the weights tell it."""
-    qk_norm = "blocks.0.attn.q_norm.weight" in tensors
-    if qk_norm != backbone.qk_norm:
-        raise ValueError(
-            f"{path}: has {'' if qk_norm else 'no '}query-key norm, but the backbone says "
-            f"qk_norm: {str(backbone.qk_norm).lower()}; set qk_norm: {str(qk_norm).lower()}"
-        )
+    for key, (name, present, absent) in TOLD.items():
+        if key == "qk_norm" and backbone.norm == "rms-plain":
+            continue  # such norms have no weights
+        said = getattr(backbone, key)
+        if (name in tensors) != (said == present):
+            has, remedy = ("a", str(present).lower()) if name in tensors else ("no", absent)
+            raise ValueError(
+                f"{path}: has {has} {name}, but the backbone says {key}: {str(said).lower()}; "
+                f"set {key}: {remedy}"
+            )
     labels = tensors.get("y_embedder.embedding_table.weight")
     if labels is not None and len(labels) != backbone.classes + 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Layers of LightningDiT (Yao, Yang, Wang, 2025, arXiv 2501.01423): norms, attention, embeddings.
+"""Layers of LightningDiT (arXiv 2501.01423), and of DiT, SiT, TiT (2212.09748, 2401.08740, 2505.07447).
 
 Attribute names are those of the published checkpoints, so that weights load without renaming. Every
 layer whose input depends on image or times takes duals too (dual.py); in the rules dx is the tangent of x.
@@ -7,6 +7,7 @@ layer whose input depends on image or times takes duals too (dual.py); in the ru
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +56,9 @@ def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last axis, computed in float32 or better."""
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, gain: bool = True, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width)) if gain else None
         self.eps = eps
 
     def forward(self, x: Carried) -> Carried:
@@ -69,9 +70,36 @@ class RMSNorm(nn.Module):
         def rule(dx: Tensor) -> Tensor:
             dx = dx.to(wide.dtype)
             along = (unit * dx).mean(-1, keepdim=True)
-            return (torch.addcmul(dx, unit, along, value=-1) * scale).to(x.dtype) * self.weight
+            return self._gained((torch.addcmul(dx, unit, along, value=-1) * scale).to(x.dtype))
 
-        return carry(unit.to(x.dtype) * self.weight, dx, rule)
+        return carry(self._gained(unit.to(x.dtype)), dx, rule)
+
+    def _gained(self, x: Tensor) -> Tensor:
+        return x if self.weight is None else x * self.weight
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the last axis without gain and offset, computed in float32 or better (DiT, SiT)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width = width
+        self.eps = eps
+
+    def forward(self, x: Carried) -> Carried:
+        x, dx = parts(x)
+        wide = x.to(at_least_float32(x.dtype))
+        unit, _, scale = torch.native_layer_norm(wide, (self.width,), None, None, self.eps)
+
+        def rule(dx: Tensor) -> Tensor:
+            dx = dx.to(wide.dtype)
+            along = (unit * dx).mean(-1, keepdim=True)
+            return (torch.addcmul(dx - dx.mean(-1, keepdim=True), unit, along, value=-1) * scale).to(x.dtype)
+
+        return carry(unit.to(x.dtype), dx, rule)
+
+
+NORMS = {"rms": RMSNorm, "rms-plain": partial(RMSNorm, gain=False), "layer": LayerNorm}
 
 
 class TimeEmbedding(nn.Module):
@@ -228,20 +256,20 @@ def _attention_tangent(q, dq, k, dk, v, dv, o) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention of (B, N, width) tokens with rotary positions.
+    """Self-attention of (B, N, width) tokens with rotary positions, unless ``rope`` is an identity.
 
     The caller chooses the kernel with ``torch.nn.attention.sdpa_kernel``: forward-mode derivatives need MATH.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool, norm: str) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
-        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
+        self.k_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
         self.proj = Linear(width, width)
 
-    def forward(self, x: Carried, rope: RotaryTable) -> Carried:
+    def forward(self, x: Carried, rope: nn.Module) -> Carried:
         q, k, v = (each(self._split, part) for part in chunk(self.qkv(x), 3))
         mixed = attend(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
         return self.proj(each(lambda o: o.transpose(1, 2).flatten(2), mixed))
@@ -264,18 +292,37 @@ class SwiGLU(nn.Module):
         return self.w3(carry(active * b, da, lambda da: torch.addcmul(silu_slope(da, a) * b, active, db)))
 
 
+class Gelu(nn.Module):
+    """``fc2(gelu(fc1(x)))`` with the tanh form of GELU (DiT, SiT)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Carried) -> Carried:
+        a, da = parts(self.fc1(x))
+        active = F.gelu(a, approximate="tanh")
+        return self.fc2(carry(active, da, lambda da: torch.ops.aten.gelu_backward(da, a, approximate="tanh")))
+
+
+def feed_forward(kind: str, width: int) -> nn.Module:
+    """The two kinds, of equal size: ``swiglu`` (LightningDiT) and ``gelu`` (DiT, SiT)."""
+    return SwiGLU(width, 8 * width // 3) if kind == "swiglu" else Gelu(width, 4 * width)
+
+
 class Block(nn.Module):
     """Transformer block whose norms and residual gates are set by the conditioning (B, width)."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool, norm: str, mlp: str) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(width)
-        self.attn = Attention(width, heads, qk_norm)
-        self.norm2 = RMSNorm(width)
-        self.mlp = SwiGLU(width, 8 * width // 3)
+        self.norm1 = NORMS[norm](width)
+        self.attn = Attention(width, heads, qk_norm, norm)
+        self.norm2 = NORMS[norm](width)
+        self.mlp = feed_forward(mlp, width)
         self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 6 * width))
 
-    def forward(self, h: Carried, c: Carried, rope: RotaryTable) -> Carried:
+    def forward(self, h: Carried, c: Carried, rope: nn.Module) -> Carried:
         shift1, scale1, gate1, shift2, scale2, gate2 = chunk(self.adaLN_modulation(c), 6)
         h = gated(h, gate1, self.attn(modulate(self.norm1(h), shift1, scale1), rope))
         return gated(h, gate2, self.mlp(modulate(self.norm2(h), shift2, scale2)))
@@ -284,9 +331,9 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated norm and projection of (B, N, width) tokens to (B, N, features) patches."""
 
-    def __init__(self, width: int, features: int) -> None:
+    def __init__(self, width: int, features: int, norm: str) -> None:
         super().__init__()
-        self.norm_final = RMSNorm(width)
+        self.norm_final = NORMS[norm](width)
         self.linear = Linear(width, features)
         self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 2 * width))
 

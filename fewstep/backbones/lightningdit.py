@@ -4,6 +4,9 @@ The state dict has the names and shapes of the published checkpoints: 351 tensor
 query-key norm, 407 with it (the FACM teacher), and four more for the target-time embedding
 (arXiv 2507.03738). The time enters as t in [0, 1], noise at 0, not multiplied by 1000.
 
+With ``norm: layer``, ``mlp: gelu`` and ``rope: false`` it is SiT (arXiv 2401.08740), which has the layers of
+DiT; with ``norm: rms-plain`` and ``qk_norm: true`` it is TiT (arXiv 2505.07447).
+
 Given tangents, the network carries value and derivative through its layers together (dual.py).
 """
 
@@ -51,11 +54,13 @@ class LightningDiT(nn.Module):
         self.t_embedder = TimeEmbedding(*times)
         self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
         self.y_embedder = LabelEmbedding(spec.classes, spec.width)
-        self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads)
-        self.blocks = nn.ModuleList(Block(spec.width, spec.heads, spec.qk_norm) for _ in range(spec.depth))
+        self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads) if spec.rope else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(spec.width, spec.heads, spec.qk_norm, spec.norm, spec.mlp) for _ in range(spec.depth)
+        )
         features = spec.patch**2 * channels
-        self.final_layer = FinalLayer(spec.width, features)
-        self.final_layer_u = FinalLayer(spec.width, features) if spec.outputs == 2 else None
+        self.final_layer = FinalLayer(spec.width, features, spec.norm)
+        self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
         self._initialise()
 
     def _initialise(self) -> None:

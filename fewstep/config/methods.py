@@ -130,6 +130,9 @@ class Published(Strict):
     asset: str
     file: str = Field(description="which file of the asset")
     tokenizer: str = Field(description="of the latents that they were trained on")
+    reverse: bool = Field(
+        default=False, description="their t is 1 at noise, and their velocity noise - data: converted"
+    )
     recipe: str | None = Field(default=None, description="sampler that their authors evaluate them with")
 
 

@@ -108,6 +108,11 @@ class LightningDiT(Strict):
     heads: int = Field(gt=0)
     patch: int = Field(default=1, gt=0)
     qk_norm: bool = False
+    norm: Literal["rms", "rms-plain", "layer"] = Field(
+        default="rms", description="rms-plain: without gain (TiT); layer: nor offset (DiT, SiT)"
+    )
+    mlp: Literal["swiglu", "gelu"] = Field(default="swiglu", description="gelu: as in DiT and SiT")
+    rope: bool = Field(default=True, description="rotary positions in attention, beside the added ones")
     target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
     outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
     time_features: int = Field(default=256, gt=0, description="sinusoids of a time embedding")
@@ -120,6 +125,8 @@ class LightningDiT(Strict):
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
         if self.shape[1] % self.patch or self.shape[2] % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the latent {self.shape}")
+        if self.qk_norm and self.norm == "layer":
+            raise ValueError("qk_norm needs norm: rms or rms-plain")
         return self
 
 

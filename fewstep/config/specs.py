@@ -41,6 +41,7 @@ class AdoptSpec(Strict):
     asset: str
     file: str
     tokenizer: Tokenizer = Field(description="of the latents that the weights were trained on")
+    reverse: bool = Field(default=False, description="their t is 1 at noise, their velocity noise - data")
     recipe: Sampler | None = Field(default=None, description="how their authors sample from them")
 
 

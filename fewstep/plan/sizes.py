@@ -18,10 +18,14 @@ def parameters(backbone: Backbone) -> int:
         hidden = 8 * width // 3
         tokens = prod(backbone.shape[1:]) // backbone.patch**2
         patch = backbone.patch**2 * backbone.shape[0]
-        block = _linear(width, 3 * width) + _linear(width, width) + _linear(width, 6 * width) + 2 * width
-        block += _linear(width, 2 * hidden) + _linear(hidden, width)
+        gain = width if backbone.norm == "rms" else 0
+        block = _linear(width, 3 * width) + _linear(width, width) + _linear(width, 6 * width) + 2 * gain
+        if backbone.mlp == "swiglu":
+            block += _linear(width, 2 * hidden) + _linear(hidden, width)
+        else:
+            block += _linear(width, 4 * width) + _linear(4 * width, width)
         time = _linear(backbone.time_features, width) + _linear(width, width)
-        final = width + _linear(width, patch) + _linear(width, 2 * width)
+        final = gain + _linear(width, patch) + _linear(width, 2 * width)
         embeddings = tokens * width + (backbone.classes + 1) * width + _linear(patch, width)
         times = 2 if backbone.target_time else 1
         return backbone.depth * block + times * time + backbone.outputs * final + embeddings

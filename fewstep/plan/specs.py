@@ -75,6 +75,7 @@ def _adopt(plan: Cells, method: str, variant: str) -> Strict:
         asset=weights.asset,
         file=weights.file,
         tokenizer=plan.parts.tokenizers[weights.tokenizer],
+        reverse=weights.reverse,
         recipe=plan.parts.samplers[weights.recipe] if weights.recipe else None,
     )
 

@@ -101,6 +101,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
             "file": file,
             "sha256": sha256(Path(arguments[3]).with_suffix("") / file),
             "weights": place,
+            "converted": [],
         },
         "latents": {"tokenizer": TOKENIZER.model_dump(mode="json")},
         "recipe": RECIPE.model_dump(mode="json"),

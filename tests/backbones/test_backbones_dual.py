@@ -11,9 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.backbones import build, layers
 from fewstep.backbones.dual import Dual, Linear, SiLU, add, parts
 
+SIT = {"norm": "layer", "mlp": "gelu", "rope": False, "patch": 2}
 FLAGS = [
     dict(zip(("target_time", "qk_norm", "patch", "outputs"), flags))
     for flags in itertools.product((False, True), (False, True), (1, 2), (1, 2))
+]
+FLAGS += [
+    SIT | {"target_time": True},
+    SIT | {"outputs": 2},
+    {"norm": "layer"},
+    {"norm": "rms-plain", "qk_norm": True},
+    {"mlp": "gelu"},
+    {"rope": False},
 ]
 
 
@@ -38,7 +47,10 @@ def check(function, *shapes, dtype=torch.float64):
         (Linear(5, 7), (3, 4, 5)),
         (SiLU(), (3, 5)),
         (layers.RMSNorm(6), (2, 3, 6)),
+        (layers.RMSNorm(6, gain=False), (2, 3, 6)),
+        (layers.LayerNorm(6), (2, 3, 6)),
         (layers.SwiGLU(6, 9), (2, 3, 6)),
+        (layers.Gelu(6, 9), (2, 3, 6)),
         (layers.TimeEmbedding(6, 8, 2.0, 50.0), (4,)),
         (layers.PatchEmbedding(2, 5, 2), (2, 2, 4, 6)),
         (layers.RotaryTable(2, 3, 8), (2, 2, 6, 8)),
@@ -78,7 +90,7 @@ def as_pair(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(map(str, map(int, flags.values()))))
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(f"{k}={v}" for k, v in flags.items()))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_network(flags, dtype, spec, active, inputs):
     """Value and its gradient bitwise those of the plain forward, tangent that of torch.func.jvp."""
@@ -100,9 +112,11 @@ def test_network(flags, dtype, spec, active, inputs):
         assert torch.equal(ours, ordinary)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_network_under_bf16_autocast(qk_norm, spec, active, inputs):
-    one = spec(qk_norm=qk_norm, target_time=True)
+@pytest.mark.parametrize(
+    "flags", [{"qk_norm": False}, {"qk_norm": True}, SIT], ids=["plain", "qk_norm", "sit"]
+)
+def test_network_under_bf16_autocast(flags, spec, active, inputs):
+    one = spec(**flags, target_time=True)
     net = active(one, target=True)
     x, t, s, y = inputs(one)
     tangents = directions(x, t, s)
@@ -139,9 +153,10 @@ def test_tangents_carry_no_graph_in(spec, active, inputs):
     assert not tangent.requires_grad
 
 
-def test_the_graph_is_that_of_the_value_alone(spec, active, inputs):
+@pytest.mark.parametrize("flags", [{"qk_norm": True}, SIT], ids=["qk_norm", "sit"])
+def test_the_graph_is_that_of_the_value_alone(flags, spec, active, inputs):
     """Memory: tensors saved for the backward are as many and as large as those of a plain forward."""
-    one = spec(qk_norm=True, target_time=True)
+    one = spec(**flags, target_time=True)
     net = active(one, target=True)
     x, t, s, y = inputs(one)
 
