@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 
 from .core.ema import Ema
+from .core.wrappers import held
+from .wrap import load_local_state, local_state
 
 STOPPED = 75
 """Exit status of a run that saved its state and wants to be started again (sysexits' EX_TEMPFAIL)."""
@@ -30,6 +34,7 @@ class Progress:
         self.skipped = 0
         self.in_a_row = 0
         self.eta: float | None = None
+        self.self_test: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -39,13 +44,22 @@ class Progress:
 
 
 class State:
-    """Saves and restores an Accelerator with its models, optimizer, generators, EMA and counters."""
+    """Saves and restores an Accelerator with its models, optimizer, generators, EMA and counters.
 
-    def __init__(self, accelerator: Accelerator, folder: Path, ema: Ema, progress: Progress):
+    Of sharded weights each process saves its own part, and the same number of processes reads them.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, progress: Progress, sharded: bool):
         self._accelerator = accelerator
         self._progress = progress
+        self._sharded = sharded
         self.folder = folder
-        accelerator.register_for_checkpointing(ema, progress)
+
+    def hold(self, modules: list[nn.Module], optimizer: AcceleratedOptimizer, ema: Ema) -> None:
+        """Name what is to be saved and restored; once, before either."""
+        self._modules, self._optimizer, self._ema = modules, optimizer.optimizer, ema
+        if not self._sharded:
+            self._accelerator.register_for_checkpointing(ema, self._progress)
 
     def saved(self) -> list[Path]:
         """Complete states, oldest first."""
@@ -60,7 +74,10 @@ class State:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
-        self._accelerator.save_state(str(partial))
+        if self._sharded:
+            torch.save(self._part(), partial / self._name())
+        else:
+            self._accelerator.save_state(str(partial))
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             if done.exists():
@@ -73,12 +90,40 @@ class State:
         self._accelerator.wait_for_everyone()
 
     def restore(self) -> bool:
-        """Load the newest complete state; False if there is none."""
+        """Load the newest complete state; False if there is none.
+
+        Raises:
+            ValueError: it was saved sharded otherwise than this training is.
+        """
         saved = self.saved()
         if not saved:
             return False
-        self._accelerator.load_state(str(saved[-1]))
+        parts = sorted(path.name for path in saved[-1].glob("part-*-of-*.pt"))
+        if (parts and self._name() not in parts) or (self._sharded and not parts):
+            made = f"--shard fsdp2 and {len(parts)} processes" if parts else "--shard none"
+            raise ValueError(f"{saved[-1]}: was saved with {made}; go on with these, or remove it")
+        if self._sharded:
+            self._take(torch.load(saved[-1] / self._name(), map_location="cpu", weights_only=True))
+        else:
+            self._accelerator.load_state(str(saved[-1]))
         return True
+
+    def _name(self) -> str:
+        """File of this process's part."""
+        if not self._sharded:
+            return ""
+        return f"part-{self._accelerator.process_index}-of-{self._accelerator.num_processes}.pt"
+
+    def _part(self) -> dict[str, Any]:
+        average = self._ema.state_dict()
+        average["tensors"] = {name: held(tensor) for name, tensor in average["tensors"].items()}
+        own = local_state(self._modules, self._optimizer)
+        return {**own, "ema": average, "progress": self._progress.state_dict()}
+
+    def _take(self, part: dict[str, Any]) -> None:
+        load_local_state(self._modules, self._optimizer, part)
+        self._ema.load_state_dict(part["ema"])
+        self._progress.load_state_dict(part["progress"])
 
     def remove(self) -> None:
         """Free the disk once the model is written."""

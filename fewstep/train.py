@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import wrap
 from .backbones import build
 from .backbones.state import inherit
 from .checkpoint import check_tokenizer, load_model, load_network, save_model
@@ -40,6 +40,7 @@ from .data.shards import LatentShards
 from .files import atomic
 from .methods import build as build_method
 from .provenance import code_digest
+from .selftest import SelfTest
 from .stage import parser, run
 from .state import STOPPED, Curve, Progress, State, StopRequest
 
@@ -60,6 +61,23 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
+    arguments.add_argument(
+        "--shard", choices=["none", "fsdp2"], default="none", help="how several processes hold the weights"
+    )
+    arguments.add_argument(
+        "--checkpoint-blocks", action="store_true", help="recompute blocks in the backward: less memory"
+    )
+    arguments.add_argument(
+        "--compile-blocks",
+        nargs="?",
+        const="inductor",
+        default="",
+        metavar="BACKEND",
+        help="torch.compile each block",
+    )
+    arguments.add_argument(
+        "--no-self-test", action="store_true", help="start even where gradients or tangents look wrong"
+    )
     given = arguments.parse_args(argv)
     Trainer(read_spec(TrainSpec, given.spec), given).run()
 
@@ -84,6 +102,15 @@ class Trainer:
                 f"{started} processes started, but accelerate sees {self.accelerator.num_processes}"
             )
         self.device = self.accelerator.device
+        several = {"none": "ddp", "fsdp2": "fsdp2"}[given.shard]
+        self.layout = several if self.accelerator.num_processes > 1 else "none"
+        wrap.refuse(
+            given.tangent,
+            self.layout,
+            given.checkpoint_blocks,
+            bool(given.compile_blocks),
+            spec.train.precision,
+        )
         shards = LatentShards(given.latents)
         shards.check(spec.latents)
         self.loader = Loader(shards, spec.seed, spec.train.batch)
@@ -109,24 +136,31 @@ class Trainer:
             inherit(net, tensors, str(self.given.teacher[0]))
             check_tokenizer(card, spec.latents.tokenizer, self.given.teacher[0])
             self.teacher_net = load_network(self.given.teacher[0])[0].to(self.device)
+            # Guidance makes its batches vary.
+            wrap.arrange(self.teacher_net, compile=self.given.compile_blocks, dynamic=None)
+        self.progress = Progress()
+        folder = self.given.out.parent / f"state-{digest(spec)}"
+        self.state = State(accelerator, folder, self.progress, self.layout == "fsdp2")
+        self.self_test: SelfTest | None = None
+        if not self.given.no_self_test and not self.state.saved():
+            self.self_test = SelfTest(net.to(self.device), self.method.kind, self.loader, self.device)
+        wrap.arrange(net, self.given.checkpoint_blocks, self.given.compile_blocks)
         trained = [module for module in (net, extra) if module is not None]
+        self.modules = [wrap.prepare(accelerator, module, self.layout) for module in trained]
         options = spec.train.optimizer
         self.optimizer = torch.optim.AdamW(
-            [weight for module in trained for weight in module.parameters() if weight.requires_grad],
+            [weight for module in self.modules for weight in module.parameters() if weight.requires_grad],
             lr=options.lr,
             betas=(options.betas[0], options.betas[1]),
             eps=options.eps,
             weight_decay=options.weight_decay,
             foreach=True,
         )
-        self.modules = [accelerator.prepare(module) for module in trained]
         self.net = self.modules[0]
         self.extra = self.modules[1] if extra is not None else None
         self.optimizer = accelerator.prepare(self.optimizer)
         self.ema = Ema(self.net, spec.train.ema)
-        self.progress = Progress()
-        folder = self.given.out.parent / f"state-{digest(spec)}"
-        self.state = State(accelerator, folder, self.ema, self.progress)
+        self.state.hold(self.modules, self.optimizer, self.ema)
 
     def run(self) -> None:
         """Train to the last step, resuming if there is a state, and write model and curve."""
@@ -135,6 +169,9 @@ class Trainer:
         resumed = self.state.restore()
         if progress.eta is None:
             progress.eta = self._calibrate()
+        if self.self_test is not None:
+            progress.self_test = self._self_test(self.self_test)
+            self.self_test = None
         if resumed:
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         curve = (
@@ -174,7 +211,9 @@ class Trainer:
         bar.close()
         if curve:
             curve.flush()
-            self._write(curve.path)
+        weights = wrap.gather(self.ema.tensors())
+        if curve:
+            self._write(curve.path, weights)
         accelerator.wait_for_everyone()
         self.state.remove()
         # Last: it also takes the process group down.
@@ -216,10 +255,7 @@ class Trainer:
         accelerator, share = self.accelerator, 1 / len(slices)
         total: dict[str, Tensor] = {}
         for number, (batch, context) in enumerate(slices):
-            with ExitStack() as stack:
-                if number + 1 < len(slices):
-                    for module in self.modules:
-                        stack.enter_context(accelerator.no_sync(module))
+            with wrap.reducing(accelerator, self.modules, now=number + 1 == len(slices)):
                 terms = loss(self.net, batch, context)
                 accelerator.backward(terms.loss * share)
             for name, value in {"loss": terms.loss, **terms.logs}.items():
@@ -238,10 +274,20 @@ class Trainer:
             total = {name: accelerator.reduce(value, reduction="mean") for name, value in total.items()}
         return Terms(total.pop("loss"), total), norm
 
+    def _self_test(self, test: SelfTest) -> dict[str, object]:
+        """One backward of the first update over the first rows, and the tangent; nothing is kept of them."""
+        rows, accelerator = self.rows[0], self.accelerator
+        loss = self.method.updates(0)[0]
+        terms = loss(self.net, self.loader.rows(0, rows, self.device), self._context(0, rows))
+        terms.loss.backward()
+        result = test.result(accelerator, self.net, self.modules, terms.loss, self.given.tangent)
+        self.optimizer.zero_grad()
+        return result
+
     def _clip(self) -> Tensor:
         weights = [weight for module in self.modules for weight in module.parameters()]
         limit = self.spec.train.optimizer.clip
-        return self.accelerator.clip_grad_norm_(weights, math.inf if limit is None else limit)
+        return wrap.whole(self.accelerator.clip_grad_norm_(weights, math.inf if limit is None else limit))
 
     def _count_skipped(self, step: int, terms: dict[str, Tensor]) -> None:
         self.progress.skipped += 1
@@ -298,7 +344,7 @@ class Trainer:
         x = interpolate(batch.x0, batch.x1, t)
         return calibrate(self.teacher_net, guidance, self.spec.backbone.classes, x, t, batch.y)
 
-    def _write(self, curve: Path) -> None:
+    def _write(self, curve: Path, weights: dict[str, Tensor]) -> None:
         """Model and curve under their final names."""
         with atomic(self.given.curve) as temporary:
             shutil.copyfile(curve, temporary)
@@ -316,8 +362,9 @@ class Trainer:
             "latents": spec.latents.model_dump(mode="json"),
             "guidance_eta": self.progress.eta,
             "skipped_updates": self.progress.skipped,
+            "self_test": self.progress.self_test,
         }
-        save_model(self.given.out, self.ema.tensors(), spec.backbone, card)
+        save_model(self.given.out, weights, spec.backbone, card)
 
 
 def split_batch(batch: int, processes: int, rank: int, most: int) -> list[slice]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import ConstantEma, PowerEma
-from .wrappers import unwrap
+from .wrappers import held, unwrap
 
 
 def power_gamma(sigma_rel: float) -> float:
@@ -42,7 +42,7 @@ class Ema:
 
     ``state_dict`` and ``load_state_dict`` suit Accelerator.register_for_checkpointing. Keys are
     those of the bare module, whether the module given is wrapped or not. The average lives where
-    the module lives at construction, so move the module first.
+    the module lives at construction and is sharded as it is, so move and shard the module first.
     """
 
     def __init__(self, module: nn.Module, law: PowerEma | ConstantEma):
@@ -67,8 +67,9 @@ class Ema:
         """Take in the weights after one optimizer update; buffers are copied."""
         state = unwrap(module).state_dict()
         with torch.no_grad():
-            live = [state[name].to(torch.float32) for name in self._average]
-            torch._foreach_lerp_(list(self._average.values()), live, 1 - self.beta(self._updates))
+            live = [held(state[name]).to(torch.float32) for name in self._average]
+            average = [held(tensor) for tensor in self._average.values()]
+            torch._foreach_lerp_(average, live, 1 - self.beta(self._updates))
             for name, buffer in self._buffers.items():
                 buffer.copy_(state[name])
         self._updates += 1
@@ -82,7 +83,7 @@ class Ema:
         return {"updates": self._updates, "tensors": self.tensors()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place, onto the devices in use.
+        """Restore in place, onto the devices in use; of sharded tensors the part held here.
 
         Raises:
             ValueError: the state belongs to another network.
@@ -94,5 +95,5 @@ class Ema:
                 "remove the training state to start again"
             )
         for name, tensor in own.items():
-            tensor.copy_(given[name])
+            held(tensor).copy_(given[name])
         self._updates = int(state["updates"])

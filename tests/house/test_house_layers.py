@@ -21,7 +21,7 @@ INWARD = {
 
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
-    "accelerate": {"train", "state", "ranks"},
+    "accelerate": {"train", "state", "ranks", "selftest", "wrap"},
     "diffusers": {"data.tokenizers", "data.vavae"},
     "webdataset": {"data.", "images"},
     "torch_fidelity": {"features"},

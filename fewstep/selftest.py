@@ -1,0 +1,100 @@
+"""Before the first step: are gradients reduced, and is the tangent the derivative?
+
+Both can be wrong without a sign of it in the loss: a network called past its wrapper trains on one
+process's gradients, a kernel may give a wrong derivative. The test changes neither weights nor moments
+nor random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .core.jvp import value_and_tangent
+from .core.path import interpolate
+from .data.loader import Loader
+
+ROWS = 8
+TOLERANCE = {"no": 2e-2, "bf16": 0.2, "fp16": 0.1}
+"""Largest relative difference of the tangent, by precision; the difference itself is good to 1e-2."""
+SPREAD = 1e-5
+"""Largest relative difference of gradients; they are equal, but for sums on unlike devices."""
+
+
+class SelfTest:
+    """Takes the central difference of the bare network in float32, to be compared with later.
+
+    Args:
+        net: on its device, neither wrapped nor compiled yet.
+        kind: of the method; only a flow has a tangent.
+        loader: gives the rows, the same on every process.
+    """
+
+    def __init__(self, net: nn.Module, kind: str, loader: Loader, device: torch.device) -> None:
+        self._flow = kind == "flow"
+        if not self._flow:
+            return
+        batch = loader.rows(0, slice(0, ROWS), device)
+        t = torch.linspace(0.1, 0.8, len(batch.x1), device=device)
+        s = (1 + t) / 2
+        x = interpolate(batch.x0, batch.x1, t)
+        directions = (batch.x1 - batch.x0, torch.ones_like(t), -torch.ones_like(s))
+        self._given = (x, t, s), directions, batch.y
+        with torch.no_grad():
+            self._expected = value_and_tangent(net, *self._given, "central")[1]
+
+    def result(
+        self, accelerator: Accelerator, net: nn.Module, modules: list[nn.Module], loss: Tensor, tangent: str
+    ) -> dict[str, object]:
+        """What goes into the model's card; the modules hold gradients of ``loss``.
+
+        A loss that is not finite is only noted: the training counts such updates itself.
+
+        Raises:
+            ValueError: gradients differ between processes, or the tangent is not the derivative.
+        """
+        finite = bool(accelerator.reduce(loss.detach().isfinite().double(), reduction="mean") == 1)
+        spread, error = None, None
+        if finite:
+            spread = _spread(accelerator, modules)
+        if self._flow:
+            error = self._error(net, tangent)
+        limit = TOLERANCE[accelerator.mixed_precision]
+        remedy = "; --no-self-test starts in spite of it"
+        if spread is not None and not spread <= SPREAD:
+            raise ValueError(f"self-test: gradients differ between processes by {spread:.2g}{remedy}")
+        if error is not None and not error <= limit:
+            raise ValueError(
+                f"self-test: the {tangent} tangent differs from a central difference by {error:.2g} of its"
+                f" norm (limit {limit}){remedy}"
+            )
+        return {"loss_finite": finite, "gradient_spread": spread, "tangent": tangent, "tangent_error": error}
+
+    def _error(self, net: nn.Module, tangent: str) -> float:
+        """Relative to the norm over all rows; 0 where both vanish, as in a fresh network."""
+        with torch.no_grad():
+            found = value_and_tangent(net, *self._given, tangent)[1]
+        difference, norm = (found - self._expected).norm(), self._expected.norm()
+        # Two digits: the last ones are rounding, and the card should not change with it.
+        return float(f"{float(difference / norm.clamp(min=1e-12)):.1e}")
+
+
+def _spread(accelerator: Accelerator, modules: list[nn.Module]) -> float | None:
+    """Largest relative difference of sums over gradients between processes, 0 as it should be.
+
+    None where each process holds its own part: there is no way past FSDP2.
+    """
+    gradients = [
+        weight.grad for module in modules for weight in module.parameters() if weight.grad is not None
+    ]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return None
+    sums = torch.stack([moment for g in gradients for moment in (g.sum(), g.square().sum())])
+    everyone = accelerator.gather(sums[None])
+    largest = everyone.abs().max()
+    spread = float((everyone - everyone[0]).abs().max() / largest) if largest else 0.0
+    return spread if math.isfinite(spread) else math.inf

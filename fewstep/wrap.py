@@ -1,0 +1,162 @@
+"""How a training uses its devices: replicated or sharded, blocks checkpointed or compiled.
+
+None of it changes what is computed, so none of it is in a spec. Blocks are the entries of the network's
+``blocks``; a network without them is sharded whole, and neither checkpointed nor compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from .core.jvp import FORMULATIONS
+from .core.wrappers import held
+
+LAYOUTS = ("none", "ddp", "fsdp2")
+"""One process; several with all weights each; several that share the weights out (ZeRO 3)."""
+
+
+def refuse(formulation: str, layout: str, checkpoint: bool, compile: bool, precision: str = "no") -> None:
+    """Refuse a combination that cannot work, or that would be silently wrong; all others are tested.
+
+    Args:
+        formulation: of the tangent, a key of core/jvp.py's FORMULATIONS.
+        layout: one of LAYOUTS.
+        checkpoint, compile: whether the blocks are.
+        precision: "no", "bf16" or "fp16".
+
+    Raises:
+        ValueError: naming the options and the reason.
+    """
+    reason = ""
+    if formulation not in FORMULATIONS:
+        reason = f"unknown formulation; known: {', '.join(FORMULATIONS)}"
+    elif layout not in LAYOUTS:
+        reason = f"unknown layout; known: {', '.join(LAYOUTS)}"
+    elif formulation == "functorch" and layout == "ddp":
+        reason = "the sweep goes past DistributedDataParallel, and no gradient would be reduced"
+    elif formulation in ("functorch", "split") and layout == "fsdp2":
+        reason = "forward mode fails in FSDP2's hooks in some of the releases of torch allowed here"
+    elif formulation == "functorch" and checkpoint:
+        reason = "recomputation outside forward mode saves other tensors than the forward inside it"
+    elif formulation in ("functorch", "split") and compile:
+        reason = "forward mode does not go through a compiled block"
+    elif precision == "fp16" and layout == "fsdp2":
+        reason = "the loss scaler of fp16 sees only the local part of a gradient; use bf16"
+    if reason:
+        extras = " --checkpoint-blocks" * checkpoint + " --compile-blocks" * compile
+        raise ValueError(f"--tangent {formulation}, layout {layout}, precision {precision}{extras}: {reason}")
+
+
+def arrange(
+    net: nn.Module, checkpoint: bool = False, compile: str = "", dynamic: bool | None = False
+) -> None:
+    """Compile and checkpoint each block of a bare network in place; names of weights stay.
+
+    Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both.
+
+    Args:
+        compile: backend of torch.compile, or "" for none.
+        dynamic: as of torch.compile; False where the batch always has the same size.
+    """
+    for block in getattr(net, "blocks", ()):
+        if compile:
+            block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
+        if checkpoint:
+            # No objective draws random numbers inside the network.
+            block.forward = partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def shard(net: nn.Module, device: torch.device, processes: int) -> nn.Module:
+    """FSDP2 over all processes, block by block, in place.
+
+    Weights stay float32, as under DistributedDataParallel, and autocast does the rest: the same numbers.
+    """
+    mesh = init_device_mesh(device.type, (processes,))
+    for block in getattr(net, "blocks", ()):
+        fully_shard(block, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
+def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Module:
+    """The module on its device, in its layout, under the accelerator's autocast."""
+    if layout != "fsdp2":
+        return accelerator.prepare(module)
+    sharded = shard(module.to(accelerator.device), accelerator.device, accelerator.num_processes)
+    # Accelerate has no FSDP2 on CPUs, nor for two modules; "evaluation" keeps it from wrapping once more.
+    return accelerator.prepare_model(sharded, evaluation_mode=True)
+
+
+@contextmanager
+def reducing(accelerator: Accelerator, modules: Iterable[nn.Module], now: bool) -> Iterator[None]:
+    """Forward and backward passes whose gradients are reduced between processes now, or later."""
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(now)
+            elif not now:
+                stack.enter_context(accelerator.no_sync(module))
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; if it is sharded, every process must ask."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors; sharded ones are put together one by one, on the CPU."""
+    return {
+        name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def local_state(modules: list[nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """This process's part of weights and moments, as plain tensors."""
+    state = optimizer.state_dict()
+    moments = {
+        index: {key: held(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    weights = [{name: held(value) for name, value in module.state_dict().items()} for module in modules]
+    return {"weights": weights, "moments": moments, "groups": state["param_groups"]}
+
+
+def load_local_state(
+    modules: list[nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Put back what `local_state` took, in the same layout."""
+    for module, saved in zip(modules, state["weights"], strict=True):
+        for name, value in module.state_dict().items():
+            held(value).copy_(saved[name])
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {
+        index: {key: _like(weights[index], value) for key, value in entry.items()}
+        for index, entry in state["moments"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
+
+
+def _like(weight: Tensor, value: Any) -> Any:
+    """A moment sharded as its weight is; counters stay plain."""
+    if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return DTensor.from_local(
+        value.to(weight.device),
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )

@@ -1,0 +1,122 @@
+"""Every formulation of the tangent in every layout: refused, or the gradient of one plain process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_core_fused import ROWS, distance, gradients, in_one_process, loss, student
+from torch.nn.parallel import DistributedDataParallel
+
+from fewstep.core.jvp import FORMULATIONS
+from fewstep.wrap import LAYOUTS, arrange, refuse, shard, whole
+
+LOSS = ("decm", 1)
+"""Noise to noisy and the anchor: a tangent, a forward without a graph and one with, in one update."""
+
+PLAIN, COMPILED, CHECKPOINTED, BOTH = "plain", "compiled", "checkpointed", "both"
+EXTRAS = {PLAIN: (False, False), CHECKPOINTED: (True, False), COMPILED: (False, True), BOTH: (True, True)}
+ALL = set(EXTRAS)
+TABLE = {
+    ("fused", "none"): ALL,
+    ("fused", "ddp"): ALL,
+    ("fused", "fsdp2"): ALL,
+    ("split", "none"): {PLAIN, CHECKPOINTED},
+    ("split", "ddp"): {PLAIN, CHECKPOINTED},
+    ("split", "fsdp2"): set(),
+    ("functorch", "none"): {PLAIN},
+    ("functorch", "ddp"): set(),
+    ("functorch", "fsdp2"): set(),
+    ("central", "none"): ALL,
+    ("central", "ddp"): ALL,
+    ("central", "fsdp2"): ALL,
+}
+"""What works."""
+
+
+def test_the_table_is_complete():
+    assert set(TABLE) == set(itertools.product(FORMULATIONS, LAYOUTS))
+
+
+@pytest.mark.parametrize(("formulation", "layout"), TABLE)
+def test_all_else_is_refused(formulation, layout):
+    for name, extras in EXTRAS.items():
+        if name in TABLE[formulation, layout]:
+            refuse(formulation, layout, *extras)
+        else:
+            with pytest.raises(ValueError, match=rf"--tangent {formulation}, layout {layout}.*: \w+"):
+                refuse(formulation, layout, *extras)
+
+
+@pytest.mark.parametrize("given", [("forward", "none"), ("fused", "fsdp")])
+def test_unknown_words_are_refused(given):
+    with pytest.raises(ValueError, match=r"unknown (formulation|layout); known: "):
+        refuse(*given, False, False)
+
+
+def test_loss_scaling_of_sharded_gradients_is_refused():
+    refuse("fused", "ddp", False, False, "fp16")
+    refuse("fused", "fsdp2", False, False, "bf16")
+    with pytest.raises(ValueError, match="use bf16"):
+        refuse("fused", "fsdp2", False, False, "fp16")
+
+
+def arranged(formulation: str, layout: str, checkpoint: bool, compiled: bool) -> torch.nn.Module:
+    net = student()
+    # What AOT capture changes is tested on one process; here it would take most of the time.
+    arrange(net, checkpoint, "eager" if compiled else "")
+    if layout == "ddp":
+        return DistributedDataParallel(net)
+    return shard(net, torch.device("cpu"), 2) if layout == "fsdp2" else net
+
+
+def _share(rank, port, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    half, found = ROWS // 2, {}
+    for (formulation, layout), works in TABLE.items():
+        rows = slice(0, ROWS) if layout == "none" else slice(rank * half, (rank + 1) * half)
+        for name in sorted(works):
+            # Traces are kept for a line of code, and each network here would add to them.
+            if EXTRAS[name][1]:
+                torch.compiler.reset()
+            net = arranged(formulation, layout, *EXTRAS[name])
+            loss(*LOSS, net, rows, formulation).backward()
+            found[f"{formulation} {layout} {name}"] = [whole(grad) for grad in gradients(net)]
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    """Half a batch on each; the same on both."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_share, (port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first) == sum(map(len, TABLE.values())) == 29
+    expected = {name: in_one_process(*LOSS, slice(0, ROWS), name) for name in ("functorch", "central")}
+    # A difference is not quite the derivative.
+    assert 1e-9 < distance(expected["central"], expected["functorch"]) < 1e-2
+    for name, gradient in first.items():
+        reference = expected["central" if name.startswith("central") else "functorch"]
+        assert distance(gradient, reference) < 1e-9, name
+        assert all(map(torch.equal, gradient, second[name])), name
+    assert distance(in_one_process(*LOSS, slice(0, ROWS // 2)), expected["functorch"]) > 1e-2
+
+
+def test_checkpointed_and_compiled_in_one_process():
+    """With whole-graph capture ahead of time, recomputed in the backward."""
+    torch.compiler.reset()
+    net = student()
+    names = list(net.state_dict())
+    arrange(net, checkpoint=True, compile="aot_eager")
+    assert list(net.state_dict()) == names
+    loss("facm", 0, net, slice(0, ROWS)).backward()
+    assert distance(gradients(net), in_one_process("facm", 0, slice(0, ROWS))) < 1e-10
