@@ -66,10 +66,10 @@ class Guided:
         with torch.no_grad():
             if g is None or g.scale == 1:
                 return full(self.net(x, t, s, y))
-            inside = (t >= g.interval[0]) & (t <= g.interval[1])
-            if not bool(inside.any()):
+            inside = ((t >= g.interval[0]) & (t <= g.interval[1])).nonzero()[:, 0]
+            if not len(inside):
                 return full(self.net(x, t, s, y))
-            conditional, difference = differences(self.net, g, self.null, x, t, s, y)
+            conditional, difference = differences(self.net, g, self.null, x, t, s, y, inside)
             if g.normalise != "none":
                 assert self.eta is not None
                 norm = _norm(difference)
@@ -77,8 +77,7 @@ class Guided:
                 if g.normalise == "rescale":
                     factor = factor.clamp(max=1)
                 difference = expand(factor, x) * difference
-            strength = (g.scale - 1) * inside.to(difference.dtype)
-            return conditional + expand(strength, x) * difference
+            return conditional.index_add(0, inside, difference, alpha=g.scale - 1)
 
 
 def guided_field(
@@ -90,13 +89,16 @@ def guided_field(
 
 
 def differences(
-    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor
+    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """v_c and v_c - v_u, the latter zero outside the guided channels, from one batch of 2B rows."""
-    labels = torch.cat([y, torch.full_like(y, null)])
-    both = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([s, s]), labels)
-    conditional, unconditional = full(both).chunk(2)
-    difference = conditional - unconditional
+    """v_c, and v_c - v_u of the samples ``rows`` (N,), zero outside the guided channels.
+
+    From one batch of B + N rows: the others are spared the unconditional pass.
+    """
+    labels = torch.cat([y, torch.full_like(y[rows], null)])
+    both = full(net(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), torch.cat([s, s[rows]]), labels))
+    conditional, unconditional = both[: len(x)], both[len(x) :]
+    difference = conditional[rows] - unconditional
     if guidance.channels is not None:
         difference[:, guidance.channels :] = 0
     return conditional, difference
@@ -123,7 +125,8 @@ def calibrate(
     with torch.no_grad():
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
-            _, difference = differences(net, guidance, null, x[part], t[part], t[part], y[part])
+            every = torch.arange(len(x[part]), device=x.device)
+            _, difference = differences(net, guidance, null, x[part], t[part], t[part], y[part], every)
             norms.append(_norm(difference).double())
     found = torch.cat(norms)
     return float(found.quantile(0.9) if guidance.eta == "p90" else found.mean())

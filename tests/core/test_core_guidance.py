@@ -56,7 +56,9 @@ def test_scale_zero_is_the_unconditional_field(net, point, both):
 
 
 def test_interval_includes_its_ends_and_masks_by_sample(net, point, both):
-    velocity = Guided(net, Guidance(scale=3.0, interval=[0.2, 0.9]), NULL)(*point)
+    counting = Counting(net)
+    velocity = Guided(counting, Guidance(scale=3.0, interval=[0.2, 0.9]), NULL)(*point)
+    assert counting.rows == [9], "samples outside have no unconditional row"
     inside = torch.tensor([False, False, True, True, True, False])
     torch.testing.assert_close(velocity[~inside], both[0][~inside])
     torch.testing.assert_close(velocity[inside], (3 * both[0] - 2 * both[1])[inside])
