@@ -136,3 +136,12 @@ def test_refusals_are_told_before_anything_else(world, tmp_path, options, reason
     assert ranks(call, tmp_path) == [1, 1]
     text = (tmp_path / "rank0.log").read_text()
     assert reason in text and "Traceback" not in text
+
+
+def test_compiled_blocks_train_alike(world, tmp_path):
+    """Student and teacher, in two processes that share the weights out and recompute blocks."""
+    plain = world.train("decm", tmp_path / "plain")
+    plain()
+    call = world.train("decm", tmp_path).more(*SHARDED, "--checkpoint-blocks", "--compile-blocks", "eager")
+    assert ranks(call, tmp_path) == [0, 0], (tmp_path / "rank0.log").read_text()
+    close(call, plain)
