@@ -112,7 +112,8 @@ def decode_check(spec: EncodeSpec, source: Source, coder: Coder, indices: range)
     """
     images, _ = source.read(indices.start, indices.stop)
     latents = _store(spec, coder.encode(images, indices).cpu(), indices)
-    error = (coder.decode(latents.float()).cpu() - images).square().mean((1, 2, 3))
+    means = latents[:, : spec.tokenizer.shape[0]]  # all channels, unless moments are stored
+    error = (coder.decode(means.float()).cpu() - images).square().mean((1, 2, 3))
     psnr = round((10 * torch.log10(4 / error.clamp_min(1e-10))).mean().item(), 2)
     floor = spec.latents.psnr
     if floor is not None and not psnr >= floor:
@@ -161,9 +162,9 @@ def _samples(
 
 def _store(spec: EncodeSpec, latents: Tensor, indices: range) -> Tensor:
     """Latents (n, ..., C, H, W) in the type of the shards, if they have the shape and fit."""
-    if list(latents.shape[-3:]) != spec.tokenizer.shape:
+    if list(latents.shape[-3:]) != spec.tokenizer.stored:
         raise ConfigError(
-            f"{spec.name}: tokenizer.shape: {spec.tokenizer.shape}, but it makes {list(latents.shape[-3:])}"
+            f"{spec.name}: tokenizer.shape: {spec.tokenizer.stored}, but it makes {list(latents.shape[-3:])}"
         )
     stored = latents.to(getattr(torch, spec.latents.dtype))
     if not stored.isfinite().all():

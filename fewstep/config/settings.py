@@ -60,7 +60,10 @@ class Tokenizer(Strict):
     kind: Literal["pixels", "autoencoder", "vavae", "sd-vae"]
     shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
     weights: Weights | None = None
-    posterior: Literal["sample", "mean"] = "mean"
+    posterior: Literal["sample", "mean", "moments"] = Field(
+        default="mean",
+        description="what is stored: a draw, the mean, or both moments, to draw anew in every batch",
+    )
     statistics: Literal["none", "computed", "published"] = Field(
         default="none", description="per-channel normalisation of the latents"
     )
@@ -78,12 +81,20 @@ class Tokenizer(Strict):
             raise ValueError("kind: vavae needs weights with an asset and a file")
         if self.network is not None and self.kind != "vavae":
             raise ValueError("network is for kind: vavae")
+        if self.posterior == "moments" and self.kind not in ("vavae", "sd-vae"):
+            raise ValueError("posterior: moments is for kinds vavae and sd-vae")
         published = self.statistics == "published"
         if published != (self.statistics_file is not None):
             raise ValueError("statistics: published and statistics_file go together")
         if published and not (self.weights and self.weights.asset):
             raise ValueError("statistics: published needs weights that are an asset")
         return self
+
+    @property
+    def stored(self) -> list[int]:
+        """Shape of what shards hold of a view: of moments, mean and deviation along the channels."""
+        channels, height, width = self.shape
+        return [2 * channels if self.posterior == "moments" else channels, height, width]
 
 
 class Latents(Strict):

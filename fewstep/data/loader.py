@@ -19,8 +19,9 @@ class Loader:
     """Batches of normalised latents with noise.
 
     Position p of the endless sequence lies in epoch p // N, which visits every image once in its
-    own order. Image, mirrored view and noise depend on seed and position alone, hence neither on
-    the number of processes nor on how a batch is cut, and any step can be the first one.
+    own order. Image, mirrored view, draw of a stored posterior and noise depend on seed and position
+    alone, hence neither on the number of processes nor on how a batch is cut, and any step can be
+    the first one.
     """
 
     def __init__(self, shards: LatentShards, seed: int, batch: int) -> None:
@@ -42,11 +43,17 @@ class Loader:
             views = torch.tensor([fold(self._seed, "view", p) & 1 for p in at.tolist()])
         else:
             views = torch.zeros_like(at)
-        x1 = self.shards.normalise(self.shards.read(samples, views))
-        x0 = torch.empty(x1.shape)
-        for row, p in zip(x0, at.tolist()):
-            row.normal_(generator=self._generator.manual_seed(fold(self._seed, "noise", p)))
+        draws = self._normal("posterior", at) if self.shards.moments else None
+        x1 = self.shards.normalise(self.shards.read(samples, views, draws))
+        x0 = self._normal("noise", at)
         return Batch(x1=x1.to(device), x0=x0.to(device), y=self.shards.labels[samples].to(device))
+
+    def _normal(self, purpose: str, at: Tensor) -> Tensor:
+        """Standard normal (n, C, H, W), each row by its position."""
+        noise = torch.empty(len(at), *self.shards.shape)
+        for row, p in zip(noise, at.tolist()):
+            row.normal_(generator=self._generator.manual_seed(fold(self._seed, purpose, p)))
+        return noise
 
     def _samples(self, at: Tensor) -> Tensor:
         """Images at the given positions."""

@@ -26,9 +26,11 @@ class Moments:
         self._mean = np.zeros(channels)
         self._square = np.zeros(channels)
 
-    def add(self, latents: np.ndarray) -> None:
-        """Take in latents (n, views, C, H, W)."""
+    def add(self, latents: np.ndarray, deviations: np.ndarray | None = None) -> None:
+        """Take in latents (n, views, C, H, W), or means and deviations of what latents are drawn from."""
         axes = (0, 1, 3, 4)
+        if deviations is not None:
+            self._square += np.square(deviations.astype(np.float64)).sum(axes)
         latents = latents.astype(np.float64)
         count = latents.size // latents.shape[2]
         mean = latents.mean(axes)
@@ -68,7 +70,8 @@ def merge(
     order = sorted(range(len(scans)), key=lambda i: scans[i].card.shard)
     scans, shards = [scans[i] for i in order], [shards[i] for i in order]
     _agree(spec, source, weights, scans, shards, out)
-    moments = Moments(spec.tokenizer.shape[0])
+    channels = spec.tokenizer.shape[0]
+    moments = Moments(channels)
     entries = []
     for scan, path in zip(tqdm(scans, desc="statistics", mininterval=1.0), shards):
         arrays = map_arrays(path, scan.offsets, scan.shape, scan.dtype)
@@ -76,7 +79,8 @@ def merge(
             piece = arrays[start : start + PIECE]
             if not np.isfinite(piece).all():
                 raise ConfigError(f"{path}: latents that are not finite; do they fit {scan.dtype}?")
-            moments.add(piece)
+            drawn = spec.tokenizer.posterior == "moments"
+            moments.add(piece[:, :, :channels], piece[:, :, channels:] if drawn else None)
         entries.append(
             ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), images=len(arrays))
         )
@@ -134,7 +138,7 @@ def _agree(
     numbers = [scan.card.shard for scan in scans]
     if numbers != list(range(spec.latents.shards)):
         raise ConfigError(f"{out}: latents.shards: {spec.latents.shards}, but given are shards {numbers}")
-    shape = (2 if spec.latents.flip else 1, *spec.tokenizer.shape)
+    shape = (2 if spec.latents.flip else 1, *spec.tokenizer.stored)
     for scan, path in zip(scans, shards):
         card = scan.card
         for key, found, expected in (

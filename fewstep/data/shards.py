@@ -1,9 +1,10 @@
 """Latent shards: uncompressed WebDataset tars, written once and read through memory maps.
 
 A shard holds for every image two members, ``{index:08d}.cls`` (the label as text) and
-``{index:08d}.latent.npy`` (views, C, H, W). Label texts fit one tar block and arrays have one shape,
-so that arrays lie at a constant stride. A first member ``__meta__/card.json``, which WebDataset
-skips, says how the shard was made.
+``{index:08d}.latent.npy`` (views, C, H, W), or (views, 2 C, H, W) where mean and deviation of the
+posterior are stored. Label texts fit one tar block and arrays have one shape, so that arrays lie at a
+constant stride. A first member ``__meta__/card.json``, which WebDataset skips, says how the shard was
+made.
 """
 
 from __future__ import annotations
@@ -179,6 +180,9 @@ class LatentShards:
             raise ValueError(f"{self.path}: histogram: the index counts {histogram}")
         self.views = self.manifest.views
         self.shape = tuple(self.manifest.shape)
+        self.moments = self.manifest.tokenizer.posterior == "moments"
+        """Whether the shards hold mean and deviation of the posterior, from which `read` draws."""
+        self._stored = tuple(self.manifest.tokenizer.stored)
         self.labels = torch.from_numpy(labels)
         """Labels of all images, int64 (len,)."""
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
@@ -195,7 +199,7 @@ class LatentShards:
 
     def _map(self, path: Path, start: int, offsets: np.ndarray) -> np.ndarray:
         scan = scan_shard(path, limit=1)
-        dtype, shape = np.dtype(self.manifest.dtype), (self.views, *self.shape)
+        dtype, shape = np.dtype(self.manifest.dtype), (self.views, *self._stored)
         for key, found, expected in (
             ("spec", scan.card.spec, self.manifest.spec),
             ("images", (scan.card.start, scan.card.stop), (start, start + len(offsets))),
@@ -213,19 +217,26 @@ class LatentShards:
         """Refuse latents other than ``card`` asks for; see `Manifest.check`."""
         self.manifest.check(card, self.path)
 
-    def read(self, indices: Tensor | Sequence[int], views: Tensor | Sequence[int] | None = None) -> Tensor:
+    def read(
+        self,
+        indices: Tensor | Sequence[int],
+        views: Tensor | Sequence[int] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Raw latents in the stored dtype.
 
         Args:
             indices: images, int64 (n,).
             views: view of each image, int64 (n,); None reads all views.
+            noise: standard normal, in the shape of the result: draw from stored moments, in float32.
+                Without it their mean is returned.
 
         Returns:
             (n, views, C, H, W), or (n, C, H, W) if ``views`` is given.
         """
         index = np.asarray(indices, np.int64)
         chosen = None if views is None else np.asarray(views, np.int64)
-        shape = self.shape if chosen is not None else (self.views, *self.shape)
+        shape = self._stored if chosen is not None else (self.views, *self._stored)
         result = np.empty((len(index), *shape), self.manifest.dtype)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"{self.path}: image outside 0..{len(self) - 1}")
@@ -235,7 +246,11 @@ class LatentShards:
             local = index[rows] - self._starts[shard]
             array = self._arrays[shard]
             result[rows] = array[local] if chosen is None else array[local, chosen[rows]]
-        return torch.from_numpy(result)
+        latents = torch.from_numpy(result)
+        if not self.moments:
+            return latents
+        mean, deviation = latents.chunk(2, dim=-3)
+        return mean if noise is None else torch.addcmul(mean.float(), deviation.float(), noise)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (..., C, H, W) to what a network sees, float32."""

@@ -32,7 +32,7 @@ class Coder(Protocol):
     """Both directions of a tokenizer, without gradients."""
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        """Images (n, C, H, W) in [-1, 1] to raw latents float32 (n, c, h, w).
+        """Images (n, C, H, W) in [-1, 1] to raw latents float32 (n, c, h, w), or moments (n, 2 c, h, w).
 
         ``indices`` (of the images in the data set) and ``view`` (1: mirrored) name the random draw
         of a tokenizer that samples its posterior, so that it does not depend on the batching.
@@ -109,12 +109,14 @@ class KlAutoencoder:
     def __init__(self, vae: AutoencoderKL, posterior: str, device: torch.device | str) -> None:
         self._vae = vae.eval().requires_grad_(False).to(device)
         self._device = device
-        self._sample = posterior == "sample"
+        self._posterior = posterior
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         posterior = self._vae.encode(images.to(self._device)).latent_dist
-        if not self._sample:
+        if self._posterior == "mean":
             return posterior.mean
+        if self._posterior == "moments":
+            return torch.cat([posterior.mean, posterior.std], dim=1)
         shape = posterior.mean.shape[1:]
         noise = [torch.randn(shape, generator=generator(0, "posterior", index, view)) for index in indices]
         return posterior.mean + posterior.std * torch.stack(noise).to(self._device)

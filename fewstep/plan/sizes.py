@@ -51,7 +51,7 @@ def _linear(inputs: int, outputs: int) -> int:
 def shard_bytes(latents: Latents, tokenizer: Tokenizer, images: int) -> int:
     """Tar shards with ``images`` images: a label and an array each."""
     item = {"float16": 2, "float32": 4}[latents.dtype]
-    array = (2 if latents.flip else 1) * prod(tokenizer.shape) * item + NPY_HEADER
+    array = (2 if latents.flip else 1) * prod(tokenizer.stored) * item + NPY_HEADER
     return images * (3 * BLOCK + -(-array // BLOCK) * BLOCK)
 
 

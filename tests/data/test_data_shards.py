@@ -251,5 +251,9 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(sample.encode(images[2:3], [12]), drawn[2:3])
         assert not torch.allclose(sample.encode(images[2:3], [12], view=1), drawn[2:3])
         assert ((drawn - expected.mean) / expected.std).std().item() == pytest.approx(1, abs=0.1)
+        moments = open_tokenizer(Tokenizer(**make, posterior="moments"), record, None)
+        torch.testing.assert_close(
+            moments.encode(images, range(4)), torch.cat([expected.mean, expected.std], dim=1)
+        )
         decoded = mean.decode(drawn)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
