@@ -164,6 +164,12 @@ def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
     for name, latents in parts.latents.items():
         known(latents.dataset, parts.datasets, file, f"latents.{name}.dataset")
         known(latents.tokenizer, parts.tokenizers, file, f"latents.{name}.tokenizer")
+        encoded = parts.datasets[latents.dataset].format == "latents-safetensors"
+        if encoded and parts.tokenizers[latents.tokenizer].posterior == "moments":
+            raise ConfigError(
+                f"{file}: latents.{name}.tokenizer: posterior: moments needs images, but "
+                f"{latents.dataset} was encoded elsewhere; choose posterior: sample"
+            )
         images = parts.datasets[latents.dataset].images
         if latents.shards > images:
             raise ConfigError(f"{file}: latents.{name}.shards: {latents.shards} shards for {images} images")
