@@ -26,7 +26,7 @@ from .core.rng import generator
 from .core.sampling import evaluations, sample
 from .data.shards import LatentShards
 from .data.tokenizers import open_tokenizer, weights_digest
-from .images import ImageWriter, to_uint8, write_images
+from .images import to_uint8, write_images
 from .ranks import Ranks
 from .stage import parser, run
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     with write_images(given.out, card) as writer, tqdm(total=spec.images, unit="image", mininterval=5) as bar:
         for images in ranks.work(chunks, make):
-            append(writer, images, labels)
+            writer.append(images, labels[writer.count : writer.count + len(images)])
             bar.update(len(images))
 
 
@@ -108,10 +108,6 @@ def velocity_beyond(net: nn.Module) -> Callable[..., Tensor]:
         return net(x, torch.where(s == t, 2 - t, t), s, y)
 
     return call
-
-
-def append(writer: ImageWriter, images: Tensor, labels: Tensor) -> None:
-    writer.append(images, labels[writer.count : writer.count + len(images)])
 
 
 def draw_labels(spec: SampleSpec) -> Tensor:
