@@ -20,7 +20,7 @@ from .tables import Claim, Row, Table
 class Files(Strict):
     assets: str
     settings: str
-    methods: str
+    methods: str = Field(description="folder; its files together name every method once")
     tables: str = Field(description="folder with one file per table or figure")
     claims: str
     costs: str = "config/costs.yaml"
@@ -64,6 +64,8 @@ class Config:
     parts: Parts
     raw_methods: dict[str, dict[str, Any]]
     methods: dict[str, Method]
+    method_files: dict[str, str]
+    """Where each method stands, for messages."""
     tables: dict[str, Table]
     claims: list[Claim]
     costs: Costs
@@ -101,17 +103,18 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
     parts = parse(Parts, raw_parts, settings_file)
     _check_parts(parts, assets, settings_file)
 
-    methods_file, raw_methods = file("methods")
-    raw_methods = _present(raw_methods)
-    for entry in raw_methods.values():
-        entry["setting"] = root.replace_settings.get(entry.get("setting"), entry.get("setting"))
-    methods = parse_all(Method, raw_methods, methods_file)
-    for name, method in methods.items():
-        known(method.setting, parts.settings, methods_file, f"{name}.setting")
+    raw_methods, method_files = _methods(root.files.methods, base, over.get("methods", {}))
+    methods = {}
+    for name, entry in raw_methods.items():
+        if "setting" in entry:
+            entry["setting"] = root.replace_settings.get(entry["setting"], entry["setting"])
+        shown = method_files[name]
+        method = methods[name] = parse(Method, entry, shown, name)
+        known(method.setting, parts.settings, shown, f"{name}.setting")
         if method.backbone is not None:
-            known(method.backbone, parts.backbones, methods_file, f"{name}.backbone")
+            known(method.backbone, parts.backbones, shown, f"{name}.backbone")
         for sampler in method.samplers.values():
-            known(sampler, parts.samplers, methods_file, f"{name}.samplers")
+            known(sampler, parts.samplers, shown, f"{name}.samplers")
     for name, setting in parts.settings.items():
         if setting.teacher is not None:
             known(setting.teacher, methods, settings_file, f"settings.{name}.teacher")
@@ -155,7 +158,29 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
             known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
     costs = parse(Costs, read_yaml(base / root.files.costs), root.files.costs)
     _check_costs(costs, assets, parts, root.files.costs)
-    return Config(root, assets, parts, raw_methods, methods, tables, claims, costs)
+    return Config(root, assets, parts, raw_methods, methods, method_files, tables, claims, costs)
+
+
+def _methods(
+    folder: str, base: Path, over: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Entries of every file of the folder with a preset laid over, and the file of each.
+
+    Raises:
+        ConfigError: two files hold one name, or the preset changes a method that no file holds.
+    """
+    found: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    for path in sorted((base / folder).glob("*.yaml")):
+        for name, entry in read_yaml(path).items():
+            shown = f"{folder}/{path.name}"
+            if name in found:
+                raise ConfigError(f"{shown}: {name}: stands in {files[name]} too; rename one")
+            found[name], files[name] = entry, shown
+    for name in over:
+        if name not in found:
+            files[name] = "preset"
+    return _present(merge(found, over)), files
 
 
 def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:

@@ -1,127 +1,14 @@
-"""One parameter class per method, and the entries of config/methods.yaml.
-
-Times and equations are in the project's one convention: x_t = t x1 + (1 - t) x0, noise at t = 0.
-"""
+"""The entries of config/methods/."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .base import Strict
+from .losses import Loss
 from .settings import Mark
-
-
-class TimeLaw(Strict):
-    """Distribution of the training time t in [0, 1]."""
-
-    law: Literal["uniform", "segments", "arctan", "logit-normal"] = "uniform"
-    segments: int | None = Field(default=None, gt=1, description="segments: t on {0, 1/N .. (N-1)/N}")
-    mean: float | None = None
-    std: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _complete(self) -> TimeLaw:
-        normal = self.law in ("arctan", "logit-normal")
-        if (self.law == "segments") != (self.segments is not None):
-            raise ValueError("segments belongs to, and is needed by, law: segments")
-        if normal != (self.mean is not None) or normal != (self.std is not None):
-            raise ValueError("mean and std belong to, and are needed by, arctan and logit-normal")
-        return self
-
-
-class FlowMatchingLoss(Strict):
-    name: Literal["flow_matching"]
-    times: TimeLaw = TimeLaw()
-    cosine: bool = Field(default=False, description="add 1 - cos(F, v) over channels")
-    expanded: bool = Field(default=False, description="half of the batch conditioned on 2 - t (FACM stage 1)")
-
-
-class ConsistencyTerms(Strict):
-    """What the losses built on the consistency residual share."""
-
-    times: TimeLaw = TimeLaw(law="segments", segments=100)
-    clamp: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
-    alpha_power: float = Field(default=0.5, gt=0, description="alpha(t) = 1 - t^p")
-    beta: bool = Field(default=True, description="weight the loss by cos(pi t / 2)")
-    norm_power: float = Field(default=0.5, ge=0, le=1, description="p of the adaptive weight")
-    norm_constant: float = Field(default=1e-3, gt=0, description="c of the adaptive weight")
-
-
-class CDLoss(ConsistencyTerms):
-    name: Literal["cd"]
-
-
-class FACMLoss(ConsistencyTerms):
-    name: Literal["facm"]
-    anchor: Literal["expanded", "target"] = Field(
-        default="expanded", description="flow-matching condition: time 2 - t, or target time s = t"
-    )
-
-
-class DECMLoss(ConsistencyTerms):
-    name: Literal["decm"]
-    fm: bool = True
-    cm: bool = True
-    n2n: bool = True
-    freq: int = Field(default=3, gt=0, description="noise-to-noisy update every freq steps")
-    r_max: float = Field(default=0.01, ge=0, lt=1, description="r ~ U(0, r_max)")
-    weight_right: float = Field(default=1.0, ge=0, description="lambda, right end")
-    weight_left: float = Field(default=1.0, ge=0, description="gamma, left end")
-    n2n_target: Literal["psi", "interpolant"] = "psi"
-    n2n_weight: Literal["root", "linear"] = Field(
-        default="root", description="w2: 1 - sqrt(1 - (t - r)), or (t - r) / 2"
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> DECMLoss:
-        if not (self.fm or self.cm or self.n2n):
-            raise ValueError("fm, cm and n2n are all off: nothing to train")
-        if self.weight_left + self.weight_right == 0:
-            raise ValueError("weight_left and weight_right are both 0")
-        return self
-
-
-class MeanFlowLoss(Strict):
-    name: Literal["meanflow"]
-    times: TimeLaw = TimeLaw(law="arctan", mean=-0.8, std=1.6)
-    equal: float = Field(default=0.0, ge=0, le=1, description="share of the batch with s = t")
-    norm_power: float = Field(default=1.0, ge=0, le=1)
-    norm_constant: float = Field(default=1e-3, gt=0)
-
-
-class SCMLoss(Strict):
-    name: Literal["scm"]
-    times: TimeLaw = TimeLaw(law="arctan", mean=-0.8, std=1.6)
-    warmup: int = Field(default=10_000, ge=0, description="steps over which the tangent is ramped in")
-    constant: float = Field(default=0.1, gt=0, description="c of g / (rms(g) + c)")
-    learned_weight: bool = Field(default=True, description="uncertainty weight w(t), trained jointly")
-
-
-class AutoencoderLoss(Strict):
-    name: Literal["autoencoder"]
-    noise: float = Field(default=0.1, ge=0, description="standard deviation added to the latent")
-    penalty: float = Field(default=1e-3, ge=0, description="weight of the squared latent")
-
-
-class ClassifierLoss(Strict):
-    name: Literal["classifier"]
-    noise: float = Field(default=0.1, ge=0)
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-
-
-Loss = Annotated[
-    FlowMatchingLoss
-    | CDLoss
-    | FACMLoss
-    | DECMLoss
-    | MeanFlowLoss
-    | SCMLoss
-    | AutoencoderLoss
-    | ClassifierLoss,
-    Field(discriminator="name"),
-]
 
 
 class Published(Strict):
@@ -137,7 +24,7 @@ class Published(Strict):
 
 
 class Method(Strict):
-    """One entry of config/methods.yaml. ``train`` and ``guidance`` hold what differs from the setting."""
+    """One entry of config/methods/. ``train`` and ``guidance`` hold what differs from the setting."""
 
     title: str
     paper: str = ""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from .assets import Asset
 from .base import ConfigError, Strict, parse
-from .methods import Loss
+from .losses import Loss
 from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Table
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from ..config.methods import ConsistencyTerms
+from ..config.losses import ConsistencyTerms
 from .method import Context
 from .path import expand
 from .point import Point

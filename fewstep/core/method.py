@@ -44,6 +44,10 @@ class Context:
     """value_and_tangent of core/jvp.py."""
     teacher: Velocity | None = None
     """Guided teacher velocity (no grad), or None when learning from data alone."""
+    network: nn.Module | None = None
+    """The frozen teacher's bare network, for methods that jump with it; None without a teacher."""
+    target: nn.Module | None = None
+    """Frozen moving average of the network, of decay Method.target_decay; None where that is None."""
     label_dropout: float = 0.0
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
@@ -74,6 +78,11 @@ class Method(ABC):
     @abstractmethod
     def updates(self, step: int) -> Sequence[Loss]:
         """The optimizer updates of one training step, in order."""
+
+    @property
+    def target_decay(self) -> float | None:
+        """Decay per step of the moving average that the losses see as ctx.target; None for none."""
+        return None
 
     def extra(self) -> nn.Module | None:
         """Parameters that train along but are not part of the network (none by default)."""

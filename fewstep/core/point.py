@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..config.methods import TimeLaw
+from ..config.losses import TimeLaw
 from .method import Batch, Context
 from .path import interpolate
 from .times import sample_times

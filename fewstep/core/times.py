@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..config.methods import TimeLaw
+from ..config.losses import TimeLaw
 from .rng import Streams
 
 

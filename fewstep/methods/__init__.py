@@ -1,7 +1,7 @@
 """The training objectives, one file each, found by name.
 
-A new method is a file here with one subclass of Method, a parameter class in config/methods.py
-whose ``name`` is the file's, and an entry in config/methods.yaml.
+A new method is a file here with one subclass of Method, a parameter class in config/losses.py
+whose ``name`` is the file's, and an entry in config/methods/.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def find(name: str) -> type[Method]:
 
 
 def build(params: Any) -> Method:
-    """The method that ``params`` (a parameter class of config/methods.py) names, with these parameters."""
+    """The method that ``params`` (a parameter class of config/losses.py) names, with these parameters."""
     return find(params.name)(params)

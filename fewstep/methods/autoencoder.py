@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..config.methods import AutoencoderLoss
+from ..config.losses import AutoencoderLoss
 from ..core.losses import mean_square
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.wrappers import unwrap

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..config.methods import CDLoss
+from ..config.losses import CDLoss
 from ..core.losses import consistency_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.point import draw

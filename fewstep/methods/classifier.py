@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..config.methods import ClassifierLoss
+from ..config.losses import ClassifierLoss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.precision import full
 

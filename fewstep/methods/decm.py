@@ -40,7 +40,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..config.methods import DECMLoss
+from ..config.losses import DECMLoss
 from ..core.losses import consistency_loss, follow_residual, rms, velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand, flow_map

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..config.methods import FACMLoss
+from ..config.losses import FACMLoss
 from ..core.losses import consistency_loss, velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.point import draw

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..config.methods import FlowMatchingLoss
+from ..config.losses import FlowMatchingLoss
 from ..core.losses import velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.point import draw

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..config.methods import MeanFlowLoss
+from ..config.losses import MeanFlowLoss
 from ..core.losses import adaptive, consistency_residual, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..config.methods import SCMLoss
+from ..config.losses import SCMLoss
 from ..core.losses import consistency_residual, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand

@@ -28,8 +28,8 @@ class Cells(Runs):
         samplers = row.sampler or self.config.methods[row.method].samplers
         sampler = samplers.get(nfe, samplers.get("default"))
         if sampler is None:
-            files = self.config.root.files
-            raise ConfigError(f"{files.methods}: {row.method}.samplers: none for {nfe} steps, and no default")
+            file = self.config.method_files[row.method]
+            raise ConfigError(f"{file}: {row.method}.samplers: none for {nfe} steps, and no default")
         return sampler
 
     def run_of(self, row: Row) -> Run | None:
@@ -157,7 +157,7 @@ class Cells(Runs):
         for name in self.config.methods:
             run = self.run(name)
             own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
-            marks.check(run.entry.provenance, own, files.methods, f"{name}.provenance")
+            marks.check(run.entry.provenance, own, self.config.method_files[name], f"{name}.provenance")
         for name, row in self.rows():
             if row.method is None:
                 continue

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..config.base import ConfigError, known
 from ..config.load import Config, check_file
-from ..config.methods import DECMLoss, FACMLoss, FlowMatchingLoss, Loss, MeanFlowLoss, Published, SCMLoss
+from ..config.losses import DECMLoss, FACMLoss, FlowMatchingLoss, Loss, MeanFlowLoss, SCMLoss
+from ..config.methods import Published
 from ..config.settings import Backbone, LightningDiT, Setting, Train
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..config.base import ConfigError, known, merge, parse
 from ..config.load import Config, load
-from ..config.methods import FACMLoss, Loss, Method, Published, Variant
+from ..config.losses import FACMLoss, Loss
+from ..config.methods import Method, Published, Variant
 from ..config.settings import Backbone, Guidance, LightningDiT, Setting, Tokenizer, Train, Weights
 from ..config.tables import Row
 from .checks import check_anchor, check_backbone, check_published, check_schedule, check_times
@@ -82,9 +83,9 @@ class Runs:
         """The run of that name.
 
         Raises:
-            ConfigError: neither config/methods.yaml nor a table defines it.
+            ConfigError: neither config/methods/ nor a table defines it.
         """
-        known(method, self.config.methods, "config/methods.yaml", "method")
+        known(method, self.config.methods, "config/methods", "method")
         variants = [run.variant for run in self.runs.values() if run.method == method]
         known(variant, variants, "config/tables", f"variant of {method}")
         return self.runs[f"{method}/{variant}"]
@@ -124,7 +125,7 @@ class Runs:
         """Apply a variant's changes; its mistakes are reported under the variant's name."""
         files = self.config.root.files
         changes = self._variants[name, variant].model_dump(exclude_unset=True)
-        file = files.methods if variant == BASE else files.tables
+        file = self.config.method_files[name] if variant == BASE else files.tables
         where = name if variant == BASE else f"{name}, variant {variant}"
         method = parse(Method, merge(self.config.raw_methods[name], changes), file, where)
         setting = self.parts.settings[method.setting]
@@ -165,5 +166,5 @@ class Runs:
     def _check_teacher(self, run: Run) -> None:
         teacher = run.setting.teacher
         if run.entry.teacher and teacher is not None:
-            where = f"{self.config.root.files.methods}: {run.method}.loss"
+            where = f"{self.config.method_files[run.method]}: {run.method}.loss"
             check_anchor(run.loss, self.run(teacher).loss, teacher, where)

@@ -68,7 +68,7 @@ def _adopt(plan: Cells, method: str, variant: str) -> Strict:
     run = plan.run(method, variant)
     weights = run.published
     if weights is None:
-        raise ConfigError(f"{plan.config.root.files.methods}: {method}.weights: no published file to adopt")
+        raise ConfigError(f"{plan.config.method_files[method]}: {method}.weights: no published file to adopt")
     return AdoptSpec(
         method=method,
         backbone=run.backbone,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.backbones import build
-from fewstep.config.methods import DECMLoss, FACMLoss
+from fewstep.config.losses import DECMLoss, FACMLoss
 from fewstep.config.settings import LightningDiT
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context

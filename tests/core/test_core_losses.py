@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.methods import ConsistencyTerms
+from fewstep.config.losses import ConsistencyTerms
 from fewstep.core.losses import adaptive, consistency_residual, follow_residual, mean_square, velocity_loss
 
 

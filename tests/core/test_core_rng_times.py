@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.methods import TimeLaw
+from fewstep.config.losses import TimeLaw
 from fewstep.core.rng import Streams, fold
 from fewstep.core.times import sample_times
 

@@ -96,7 +96,8 @@ def test_profiles():
 def test_every_configuration_file_is_used(paper_plan):
     there = {str(path) for path in tracked() if path.parts[0] == "config"}
     files = paper_plan.config.root.files
-    used = {"config/config.yaml", files.assets, files.settings, files.methods, files.claims, files.costs}
+    used = {"config/config.yaml", files.assets, files.settings, files.claims, files.costs}
+    used |= {f"{files.methods}/{path.name}" for path in (ROOT / files.methods).glob("*.yaml")}
     used |= {f"{files.tables}/{name}.yaml" for name in paper_plan.config.tables}
     for profile in (ROOT / "profiles").iterdir():
         used |= set(read_yaml(profile / "config.yaml").get("configfile", []))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewstep import methods
-from fewstep.config import methods as config
+from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.rng import Streams

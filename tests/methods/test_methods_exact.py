@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep import methods
-from fewstep.config import methods as config
+from fewstep.config import losses as config
 
 RAW = {"clamp": None, "beta": False, "norm_power": 0.0}
 """Without clamp and weights the loss is the mean of the squared, weighted residual."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fewstep import methods
-from fewstep.config import methods as config
+from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.path import expand, interpolate
 

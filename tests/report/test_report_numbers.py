@@ -9,7 +9,7 @@ from report_helpers import ROOT, sampler_of
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge, parse, read_yaml
-from fewstep.config.methods import DECMLoss
+from fewstep.config.losses import DECMLoss
 from fewstep.config.specs import TableSpec, dump, read_spec
 from fewstep.config.tables import Claim, Table
 

@@ -11,6 +11,7 @@ from configs import ROOT, make_plan, raw_config
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge, read_yaml
+from fewstep.config.load import load
 
 
 def over(**overrides) -> dict:
@@ -20,14 +21,14 @@ def over(**overrides) -> dict:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"methods": {"decm": {"los": {}}}}, ["methods.yaml", "decm.los", "misspelt"]),
+        ({"methods": {"decm": {"los": {}}}}, ["methods/consistency.yaml", "decm.los", "misspelt"]),
         (
             {"methods": {"decm": {"loss": {"frequency": 3}}}},
-            ["methods.yaml", "decm", "frequency", "misspelt"],
+            ["methods/consistency.yaml", "decm", "frequency", "misspelt"],
         ),
         (
             {"methods": {"decm": {"train": {"optimizer": {"lr": "1e-4"}}}}},
-            ["methods.yaml", "decm.train.optimizer.lr", "1.0e-4"],
+            ["methods/consistency.yaml", "decm.train.optimizer.lr", "1.0e-4"],
         ),
         (
             {"settings": {"settings": {"digits": {"train": {"steps": "200"}}}}},
@@ -35,7 +36,7 @@ def over(**overrides) -> dict:
         ),
         (
             {"methods": {"decm": {"setting": "digit"}}},
-            ["methods.yaml", "decm.setting", "did you mean 'digits'"],
+            ["methods/consistency.yaml", "decm.setting", "did you mean 'digits'"],
         ),
         (
             {"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}},
@@ -81,6 +82,13 @@ def test_unknown_top_level_key():
         make_plan({**raw_config(), "seed": 3})
 
 
+def test_method_standing_twice(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/methods/mine.yaml").write_text("decm: {title: mine}\n")
+    with pytest.raises(ConfigError, match=r"methods/mine\.yaml: decm: stands in config/methods/consistency"):
+        load(raw_config("demo"), tmp_path)
+
+
 def test_key_standing_twice(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("a: 1\nb: 2\na: 3\n")
@@ -94,7 +102,7 @@ def test_snakemake_shows_the_error_before_any_job(tmp_path):
         source = ROOT / name
         target = tmp_path / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    methods = tmp_path / "config/methods.yaml"
+    methods = tmp_path / "config/methods/consistency.yaml"
     methods.write_text(methods.read_text().replace("freq: 3", "frequenzy: 3"))
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--profile", "profiles/demo", "results/demo/table3.csv"],
@@ -103,5 +111,5 @@ def test_snakemake_shows_the_error_before_any_job(tmp_path):
         text=True,
     )
     assert done.returncode != 0
-    assert "config/methods.yaml: decm.loss.frequenzy: unknown key" in done.stderr
+    assert "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key" in done.stderr
     assert not (tmp_path / "results").exists()

@@ -1,5 +1,5 @@
 # Published weights and our own end under the same name; which of the two rules makes a run's
-# model is decided by its `weights` in config/methods.yaml.
+# model is decided by its `weights` in config/methods/.
 rule adopt:
     input:
         spec="<results>/specs/adopt/{run}.json",
