@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,19 @@ PACKAGE = ROOT / "fewstep"
 @cache
 def tracked() -> list[Path]:
     """Every file that is or would be committed, relative to the top."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    if not (ROOT / ".git").exists():
+        return _unpacked()
+    # A checkout may belong to another user than the one who tests it.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return [Path(name) for name in sorted(set(names)) if (ROOT / name).is_file()]
+
+
+def _unpacked() -> list[Path]:
+    """The same for an unpacked archive: every file but those in folders that .gitignore names."""
+    ignored = {line.strip("/") for line in text(Path(".gitignore")).splitlines() if line}
+    paths = [path.relative_to(ROOT) for path in sorted(ROOT.rglob("*")) if path.is_file()]
+    return [path for path in paths if not any(fnmatch(part, name) for part in path.parts for name in ignored)]
 
 
 def text(path: Path) -> str:
