@@ -26,9 +26,16 @@ def tracked() -> list[Path]:
 
 def _unpacked() -> list[Path]:
     """The same for an unpacked archive: every file but those in folders that .gitignore names."""
-    ignored = {line.strip("/") for line in text(Path(".gitignore")).splitlines() if line}
+    lines = text(Path(".gitignore")).split()
+    top = {line.strip("/") for line in lines if line.startswith("/")} | {".git"}
+    anywhere = [line.strip("/") for line in lines if not line.startswith("/")]
     paths = [path.relative_to(ROOT) for path in sorted(ROOT.rglob("*")) if path.is_file()]
-    return [path for path in paths if not any(fnmatch(part, name) for part in path.parts for name in ignored)]
+    return [
+        path
+        for path in paths
+        if path.parts[0] not in top
+        and not any(fnmatch(part, name) for part in path.parts for name in anywhere)
+    ]
 
 
 def text(path: Path) -> str:
