@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .core.heads import Output
 from .core.jvp import value_and_tangent
 from .core.path import interpolate
 from .data.loader import Loader
@@ -45,7 +46,7 @@ class SelfTest:
         directions = (batch.x1 - batch.x0, torch.ones_like(t), -torch.ones_like(s))
         self._given = (x, t, s), directions, batch.y
         with torch.no_grad():
-            self._expected = value_and_tangent(net, *self._given, "central")[1]
+            self._expected = _flat(value_and_tangent(net, *self._given, "central")[1])
 
     def result(
         self, accelerator: Accelerator, net: nn.Module, modules: list[nn.Module], loss: Tensor, tangent: str
@@ -77,10 +78,15 @@ class SelfTest:
     def _error(self, net: nn.Module, tangent: str) -> float:
         """Relative to the norm over all rows; 0 where both vanish, as in a fresh network."""
         with torch.no_grad():
-            found = value_and_tangent(net, *self._given, tangent)[1]
+            found = _flat(value_and_tangent(net, *self._given, tangent)[1])
         difference, norm = (found - self._expected).norm(), self._expected.norm()
         # Two digits: the last ones are rounding, and the card should not change with it.
         return float(f"{float(difference / norm.clamp(min=1e-12)):.1e}")
+
+
+def _flat(output: Output) -> Tensor:
+    """One output, or two one after the other."""
+    return output if isinstance(output, Tensor) else torch.cat(output)
 
 
 def _spread(accelerator: Accelerator, modules: list[nn.Module]) -> float | None:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import Guidance
+from .heads import average_velocity
 from .path import expand
-from .precision import full
 
 TINY = 1e-8
 
@@ -34,7 +34,7 @@ class Guided:
     """The guided field of a network; conditional and unconditional rows go through it in one batch.
 
     Args:
-        net: called as ``net(x, t, s, y)``.
+        net: called as ``net(x, t, s, y)``, with one output or two (core/heads.py).
         guidance: None leaves the conditional field.
         null: label of the unconditional class.
         eta: the calibrated norm, needed when ``guidance.eta`` is a rule and a norm is asked for.
@@ -65,10 +65,10 @@ class Guided:
         g = self.guidance
         with torch.no_grad():
             if g is None or g.scale == 1:
-                return full(self.net(x, t, s, y))
+                return average_velocity(self.net, x, t, s, y)
             inside = ((t >= g.interval[0]) & (t <= g.interval[1])).nonzero()[:, 0]
             if not len(inside):
-                return full(self.net(x, t, s, y))
+                return average_velocity(self.net, x, t, s, y)
             conditional, difference = differences(self.net, g, self.null, x, t, s, y, inside)
             if g.normalise != "none":
                 assert self.eta is not None
@@ -96,7 +96,8 @@ def differences(
     From one batch of B + N rows: the others are spared the unconditional pass.
     """
     labels = torch.cat([y, torch.full_like(y[rows], null)])
-    both = full(net(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), torch.cat([s, s[rows]]), labels))
+    twice = [torch.cat([z, z[rows]]) for z in (x, t, s)]
+    both = average_velocity(net, twice[0], twice[1], twice[2], labels)
     conditional, unconditional = both[: len(x)], both[len(x) :]
     difference = conditional[rows] - unconditional
     if guidance.channels is not None:

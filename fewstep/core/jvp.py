@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from .heads import Output
 from .wrappers import unwrap
 
 Triple = tuple[Tensor, Tensor, Tensor]
-Formulation = Callable[[nn.Module, Triple, Triple, Tensor], tuple[Tensor, Tensor]]
+Formulation = Callable[[nn.Module, Triple, Triple, Tensor], tuple[Output, Output]]
 
 STEP = 5e-3
 """Half width of the central difference, a compromise for float32: truncation falls with its square,
@@ -34,7 +35,7 @@ def value_and_tangent(
     tangents: Triple,
     y: Tensor,
     formulation: str = "fused",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Output, Output]:
     """F(x, t, s, y) with its graph, and its derivative along ``tangents`` without one.
 
     Args:
@@ -45,7 +46,7 @@ def value_and_tangent(
         formulation: a key of :data:`FORMULATIONS`.
 
     Returns:
-        Two tensors in the shape of x.
+        Value and derivative in the shape of x; of a network with two outputs, a pair of each.
 
     Raises:
         ValueError: unknown formulation, or ``functorch`` on a DistributedDataParallel network.
@@ -55,7 +56,7 @@ def value_and_tangent(
     return FORMULATIONS[formulation](net, inputs, tangents, y)
 
 
-def _fused(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Tensor, Tensor]:
+def _fused(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     """One sweep of the wrapped network, which carries value and tangent through its layers together.
 
     An ordinary forward to every wrapper and hook. A network without rules for tangents, that is
@@ -67,16 +68,16 @@ def _fused(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple
     return value, tangent
 
 
-def _functorch(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Tensor, Tensor]:
+def _functorch(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     """One forward-over-reverse pass; the reference. It records the graph of the tangent in vain."""
     if isinstance(net, DistributedDataParallel):
         # The bare module's hooks would never reduce the gradients, and nothing would tell.
         raise ValueError("formulation functorch bypasses DistributedDataParallel; use fused")
     value, tangent = _jvp(unwrap(net), inputs, tangents, y)
-    return value, tangent.detach()
+    return value, _each(Tensor.detach, tangent)
 
 
-def _split(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Tensor, Tensor]:
+def _split(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     """Tangent of the bare module without a graph, then an ordinary forward of the wrapped one.
 
     A third of the memory of ``functorch``, fused attention in the forward, and the wrapper's
@@ -87,7 +88,7 @@ def _split(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple
     return net(*inputs, y), tangent
 
 
-def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Tensor, Tensor]:
+def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     """(F(z + h dz) - F(z - h dz)) / 2h without a graph, then an ordinary forward; no forward mode.
 
     For float32 and above: in bf16 the difference drowns in rounding. Times may leave [0, 1] by h.
@@ -96,14 +97,22 @@ def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tup
     with torch.no_grad():
         ahead = bare(*(z + STEP * dz for z, dz in zip(inputs, tangents, strict=True)), y)
         behind = bare(*(z - STEP * dz for z, dz in zip(inputs, tangents, strict=True)), y)
-    return net(*inputs, y), (ahead - behind) / (2 * STEP)
+    return net(*inputs, y), _each(lambda a, b: (a - b) / (2 * STEP), ahead, behind)
 
 
-def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Tensor, Tensor]:
+def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     # Fused attention kernels have no forward-mode rule.
     with sdpa_kernel(SDPBackend.MATH):
         value, tangent = torch.func.jvp(lambda x, t, s: bare(x, t, s, y), inputs, tangents)
     return value, tangent
+
+
+def _each(function: Callable[..., Tensor], *outputs: Output) -> Output:
+    """Apply to one output, or to the first ones and to the second ones."""
+    if isinstance(outputs[0], Tensor):
+        return function(*outputs)
+    first, second = (function(*parts) for parts in zip(*outputs, strict=True))
+    return first, second
 
 
 FORMULATIONS: dict[str, Formulation] = {

@@ -1,0 +1,30 @@
+"""Networks with two outputs, a velocity and a flow map to the data, used as one average velocity."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from .path import expand
+from .precision import full
+
+Output: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+"""What a network returns: F(x, t, s, y), or velocity and flow map, (B, C, H, W) each."""
+
+
+def average_velocity(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """F(x, t, s, y) of a network with one output or two, (B, C, H, W), at least float32.
+
+    Of two outputs the velocity answers for s = t, and the flow map for any other s: without an embedding
+    of s it knows s = 1 only, and plans with other ends are refused (plan/checks.py).
+    """
+    return merged(net(x, t, s, y), t, s)
+
+
+def merged(output: Output, t: Tensor, s: Tensor) -> Tensor:
+    """One output as it is; of two, row by row, that which belongs to the times t, s (B,)."""
+    if isinstance(output, Tensor):
+        return full(output)
+    velocity, flow_map = output
+    return full(velocity).where(expand(s == t, velocity), full(flow_map))
