@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import ge, gt, le, lt
-from pathlib import Path
 from statistics import mean, stdev
 
 from .config import read_spec
@@ -12,7 +11,7 @@ from .config.specs import CellKey, ClaimsSpec
 from .config.tables import CellName, Claim
 from .files import write_text
 from .results import Line, Metrics, load_metrics, number, spread, to_csv, value_of
-from .stage import parser, run
+from .stage import metrics_parser, run
 
 _RELATIONS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 EXPECTED = {"holds": "yes", "fails": "no"}
@@ -147,10 +146,7 @@ def right_values(line: Line) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Read spec and metrics, write CSV (``--out``) and Markdown."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics files, any subset")
-    arguments.add_argument("--markdown", type=Path, help="the same for readers")
-    options = arguments.parse_args(argv)
+    options = metrics_parser(__doc__).parse_args(argv)
     spec = read_spec(ClaimsSpec, options.spec)
     lines = check(spec, load_metrics(options.metrics))
     if options.markdown:

@@ -98,7 +98,7 @@ def check(images: ImageTar, spec: ScoreSpec) -> None:
         ValueError: naming the file, what differs, and both values.
     """
     protocol, card, model = spec.protocol, images.card, images.card["model"]
-    found = {key: card[key] for key in ("images", "labels", "uint8") if key in card}
+    found = {key: card[key] for key in ("images", "labels", "uint8")}
     # Published weights carry no run's name.
     found |= {key: model[key] for key in ("method", "variant", "seed") if key in model}
     asked = {**protocol.model_dump(), **spec.cell.model_dump()}

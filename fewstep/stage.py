@@ -17,6 +17,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def metrics_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a stage that turns metrics into a table, for machines and for readers."""
+    result = parser(doc)
+    result.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics files, any subset")
+    result.add_argument("--markdown", type=Path, help="the same table for readers")
+    return result
+
+
 def run(main: Callable[[list[str] | None], None]) -> None:
     """Call ``main`` as a program: bad input (ConfigError, ValueError) and a training that diverged
     (FloatingPointError) are a message and exit status 1.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from .config import read_spec
 from .config.specs import TableSpec
 from .files import write_text
 from .provenance import code_digest
 from .results import Line, load_metrics, metric_name, short, spread, table_lines, to_csv
-from .stage import parser, run
+from .stage import metrics_parser, run
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -160,10 +159,7 @@ def _footer(spec: TableSpec, lines: Sequence[Line]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Read spec and metrics, write CSV (``--out``) and Markdown."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics files, any subset")
-    arguments.add_argument("--markdown", type=Path, help="the same table for readers")
-    options = arguments.parse_args(argv)
+    options = metrics_parser(__doc__).parse_args(argv)
     spec = read_spec(TableSpec, options.spec)
     metrics = load_metrics(options.metrics)
     asked = {key for row in spec.rows for columns in row.cells.values() for keys in columns for key in keys}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ..config import ConfigError
 from ..config.settings import Dataset
 from ..files import atomic
-from .classes import check_folders
+from .classes import WORDNET, check_folders, check_label
 from .images import SUFFIXES, ImageFile
 from .records import Record
 
@@ -28,7 +29,7 @@ class Place(NamedTuple):
     label: int
 
 
-class _Tars:
+class _Tars(ABC):
     """All headers are read once and kept beside the record, in NAME.FORMAT.npz (a cache: delete it freely).
 
     WebDataset itself can only stream, and shards need ranges.
@@ -49,9 +50,9 @@ class _Tars:
                 np.savez(temporary, places=kept[0], folders=np.array(folders, str), digest=record.digest)
         self._places, self._folders = kept
 
+    @abstractmethod
     def _scan(self) -> tuple[list[Place], list[str]]:
         """Places of all images in order, and the names of the classes if the tars know them."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._places)
@@ -116,7 +117,8 @@ def _class(
 class WebDatasetTars(_Tars):
     """WebDataset tar files of images (``KEY.jpg``) and labels (``KEY.cls``, an integer as text).
 
-    Tars are taken in sorted order, samples in the order of their images inside.
+    Tars are taken in sorted order, samples in the order of their images inside. Where a sample's name tells
+    its class (n01440764_10026), the label must be that class's number.
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
@@ -128,13 +130,14 @@ class WebDatasetTars(_Tars):
             )
 
     def _scan(self) -> tuple[list[Place], list[str]]:
-        classes = self._dataset.classes
         return [
-            place for number, path in enumerate(self._paths) for place in _samples(number, path, classes)
+            place
+            for number, path in enumerate(self._paths)
+            for place in _samples(number, path, self._dataset)
         ], []
 
 
-def _samples(number: int, path: Path, classes: int) -> list[Place]:
+def _samples(number: int, path: Path, dataset: Dataset) -> list[Place]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     with _opened(path) as tar:
@@ -149,9 +152,12 @@ def _samples(number: int, path: Path, classes: int) -> list[Place]:
             elif kind == "cls":
                 content = tar.extractfile(member)
                 text = content.read() if content else b""
-                if not text.strip().isdigit() or int(text) >= classes:
-                    raise ConfigError(f"{path}: {member.name}: {text[:20]!r} is no label below {classes}")
-                labels[key] = int(text)
+                if not text.strip().isdigit() or int(text) >= dataset.classes:
+                    raise ConfigError(
+                        f"{path}: {member.name}: {text[:20]!r} is no label below {dataset.classes}"
+                    )
+                folder = WORDNET.search(member.name)
+                labels[key] = check_label(f"{path}: {member.name}", dataset, int(text), folder and folder[1])
     if missing := images.keys() ^ labels.keys():
         raise ConfigError(f"{path}: sample {min(missing)!r} has not both an image and a .cls label")
     return [Place(number, *place, labels[key]) for key, place in images.items()]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from ..config import ConfigError
 from ..config.settings import Dataset
+
+WORDNET = re.compile(r"(?:^|/)(n\d{8})[_/.]")
+"""The class in a name such as n01440764_10026_n01440764.JPEG."""
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +9,12 @@ import numpy as np
 
 from ..config import ConfigError
 from ..config.settings import Dataset
-from .classes import check_label
+from .classes import WORDNET, check_label
 from .images import ImageFile
 from .records import Record
 
 if TYPE_CHECKING:
     from pyarrow import Table
-
-WORDNET = re.compile(r"(?:^|/)(n\d{8})[_/.]")
-"""The class in a name such as n01440764_10026_n01440764.JPEG."""
 
 
 class Parquet:

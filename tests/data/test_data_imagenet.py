@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from files_made import tar_of
 from PIL import Image
 from pyarrow import parquet
 
@@ -142,16 +143,6 @@ def test_colours_and_orientation_as_everyone_reads_them(tmp_path: Path) -> None:
     assert images[0, 0, 0, 7] > images[0, 0, 0, 0] + 0.2
     for k in (1, 2, 3):
         torch.testing.assert_close(images[k], images[0], atol=4 / 127.5, rtol=0)
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
 
 
 CLASSES = {

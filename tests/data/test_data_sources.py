@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from files_made import tar_of
 from PIL import Image
 
 from fewstep.config import ConfigError
@@ -105,16 +105,6 @@ def test_adm_crop_in_a_source(tmp_path: Path) -> None:
     torch.testing.assert_close(images[:, 0, 4, 4], torch.tensor([0.0, 2.0, 1.0]) / 127.5 - 1)
 
 
-def tar_of(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
 def test_webdataset_tars(tmp_path: Path) -> None:
     first = tar_of(
         {"x/1.png": png((255, 0, 0)), "x/1.cls": b"1", "x/2.cls": b"0", "x/2.png": png((0, 255, 0))}
@@ -126,6 +116,18 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     assert labels.tolist() == [1, 0, 1]
     assert images[:, :, 0, 0].tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
     assert torch.equal(source.read(2, 3)[0], images[2:])
+
+
+def test_webdataset_labels_count_the_sorted_classes_that_the_names_tell(tmp_path: Path) -> None:
+    """As timm/imagenet-1k-wds names its samples."""
+    thousand = dataset(format="webdataset", class_ids="imagenet-1k", images=2)
+    names = {"n01440764_10": b"0", "n01443537_5": b"1"}
+    right = {f"{k}.{kind}": v for k, c in names.items() for kind, v in (("jpg", png((9, 9, 9))), ("cls", c))}
+    source = open_source(thousand, record_of(tmp_path / "right", {"a.tar": tar_of(right)}))
+    assert source.read(0, 2)[1].tolist() == [0, 1]
+    wrong = right | {"n01443537_5.cls": b"0"}
+    with pytest.raises(ConfigError, match=r"a\.tar: n01443537_5\.cls: label 0 on an image of n01443537"):
+        open_source(thousand, record_of(tmp_path / "wrong", {"a.tar": tar_of(wrong)}))
 
 
 @pytest.mark.parametrize(

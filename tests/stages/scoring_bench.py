@@ -21,6 +21,8 @@ ALL = ["fid", "is", "kid", "precision", "recall"]
 CARD = {
     "spec": "0",
     "evaluations": 1,
+    "labels": "random",
+    "uint8": "round",
     "sampler": {},
     "guidance": None,
     "model": {"status": "trained", "code": "0"},
@@ -36,8 +38,9 @@ def digits(count: int, seed: int, size: int = 8) -> Tensor:
     return (255 * (0.7 * base[kind] + 0.3 * noise)).to(torch.uint8)
 
 
-def write(path: Path, images: Tensor, batch: int = 50) -> Path:
-    with write_images(path, CARD) as writer:
+def write(path: Path, images: Tensor, batch: int = 50, said: int | None = None) -> Path:
+    """A tar of images; ``said``: how many its card says there are."""
+    with write_images(path, {**CARD, "images": said or len(images)}) as writer:
         for part in images.split(batch):
             writer.append(part, torch.zeros(len(part), dtype=torch.int64))
     return path

@@ -38,7 +38,7 @@ def refused(call, match: str) -> None:
 @pytest.mark.parametrize("count", [49_999, 50_001])
 def test_one_image_too_few_or_too_many(world, good, tmp_path, count):
     many = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
-    path = write(tmp_path / "many.tar", many, batch=5000)
+    path = write(tmp_path / "many.tar", many, batch=5000, said=50_000)
     call = score_call(world, tmp_path, path, good, protocol(50_000, **PLAIN))
     refused(call, f"{count} images, but the protocol wants 50000")
 
