@@ -193,6 +193,18 @@ class Sampler(Strict):
     switch: float = Field(
         default=0.5, ge=0, lt=1, description="mix: time at which re-noising starts; 0: after step one"
     )
+    gamma: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="jump: share of the noise after a step that is fresh; 1 is cm (CTM's gamma-sampling)",
+    )
+
+    @model_validator(mode="after")
+    def _gamma(self) -> Sampler:
+        if self.gamma and self.kind != "jump":
+            raise ValueError(f"gamma belongs to kind: jump, not to {self.kind}")
+        return self
 
 
 class KernelDistance(Strict):

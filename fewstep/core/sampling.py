@@ -1,6 +1,9 @@
 """Samplers: Euler, consistency (re-noising), mix of both, and flow-map jumps.
 
-DE-CM, arXiv 2602.10764, section 4.5 and Fig. 5.
+DE-CM, arXiv 2602.10764, section 4.5 and Fig. 5. Jumps with gamma in (0, 1] are CTM's gamma-sampling
+(arXiv 2310.02279, section 3.4 and Algorithm 3): on the way to t' the jump overshoots to u > t', where
+the noise level (1 - u) / u is sqrt(1 - gamma^2) times that of t', and fresh noise makes up the rest.
+gamma = 0 are plain jumps, gamma = 1 are consistency steps.
 
 Deviations from print:
 
@@ -12,6 +15,7 @@ Deviations from print:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -45,7 +49,8 @@ def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable
     """Carry noise ``x0`` (B, ...) at t = 0 to t = 1 in ``nfe`` steps; shape and dtype of x0.
 
     * euler: x += (t_(i+1) - t_i) F(x, t_i, s = t_i).
-    * jump: x += (t_(i+1) - t_i) F(x, t_i, s = t_(i+1)).
+    * jump: x += (t_(i+1) - t_i) F(x, t_i, s = t_(i+1)); with gamma > 0 the jump ends at u > t_(i+1)
+      and x = (t_(i+1) / u) x + gamma (1 - t_(i+1)) noise(i), except after the last step.
     * cm: x1 = x + (1 - t_i) F(x, t_i, 1), then x = t_(i+1) x1 + (1 - t_(i+1)) noise(i), except after
       the last step.
     * mix: first one jump from 0 to t_1 (noise to noisy), then Euler steps while t_i < switch, then
@@ -68,12 +73,11 @@ def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable
             end = _end(sampler, i, now, after, last=i == nfe - 1)
             times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
             F = field(x.float(), times, torch.full_like(times, end)).double()
-            if end == 1.0:
-                x = x + (1 - now) * F
-                if after < 1:
-                    x = after * x + (1 - after) * noise(i).to(x)
-            else:
-                x = x + (after - now) * F
+            reached = max(end, after)
+            x = x + (reached - now) * F
+            if reached > after:
+                strength = sampler.gamma if sampler.kind == "jump" else 1.0
+                x = after / reached * x + strength * (1 - after) * noise(i).to(x)
     return x.to(x0.dtype)
 
 
@@ -81,7 +85,10 @@ def _end(sampler: Sampler, i: int, now: float, after: float, last: bool) -> floa
     """Target time s that the network is given in step i; 1 means a consistency step."""
     if sampler.kind == "euler":
         return now
-    if sampler.kind == "jump" or (sampler.kind == "mix" and i == 0):
+    if sampler.kind == "jump":
+        # Of all u it is the one with (1 - u) / u = sqrt(1 - gamma^2) (1 - after) / after.
+        return after / (after + math.sqrt(1 - sampler.gamma**2) * (1 - after)) if sampler.gamma else after
+    if sampler.kind == "mix" and i == 0:
         return after
     if sampler.kind == "mix" and now < sampler.switch and not last:
         return now

@@ -91,6 +91,44 @@ def test_consistency_steps_of_the_exact_map_keep_the_distribution():
     torch.testing.assert_close(x.std(0), STD, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("nfe", [1, 2, 5])
+def test_gamma_runs_from_jumps_to_consistency_steps(nfe, x0):
+    """gamma = 1 are consistency steps, and gamma near 0 nears plain jumps."""
+    assert torch.equal(Recorder().run("jump", x0, nfe, gamma=1.0), Recorder().run("cm", x0, nfe))
+    plain = Recorder().run("jump", x0, nfe)
+    near = [Recorder().run("jump", x0, nfe, gamma=gamma) - plain for gamma in (1e-2, 1e-3)]
+    if nfe == 1:
+        assert all(torch.equal(gap, torch.zeros_like(gap)) for gap in near)
+    else:
+        assert float(near[0].norm() / near[1].norm()) == pytest.approx(10, rel=0.05)
+
+
+def test_a_gamma_step_by_hand(x0):
+    """To t' = 1/2 with gamma = 0.6: the jump ends where (1 - u) / u = 0.8, and 0.6 of the noise is fresh."""
+    field = Recorder()
+    x = field.run("jump", x0, 2, gamma=0.6)
+    u = torch.tensor(1 / 1.8)
+    assert field.calls == [(0, round(1 / 1.8, 4)), (0.5, 1)] and field.asked == [0]
+    middle = 0.5 / u * (x0 * q(u)) + 0.3 * field.noise(0)
+    torch.testing.assert_close(x, middle * STD / q(torch.tensor(0.5)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.8])
+def test_gamma_steps_of_the_exact_map_keep_the_distribution(gamma):
+    big = torch.randn(40_000, 3, 1, 1, generator=torch.Generator().manual_seed(3))
+    fresh = torch.Generator().manual_seed(4)
+    sampler = Sampler(kind="jump", gamma=gamma)
+    x = sample(sampler, exact, big, 4, lambda k: torch.randn(big.shape, generator=fresh))
+    torch.testing.assert_close(x.std(0), STD, rtol=0.02, atol=0)
+    # Still a function of the noise at the start, the more so the less of it is replaced.
+    assert (x * big).mean() > {0.3: 0.8, 0.8: 0.1}[gamma] * STD.mean()
+
+
+def test_gamma_is_for_jumps():
+    with pytest.raises(ValueError, match="gamma belongs to kind: jump, not to cm"):
+        Sampler(kind="cm", gamma=0.5)
+
+
 def test_euler_converges_at_first_order(x0):
     field = Recorder()
     errors = [(field.run("euler", x0, n) - STD * x0).abs().max().item() for n in (20, 40, 80)]
