@@ -11,7 +11,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-SHARED = ("core/*.py", "backbones/*.py", "data/loader.py", "data/shards.py", "train.py")
+SHARED = ("core/*.py", "backbones/*.py", "data/loader.py", "data/shards.py", "train.py", "optimize.py")
 _PACKAGE = Path(__file__).parent
 
 

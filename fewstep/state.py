@@ -44,7 +44,7 @@ class Progress:
 
 
 class State:
-    """Saves and restores an Accelerator with its models, optimizer, generators, EMA and counters.
+    """Saves and restores an Accelerator with its models, optimizer, generators, averages and counters.
 
     Of sharded weights each process saves its own part, and the same number of processes reads them.
     """
@@ -55,11 +55,11 @@ class State:
         self._sharded = sharded
         self.folder = folder
 
-    def hold(self, modules: list[nn.Module], optimizer: AcceleratedOptimizer, ema: Ema) -> None:
+    def hold(self, modules: list[nn.Module], optimizer: AcceleratedOptimizer, averages: list[Ema]) -> None:
         """Name what is to be saved and restored; once, before either."""
-        self._modules, self._optimizer, self._ema = modules, optimizer.optimizer, ema
+        self._modules, self._optimizer, self._averages = modules, optimizer.optimizer, averages
         if not self._sharded:
-            self._accelerator.register_for_checkpointing(ema, self._progress)
+            self._accelerator.register_for_checkpointing(*averages, self._progress)
 
     def saved(self) -> list[Path]:
         """Complete states, oldest first."""
@@ -115,14 +115,16 @@ class State:
         return f"part-{self._accelerator.process_index}-of-{self._accelerator.num_processes}.pt"
 
     def _part(self) -> dict[str, Any]:
-        average = self._ema.state_dict()
-        average["tensors"] = {name: held(tensor) for name, tensor in average["tensors"].items()}
+        averages = [average.state_dict() for average in self._averages]
+        for average in averages:
+            average["tensors"] = {name: held(tensor) for name, tensor in average["tensors"].items()}
         own = local_state(self._modules, self._optimizer)
-        return {**own, "ema": average, "progress": self._progress.state_dict()}
+        return {**own, "averages": averages, "progress": self._progress.state_dict()}
 
     def _take(self, part: dict[str, Any]) -> None:
         load_local_state(self._modules, self._optimizer, part)
-        self._ema.load_state_dict(part["ema"])
+        for average, state in zip(self._averages, part["averages"], strict=True):
+            average.load_state_dict(state)
         self._progress.load_state_dict(part["progress"])
 
     def remove(self) -> None:

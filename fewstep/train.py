@@ -10,6 +10,7 @@ state and exits with status 75; the next start resumes from there.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -27,9 +28,9 @@ from .backbones import build
 from .backbones.state import inherit
 from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .config import digest, read_spec
-from .config.settings import LightningDiT, Optimizer
+from .config.settings import ConstantEma, LightningDiT
 from .config.specs import TrainSpec
-from .core.ema import Ema
+from .core.ema import Approach, Ema
 from .core.guidance import Guided, calibrate
 from .core.jvp import value_and_tangent
 from .core.method import Batch, Context, Loss, Terms
@@ -39,6 +40,7 @@ from .data.loader import Loader
 from .data.shards import LatentShards
 from .files import atomic
 from .methods import build as build_method
+from .optimize import learning_rate, make_optimizer
 from .provenance import code_digest
 from .selftest import SelfTest
 from .stage import parser, run
@@ -135,32 +137,43 @@ class Trainer:
             tensors, card = load_model(self.given.teacher[0])
             inherit(net, tensors, str(self.given.teacher[0]))
             check_tokenizer(card, spec.latents.tokenizer, self.given.teacher[0])
-            self.teacher_net = load_network(self.given.teacher[0])[0].to(self.device)
+            self.teacher_net = load_network(self.given.teacher[0])[0]
             # Guidance makes its batches vary.
             wrap.arrange(self.teacher_net, compile=self.given.compile_blocks, dynamic=None)
+            self.teacher_net = wrap.freeze(accelerator, self.teacher_net)
         self.progress = Progress()
         folder = self.given.out.parent / f"state-{digest(spec)}"
         self.state = State(accelerator, folder, self.progress, self.layout == "fsdp2")
         self.self_test: SelfTest | None = None
         if not self.given.no_self_test and not self.state.saved():
             self.self_test = SelfTest(net.to(self.device), self.method.kind, self.loader, self.device)
+        target = copy.deepcopy(net) if self.method.target_decay is not None else None
         wrap.arrange(net, self.given.checkpoint_blocks, self.given.compile_blocks)
         trained = [module for module in (net, extra) if module is not None]
         self.modules = [wrap.prepare(accelerator, module, self.layout) for module in trained]
-        options = spec.train.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [weight for module in self.modules for weight in module.parameters() if weight.requires_grad],
-            lr=options.lr,
-            betas=(options.betas[0], options.betas[1]),
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            foreach=True,
-        )
+        weights = [weight for module in self.modules for weight in module.parameters()]
+        self.optimizer = make_optimizer(spec.train.optimizer, weights)
         self.net = self.modules[0]
         self.extra = self.modules[1] if extra is not None else None
         self.optimizer = accelerator.prepare(self.optimizer)
-        self.ema = Ema(self.net, spec.train.ema)
-        self.state.hold(self.modules, self.optimizer, self.ema)
+        self.averages = [Ema(self.net, spec.train.ema)]
+        self.target = self._follow(target) if target is not None else None
+        self.state.hold(self.modules, self.optimizer, self.averages)
+
+    def _follow(self, target: nn.Module) -> nn.Module:
+        """The moving average that the losses see, from a copy of the network."""
+        decay = self.method.target_decay
+        assert decay is not None
+        wrap.arrange(target, compile=self.given.compile_blocks, dynamic=None)
+        target = wrap.freeze(self.accelerator, target, self.layout)
+        law = Approach(decay) if self.method.target_warmup else ConstantEma(kind="constant", decay=decay)
+        self.averages.append(Ema(self.net, law, into=target))
+        return target
+
+    @property
+    def ema(self) -> Ema:
+        """The average that is written as the model."""
+        return self.averages[0]
 
     def run(self) -> None:
         """Train to the last step, resuming if there is a state, and write model and curve."""
@@ -266,7 +279,8 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if finite:
-            self.ema.update(self.net)
+            for average in self.averages:
+                average.update(self.net)
             self.progress.in_a_row = 0
         else:
             self._count_skipped(step, total)
@@ -305,12 +319,7 @@ class Trainer:
         null = spec.backbone.classes if isinstance(spec.backbone, LightningDiT) else 0
         teacher = None
         if self.teacher_net is not None:
-            guided = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
-
-            def teacher(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-                with self.accelerator.autocast():
-                    return guided(x, t, y)
-
+            teacher = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
         return Context(
             step=step,
             steps=spec.train.steps,
@@ -320,6 +329,8 @@ class Trainer:
                 net, inputs, tangents, y, self.given.tangent
             ),
             teacher=teacher,
+            network=self.teacher_net,
+            target=self.target,
             label_dropout=spec.label_dropout,
             extra=self.extra,
         )
@@ -378,16 +389,6 @@ def split_batch(batch: int, processes: int, rank: int, most: int) -> list[slice]
     own = batch // processes
     micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
     return [slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)]
-
-
-def learning_rate(options: Optimizer, step: int, steps: int) -> float:
-    """Linear warm-up, then constant or cosine to ``final`` times the first rate."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
-    if options.decay == "constant":
-        return options.lr
-    done = (step - options.warmup) / max(1, steps - options.warmup)
-    return options.lr * (options.final + (1 - options.final) * (1 + math.cos(math.pi * done)) / 2)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,18 @@ def arrange(
             block.forward = partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def shard(net: nn.Module, device: torch.device, processes: int) -> nn.Module:
+def shard(net: nn.Module, device: torch.device, processes: int, release: bool | None = None) -> nn.Module:
     """FSDP2 over all processes, block by block, in place.
 
     Weights stay float32, as under DistributedDataParallel, and autocast does the rest: the same numbers.
+
+    Args:
+        release: free what lies outside the blocks after a forward too, where no backward follows.
     """
     mesh = init_device_mesh(device.type, (processes,))
     for block in getattr(net, "blocks", ()):
         fully_shard(block, mesh=mesh)
-    return fully_shard(net, mesh=mesh)
+    return fully_shard(net, mesh=mesh, reshard_after_forward=release)
 
 
 def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Module:
@@ -95,6 +98,24 @@ def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Modu
     sharded = shard(module.to(accelerator.device), accelerator.device, accelerator.num_processes)
     # Accelerate has no FSDP2 on CPUs, nor for two modules; "evaluation" keeps it from wrapping once more.
     return accelerator.prepare_model(sharded, evaluation_mode=True)
+
+
+def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn.Module:
+    """A network that is only asked, in place: on its device, without gradients, under autocast.
+
+    Every process holds all of it, or its part under fsdp2.
+    """
+    net = net.to(accelerator.device).eval().requires_grad_(False)
+    if layout == "fsdp2":
+        net = shard(net, accelerator.device, accelerator.num_processes, release=True)
+    forward = net.forward
+
+    def cast(*inputs: Any, **more: Any) -> Any:
+        with accelerator.autocast():
+            return forward(*inputs, **more)
+
+    net.forward = cast
+    return net
 
 
 @contextmanager

@@ -30,6 +30,17 @@ class TimeLaw(Strict):
         return self
 
 
+class Enhancement(Strict):
+    """Guidance mixed into the velocity to learn from (core/enhanced.py; UCGM, arXiv 2505.07447)."""
+
+    reference: Literal["teacher", "own"] = Field(
+        default="teacher", description="whose prediction: a frozen multi-step teacher's, or one's own"
+    )
+    zeta: float = Field(description="weight of the reference from time start on")
+    start: float = Field(default=0.25, ge=0, le=1, description="time below which zeta gives way to beyond")
+    beyond: float = Field(default=0.5, ge=0, le=1, description="weight of the reference below start")
+
+
 class FlowMatchingLoss(Strict):
     name: Literal["flow_matching"]
     times: TimeLaw = TimeLaw()

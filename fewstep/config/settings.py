@@ -269,7 +269,7 @@ class Protocol(Strict):
 
 
 class Optimizer(Strict):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "radam"] = "adamw"
     lr: float = Field(gt=0)
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     eps: float = Field(default=1e-8, gt=0)

@@ -5,11 +5,16 @@ The power form keeps the averaging window a fixed share of training: at update k
     average <- beta_k average + (1 - beta_k) weights,   beta_k = (1 - 1 / (k + 1))^(1 + gamma),
 
 so the first update copies the weights (EDM2, arXiv 2312.02696, section 3.1 and appendix C).
+
+An average may live in a network of its own, which losses then call: the target network of consistency
+training. ``Approach`` is the decay of UCGM's and TwinFlow's releases: it starts at 0, where the average
+is the network itself, and nears its last value within a few times 1 / (1 - decay) updates.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,26 +42,51 @@ def power_gamma(sigma_rel: float) -> float:
     return low
 
 
+@dataclass(frozen=True)
+class Approach:
+    """Decay d_0 = 0, d_(k+1) = d_k + (1 - d_k) (decay - d_k) / 2."""
+
+    decay: float
+    _known: list[float] = field(default_factory=lambda: [0.0], repr=False, compare=False)
+
+    def __call__(self, update: int) -> float:
+        while len(self._known) <= update:
+            last = self._known[-1]
+            self._known.append(last + (1 - last) * (self.decay - last) / 2)
+        return self._known[update]
+
+
 class Ema:
     """Float32 average of a module's parameters beside a copy of its buffers.
 
     ``state_dict`` and ``load_state_dict`` suit Accelerator.register_for_checkpointing. Keys are
     those of the bare module, whether the module given is wrapped or not. The average lives where
     the module lives at construction and is sharded as it is, so move and shard the module first.
+
+    Args:
+        into: a copy of the module, laid out as it is, whose own weights are then the average.
     """
 
-    def __init__(self, module: nn.Module, law: PowerEma | ConstantEma):
+    def __init__(
+        self, module: nn.Module, law: PowerEma | ConstantEma | Approach, into: nn.Module | None = None
+    ):
         bare = unwrap(module)
         self._law = law
         self._gamma = power_gamma(law.sigma_rel) if isinstance(law, PowerEma) else 0.0
         self._updates = 0
-        names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
-        state = bare.state_dict()
-        self._average = {n: w.detach().to(torch.float32, copy=True) for n, w in state.items() if n in names}
-        self._buffers = {n: b.detach().clone() for n, b in state.items() if n not in names}
+        self._names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
+        self._into = into
+        self._own = {} if into is not None else {n: self._copy(n, w) for n, w in bare.state_dict().items()}
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        if name in self._names:
+            return tensor.detach().to(torch.float32, copy=True)
+        return tensor.detach().clone()
 
     def beta(self, update: int) -> float:
         """Weight of the old average at update 0, 1, ..."""
+        if isinstance(self._law, Approach):
+            return self._law(update)
         if isinstance(self._law, PowerEma):
             return float((1 - 1 / (update + 1)) ** (1 + self._gamma))
         if self._law.ramp:
@@ -65,18 +95,20 @@ class Ema:
 
     def update(self, module: nn.Module) -> None:
         """Take in the weights after one optimizer update; buffers are copied."""
-        state = unwrap(module).state_dict()
+        state, own = unwrap(module).state_dict(), self.tensors()
         with torch.no_grad():
-            live = [held(state[name]).to(torch.float32) for name in self._average]
-            average = [held(tensor) for tensor in self._average.values()]
+            average = [held(tensor) for name, tensor in own.items() if name in self._names]
+            live = [held(state[name]).to(tensor.dtype) for name, tensor in own.items() if name in self._names]
             torch._foreach_lerp_(average, live, 1 - self.beta(self._updates))
-            for name, buffer in self._buffers.items():
-                buffer.copy_(state[name])
+            for name in own.keys() - self._names:
+                own[name].copy_(state[name])
         self._updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged state dict, float32 parameters and buffers as they are (not copies)."""
-        return {**self._average, **self._buffers}
+        # Asked anew each time: FSDP2 may replace the tensors behind its parameters, and must gather a
+        # changed part again.
+        return self._own if self._into is None else unwrap(self._into).state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs."""

@@ -45,9 +45,9 @@ class Context:
     teacher: Velocity | None = None
     """Guided teacher velocity (no grad), or None when learning from data alone."""
     network: nn.Module | None = None
-    """The frozen teacher's bare network, for methods that jump with it; None without a teacher."""
+    """The frozen teacher's network, without guidance, for methods that jump with it; None without one."""
     target: nn.Module | None = None
-    """Frozen moving average of the network, of decay Method.target_decay; None where that is None."""
+    """Moving average of the network, frozen, of decay Method.target_decay; None where that is None."""
     label_dropout: float = 0.0
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
@@ -81,8 +81,13 @@ class Method(ABC):
 
     @property
     def target_decay(self) -> float | None:
-        """Decay per step of the moving average that the losses see as ctx.target; None for none."""
+        """Decay per update of the moving average that the losses see as ctx.target; None for none."""
         return None
+
+    @property
+    def target_warmup(self) -> bool:
+        """Whether that decay is approached from 0 (`core.ema.Approach`) instead of held from the start."""
+        return False
 
     def extra(self) -> nn.Module | None:
         """Parameters that train along but are not part of the network (none by default)."""

@@ -21,8 +21,14 @@ def labels(batch: Batch, ctx: Context) -> Tensor:
     """
     if ctx.teacher is not None or ctx.label_dropout == 0:
         return batch.y
-    dropped = ctx.rng.uniform("label_dropout") < ctx.label_dropout
-    return torch.where(dropped, torch.full_like(batch.y, ctx.null), batch.y)
+    return torch.where(dropped(batch, ctx), torch.full_like(batch.y, ctx.null), batch.y)
+
+
+def dropped(batch: Batch, ctx: Context) -> Tensor:
+    """Which rows lose their label, (B,), bool: a share ``ctx.label_dropout``, the same all through a step."""
+    if ctx.label_dropout == 0:
+        return torch.zeros_like(batch.y, dtype=torch.bool)
+    return ctx.rng.uniform("label_dropout") < ctx.label_dropout
 
 
 class Point:

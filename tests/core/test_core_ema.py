@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fewstep.config.settings import ConstantEma, PowerEma
-from fewstep.core.ema import Ema, power_gamma
+from fewstep.core.ema import Approach, Ema, power_gamma
 
 
 class Toy(nn.Module):
@@ -121,3 +121,36 @@ def test_state_of_another_network_is_refused():
     other = Ema(nn.Linear(2, 2), PowerEma(kind="power", sigma_rel=0.1))
     with pytest.raises(ValueError, match=r"another network.*bias"):
         ema.load_state_dict(other.state_dict())
+
+
+def test_an_average_may_live_in_a_network_of_its_own():
+    """The same numbers as beside the network, and resumed in the same bits; the copy is called."""
+    law = Approach(0.9)
+    net, home, again = Toy(), Toy(), Toy()
+    plain, lived = Ema(net, law), Ema(net, law, into=home)
+    for k in range(12):
+        if k == 7:
+            file = io.BytesIO()
+            torch.save(lived.state_dict(), file)
+            file.seek(0)
+        net.step(k)
+        plain.update(net)
+        lived.update(net)
+    assert torch.equal(home.weight, plain.tensors()["weight"]) and home.count == net.count
+    assert lived.tensors().keys() == plain.tensors().keys()
+    other = Toy()
+    resumed = Ema(other, law, into=again)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for k in range(7, 12):
+        other.step(k)
+        resumed.update(other)
+    assert torch.equal(again.weight, home.weight)
+
+
+def test_a_decay_that_is_approached_from_zero():
+    law = Approach(0.999)
+    decays = [law(k) for k in range(300)]
+    assert decays[0] == 0 and decays == sorted(decays) and decays[-1] < 0.999
+    reached = [next(k for k, d in enumerate(decays) if d >= value) for value in (0.9, 0.95, 0.99)]
+    assert reached == pytest.approx([16, 35, 204], abs=1)
+    assert Approach(0.999)(250) == decays[250]

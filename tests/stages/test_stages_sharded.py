@@ -36,7 +36,7 @@ def counted() -> None:
                 for name, each in {
                     "weights": weights,
                     "moments": moments,
-                    "average": list(self.ema._average.values()),
+                    "average": [self.ema.tensors()[name] for name, _ in self.net.named_parameters()],
                 }.items()
             }
             print(f"held {json.dumps(sizes)}", file=sys.stderr, flush=True)
