@@ -19,7 +19,7 @@ from .claims import bound, right_values, surprising
 from .config import read_spec
 from .config.specs import ReportSpec
 from .files import write_text
-from .results import STATUSES, Line, metric_name, read_csv, short, spread
+from .results import STATUSES, Line, further, metric_name, precise, read_csv, short, spread
 from .stage import parser, run
 from .table import MARK_TEXTS, MARKS, MINIATURE, by_row, is_wide, notes
 
@@ -97,8 +97,13 @@ def _table(spec: ReportSpec, lines: Sequence[Line]) -> dict[str, Any]:
         "groups": groups,
         "metric": own,
         "reported_metric": metric_name(lines[0]["metric"], "paper") if lines else "",
-        "extras": [name for name in (lines[0] if lines else {}) if name.startswith("reported_")],
+        "extras": {
+            name: metric_name(name.removeprefix("reported_"), "paper")
+            for name in (lines[0] if lines else {})
+            if name.startswith("reported_")
+        },
         "others": others,
+        "further": {name: metric_name(name, spec.scale) for name in further(lines)},
         "params": any(line["params"] for line in lines),
         "notes": numbering,
         "marks": [
@@ -195,7 +200,7 @@ def render(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=short, inline=inline)
+    environment.filters.update(short=short, precise=precise, inline=inline)
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,

@@ -136,6 +136,9 @@ def _row_lines(
                 raise ValueError(f"protocol {name!r} is also a column of the table; rename the protocol")
             other = gather(metrics, keys.get(name, []), table.metric) if name != first else None
             line[name] = number(other.mean) if other else ""
+        for name, protocol in spec.further.items():
+            more = gather(metrics, keys.get(protocol, []), name)
+            line[f"ours_{name}"] = number(more.mean) if more else ""
         line["status"] = _status(spec, row, ours, lambda: today(run.loss) if run else "")
         line |= _agreement(spec, ours, reported)
         line["protocol"] = first
@@ -146,6 +149,12 @@ def _row_lines(
 def _extra_metrics(spec: TableSpec) -> list[str]:
     names = dict.fromkeys(name for row in spec.table.rows for name in row.reported)
     return [name for name in names if name != spec.table.metric]
+
+
+def further(lines: Sequence[Line]) -> list[str]:
+    """The further metrics that a table has columns for."""
+    columns = [name for name in (lines[0] if lines else {}) if name.startswith("ours_")]
+    return [name.removeprefix("ours_") for name in columns if name != "ours_std"]
 
 
 def _common(cell: Cell, key: str) -> str:
@@ -188,6 +197,7 @@ def metric_name(metric: str, scale: str) -> str:
     names = {
         "fid": "FID" if scale == "paper" else "Fréchet distance",
         "is": "Inception score",
+        "kid": "KID" if scale == "paper" else "Kernel distance",
         "grad_norm": "Gradient norm",
     }
     return names.get(metric, metric.replace("_", " ").capitalize())
@@ -206,6 +216,11 @@ def short(text: str, signed: bool = False) -> str:
     digits = 2 if abs(value) < 1000 else 1
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def precise(text: str) -> str:
+    """A number of the CSV of any size for a reader: three digits; empty stays empty."""
+    return f"{float(text):.3g}".replace("-", "−") if text else ""
 
 
 def spread(mean_text: str, std_text: str) -> str:

@@ -10,7 +10,7 @@ from .config import read_spec
 from .config.specs import TableSpec
 from .files import write_text
 from .provenance import code_digest
-from .results import Line, load_metrics, metric_name, short, spread, table_lines, to_csv
+from .results import Line, load_metrics, metric_name, precise, short, spread, table_lines, to_csv
 from .stage import metrics_parser, run
 
 MINIATURE = (
@@ -64,6 +64,9 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
             full = metric_name(spec.table.metric, "paper")
             blocks.append((f"{full} reported by the paper, at full scale", _getter("reported")))
         blocks += [(f"{metric}, ours, protocol `{name}`", _getter(name)) for name in _others(spec, lines)]
+        for name, protocol in spec.further.items():
+            heading = f"{metric_name(name, spec.scale)}, ours, protocol `{protocol}`"
+            blocks.append((heading, _getter(f"ours_{name}", precise)))
         for heading, value in blocks:
             parts += [f"**{heading}**", _wide(lines, value)]
     else:
@@ -81,8 +84,8 @@ def _with_reported(line: Line) -> str:
     return ours(line) + reported
 
 
-def _getter(column: str) -> Callable[[Line], str]:
-    return lambda line: short(line[column]) or "–"
+def _getter(column: str, shown: Callable[[str], str] = short) -> Callable[[Line], str]:
+    return lambda line: shown(line[column]) or "–"
 
 
 def _others(spec: TableSpec, lines: Sequence[Line]) -> list[str]:
@@ -103,10 +106,11 @@ def _long(spec: TableSpec, lines: Sequence[Line]) -> str:
     others = _others(spec, lines)
     params = any(line["params"] for line in lines)
     head = ["Method", *(["#Params, reported"] if params else []), "NFE"]
-    head += [f"{name.removeprefix('reported_').capitalize()}, reported" for name in extras]
+    head += [f"{metric_name(name.removeprefix('reported_'), 'paper')}, reported" for name in extras]
     head += [f"{full}, reported" + ("" if paper else " at full scale"), f"{metric}, ours"]
     head += [
         *(f"{metric}, `{name}`" for name in others),
+        *(f"{metric_name(name, spec.scale)}, `{protocol}`" for name, protocol in spec.further.items()),
         *(["Difference", "Tolerance"] if paper else []),
         "Status",
     ]
@@ -120,6 +124,7 @@ def _long(spec: TableSpec, lines: Sequence[Line]) -> str:
                 short(line["reported"]) or "–",
                 ours(line),
                 *(short(line[name]) or "–" for name in others),
+                *(precise(line[f"ours_{name}"]) or "–" for name in spec.further),
             ]
             cells += [short(line["difference"], signed=True), short(line["tolerance"])] if paper else []
             body.append([*cells, line["status"]])

@@ -130,6 +130,7 @@ class TableSpec(Strict):
     name: str = Field(description="stem of config/tables/NAME.yaml")
     scale: str = Field(description="scale of its settings; only `paper` stands under the paper's numbers")
     protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
+    further: dict[str, str] = Field(default={}, description="further metric -> the protocol that it is of")
     table: Table
     rows: list[RowCells] = []
     runs: dict[str, RunName] = Field(default={}, description="row id -> its training")

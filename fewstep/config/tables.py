@@ -50,6 +50,10 @@ class Table(Strict):
     paper: str
     caption: str = ""
     metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
+    metrics: list[str] = Field(
+        default=[],
+        description="kind table: further ones, in columns of ours, from the first protocol that has them",
+    )
     nfe: list[int] | None = None
     tolerance: Tolerance = Tolerance()
     columns: int = Field(default=10, gt=0, description="grid: images of each class")
@@ -59,6 +63,10 @@ class Table(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Table:
         ids = [row.id for row in self.rows]
+        if self.metrics and self.kind != "table":
+            raise ValueError(f"metrics are columns of kind: table, not of {self.kind}")
+        if len({self.metric, *self.metrics}) != 1 + len(self.metrics):
+            raise ValueError(f"metrics {self.metrics} name one twice, or the table's own metric")
         if len(ids) != len(set(ids)):
             raise ValueError(f"row ids stand twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         for row in self.rows:

@@ -73,6 +73,33 @@ class Cells(Runs):
             for key in seeds
         )
 
+    def table_protocols(self, name: str) -> list[str]:
+        """Protocols of a table's runs: first the paper's own, then the others."""
+        runs = self.table_runs(name).values()
+        return list(dict.fromkeys(key for run in runs for key in run.setting.protocols))
+
+    def further(self, name: str) -> dict[str, str]:
+        """Further metric of a table -> its protocol: the first that has it, if possible for every run.
+
+        Raises:
+            ConfigError: no protocol of the table's runs computes a metric.
+        """
+        table, runs = self.config.tables[name], self.table_runs(name).values()
+        found = {}
+        for metric in table.metrics if runs else []:
+            having = [
+                key for key in self.table_protocols(name) if metric in self.parts.protocols[key].metrics
+            ]
+            shared = [key for key in having if all(key in run.setting.protocols for run in runs)]
+            if not having:
+                names = ", ".join(self.table_protocols(name))
+                raise ConfigError(
+                    f"{self.config.root.files.tables}/{name}.yaml: metrics: none of the protocols {names} "
+                    f"computes {metric!r}; add it to the metrics of one"
+                )
+            found[metric] = (shared or having)[0]
+        return found
+
     @cached_property
     def wanted(self) -> list[str]:
         """The default targets; those with nothing behind them are left out."""
@@ -158,6 +185,8 @@ class Cells(Runs):
             run = self.run(name)
             own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
             marks.check(run.entry.provenance, own, self.config.method_files[name], f"{name}.provenance")
+        for name in self.config.tables:
+            self.further(name)
         for name, row in self.rows():
             if row.method is None:
                 continue

@@ -175,7 +175,8 @@ def _table(plan: Cells, name: str) -> Strict:
     return TableSpec(
         name=name,
         scale=_scale(runs.values()),
-        protocols=list(dict.fromkeys(key for run in runs.values() for key in run.setting.protocols)),
+        protocols=plan.table_protocols(name),
+        further=plan.further(name),
         table=table.model_copy(update={"rows": shown}),
         rows=cells,
         runs={

@@ -53,9 +53,9 @@ def page(make_spec, metric, tmp_path):
         files = []
         items = []
         for name in ("table1", "table3", "figure1"):
-            spec = make_spec(name, scale=scale)
+            spec = make_spec(name, scale=scale).model_copy(update={"further": {"recall": "decm"}})
             keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
-            metrics = {key: metric(key, 1.5) for key in keys if key.variant != "freq-5"}
+            metrics = {key: metric(key, 1.5, recall=0.625) for key in keys if key.variant != "freq-5"}
             path = tmp_path / f"{name}.csv"
             path.write_text(to_csv(table_lines(spec, metrics, lambda _: "")))
             if name == "figure1":
@@ -114,6 +114,7 @@ def test_the_page_holds_everything_and_loads_nothing(page, scale):
         assert f'id="{name}"' in text
     for shown in ("BigGAN", "(o) freq = 5", "441.66", "snakemake --profile profiles/x results/table3.csv"):
         assert shown in text
+    assert text.count("Recall, ours</th>") == 2 and ">0.625</td>" in text
     assert "<dt>extractor</dt><dd>conv-classifier</dd>" in text
     assert ("In miniature" in text) == (scale == "demo")
     assert ("within tolerance" in text) == (scale == "paper")

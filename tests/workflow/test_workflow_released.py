@@ -32,6 +32,7 @@ def statuses(plan: Plan, table: str) -> dict[str, str]:
             "cell": key,
             "fid": 1.7,
             "is": 290.0,
+            **{"kid": 1e-4, "precision": 0.8, "recall": 0.6},
             "code": None if plan.run(key.method, key.variant).adopted else "now",
             "status": "released" if plan.run(key.method, key.variant).adopted else "trained",
         }
@@ -76,6 +77,34 @@ def test_an_ablation_does_not_take_the_base_weights():
     plan = make_plan(merge(raw, {"overrides": {"tables": {"table4": {"rows": {"cm": row}}}}}))
     assert plan.run("facm").adopted and not plan.run("facm", "loose").adopted
     assert statuses(plan, "table4")["cm"] == "reported only"
+
+
+def test_further_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
+    assert paper_plan.further("facm-released") == {
+        "is": "decm",
+        **dict.fromkeys(("kid", "precision", "recall"), "common"),
+    }
+    assert set(demo_plan.further("table1").values()) == {"digits"}
+    assert '"further": {\n  "kid": "common"' in paper_plan.spec_text("table", "table1")
+    assert make_plan({**raw_config(), "weights": "released"}).further("table1") == paper_plan.further(
+        "table1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"table4": {"metrics": ["precison"]}}, ["table4.yaml: metrics", "decm, common", "'precison'"]),
+        ({"table4": {"metrics": ["kid", "kid"]}}, ["table4.yaml", "name one twice"]),
+        ({"table4": {"metrics": ["fid"]}}, ["table4.yaml", "the table's own metric"]),
+        ({"figure1": {"metrics": ["kid"]}}, ["figure1.yaml", "kind: table, not of curve"]),
+    ],
+)
+def test_further_metrics_that_nobody_computes(change, words):
+    with pytest.raises(ConfigError) as error:
+        make_plan(merge(raw_config(), {"overrides": {"tables": change}}))
+    for word in words:
+        assert word in str(error.value), str(error.value)
 
 
 def test_the_three_teachers(paper_plan):
