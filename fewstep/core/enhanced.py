@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import Enhancement
+from .heads import average_velocity
 from .method import Batch, Context
 from .path import expand
 from .point import Point, dropped
@@ -68,6 +69,12 @@ class Enhanced(Point):
         return self._batch.x1 - self._batch.x0
 
     @cached_property
+    def own(self) -> Tensor:
+        """One's own velocity here, (B, C, H, W), without a graph; a method that has it already may set it."""
+        with torch.no_grad():
+            return average_velocity(self._net, self.x, self.t, self.t, self.y)
+
+    @cached_property
     def v(self) -> Tensor:
         """The enhanced velocity, (B, C, H, W), without a graph."""
         e = self._enhancement
@@ -84,10 +91,9 @@ class Enhanced(Point):
         reference = self._net if self._ctx.target is None else self._ctx.target
         null = torch.full_like(self.y, self._ctx.null)
         with torch.no_grad():
-            conditional = full(self._net(self.x, self.t, self.t, self.y))
-            unconditional = full(reference(self.x, self.t, self.t, null))
-        guided = self.line + e.zeta * (conditional - unconditional)
-        # Of dropped rows the conditional prediction is the unconditional one.
-        mean = blend(self.line, conditional, torch.full_like(self.t, e.beyond))
+            unconditional = average_velocity(reference, self.x, self.t, self.t, null)
+        guided = self.line + e.zeta * (self.own - unconditional)
+        # Of dropped rows one's own prediction is the unconditional one.
+        mean = blend(self.line, self.own, torch.full_like(self.t, e.beyond))
         plain = self._dropped | (self.t < e.start)
         return torch.where(expand(plain, mean), mean, guided)

@@ -31,12 +31,17 @@ def adaptive(e: Tensor, p: float, c: float) -> Tensor:
     return e / (e + c).pow(p).detach()
 
 
-def velocity_loss(F: Tensor, v: Tensor, cosine: bool) -> Tensor:
+def pseudo_huber(e: Tensor, c: float | None) -> Tensor:
+    """sqrt(e + c^2) - c of mean squares e (B,), as UCGM's release has it; e itself where c is None."""
+    return e if c is None else (e + c * c).sqrt() - c
+
+
+def velocity_loss(F: Tensor, v: Tensor, cosine: bool, huber: float | None = None) -> Tensor:
     """Flow matching, shape (B,): mean square, plus the mean over H, W of 1 - cos(F, v) over channels.
 
-    DE-CM, arXiv 2602.10764, Eq. 17.
+    DE-CM, arXiv 2602.10764, Eq. 17. With ``huber`` the mean square under its pseudo-Huber loss.
     """
-    loss = mean_square(F, v)
+    loss = pseudo_huber(mean_square(F, v), huber)
     if cosine:
         loss = loss + (1 - cosine_similarity(full(F), full(v), dim=1)).flatten(1).mean(1)
     return loss

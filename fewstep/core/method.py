@@ -71,6 +71,8 @@ class Method(ABC):
 
     kind: ClassVar[str] = "flow"
     """flow: trains net(x, t, s, y); image: trains another network on images alone."""
+    outputs: ClassVar[int] = 1
+    """Outputs of the network that it trains: 2 for velocity and flow map."""
 
     def __init__(self, params: Any) -> None:
         self.params = params

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep import methods
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.path import expand
@@ -36,6 +37,13 @@ class ExactMap(nn.Module):
         return F + self.perturbation * torch.sin(3 * x + 2 * t + 5 * s)
 
 
+class ExactHeads(ExactMap):
+    """The same field with two outputs, velocity and flow map to the data; s is not asked for."""
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, t, t, y), super().forward(x, t, torch.ones_like(t), y)
+
+
 def _q(t: Tensor) -> Tensor:
     return ((t * STD) ** 2 + (1 - t) ** 2).sqrt()
 
@@ -50,9 +58,24 @@ class TinyFlow(nn.Module):
         self.labels = nn.Embedding(4, 8)
         self.outward = nn.Conv2d(8, 2, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    def hidden(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
         condition = self.times(torch.stack([t, s], 1)) + self.labels(y)
-        return self.outward(torch.nn.functional.silu(self.inward(x) + condition[:, :, None, None]))
+        return torch.nn.functional.silu(self.inward(x) + condition[:, :, None, None])
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        return self.outward(self.hidden(x, t, s, y))
+
+
+class TinyHeads(TinyFlow):
+    """The same with two outputs, velocity and flow map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outward_u = nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.hidden(x, t, s, y)
+        return self.outward(h), self.outward_u(h)
 
 
 class TinyAutoencoder(nn.Module):
@@ -86,6 +109,11 @@ def exact_map() -> Callable[..., ExactMap]:
 
 
 @pytest.fixture
+def exact_heads() -> Callable[..., ExactHeads]:
+    return ExactHeads
+
+
+@pytest.fixture
 def exact_context() -> Callable[..., Context]:
     """A context whose teacher is the exact velocity (or none)."""
     truth = ExactMap()
@@ -113,10 +141,11 @@ def tiny() -> Callable[[str], nn.Module]:
     """A tiny network of a kind, always with the same weights."""
 
     def make(name: str) -> nn.Module:
+        flow = TinyHeads if methods.find(name).outputs == 2 else TinyFlow
         kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            return kinds.get(name, TinyFlow)()
+            return kinds.get(name, flow)()
 
     return make
 
