@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--source", type=Path, required=True, help="record of the fetched images")
     arguments.add_argument(
-        "--tokenizer", type=Path, nargs="?", help="model file, or record of fetched weights; none for pixels"
+        "--tokenizer", type=Path, nargs="?", help="model file, or record of fetched weights, if it has any"
     )
     arguments.add_argument("--batch", type=int, default=BATCH, help="images encoded at once (%(default)s)")
     mode = arguments.add_mutually_exclusive_group(required=True)
@@ -88,7 +88,7 @@ def encode(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         coder = open_tokenizer(spec.tokenizer, weights, spec.backbone, device)
         source = open_source(spec.dataset, opened)
-        if spec.tokenizer.kind != "pixels":
+        if not spec.tokenizer.plain:
             psnr = decode_check(spec, source, coder, range(start, stop)[:CHECKED])
         batches = _encoded(spec, source, coder, ranges)
     card = ShardCard(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from .data.records import read_record
 from .files import sha256
 
 OURS = "conv-classifier"
+IDENTITY = "identity"
+"""Data that are not images, as they are."""
 DISTANCES_AT_ONCE = 2_000
 """Rows of the distance matrix of precision and recall that are in memory: 400 MB at 50,000 images."""
 
@@ -80,7 +83,7 @@ class Extractor:
     def __init__(
         self,
         protocol: Protocol,
-        weights: Path,
+        weights: Path | None,
         backbone: Backbone | None,
         device: torch.device | str = "cpu",
     ):
@@ -89,6 +92,13 @@ class Extractor:
         if "is" in protocol.metrics:
             assert protocol.logits is not None
             self.layers.append(protocol.logits)
+        self.sha256: str | None = None
+        """Of the weights; None where there are none."""
+        self._cuda = torch.device(device).type == "cuda"
+        if protocol.extractor == IDENTITY:
+            return
+        if weights is None or protocol.weights is None:
+            raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
         if backbone is not None:
             load_network(weights, backbone)
             path = weights
@@ -96,7 +106,6 @@ class Extractor:
             path = asset_file(weights, protocol.weights.file)
             refuse_objects(path)
         self.sha256 = sha256(path)
-        self._cuda = torch.device(device).type == "cuda"
         self._net = create_feature_extractor(
             protocol.extractor,
             self.layers,
@@ -109,17 +118,23 @@ class Extractor:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 images (n, C, H, W) to layer name -> float32 (n, F), on the CPU.
 
+        `identity` takes float32 data (n, C, H, W) and flattens them.
+
         Raises:
-            ValueError: images that are not uint8, a layer that is not a vector for each image, or not finite.
+            ValueError: data of another type, a layer that is not a vector for each image, or not finite.
         """
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype}, not uint8")
-        images = images.cuda() if self._cuda else images
-        values = {name: value.cpu() for name, value in zip(self.layers, self._net(images), strict=True)}
+        wanted = torch.float32 if self.protocol.extractor == IDENTITY else torch.uint8
+        if images.dtype != wanted:
+            raise ValueError(f"images are {images.dtype}, not {wanted}")
+        if self.protocol.extractor == IDENTITY:
+            found: Sequence[Tensor] = [images.flatten(1)]
+        else:
+            found = self._net(images.cuda() if self._cuda else images)
+        values = {name: value.cpu() for name, value in zip(self.layers, found, strict=True)}
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
-                found = f"{value.dtype} {tuple(value.shape)}"
-                raise ValueError(f"{self.protocol.extractor}: layer {name} is {found}, not float32 (n, F)")
+                what = f"{value.dtype} {tuple(value.shape)}"
+                raise ValueError(f"{self.protocol.extractor}: layer {name} is {what}, not float32 (n, F)")
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{self.protocol.extractor}: layer {name} holds NaN or infinity")
         return values

@@ -14,12 +14,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .config import ConfigError, read_spec
-from .config.assets import Asset, AssetFile
+from .config.assets import Asset, AssetFile, Moons
 from .config.specs import FetchSpec
 from .data.download import download, verify
 from .data.records import RecordBody, RecordFile, folder_of, inside
@@ -70,9 +71,13 @@ Bring = Callable[[AssetFile, Path], tuple[int, str, str]]
 
 def _ways(name: str, asset: Asset, folder: Path) -> Iterator[tuple[AssetFile, str, Bring]]:
     if asset.kind == "sklearn":
-        origin = "sklearn.datasets.load_digits"
-        for file in asset.files or [AssetFile(name="digits.npz")]:
-            yield file, origin, _write_digits
+        if asset.moons is None:
+            origin, maker, usual = "sklearn.datasets.load_digits", _write_digits, "digits.npz"
+        else:
+            origin = f"sklearn.datasets.make_moons {asset.moons}"
+            maker, usual = partial(_write_moons, asset.moons), "moons.npz"
+        for file in asset.files or [AssetFile(name=usual)]:
+            yield file, origin, maker
     elif asset.kind == "http":
         for file in asset.files:
             yield file, " ".join(sorted(file.urls)), download
@@ -125,6 +130,19 @@ def _write_digits(file: AssetFile, path: Path) -> tuple[int, str, str]:
         np.savez(temporary, images=digits.images.astype(np.uint8), labels=digits.target.astype(np.int64))
         size, digest = verify(temporary, file.bytes, file.sha256)
     return size, digest, f"scikit-learn {__version__} load_digits"
+
+
+def _write_moons(draw: Moons, file: AssetFile, path: Path) -> tuple[int, str, str]:
+    """Two moons: ``points`` float64 (n, 2) as scikit-learn gives them, and the ``noise`` in them."""
+    import numpy as np
+    from sklearn import __version__
+    from sklearn.datasets import make_moons
+
+    points, _ = make_moons(draw.points, noise=draw.noise, random_state=draw.seed)
+    with atomic(path) as temporary:
+        np.savez(temporary, points=points, noise=draw.noise)
+        size, digest = verify(temporary, file.bytes, file.sha256)
+    return size, digest, f"scikit-learn {__version__} make_moons {draw}"
 
 
 def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:

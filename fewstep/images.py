@@ -1,7 +1,8 @@
 """A cell's images: a WebDataset tar of uint8 batches, streamed in both directions.
 
 `card.json` comes first, then for each batch `{first index:08d}` the members `images.npy`, uint8
-(n, C, H, W), and `labels.npy`, int64 (n,).
+(n, C, H, W), and `labels.npy`, int64 (n,). Data that are not images are float32; their card says
+`uint8: none`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ImageWriter:
         self.count = 0
 
     def append(self, images: Tensor, labels: Tensor) -> None:
-        """Append uint8 images (n, C, H, W) and their labels (n,)."""
+        """Append a batch (n, C, H, W) as :func:`finished` returns it, and its labels (n,)."""
         key = f"{self.count:08d}"
         self._sink.write(
             {"__key__": key, "images.npy": images.cpu().numpy(), "labels.npy": labels.cpu().numpy()}
@@ -55,6 +56,8 @@ class ImageTar:
     card: dict[str, Any]
     shape: tuple[int, ...]
     """(C, H, W) of every image."""
+    dtype: np.dtype
+    """uint8, or float32 of data that are not images."""
     batches: list[tuple[int, int, int]]
     """Of each batch: byte offset, length in bytes, number of images."""
 
@@ -63,7 +66,7 @@ class ImageTar:
         return sum(count for _, _, count in self.batches)
 
     def read(self, index: int) -> Tensor:
-        """Batch number ``index`` as uint8 (n, C, H, W)."""
+        """Batch number ``index``, (n, C, H, W)."""
         offset, length, _ = self.batches[index]
         with self.path.open("rb") as stream:
             stream.seek(offset)
@@ -83,6 +86,7 @@ def open_images(path: str | Path) -> ImageTar:
     try:
         with tarfile.open(path, "r:") as tar:
             card = _card(tar, path)
+            wanted = np.dtype(np.float32 if card.get("uint8") == "none" else np.uint8)
             for member in tar:
                 if not member.name.endswith(".images.npy"):
                     continue
@@ -91,17 +95,17 @@ def open_images(path: str | Path) -> ImageTar:
                 np.lib.format.read_magic(stream)
                 (count, *size), _, dtype = np.lib.format.read_array_header_1_0(stream)
                 shape = shape or tuple(size)
-                if dtype != np.uint8 or len(size) != 3 or tuple(size) != shape:
+                if dtype != wanted or len(size) != 3 or tuple(size) != shape:
                     found = f"{dtype} {(count, *size)}"
                     raise ValueError(
-                        f"{path}: {member.name}: images are {found}, not uint8 (n, C, H, W) of one size"
+                        f"{path}: {member.name}: images are {found}, not {wanted} (n, C, H, W) of one size"
                     )
                 batches.append((member.offset_data, member.size, count))
     except tarfile.TarError as error:
         raise ValueError(f"{path}: not a tar of images: {error}; make it with fewstep.sample") from None
     if shape is None:
         raise ValueError(f"{path}: holds no images; make it with fewstep.sample")
-    return ImageTar(path, card, shape, batches)
+    return ImageTar(path, card, shape, wanted, batches)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def read_images(path: str | Path) -> Iterator[Tensor]:
-    """Batches of uint8 images (n, C, H, W), in order, one in memory at a time."""
+    """Batches of images (n, C, H, W), in order, one in memory at a time."""
     images = open_images(path)
     return map(images.read, range(len(images.batches)))
 
@@ -122,6 +126,19 @@ def _card(tar: tarfile.TarFile, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: does not start with card.json; make it with fewstep.sample")
     card: dict[str, Any] = json.load(stream)
     return card
+
+
+def finished(images: Tensor, rule: str) -> Tensor:
+    """Images as they are stored and compared: bytes by ``rule``, or for ``none`` float32 as they are.
+
+    Raises:
+        ValueError: one of them holds NaN.
+    """
+    if rule != "none":
+        return to_uint8(images, rule)
+    if images.isnan().any():
+        raise ValueError("a sample holds NaN; did the training diverge?")
+    return images.float()
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:

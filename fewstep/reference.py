@@ -23,7 +23,7 @@ from .config.specs import ReferenceSpec
 from .data.shards import LatentShards
 from .features import Extractor, Features, asset_file
 from .files import atomic
-from .images import to_uint8
+from .images import finished
 from .ranks import Ranks
 from .stage import parser, run
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         "--latents", type=Path, nargs="*", default=[], help="manifest.json of pixel shards"
     )
     arguments.add_argument("--published", type=Path, nargs="*", default=[], help="record of a reference")
-    arguments.add_argument("--extractor", type=Path, required=True, help="weights of the extractor")
+    arguments.add_argument("--extractor", type=Path, nargs="?", help="weights of the extractor, if any")
     given = arguments.parse_args(argv)
     spec = read_spec(ReferenceSpec, given.spec)
     if len(given.latents) + len(given.published) != 1 or bool(given.latents) != (spec.latents is not None):
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             n=count,
             shape=np.array(read(range(1)).shape[1:]),
             spec=digest(spec),
-            extractor=extractor.sha256,
+            extractor=str(extractor.sha256),
             **content,
         )
 
@@ -97,13 +97,13 @@ def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range], Tensor], int]:
-    """Reader of uint8 images (n, C, H, W) behind pixel shards, and their number."""
+    """Reader of images (n, C, H, W) behind shards of pixels or points, and their number."""
     assert spec.latents is not None
-    if spec.latents.tokenizer.kind != "pixels":
+    if not spec.latents.tokenizer.plain:
         raise ValueError(f"{manifest}: latents {spec.latents.name} are not pixels")
     shards = LatentShards(manifest)
     shards.check(spec.latents)
-    return lambda chunk: to_uint8(shards.read(chunk)[:, 0], spec.protocol.uint8), len(shards)
+    return lambda chunk: finished(shards.read(chunk)[:, 0], spec.protocol.uint8), len(shards)
 
 
 def npz_images(path: Path) -> tuple[Callable[[range], Tensor], int]:

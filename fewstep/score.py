@@ -23,6 +23,7 @@ from .config import digest, read_spec
 from .config.settings import Protocol
 from .config.specs import ScoreSpec
 from .core.frechet import frechet_distance
+from .core.mmd import mmd_squared
 from .features import (
     Extractor,
     Features,
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, required=True)
-    arguments.add_argument("--extractor", type=Path, required=True, help="weights of the extractor")
+    arguments.add_argument("--extractor", type=Path, nargs="?", help="weights of the extractor, if any")
     arguments.add_argument("--reference", type=Path, required=True)
     given = arguments.parse_args(argv)
     spec = read_spec(ScoreSpec, given.spec)
@@ -134,7 +135,7 @@ def read_reference(path: Path, spec: ScoreSpec, extractor: Extractor) -> Referen
     """
     mu, sigma = read_statistics(path)
     with np.load(path, allow_pickle=False) as content:
-        if "extractor" in content and str(content["extractor"]) != extractor.sha256:
+        if "extractor" in content and str(content["extractor"]) != str(extractor.sha256):
             raise ValueError(f"{path}: was made with other weights of {spec.protocol.extractor}")
         if "shape" in content and content["shape"].tolist() != spec.image:
             raise ValueError(
@@ -171,6 +172,8 @@ def compute(protocol: Protocol, ours: Features, reference: Reference) -> dict[st
         kept, real = (scale**0.5 * side for side in (ours.kept, reference.features))
         if "kid" in asked:
             values["kid"] = kernel_distance(kept, real, protocol.kid)
+        if "mmd" in asked:
+            values["mmd"] = mmd_squared(kept, real, protocol.mmd.gamma)
         if asked & {"precision", "recall"}:
             both = precision_recall(kept, real)
             values |= {name: value for name, value in both.items() if name in asked}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config.settings import Backbone, ConvAutoencoder, LightningDiT
+from ..config.settings import Backbone, ConvAutoencoder, FlowNetwork, LightningDiT, Mlp, UNet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,14 @@ def build(spec: Backbone) -> nn.Module:
         from .lightningdit import LightningDiT as DiT
 
         return DiT(spec)
+    if isinstance(spec, Mlp):
+        from . import mlp
+
+        return mlp.Mlp(spec)
+    if isinstance(spec, UNet):
+        from . import unet
+
+        return unet.UNet(spec)
     from . import convnets
 
     if isinstance(spec, ConvAutoencoder):
@@ -30,6 +38,6 @@ def build(spec: Backbone) -> nn.Module:
     return convnets.ConvClassifier(spec)
 
 
-def null_label(spec: LightningDiT) -> int:
+def null_label(spec: FlowNetwork) -> int:
     """Label of the unconditional class: the row after the last class of the label table."""
     return spec.classes

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import settings
+from .conditioned import Conditioned
 from .dual import Carried, Dual, add, each
 from .layers import (
     Block,
@@ -25,11 +26,10 @@ from .layers import (
     RotaryTable,
     TimeEmbedding,
     sincos_table,
-    without_autocast,
 )
 
 
-class LightningDiT(nn.Module):
+class LightningDiT(Conditioned):
     """Average velocity F(x, t, s, y) of a latent flow.
 
     With ``target_time`` off, s is ignored. With it on, the network starts independent of s, because
@@ -82,19 +82,6 @@ class LightningDiT(nn.Module):
             nn.init.zeros_(layer.bias)
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
-
-    def condition(self, t: Carried, s: Carried | None, y: Tensor) -> Carried:
-        """Sum of the embeddings of t, s (B,) and the labels y (B,): (B, width), never in half precision.
-
-        The derivative with respect to the times passes through here, and costs little.
-        """
-        with without_autocast(y.device):
-            c = add(self.t_embedder(t), self.y_embedder(y))
-            if self.r_embedder is not None:
-                if s is None:
-                    raise ValueError("this network has a target-time embedding: give s")
-                c = add(c, self.r_embedder(s))
-        return c
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Patches (B, N, patch * patch * C), channels last, as (B, C, H, W)."""

@@ -18,8 +18,18 @@ class AssetFile(Strict):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
+class Moons(Strict):
+    """A draw of scikit-learn's two interleaved half circles of radius 1."""
+
+    points: int = Field(gt=1)
+    noise: float = Field(ge=0, description="standard deviation added to both coordinates")
+    seed: int = Field(ge=0)
+
+
 class Asset(Strict):
-    kind: Literal["sklearn", "hub", "http", "local"]
+    kind: Literal["sklearn", "hub", "http", "local"] = Field(
+        description="sklearn: the digits bundled with it, or two moons"
+    )
     licence: str
     title: str = ""
     repo: str | None = Field(default=None, description="owner/name on the Hugging Face hub")
@@ -27,6 +37,7 @@ class Asset(Strict):
     revision: str = Field(default="main", description="branch, tag or commit on the hub")
     files: list[AssetFile] = []
     patterns: list[str] = Field(default=[], description="glob patterns of a hub repository")
+    moons: Moons | None = Field(default=None, description="kind: sklearn: draw these points, not the digits")
     path: str | None = Field(default=None, description="folder on this machine (kind: local)")
     gated: bool = Field(default=False, description="needs a token and an accepted licence")
     page: str = Field(default="", description="where a person accepts the licence")
@@ -38,6 +49,8 @@ class Asset(Strict):
             raise ValueError("kind: hub needs repo")
         if self.kind == "hub" and not (self.files or self.patterns):
             raise ValueError("kind: hub needs files or patterns")
+        if self.moons is not None and self.kind != "sklearn":
+            raise ValueError("moons is for kind: sklearn")
         if self.kind == "http" and not all(file.urls for file in self.files):
             raise ValueError("kind: http needs urls for every file")
         if self.kind == "local" and not self.path:

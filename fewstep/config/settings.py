@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .base import Strict
+from .networks import FlowNetwork, Mlp, UNet
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
@@ -14,14 +16,20 @@ Mark = Literal["paper", "code", "inferred"]
 
 class Dataset(Strict):
     asset: str
-    format: Literal["digits", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"] = Field(
-        description="latents-safetensors: encoded elsewhere, taken over without the tokenizer"
+    format: Literal[
+        "digits", "moons", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"
+    ] = Field(
+        description="latents-safetensors: encoded elsewhere, taken over without the tokenizer; "
+        "moons: points of the plane, as 2 channels of one pixel"
     )
     resolution: int = Field(gt=0)
     channels: int = Field(default=3, gt=0)
     classes: int = Field(gt=0)
     images: int = Field(gt=0, description="exact number of images; anything else is refused")
     crop: Literal["none", "adm"] = "none"
+    columns: list[str] = Field(
+        default=["image", "label"], min_length=2, max_length=2, description="parquet: of image and label"
+    )
     class_ids: Literal["imagenet-1k"] | None = Field(
         default=None, description="refuse classes other than these, or in another order"
     )
@@ -57,7 +65,9 @@ class LdmAutoencoder(Strict):
 
 
 class Tokenizer(Strict):
-    kind: Literal["pixels", "autoencoder", "vavae", "sd-vae"]
+    kind: Literal["pixels", "points", "autoencoder", "vavae", "sd-vae"] = Field(
+        description="pixels, points: the images, or other numbers, themselves"
+    )
     shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
     weights: Weights | None = None
     posterior: Literal["sample", "mean", "moments"] = Field(
@@ -75,8 +85,8 @@ class Tokenizer(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Tokenizer:
-        if (self.kind == "pixels") != (self.weights is None):
-            raise ValueError("every tokenizer but pixels needs weights")
+        if self.plain != (self.weights is None):
+            raise ValueError("every tokenizer but pixels and points needs weights")
         if self.kind == "vavae" and not (self.weights and self.weights.asset and self.weights.file):
             raise ValueError("kind: vavae needs weights with an asset and a file")
         if self.network is not None and self.kind != "vavae":
@@ -89,6 +99,16 @@ class Tokenizer(Strict):
         if published and not (self.weights and self.weights.asset):
             raise ValueError("statistics: published needs weights that are an asset")
         return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether latents are the data themselves."""
+        return self.kind in ("pixels", "points")
+
+    @property
+    def measured(self) -> bool:
+        """Whether only the manifest of encoded latents knows how they are normalised."""
+        return self.statistics == "computed"
 
     @property
     def stored(self) -> list[int]:
@@ -110,10 +130,8 @@ class Latents(Strict):
     )
 
 
-class LightningDiT(Strict):
+class LightningDiT(FlowNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
-    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
-    classes: int = Field(gt=0)
     depth: int = Field(gt=0)
     width: int = Field(gt=0)
     heads: int = Field(gt=0)
@@ -124,11 +142,6 @@ class LightningDiT(Strict):
     )
     mlp: Literal["swiglu", "gelu"] = Field(default="swiglu", description="gelu: as in DiT and SiT")
     rope: bool = Field(default=True, description="rotary positions in attention, beside the added ones")
-    target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
-    outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
-    time_features: int = Field(default=256, gt=0, description="sinusoids of a time embedding")
-    time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
-    time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:
@@ -159,7 +172,9 @@ class ConvClassifier(Strict):
     features: int = Field(gt=0)
 
 
-Backbone = Annotated[LightningDiT | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")]
+Backbone = Annotated[
+    LightningDiT | Mlp | UNet | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")
+]
 
 
 class Guidance(Strict):
@@ -200,10 +215,25 @@ class Sampler(Strict):
         description="jump: share of the noise after a step that is fresh; 1 is cm (CTM's gamma-sampling)",
     )
 
+    times: list[float] | None = Field(
+        default=None, min_length=1, description="of the steps, from 0 up, instead of a grid; as many as NFE"
+    )
+
     @model_validator(mode="after")
     def _gamma(self) -> Sampler:
         if self.gamma and self.kind != "jump":
             raise ValueError(f"gamma belongs to kind: jump, not to {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _rising(self) -> Sampler:
+        if self.times is None:
+            return self
+        if self.shift != 1:
+            raise ValueError("times and shift exclude each other")
+        ends = [*self.times, 1.0]
+        if ends[0] != 0 or any(now >= after for now, after in pairwise(ends)):
+            raise ValueError(f"times {self.times} must start at 0 and rise, below 1")
         return self
 
 
@@ -214,30 +244,40 @@ class KernelDistance(Strict):
     size: int = Field(default=1000, gt=1, description="images of each side in a subset")
 
 
+class RbfKernel(Strict):
+    """k(a, b) = exp(-gamma |a - b|^2)."""
+
+    gamma: float = Field(default=1.0, gt=0, description="per squared unit of a feature")
+
+
 class Protocol(Strict):
     """All that a metric depends on beside the images' own sampler.
 
-    ``kid``, ``precision`` and ``recall`` compare with features of real images: those behind
+    ``kid``, ``mmd``, ``precision`` and ``recall`` compare with features of real images: those behind
     ``reference_latents``, or the array ``arr_0`` of a published reference (ADM's has 10,000). The
     published mu and sigma are used as they are stored, never recomputed from such images.
 
     Extractors whose weights cannot be given as a file are refused: torch-fidelity's ``dinov2-*`` load
     code and weights of whatever revision torch.hub finds, so that no checksum could stand beside the number.
+    Data that are not images are their own features: ``extractor: identity``, kept as they are.
     """
 
     images: int = Field(gt=1)
-    metrics: list[Literal["fid", "is", "kid", "precision", "recall"]] = Field(
+    metrics: list[Literal["fid", "is", "kid", "mmd", "precision", "recall"]] = Field(
         default=["fid", "is"], min_length=1, description="what is computed"
     )
     kid: KernelDistance = KernelDistance()
+    mmd: RbfKernel = RbfKernel()
     labels: Literal["balanced", "random"]
-    extractor: str = Field(description="torch-fidelity name, or conv-classifier")
+    extractor: str = Field(description="torch-fidelity name, conv-classifier, or identity")
     features: str = Field(description="layer whose Gaussian is compared")
     logits: str | None = Field(default=None, description="layer for the Inception score")
-    weights: Weights
+    weights: Weights | None = Field(default=None, description="of the extractor; identity has none")
     reference: Weights | None = Field(default=None, description="stored mu, sigma; else computed")
     reference_latents: str | None = Field(default=None, description="images behind a computed one")
-    uint8: Literal["round", "truncate"] = "round"
+    uint8: Literal["round", "truncate", "none"] = Field(
+        default="round", description="how images become bytes; none: they do not (identity)"
+    )
     trace: float | None = Field(
         default=None, gt=0, description="rescale features so that the reference has this variance"
     )
@@ -253,6 +293,11 @@ class Protocol(Strict):
             raise ValueError("metrics: is needs logits, the layer with the classes")
         if "kid" in self.metrics and self.kid.size > self.images:
             raise ValueError(f"kid.size {self.kid.size} is beyond the {self.images} images")
+        own = self.extractor == "identity"
+        if own != (self.weights is None) or own != (self.uint8 == "none"):
+            raise ValueError(
+                "extractor: identity goes with uint8: none and without weights, and they with it"
+            )
         if self.extractor.startswith("dinov2"):
             raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
         return self
@@ -260,7 +305,7 @@ class Protocol(Strict):
     @property
     def compares_images(self) -> bool:
         """Whether a metric needs features of real images, beside their mean and covariance."""
-        return not {"kid", "precision", "recall"}.isdisjoint(self.metrics)
+        return not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
 
     @property
     def stored(self) -> bool:
@@ -315,7 +360,9 @@ class Train(Strict):
 class Setting(Strict):
     """Data, network, guidance, training budget and evaluation of a family of runs."""
 
-    scale: Literal["paper", "small", "demo"]
+    scale: Literal["paper", "small", "demo", "toy"] = Field(
+        description="toy: as small in the paper itself, and one and the same under every preset"
+    )
     latents: str
     backbone: str
     train: Train

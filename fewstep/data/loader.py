@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,11 @@ from .shards import LatentShards
 def positions(step: int, batch: int) -> Tensor:
     """Positions step*batch .. step*batch + batch - 1 in the endless sequence of samples, int64."""
     return torch.arange(step * batch, (step + 1) * batch)
+
+
+def rows_at_once(shape: Sequence[int]) -> int:
+    """Rows of the shape (C, H, W) that every device holds: 128, and more where they are tiny."""
+    return max(128, 4096 // prod(shape))
 
 
 class Loader:

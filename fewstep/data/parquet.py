@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Parquet:
-    """Columns ``image`` (a struct of ``bytes`` and the original ``path``) and ``label``.
+    """Columns of images (a struct of ``bytes`` and the original ``path``) and labels, ``dataset.columns``.
 
     Files are taken in the order of their names, rows as they lie. Opening reads the files' footers
     alone; images are read one row group at a time. Labels are checked as they are read, against the
@@ -34,7 +34,7 @@ class Parquet:
         rows = [0]
         for name in names:
             path = record.file(name)
-            with _open(path) as file:
+            with _open(path, self._dataset.columns) as file:
                 for group in range(file.num_row_groups):
                     self._groups.append((path, group))
                     rows.append(file.metadata.row_group(group).num_rows)
@@ -51,7 +51,7 @@ class Parquet:
             path, _ = self._groups[group]
             row = position - int(self._starts[group])
             table = self._table(group)
-            image, label = table["image"][row].as_py(), table["label"][row].as_py()
+            image, label = (table[name][row].as_py() for name in self._dataset.columns)
             where = f"{path}: row {row} of group {self._groups[group][1]} ({image and image['path']})"
             if not image or not image["bytes"]:
                 raise ConfigError(f"{where}: has no image bytes")
@@ -63,12 +63,13 @@ class Parquet:
     def _table(self, group: int) -> Table:
         if self._held is None or self._held[0] != group:
             path, number = self._groups[group]
-            with _open(path) as file:
-                self._held = group, file.read_row_group(number, columns=["image", "label"], use_threads=False)
+            columns = self._dataset.columns
+            with _open(path, columns) as file:
+                self._held = group, file.read_row_group(number, columns=columns, use_threads=False)
         return self._held[1]
 
 
-def _open(path: Path):
+def _open(path: Path, wanted: list[str]):
     import pyarrow
     from pyarrow import parquet
 
@@ -78,8 +79,11 @@ def _open(path: Path):
         raise ConfigError(f"{path}: not a Parquet file: {error}") from None
     schema = file.schema_arrow
     columns = {name: schema.field(name).type for name in schema.names}
-    image, label = columns.get("image"), columns.get("label")
+    image, label = map(columns.get, wanted)
     fits = image is not None and pyarrow.types.is_struct(image) and label is not None
     if not fits or not {"bytes", "path"} <= {field.name for field in image}:
-        raise ConfigError(f"{path}: needs columns image (bytes, path) and label, has {schema.names}")
+        raise ConfigError(
+            f"{path}: needs columns {wanted[0]} (bytes, path) and {wanted[1]}, has {schema.names}; "
+            f"name them in dataset.columns"
+        )
     return file

@@ -20,12 +20,15 @@ from .records import Record
 
 
 class Source(Protocol):
-    """Images with labels in a fixed order."""
+    """Images, or other data in their place, with labels in a fixed order."""
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,) of positions start..stop-1."""
+        """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,) of positions start..stop-1.
+
+        Points have no bounds.
+        """
         ...
 
 
@@ -46,7 +49,7 @@ def open_source(dataset: Dataset, record: Record) -> Source:
         ConfigError: missing or damaged files, another number of images or classes than ``dataset``
             says, or other classes than its ``class_ids``.
     """
-    if dataset.channels not in (1, 3):
+    if dataset.format != "moons" and dataset.channels not in (1, 3):
         raise ConfigError(f"{record.path}: dataset.channels: must be 1 or 3, not {dataset.channels}")
     kinds: dict[str, Callable[[Dataset, Record], Files]] = {
         "imagefolder": ImageFolder,
@@ -56,6 +59,8 @@ def open_source(dataset: Dataset, record: Record) -> Source:
     }
     if dataset.format == "digits":
         source: Source = Digits(dataset, record)
+    elif dataset.format == "moons":
+        source = Moons(dataset, record)
     elif dataset.format in kinds:
         source = Decoded(dataset, kinds[dataset.format](dataset, record))
     else:
@@ -86,6 +91,32 @@ class Digits:
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         return self._images[start:stop].float().div_(8).sub_(1), self._labels[start:stop].clone()
+
+
+class Moons:
+    """Two moons as "images" (2, 1, 1) of one class, with the law's own mean 0 and variance 1 along each axis.
+
+    The half circles are (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi], with noise of
+    deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
+    that two draws share their coordinates.
+    """
+
+    def __init__(self, dataset: Dataset, record: Record) -> None:
+        with np.load(record.file("moons.npz"), allow_pickle=False) as content:
+            points, noise = content["points"], float(content["noise"])
+        variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
+        standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
+        self._points = torch.from_numpy(standard).float()[:, :, None, None]
+        agree(record, "classes", 1, dataset.classes)
+        agree(record, "channels", 2, dataset.channels)
+        agree(record, "resolution", 1, dataset.resolution)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        points = self._points[start:stop].clone()
+        return points, torch.zeros(len(points), dtype=torch.int64)
 
 
 class Decoded:

@@ -40,7 +40,7 @@ class Coder(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents to images float32, clamped to [-1, 1]."""
+        """Raw latents to images float32, clamped to [-1, 1] (points are not)."""
         ...
 
 
@@ -59,8 +59,8 @@ def open_tokenizer(
     Raises:
         ValueError: weights that are missing, of the wrong kind, or do not fit.
     """
-    if tokenizer.kind == "pixels":
-        return Pixels()
+    if tokenizer.plain:
+        return Pixels() if tokenizer.kind == "pixels" else Points()
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
     if tokenizer.kind != "autoencoder":
@@ -87,6 +87,16 @@ class Pixels:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.clamp(-1, 1)
+
+
+class Points:
+    """Data that are not images, themselves: without bounds."""
+
+    def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
 
 
 class Autoencoder:

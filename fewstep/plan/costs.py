@@ -133,7 +133,7 @@ def _evaluate(plan: Cells, found: Needs, tally: _Tally) -> None:
         sampler, _, nfe = cell.rpartition("-")
         both = 1 if plan.parts.samplers[sampler].guidance == "none" else 2
         work = [(f"evaluations of {network}", rates.forward.get(network), protocol.images * int(nfe) * both)]
-        if run.tokenizer.kind != "pixels":
+        if not run.tokenizer.plain:
             decode = rates.decode.get(latents.tokenizer)
             work.append((f"decoding by {latents.tokenizer}", decode, protocol.images))
         line = tally.jobs("sample", 1, *work)

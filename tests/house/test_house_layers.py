@@ -16,13 +16,13 @@ INWARD = {
     "plan": ({"plan", "config"}, set()),
     "core": ({"core", "config"}, {"torch", "numpy"}),
     "methods": ({"core", "config"}, {"torch"}),
-    "backbones": ({"backbones", "core", "config"}, {"torch"}),
+    "backbones": ({"backbones", "core", "config"}, {"torch", "diffusers"}),
 }
 
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
     "accelerate": {"train", "state", "ranks", "selftest", "wrap"},
-    "diffusers": {"data.tokenizers", "data.vavae"},
+    "diffusers": {"data.tokenizers", "data.vavae", "backbones.unet"},
     "webdataset": {"data.", "images"},
     "torch_fidelity": {"features"},
     "huggingface_hub": {"data.hub"},
