@@ -38,7 +38,7 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     asked = spec.first_seeds if claim.seeds == "first" else spec.seeds
     seeds = [0] if all(cell.method in spec.once for cell in cells) else asked
     for seed in seeds:
-        keys = [_key(spec, cell, seed) for cell in cells]
+        keys = [_key(spec, claim, cell, seed) for cell in cells]
         if any(key not in metrics for key in keys):
             continue
         ours, *others = (value_of(metrics[key], claim.metric) for key in keys)
@@ -73,14 +73,14 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     }
 
 
-def _key(spec: ClaimsSpec, cell: CellName, seed: int) -> CellKey:
+def _key(spec: ClaimsSpec, claim: Claim, cell: CellName, seed: int) -> CellKey:
     return CellKey(
         method=cell.method,
         variant=cell.variant,
         seed=0 if cell.method in spec.once else seed,
         sampler=cell.sampler,
         nfe=cell.nfe,
-        protocol=spec.protocol,
+        protocol=spec.protocols[claim.id],
     )
 
 
@@ -128,7 +128,8 @@ def markdown(spec: ClaimsSpec, lines: Sequence[Line]) -> str:
     parts.append(
         "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     )
-    parts.append(f"Protocol: {spec.protocol}. Scale: {spec.scale}. Seeds: {', '.join(map(str, spec.seeds))}.")
+    protocols = ", ".join(dict.fromkeys(spec.protocols.values()))
+    parts.append(f"Protocol: {protocols}. Scale: {spec.scale}. Seeds: {', '.join(map(str, spec.seeds))}.")
     return "\n\n".join(parts) + "\n"
 
 

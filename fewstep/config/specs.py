@@ -149,7 +149,7 @@ class TableSpec(Strict):
 
 class ClaimsSpec(Strict):
     claims: list[Claim]
-    protocol: str
+    protocols: dict[str, str] = Field(description="claim -> the protocol under which its cells are compared")
     seeds: list[int]
     first_seeds: list[int] = Field(default=[0], description="for claims that say `seeds: first`")
     once: list[str] = Field(

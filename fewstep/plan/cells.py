@@ -122,26 +122,27 @@ class Cells(Runs):
             if all(self.available(self.run(cell.method, cell.variant)) for cell in [claim.left, *claim.right])
         ]
 
-    @cached_property
-    def claim_protocol(self) -> str:
-        """The one protocol under which the claims compare cells: the first of their settings."""
-        found = {
-            self.run(cell.method, cell.variant).setting.protocols[0]
-            for claim in self.claims
-            for cell in [claim.left, *claim.right]
-        }
-        if len(found) > 1:
-            raise ConfigError(f"{self.config.root.files.claims}: claims mix protocols {sorted(found)}")
-        return found.pop() if found else ""
+    def claim_protocol(self, claim: Claim) -> str:
+        """The protocol under which a claim compares its cells: the first that all their settings name."""
+        runs = [self.run(cell.method, cell.variant) for cell in [claim.left, *claim.right]]
+        named = [run.setting.protocols for run in runs]
+        shared = [protocol for protocol in named[0] if all(protocol in others for others in named)]
+        if not shared:
+            raise ConfigError(
+                f"{self.config.root.files.claims}: {claim.id}: no protocol evaluates all of its cells; "
+                f"their settings name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
+            )
+        return shared[0]
 
     def claim_cells(self) -> list[CellKey]:
         keys = []
         for claim in self.claims:
             wanted = self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
             for cell in [claim.left, *claim.right]:
+            protocol = self.claim_protocol(claim)
                 run = self.run(cell.method, cell.variant)
                 for seed in self.seeds(run, wanted):
-                    keys.append(self._key(run, seed, cell.sampler, cell.nfe, self.claim_protocol))
+                    keys.append(self._key(run, seed, cell.sampler, cell.nfe, protocol))
         return _unique(keys)
 
     def image_set(self, protocol: str) -> str:

@@ -201,7 +201,7 @@ def _claims(plan: Cells, _name: str) -> Strict:
     runs = [plan.run(key.method, key.variant) for key in cells]
     return ClaimsSpec(
         claims=plan.claims,
-        protocol=plan.claim_protocol,
+        protocols={claim.id: plan.claim_protocol(claim) for claim in plan.claims},
         seeds=plan.config.claim_seeds,
         first_seeds=plan.config.root.seeds,
         once=sorted({run.method for run in runs if not run.taught}),

@@ -29,7 +29,13 @@ def claim(left, relation, right, factor=1.0, **more) -> Claim:
 
 
 def spec_of(*claims, scale="demo", seeds=(0, 1)) -> ClaimsSpec:
-    return ClaimsSpec(claims=list(claims), protocol="p", seeds=list(seeds), once=["teacher"], scale=scale)
+    return ClaimsSpec(
+        claims=list(claims),
+        protocols={claim.id: "p" for claim in claims},
+        seeds=list(seeds),
+        once=["teacher"],
+        scale=scale,
+    )
 
 
 def numbers(metric, **values):

@@ -78,7 +78,9 @@ def page(make_spec, metric, tmp_path):
             Claim(id=sign, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
             for sign in ("<", ">=")
         ]
-        spec = ClaimsSpec(claims=claims, protocol="decm", seeds=[0], scale=scale)
+        spec = ClaimsSpec(
+            claims=claims, protocols={claim.id: "decm" for claim in claims}, seeds=[0], scale=scale
+        )
         keys = [CellKey(**cell.model_dump(), seed=0, protocol="decm") for cell in (one, two)]
         (tmp_path / "claims.csv").write_text(
             to_csv(check(spec, {key: metric(key, fid) for key, fid in zip(keys, (2.0, 1.0), strict=True)}))
