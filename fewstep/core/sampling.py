@@ -66,7 +66,7 @@ def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable
         ValueError: the sampler cannot take ``nfe`` steps.
     """
     _check(sampler, nfe)
-    grid = time_grid(nfe, sampler.shift).tolist()
+    grid = [*sampler.times, 1.0] if sampler.times else time_grid(nfe, sampler.shift).tolist()
     x = x0.double()
     with torch.no_grad():
         for i, (now, after) in enumerate(pairwise(grid)):
@@ -98,6 +98,8 @@ def _end(sampler: Sampler, i: int, now: float, after: float, last: bool) -> floa
 def _check(sampler: Sampler, nfe: int) -> None:
     if nfe < 1:
         raise ValueError(f"nfe is {nfe}: a sampler takes at least one step")
+    if sampler.times is not None and nfe != len(sampler.times):
+        raise ValueError(f"nfe is {nfe}: the sampler names the times of {len(sampler.times)} steps")
     if sampler.kind == "mix" and nfe == 1:
         raise ValueError(
             "nfe is 1: the mix sampler spends its first step on a jump to noisy data and needs a second "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fewstep.config.settings import Sampler
 from fewstep.core.path import expand, flow_map, interpolate
@@ -172,3 +173,21 @@ def test_sampling_keeps_dtype_and_records_no_graph(x0):
     weight = torch.ones((), requires_grad=True)
     x = sample(Sampler(kind="euler"), lambda x, t, s: weight * x, x0, 3, lambda k: x0)
     assert x.dtype == x0.dtype and not x.requires_grad
+
+
+def test_named_times_take_the_place_of_the_grid(x0):
+    field = Recorder()
+    x = field.run("cm", x0, 2, times=[0.0, 0.7])
+    assert [call[0] for call in field.calls] == [0, 0.7] and field.asked == [0]
+    middle = 0.7 * STD * x0 + 0.3 * field.noise(0)
+    torch.testing.assert_close(x, middle * STD / q(torch.tensor(0.7)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="names the times of 2 steps"):
+        field.run("cm", x0, 3, times=[0.0, 0.7])
+
+
+@pytest.mark.parametrize("times", [[0.1, 0.5], [0.0, 0.5, 0.5], [0.0, 1.0]])
+def test_times_that_do_not_rise_from_noise_to_data_are_refused(times):
+    with pytest.raises(ValidationError, match="must start at 0 and rise"):
+        Sampler(kind="cm", times=times)
+    with pytest.raises(ValidationError, match="exclude each other"):
+        Sampler(kind="cm", times=[0.0, 0.5], shift=0.3)
