@@ -7,6 +7,7 @@ folder beside the model, tagged with the spec's digest, so that a changed run ne
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -161,6 +162,12 @@ class StopRequest:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if not self._asked:
+            rank, count = self._accelerator.process_index, self._accelerator.num_processes
+            # Not print: the signal may have come in the middle of one.
+            os.write(
+                2, f"process {rank} of {count}: asked to stop by {signal.Signals(number).name}\n".encode()
+            )
         self._asked = True
         if number == signal.SIGINT:  # who presses it twice does not want to wait
             signal.signal(number, signal.default_int_handler)

@@ -70,6 +70,8 @@ AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 MpiDefault=none
 StateSaveLocation=$dir/state
+# two clusters on one machine number their jobs, and the ports made of them, apart
+FirstJobId=$((BASE_PORT * 10))
 SlurmdSpoolDir=$dir/spool-%n
 SlurmctldPidFile=$dir/slurmctld.selfpid
 SlurmdPidFile=$dir/slurmd-%n.selfpid
@@ -86,7 +88,7 @@ MinJobAge=3600
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,bf_max_job_test=100,sched_min_interval=100000
 EpilogMsgTime=0
-KillWait=2
+KillWait=20
 CompleteWait=0
 InactiveLimit=0
 OverTimeLimit=0

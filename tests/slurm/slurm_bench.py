@@ -1,32 +1,42 @@
-"""Snakemake on the test cluster: a working directory, the shipped profile cut to size, faults."""
+"""Snakemake on the test cluster: a working directory, the shipped profiles cut to size, faults."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from configs import ROOT
+from slurm_cluster import Cluster
 from stages.stages_world import TINY
 
-from fewstep.config.base import merge
+from fewstep.checkpoint import load_model
+from fewstep.config.base import merge, read_yaml
+from fewstep.files import sha256
 
 FAST = Path(__file__).parent / "snakemake_fastpoll.py"
-PROFILE = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
-STEPS = 1000
-LONG = {"methods": {"cd": {"train": {"steps": STEPS}}}}
 SHORT = {"--slurm-init-seconds-before-status-checks": "1", "--latency-wait": "5"}
+RUN = "decm/base/0"
+MODEL = f"results/demo/{RUN}/model.safetensors"
+TABLE = "results/demo/table1.csv"
+STEPS = 400
+ROWS = {"meanflow-published": None, "lightningdit": [1], "decm": [2]}
+"""Rows of the reduced table 1, and the NFE of those that are computed."""
 
 Found = TypeVar("Found")
 
 
-def eventually(look: Callable[[], Found], seconds: float = 150) -> Found:
+def eventually(look: Callable[[], Found], seconds: float = 240) -> Found:
     """The first true answer of ``look``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -36,46 +46,62 @@ def eventually(look: Callable[[], Found], seconds: float = 150) -> Found:
     raise AssertionError(f"nothing within {seconds} s")
 
 
+def overrides() -> dict[str, Any]:
+    """What makes table 1 small: few rows, tiny networks, two latent shards (an array of jobs)."""
+    rows = [row for row in read_yaml(ROOT / "config/tables/table1.yaml")["rows"] if row["id"] in ROWS]
+    for row in rows:
+        if nfe := ROWS[row["id"]]:
+            row |= {"nfe": nfe, "reported": {"fid": [None] * len(nfe)}}
+    small = {
+        "settings": {"latents": {"digits-latents": {"shards": 2}}},
+        "methods": {"decm": {"train": {"steps": STEPS}}},
+        "tables": {"table1": {"rows": rows}},
+    }
+    return merge(TINY, small)
+
+
+def profile(name: str) -> dict[str, Any]:
+    return read_yaml(ROOT / f"profiles/{name}/config.yaml")
+
+
 def small(resources: dict[str, Any]) -> dict[str, Any]:
     """A rule's resources for the fake nodes; what the profile says about Slurm stays."""
     sizes = {"gpu": 1, "gres": "gpu:1", "mem_mb": 500, "runtime": 10}
     return {**resources, **{key: value for key, value in sizes.items() if key in resources}}
 
 
-def several_nodes() -> dict[str, Any]:
-    """The training line for several nodes that the profile offers in a comment."""
-    (line,) = [line for line in PROFILE.splitlines() if line.startswith("  # train: ")]
-    return yaml.safe_load(line.removeprefix("  # "))["train"]
-
-
 class Bench:
     """One working directory and the cluster that its jobs go to."""
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.folder = folder
-        self.env = {**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.cluster = cluster
+        self.env = {**cluster.env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.results = folder / "results/demo"
         self.logs = folder / "logs/demo"
-        (folder / "tiny.yaml").write_text(yaml.safe_dump({"overrides": merge(TINY, LONG)}))
+        self.model = folder / MODEL
+        folder.mkdir(exist_ok=True)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({"overrides": overrides()}))
         self.edit()
 
-    def edit(self, **train: Any) -> None:
-        """Write the profile, with changed resources of the rule train."""
-        profile = yaml.safe_load(PROFILE)
-        profile["default-resources"] = small(profile["default-resources"])
-        rules = {rule: small(resources) for rule, resources in profile["set-resources"].items()}
-        rules["train"] = {**rules["train"], **train}
-        profile |= {"set-resources": rules, "set-threads": dict.fromkeys(profile["set-threads"], 1)}
+    def copy(self, folder: Path, cluster: Cluster) -> Bench:
+        """The same files in another folder, but for one model that is still to be trained."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("snakemake.out", "slurm"))
+        shutil.rmtree(folder / f"results/demo/{RUN}")
+        return Bench(folder, cluster)
+
+    def edit(self, *overlays: str, retries: int | None = None, **train: Any) -> None:
+        """Write the profile, with overlays, and with changed resources of the rule train."""
+        made = profile("slurm")
+        for name in overlays:
+            made |= profile(name)
+        rules = {rule: small(resources) for rule, resources in made["set-resources"].items()}
+        rules["train"] |= train
+        made["default-resources"] = small(made["default-resources"])
+        made |= {"set-resources": rules, "set-threads": dict.fromkeys(made["set-threads"], 1)}
+        made["retries"] = retries or made["retries"]
         (self.folder / "profile").mkdir(exist_ok=True)
-        (self.folder / "profile/config.yaml").write_text(yaml.safe_dump(profile))
-
-    def replace_train(self, resources: dict[str, Any]) -> None:
-        """Write the profile with the rule train's line replaced."""
-        self.edit()
-        path = self.folder / "profile/config.yaml"
-        profile = yaml.safe_load(path.read_text())
-        profile["set-resources"]["train"] = small(resources)
-        path.write_text(yaml.safe_dump(profile))
+        (self.folder / "profile/config.yaml").write_text(yaml.safe_dump(made))
 
     def snakemake(self, *targets: str) -> Snakemake:
         words = ["--snakefile", str(ROOT / "Snakefile"), "--profile", str(self.folder / "profile")]
@@ -83,23 +109,90 @@ class Bench:
         words += [word for pair in SHORT.items() for word in pair]
         return Snakemake(self, [*words, "--", *targets])
 
-    def ask(self, *words: str) -> str:
-        return subprocess.run(
-            words, env=self.env, cwd=self.folder, check=True, capture_output=True, text=True
-        ).stdout
+    def unlock(self) -> None:
+        """What the README says to type after Snakemake was killed."""
+        words = [sys.executable, "-m", "snakemake", *self.snakemake(MODEL).words[:-2], "--unlock"]
+        subprocess.run(words, env=self.env, cwd=self.folder, check=True, capture_output=True)
 
-    def job(self, rule: str, state: str = "RUNNING") -> str:
-        """Number of a job of ``rule`` in this folder, "" if there is none."""
+    def ask(self, *words: str) -> str:
+        return self.cluster.ask(*words, cwd=self.folder)
+
+    def jobs(self, rule: str, state: str = "") -> list[str]:
+        """Numbers of the jobs of ``rule`` in this folder, finished ones too; of an array, of its tasks."""
+        found = []
         for line in self.ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%Z|%k").splitlines():
             number, now, folder, comment = line.split("|", 3)
-            if now == state and folder == str(self.folder) and comment.startswith(f"rule_{rule}"):
-                return number
-        return ""
+            if state in ("", now) and folder == str(self.folder) and comment.startswith(f"rule_{rule}_"):
+                found.append(number)
+        return sorted(found)
 
-    def count(self, rule: str) -> int:
-        """Jobs of ``rule`` that this folder has ever submitted."""
-        lines = self.ask("squeue", "-h", "-t", "all", "-o", "%Z|%k").splitlines()
-        return sum(line.startswith(f"{self.folder}|rule_{rule}_") for line in lines)
+    def log(self) -> str:
+        path = self.logs / f"train/{RUN}.log"
+        return path.read_text() if path.exists() else ""
+
+    def resumed(self) -> int:
+        """Step at which the present attempt of the training has resumed, 0 if it began anew."""
+        found = re.search(r"resumed at step (\d+)", self.log())
+        return int(found[1]) if found else 0
+
+    def saved(self) -> int:
+        """Step of the state on disk, 0 without one."""
+        return max((int(path.name[5:]) for path in self.model.parent.glob("state-*/step-*[0-9]")), default=0)
+
+    def trainers(self) -> list[int]:
+        """Processes that train in this folder and are ready to save when asked."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if b"fewstep.train" in words[1:4] and (process / "cwd").readlink() == self.folder:
+                    status = dict(re.findall(r"(\w+):\s+(\w+)", (process / "status").read_text()))
+                    if int(status["SigCgt"], 16) & 1 << signal.SIGTERM - 1:
+                        found.append(int(process.name))
+            except OSError:
+                continue
+        return found
+
+    @contextmanager
+    def held(self, processes: int = 1) -> Iterator[str]:
+        """Number of the job that trains now; its processes stand still, after some steps.
+
+        Nothing that a training computes depends on the clock, so that the cluster may take its time.
+        """
+        trainers = eventually(lambda: pids if len(pids := self.trainers()) == processes else None)
+        time.sleep(0.3)
+        send(signal.SIGSTOP, trainers)
+        try:
+            yield "".join(self.jobs("train", "RUNNING"))
+        finally:
+            send(signal.SIGCONT, trainers)
+
+
+def send(number: signal.Signals, processes: list[int]) -> None:
+    """A signal to each of them that still lives."""
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def asked(bench: Bench) -> bool:
+    """Whether SIGTERM has come to all that train, though they stand still, or nothing trains any more."""
+    return all(pending(pid) for pid in bench.trainers())
+
+
+def pending(pid: int) -> bool:
+    try:
+        found = re.findall(r"S[ih][gd]Pnd:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return True
+    return any(int(mask, 16) & 1 << signal.SIGTERM - 1 for mask in found)
+
+
+def same(ours: Path, theirs: Path) -> bool:
+    """Whether two trainings have made the same weights and curves, bit for bit."""
+    (one, _), (two, _) = load_model(ours), load_model(theirs)
+    equal = one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    return equal and len({sha256(path.with_name("train.jsonl")) for path in (ours, theirs)}) == 1
 
 
 class Snakemake:
@@ -111,7 +204,7 @@ class Snakemake:
 
     def __enter__(self) -> Snakemake:
         self.out = self.bench.folder / "snakemake.out"
-        with self.out.open("a") as stream:
+        with self.out.open("w") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, str(FAST), *self.words],
                 cwd=self.bench.folder,
@@ -122,7 +215,7 @@ class Snakemake:
             )
         return self
 
-    def finish(self, seconds: float = 300) -> str:
+    def finish(self, seconds: float = 400) -> str:
         code = self.process.wait(seconds)
         text = self.out.read_text()
         logs = [path.read_text()[-2000:] for path in self.bench.logs.rglob("*.log")] if code else []
