@@ -1,6 +1,6 @@
 """Sample the images of one cell.
 
-    python -m fewstep.sample --spec SPEC --model model.safetensors --latents manifest.json
+    python -m fewstep.sample --spec SPEC --model model.safetensors [--latents manifest.json]
         [--tokenizer WEIGHTS] --out images.tar
 
 Labels and noise belong to the image's index and are drawn on the CPU, and images are made in chunks of
@@ -9,7 +9,7 @@ a fixed size, so that the result does not depend on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from .config.specs import SampleSpec
 from .core.guidance import guided_field
 from .core.rng import generator
 from .core.sampling import evaluations, sample
-from .data.shards import LatentShards
+from .data.manifest import Normalisation, known_normalisation, read_manifest
 from .data.tokenizers import open_tokenizer, weights_digest
 from .images import to_uint8, write_images
 from .ranks import Ranks
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     arguments = parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True)
-    arguments.add_argument("--latents", type=Path, required=True, help="manifest.json: normalisation")
+    arguments.add_argument(
+        "--latents", type=Path, nargs="*", default=[], help="manifest.json, if only it has the normalisation"
+    )
     arguments.add_argument("--tokenizer", type=Path, nargs="*", default=[], help="weights of the decoder")
     given = arguments.parse_args(argv)
     spec = read_spec(SampleSpec, given.spec)
@@ -53,11 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     net, card = load_network(given.model, spec.backbone)
     check_tokenizer(card, spec.latents.tokenizer, given.model)
     net = net.to(ranks.device)
-    shards = LatentShards(given.latents)
-    shards.check(spec.latents)
     weights = given.tokenizer[0] if given.tokenizer else None
-    if shards.manifest.weights != weights_digest(weights):
-        raise ValueError(f"{given.latents}: was encoded with other tokenizer weights than {weights}")
+    normalisation = read_normalisation(spec, given.latents, weights)
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, ranks.device)
     labels = draw_labels(spec)
     card = {
@@ -70,8 +69,6 @@ def main(argv: list[str] | None = None) -> None:
         "labels": spec.labels,
         "uint8": spec.uint8,
     }
-    dataset = shards.manifest.dataset
-    shape = (dataset.channels, dataset.resolution, dataset.resolution)
 
     def make(indices: range) -> Tensor:
         y = labels[indices.start : indices.stop].to(ranks.device)
@@ -80,10 +77,11 @@ def main(argv: list[str] | None = None) -> None:
         )
         x0 = noise(spec, indices, "start").to(ranks.device)
         latents = sample(spec.sampler, field, x0, spec.nfe, lambda step: noise(spec, indices, step))
-        images = decoder.decode(shards.denormalise(latents))
-        if images.shape[1:] != shape:
+        images = decoder.decode(normalisation.denormalise(latents))
+        if list(images.shape[1:]) != spec.image:
             raise ValueError(
-                f"{given.latents}: decoded to {tuple(images.shape[1:])}, the data set has {shape}"
+                f"{given.spec}: latents decode to {tuple(images.shape[1:])}, but the data set has "
+                f"{tuple(spec.image)}"
             )
         return to_uint8(images, spec.uint8)
 
@@ -95,6 +93,22 @@ def main(argv: list[str] | None = None) -> None:
         for images in ranks.work(chunks, make):
             writer.append(images, labels[writer.count : writer.count + len(images)])
             bar.update(len(images))
+
+
+def read_normalisation(spec: SampleSpec, manifests: Sequence[Path], weights: Path | None) -> Normalisation:
+    """How latents are normalised: by a manifest, or without one by the tokenizer's own files.
+
+    Raises:
+        ConfigError: there is neither.
+        ValueError: a manifest of other latents, or of other tokenizer weights.
+    """
+    if not manifests:
+        return known_normalisation(spec.latents.tokenizer, weights)
+    manifest = read_manifest(manifests[0])
+    manifest.check(spec.latents, manifests[0])
+    if manifest.weights != weights_digest(weights):
+        raise ValueError(f"{manifests[0]}: was encoded with other tokenizer weights than {weights}")
+    return manifest.normalisation
 
 
 def velocity_beyond(net: nn.Module) -> Callable[..., Tensor]:

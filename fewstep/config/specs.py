@@ -81,6 +81,7 @@ class SampleSpec(Strict):
     uint8: str
     seed: int
     latents: LatentCard
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of the data set's images")
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 

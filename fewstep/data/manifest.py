@@ -14,7 +14,7 @@ from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.settings import Dataset, Tokenizer
 from ..config.specs import LatentCard
-from .statistics import Published
+from .statistics import Published, published
 
 HEX = r"^[0-9a-f]{64}$"
 
@@ -131,6 +131,21 @@ def read_manifest(path: str | Path) -> Manifest:
         if found != right:
             raise ConfigError(f"{path}: {key}: {found} disagrees with {right} in the same file")
     return manifest
+
+
+def known_normalisation(tokenizer: Tokenizer, weights: Path | None) -> Normalisation:
+    """The normalisation of latents that are not at hand, from the tokenizer's own files.
+
+    Args:
+        weights: record of the tokenizer's asset.
+
+    Raises:
+        ConfigError: it is measured on the latents; a damaged file of statistics.
+    """
+    if tokenizer.measured:
+        raise ConfigError("tokenizer.statistics: computed is in the latents' manifest; pass --latents")
+    channels = tokenizer.shape[0]
+    return normalisation(tokenizer, [0.0] * channels, [1.0] * channels, published(tokenizer, weights))
 
 
 def normalisation(

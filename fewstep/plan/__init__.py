@@ -73,6 +73,10 @@ class Plan(Cells):
     def latents_of(self, run: str) -> str:
         return self.manifest(self.runs[run].setting.latents)
 
+    def normalisation_of(self, run: str) -> list[str]:
+        """The manifest, where the tokenizer's own files do not say how its latents are normalised."""
+        return [self.latents_of(run)] if self.runs[run].tokenizer.measured else []
+
     def teacher_of(self, run: str) -> list[str]:
         teacher = self.runs[run].setting.teacher
         return [self.model(teacher)] if self.runs[run].taught and teacher else []

@@ -75,7 +75,8 @@ class _Walk:
         name = (run.name, key.seed, f"{key.sampler}-{key.nfe}", self.plan.image_set(key.protocol))
         self.found.images.setdefault(name, key.protocol)
         self.model(run.name, key.seed)
-        self.latent(run.setting.latents)
+        if run.tokenizer.measured:
+            self.latent(run.setting.latents)
         self.weights(run.tokenizer.weights)
 
     def model(self, name: str, seed: int) -> None:

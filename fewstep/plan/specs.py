@@ -113,6 +113,7 @@ def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> S
         uint8=protocol.uint8,
         seed=protocol.seed,
         latents=_latents(plan, run.setting.latents),
+        image=_image(plan, run),
         decoder=plan.network(run.tokenizer.weights),
     )
 
@@ -150,14 +151,18 @@ def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protoco
     name, nfe = _split_cell(plan, cell)
     entry = plan.parts.protocols[protocol]
     key = CellKey(method=method, variant=variant, seed=int(seed), sampler=name, nfe=nfe, protocol=protocol)
-    latents = plan.parts.latents[plan.run(method, variant).setting.latents]
-    dataset = plan.parts.datasets[latents.dataset]
     return ScoreSpec(
         cell=key,
         protocol=entry,
         extractor=plan.network(entry.weights),
-        image=[dataset.channels, dataset.resolution, dataset.resolution],
+        image=_image(plan, plan.run(method, variant)),
     )
+
+
+def _image(plan: Cells, run: Run) -> list[int]:
+    """(C, H, W) of the images of a run's data set."""
+    dataset = plan.parts.datasets[plan.parts.latents[run.setting.latents].dataset]
+    return [dataset.channels, dataset.resolution, dataset.resolution]
 
 
 def _table(plan: Cells, name: str) -> Strict:

@@ -14,6 +14,7 @@ from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
 from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan, marks
+from fewstep.plan.needs import needs
 from fewstep.plan.specs import spec
 from fewstep.results import table_lines
 
@@ -55,6 +56,16 @@ def test_weights_are_trained_unless_released_is_asked_for(paper_plan, released):
     assert not paper_plan.run("facm").adopted and released.run("facm").adopted
     assert re.fullmatch(released.pattern("adopted"), "facm/base")
     assert released.adopted_from("facm/base") == ["data/assets/facm-250ep.json"]
+
+
+def test_released_weights_need_no_data_set(released):
+    """Normalisation comes with the tokenizer; only training reads latents."""
+    found = needs(released, ["table1", "facm-released"])
+    assert not found.latents
+    assert set(found.assets) == {
+        *("vavae-f16d32", "lightningdit-xl1-800ep", "facm-100ep", "facm-250ep", "facm-400ep"),
+        *("inception-2015", "facm-reference", "adm-reference"),
+    }
 
 
 def test_released_models_calibrate_in_either_mode(paper_plan, released):
@@ -230,7 +241,8 @@ def test_released_weights_plan_without_training(tmp_path):
     jobs = dry_run(
         *(tmp_path, "--profile", "profiles/slurm", "results/table1.csv", "--config", "weights=released")
     )
-    assert "train" not in jobs
+    assert not {"train", "encode", "manifest"} & jobs.keys()
+    assert jobs["fetch"] == 6, "two models, the tokenizer, the extractor, two references"
     assert jobs["adopt"] == 2, "the teacher and FACM"
     assert jobs["sample"] == 4 and jobs["score"] == 8
 
@@ -238,7 +250,7 @@ def test_released_weights_plan_without_training(tmp_path):
 @pytest.mark.slow
 def test_calibration_trains_nothing(tmp_path):
     jobs = dry_run(tmp_path, "--profile", "profiles/slurm", "results/facm-released.csv")
-    assert "train" not in jobs
+    assert not {"train", "encode", "manifest"} & jobs.keys()
     assert jobs["adopt"] == jobs["sample"] == 3
 
 

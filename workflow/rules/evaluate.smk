@@ -2,7 +2,7 @@ rule sample:
     input:
         spec="<results>/specs/sample/{run}/{cell}/{images}.json",
         model="<results>/{run}/{seed}/model.safetensors",
-        latents=lambda wildcards: plan.latents_of(wildcards.run),
+        latents=lambda wildcards: plan.normalisation_of(wildcards.run),
         tokenizer=lambda wildcards: plan.decoder_of(wildcards.run),
     output:
         temp("<results>/{run}/{seed}/{cell}/{images}.tar"),
