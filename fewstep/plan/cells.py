@@ -138,8 +138,8 @@ class Cells(Runs):
         keys = []
         for claim in self.claims:
             wanted = self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
-            for cell in [claim.left, *claim.right]:
             protocol = self.claim_protocol(claim)
+            for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
                 for seed in self.seeds(run, wanted):
                     keys.append(self._key(run, seed, cell.sampler, cell.nfe, protocol))
