@@ -5,14 +5,14 @@
 The files go to the folder beside the record, assets/NAME/. Files that are already there and right
 are kept. The record is written last, so that its presence means that all files were verified.
 A file without a checksum in the configuration is trusted on first use: its hash is kept in the
-folder, and a later download from the same place must match it.
+folder, and a later download from the same place must match it. With HF_HUB_OFFLINE set, what a hub
+asset needs must lie there already.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from .files import atomic, write_text
 from .stage import parser, run
 
 KNOWN = ".known.json"
-STAGING = ".incoming"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +54,6 @@ def fetch(name: str, asset: Asset, out: Path) -> RecordBody:
             files = [
                 _settle(file, folder, origin, bring) for file, origin, bring in _ways(name, asset, folder)
             ]
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
     except ConfigError:
         raise
     except ValueError as error:
@@ -84,9 +82,10 @@ def _ways(name: str, asset: Asset, folder: Path) -> Iterator[tuple[AssetFile, st
     else:
         from .data.hub import Hub
 
-        hub = Hub(name, asset, folder / STAGING)
+        hub = Hub(name, asset, folder)
         for file in hub.files():
             yield file, f"{hub.place}@{asset.revision}", hub.download
+        hub.clear()
 
 
 def _settle(file: AssetFile, folder: Path, origin: str, bring: Bring) -> RecordFile:

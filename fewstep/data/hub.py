@@ -5,32 +5,51 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..config import ConfigError
+from ..config import ConfigError, Strict
 from ..config.assets import Asset, AssetFile
+from ..files import write_text
 from .download import verify
 
 Result = TypeVar("Result")
+STAGING = ".incoming"
+LISTING = ".listing.json"
+
+
+class Listing(Strict):
+    """What the patterns of an asset matched when the hub was asked last."""
+
+    repo: str
+    revision: str
+    patterns: list[str]
+    commit: str
+    files: list[AssetFile]
 
 
 class Hub:
-    """The repository of one asset at one revision; files pass through ``staging``.
+    """The repository of one asset at one revision, and the ``folder`` of its files.
+
+    With HF_HUB_OFFLINE set the hub is not asked: files that are in the folder are enough, and patterns
+    mean the files that they matched before.
 
     Raises:
         ConfigError: the asset is gated and there is no token.
     """
 
-    def __init__(self, name: str, asset: Asset, staging: Path) -> None:
+    def __init__(self, name: str, asset: Asset, folder: Path) -> None:
         import huggingface_hub
+        from huggingface_hub import constants
 
         self._hub = huggingface_hub
+        self._offline = constants.HF_HUB_OFFLINE
         self._name = name
         self._asset = asset
-        self._staging = staging
+        self._folder = folder
+        self._staging = folder / STAGING
         self._commit: str | None = None
         self.place = f"{asset.repo_type}s/{asset.repo}"
-        if asset.gated and not huggingface_hub.get_token():
+        if asset.gated and not self._offline and not huggingface_hub.get_token():
             raise ConfigError(self._locked())
 
     def _locked(self) -> str:
@@ -43,8 +62,10 @@ class Hub:
     def files(self) -> Iterator[AssetFile]:
         """The files that the asset asks for, with the hub's own hashes where it publishes them."""
         yield from self._asset.files
-        if not self._asset.patterns:
-            return
+        if self._asset.patterns:
+            yield from self._remembered() if self._offline else self._listed()
+
+    def _listed(self) -> list[AssetFile]:
         from huggingface_hub.utils import filter_repo_objects
 
         listed = self._call(
@@ -68,12 +89,38 @@ class Hub:
             raise ConfigError(
                 f"assets.{self._name}.patterns: nothing in {self._asset.repo} matches {self._asset.patterns}"
             )
-        for entry in found:
-            checksum = entry.lfs.sha256 if entry.lfs else None
-            yield AssetFile(name=entry.path, bytes=entry.size or None, sha256=checksum)
+        files = [
+            AssetFile(
+                name=entry.path, bytes=entry.size or None, sha256=entry.lfs.sha256 if entry.lfs else None
+            )
+            for entry in found
+        ]
+        listing = Listing(commit=self._resolve(), files=files, **self._asked())
+        write_text(self._folder / LISTING, listing.model_dump_json(indent=1) + "\n")
+        return files
+
+    def _remembered(self) -> list[AssetFile]:
+        path = self._folder / LISTING
+        if path.exists():
+            listing = Listing.model_validate_json(path.read_text(encoding="utf-8"))
+            if listing.model_dump(include=set(self._asked())) == self._asked():
+                return listing.files
+        raise ConfigError(
+            f"assets.{self._name}.patterns: HF_HUB_OFFLINE is set, and {self._folder} has no list of what "
+            f"{self._asset.patterns} match in {self._asset.repo}: fetch it once where the network is"
+        )
+
+    def _asked(self) -> dict[str, Any]:
+        asset = self._asset
+        return {"repo": self.place, "revision": asset.revision, "patterns": asset.patterns}
 
     def download(self, file: AssetFile, path: Path) -> tuple[int, str, str]:
         """Bring one file to ``path``: size, SHA-256, and its hub path with the commit."""
+        if self._offline:
+            raise ConfigError(
+                f"assets.{self._name}: HF_HUB_OFFLINE is set, and {path} is not there, or not what it "
+                f"should be: fetch it where the network is"
+            )
         commit = self._resolve()
         arrived = self._call(
             lambda: self._hub.hf_hub_download(
@@ -92,6 +139,10 @@ class Hub:
         path.parent.mkdir(parents=True, exist_ok=True)
         Path(arrived).replace(path)
         return size, digest, f"hf://{self.place}@{commit}/{file.name}"
+
+    def clear(self) -> None:
+        """Forget what the client keeps of transfers."""
+        shutil.rmtree(self._staging, ignore_errors=True)
 
     def _resolve(self) -> str:
         """The commit behind the revision: one snapshot for all files, and a name for it."""

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         self.files = {"/good.bin": CONTENT, "/bad.bin": CONTENT[::-1]}
         self.cut, self.cuts = 300_000, 0
         self.ranges = True
+        self.moved = {"/old.bin": "/good.bin"}
         self.failures: list[int] = []
         self.asked: list[tuple[str, str | None]] = []
 
@@ -51,6 +52,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, asked))
         if self.server.failures:
             return self.send_error(self.server.failures.pop())
+        if self.path in self.server.moved:
+            self.send_response(301)
+            self.send_header("Location", self.server.moved[self.path])
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         content = self.server.files.get(self.path)
         if content is None:
             return self.send_error(404)
@@ -141,6 +147,17 @@ def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     body = fetch("thing", http_asset(*urls), tmp_path / "thing.json")
     assert [path for path, _ in server.asked] == ["/missing.bin", "/bad.bin", "/good.bin"]
     assert body.files[0].source == urls[2]
+
+
+def test_a_mirror_that_moved_is_followed_and_continued(server: Server, tmp_path: Path) -> None:
+    server.cuts = 1
+    fetch("thing", http_asset(server.url("old.bin")), tmp_path / "thing.json")
+    assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
+    assert server.asked[1:] == [
+        ("/good.bin", None),
+        ("/old.bin", "bytes=300000-"),
+        ("/good.bin", "bytes=300000-"),
+    ]
 
 
 def test_server_errors_are_retried_and_refusals_are_not(server: Server, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ FILES = {
     "data/train-1.parquet": b"second" * 100,
     "data/test-0.parquet": b"test",
     "config.json": b"{}",
+    "large.bin": bytes(range(256)) * (24 << 12),  # the client keeps what has arrived in pieces of 10 MB
 }
 
 
@@ -33,6 +34,10 @@ def sha(content: bytes) -> str:
 
 class Hub(BaseHTTPRequestHandler):
     """Repository owner/name (open) and owner/gated; refusals with the hub's own codes and messages."""
+
+    cuts: list[str] = []
+    """Files whose next transfer breaks off in the middle."""
+    asked: list[tuple[str, str | None]] = []
 
     def log_message(self, *args: object) -> None:
         pass
@@ -63,15 +68,29 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(json.dumps(entries).encode())
         name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
         if name in FILES:
-            content = FILES[name]
-            return self.answer(content, headers={"X-Repo-Commit": COMMIT, "ETag": f'"{sha(content)}"'})
+            return self.file(name)
         return self.answer(b"", status=404, headers={"X-Error-Code": "EntryNotFound"})
+
+    def file(self, name: str) -> None:
+        content, part = FILES[name], self.headers.get("Range")
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{sha(content)}"', "Accept-Ranges": "bytes"}
+        start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if self.command == "GET":
+            self.asked.append((name, part))
+        if self.command == "GET" and name in self.cuts:
+            self.cuts.remove(name)
+            headers["Content-Length"] = str(len(content))
+            return self.answer(content[: len(content) // 2], headers=headers)
+        self.answer(content[start:], 206 if start else 200, headers)
 
     def answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
+        self.close_connection = True
         if self.command == "GET":
             self.wfile.write(content)
 
@@ -85,11 +104,12 @@ def endpoint() -> Iterator[str]:
 
 
 def fetch(
-    folder: Path, endpoint: str, asset: Asset, token: str = "secret"
+    folder: Path, endpoint: str, asset: Asset, token: str = "secret", offline: bool = False
 ) -> subprocess.CompletedProcess[str]:
     spec = write_spec(folder / "spec.json", FetchSpec(name="thing", asset=asset))
     proxies = {"http_proxy", "https_proxy", "all_proxy"}
     environment = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+    environment |= {"HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hub"), "HF_TOKEN": token}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "fewstep.fetch", "--spec", spec, "--out", str(folder / "thing.json")]
@@ -145,3 +165,35 @@ def test_a_gated_repository_needs_a_token_that_the_hub_knows(endpoint: str, tmp_
         done = fetch(tmp_path, endpoint, gated, token)
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not (tmp_path / "thing.json").exists()
+
+
+def test_a_transfer_that_breaks_off_is_continued(endpoint: str, tmp_path: Path) -> None:
+    name = "large.bin"
+    Hub.cuts.append(name)
+    Hub.asked.clear()
+    done = fetch(tmp_path, endpoint, hub_asset(files=[AssetFile(name=name, sha256=sha(FILES[name]))]))
+    assert done.returncode == 0, done.stderr
+    (_, first), (_, second) = Hub.asked
+    assert first is None and second == f"bytes={10 << 20}-"
+    assert (tmp_path / "thing" / name).read_bytes() == FILES[name]
+
+
+def test_without_network_patterns_mean_what_they_matched_before(endpoint: str, tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    asset = hub_asset(patterns=["data/train-*.parquet"], gated=True)
+    first = fetch(tmp_path, nowhere, asset, token="", offline=True)
+    assert first.returncode == 1 and len(first.stderr.strip().splitlines()) == 1
+    assert "assets.thing.patterns: HF_HUB_OFFLINE is set, and" in first.stderr
+    assert "fetch it once where the network is" in first.stderr
+    assert fetch(tmp_path, endpoint, asset).returncode == 0
+    record = (tmp_path / "thing.json").read_bytes()
+    (tmp_path / "thing.json").unlink()
+    again = fetch(tmp_path, nowhere, asset, token="", offline=True)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "thing.json").read_bytes() == record
+    (tmp_path / "thing/data/train-0.parquet").write_bytes(b"damaged")
+    damaged = fetch(tmp_path, nowhere, asset, token="", offline=True)
+    assert damaged.returncode == 1 and "HF_HUB_OFFLINE is set, and" in damaged.stderr
+    assert "train-0.parquet is not there, or not what it should be" in damaged.stderr
+    other = fetch(tmp_path, nowhere, hub_asset(patterns=["data/test-*"]), offline=True)
+    assert other.returncode == 1 and "has no list of what ['data/test-*'] match" in other.stderr
