@@ -111,6 +111,19 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
     }
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_published_velocity_becomes_both_heads(spec, active, inputs, tmp_path, reverse):
+    """Of a network with one output; where its time runs the other way, both heads are turned."""
+    one = active(spec())
+    both, converted = adopt.adopt(one.state_dict(), spec(outputs=2), tmp_path / "x.pt", reverse)
+    x, t, s, y = inputs(spec())
+    velocity, flow_map = both(x, t, s, y)
+    assert torch.equal(velocity, flow_map)
+    expected = -one(x, 1 - t, s, y) if reverse else one(x, t, s, y)
+    torch.testing.assert_close(velocity, expected, rtol=1e-3, atol=1e-4)
+    assert bool(converted) == reverse
+
+
 def test_networks_of_other_latents_are_refused(spec, active, published):
     arguments = published(spec(), active(spec()).state_dict())
     adopt.main(arguments)

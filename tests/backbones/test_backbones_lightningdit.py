@@ -92,6 +92,16 @@ def test_a_second_head_adds_one_final_layer():
     }
 
 
+def test_the_second_head_of_dit_is_of_less_than_half_a_percent():
+    """SiT-XL/2 has 675 M weights; the final layer of patches of 2 x 2 x 4 numbers 2.675 M."""
+    sit = XL | {"shape": [4, 32, 32], "patch": 2, "norm": "layer", "mlp": "gelu", "rope": False}
+    with torch.device("meta"):
+        nets = [build(LightningDiT(**sit, target_time=False, outputs=outputs)) for outputs in (1, 2)]
+    one, two = (sum(p.numel() for p in net.parameters()) for net in nets)
+    assert two - one == 1152 * 2304 + 2304 + 1152 * 16 + 16 == 2_674_960
+    assert (two - one) / one < 0.005
+
+
 def test_initialisation_follows_the_recipe(spec):
     torch.manual_seed(0)
     net = build(spec(width=192, heads=4, classes=400, target_time=True, outputs=2))
