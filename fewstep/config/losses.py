@@ -101,6 +101,62 @@ class MeanFlowLoss(Strict):
     norm_constant: float = Field(default=1e-3, gt=0)
 
 
+class FlowMapLoss(Strict):
+    """Losses over two times below 1: their networks need ``target_time``."""
+
+
+class SplitMeanFlowLoss(FlowMapLoss):
+    name: Literal["splitmeanflow"]
+    times: TimeLaw = TimeLaw()
+    equal: float = Field(default=0.5, ge=0, le=1, description="share of the batch with s = t, which learns v")
+    norm_power: float = Field(default=0.0, ge=0, le=1)
+    norm_constant: float = Field(default=1e-3, gt=0)
+
+
+class IMeanFlowLoss(FlowMapLoss):
+    name: Literal["imeanflow"]
+    times: TimeLaw = TimeLaw(law="logit-normal", mean=0.4, std=1.0)
+    equal: float = Field(default=0.5, ge=0, le=1, description="share of the batch with s = t")
+    norm_power: float = Field(default=1.0, ge=0, le=1)
+    norm_constant: float = Field(default=1e-6, gt=0, description="c, beside a mean of squares")
+
+
+class SoFlowLoss(FlowMapLoss):
+    name: Literal["soflow"]
+    equal: float = Field(default=0.75, ge=0, le=1, description="share of the batch that learns v at s = t")
+    times: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=0.2, std=1.0), description="of t in that share"
+    )
+    consistency_times: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=-0.2, std=0.8), description="of t elsewhere"
+    )
+    end_times: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=1.0, std=0.8), description="of s elsewhere, raised to t"
+    )
+    ratio: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[0.1, 0.002],
+        min_length=2,
+        max_length=2,
+        description="(l - t) / (s - t), at the first step and at the last",
+    )
+    norm_power: float = Field(default=1.0, ge=0, le=1)
+    norm_constant: float = Field(default=0.01, gt=0)
+
+
+class AYFLoss(FlowMapLoss):
+    name: Literal["ayf"]
+    objective: Literal["emd", "lmd"] = Field(
+        default="emd", description="emd: the residual at the left end (Eulerian); lmd: at the right end"
+    )
+    gaps: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=-0.8, std=1.0),
+        description="of s - t; t is uniform on the rest",
+    )
+    warmup: int = Field(default=10_000, ge=0, description="emd: steps over which the tangent is ramped in")
+    rho: float = Field(default=0.99, gt=0, le=1, description="emd: where the ramp ends")
+    constant: float = Field(default=0.1, gt=0, description="c of g / (rms(g) + c)")
+
+
 class DuMoLoss(Strict):
     name: Literal["dumo"]
     times: TimeLaw = TimeLaw()
@@ -169,6 +225,10 @@ Loss = Annotated[
     | FACMLoss
     | DECMLoss
     | MeanFlowLoss
+    | SplitMeanFlowLoss
+    | IMeanFlowLoss
+    | SoFlowLoss
+    | AYFLoss
     | DuMoLoss
     | SCMLoss
     | AutoencoderLoss

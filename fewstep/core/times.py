@@ -30,3 +30,10 @@ def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
     if law.law == "arctan":
         return 1 - 2 / math.pi * torch.atan(torch.exp(n))
     return torch.sigmoid(n)
+
+
+def sample_interval(law: TimeLaw, rng: Streams, equal: float) -> tuple[Tensor, Tensor]:
+    """Two draws of ``law``, sorted: t <= s, each (B,), float32. A share ``equal`` of the rows has s = t."""
+    one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
+    t, s = torch.minimum(one, other), torch.maximum(one, other)
+    return t, torch.where(rng.uniform("equal") < equal, t, s)

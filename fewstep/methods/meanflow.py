@@ -33,7 +33,7 @@ from ..core.losses import adaptive, consistency_residual, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand
 from ..core.point import Point
-from ..core.times import sample_times
+from ..core.times import sample_interval
 
 
 class MeanFlow(Method):
@@ -44,10 +44,9 @@ class MeanFlow(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         p = self.params
-        one, other = sample_times(p.times, ctx.rng, "t"), sample_times(p.times, ctx.rng, "s")
-        at = Point(batch, ctx, torch.minimum(one, other))
-        s = torch.maximum(one, other).to(at.t.dtype)
-        s = torch.where(ctx.rng.uniform("equal") < p.equal, at.t, s)
+        t, s = sample_interval(p.times, ctx.rng, p.equal)
+        at = Point(batch, ctx, t)
+        s = s.to(at.t.dtype)
         gap = s - at.t
         directions = (expand(gap, at.x) * at.v, gap, torch.zeros_like(gap))
         F, dF_scaled = ctx.tangent(net, (at.x, at.t, s), directions, at.y)

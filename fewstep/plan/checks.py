@@ -6,7 +6,16 @@ from typing import Any
 
 from ..config.base import ConfigError, known
 from ..config.load import Config, check_file
-from ..config.losses import DECMLoss, FACMLoss, FlowMatchingLoss, Loss, MeanFlowLoss, SCMLoss
+from ..config.losses import (
+    AYFLoss,
+    DECMLoss,
+    FACMLoss,
+    FlowMapLoss,
+    FlowMatchingLoss,
+    Loss,
+    MeanFlowLoss,
+    SCMLoss,
+)
 from ..config.methods import Published
 from ..config.settings import Backbone, LightningDiT, Setting, Train
 
@@ -51,13 +60,13 @@ def check_schedule(loss: Loss, train: Train, where: str) -> None:
     """Refuse schedules that would never take effect."""
     if isinstance(loss, DECMLoss) and loss.n2n and loss.freq > train.steps:
         raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
-    if isinstance(loss, SCMLoss) and loss.warmup > train.steps:
+    if isinstance(loss, SCMLoss | AYFLoss) and loss.warmup > train.steps:
         raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")
 
 
 def check_times(loss: Loss, backbone: Backbone, where: str) -> None:
     """Refuse a loss over two times for a network that knows one."""
-    two = isinstance(loss, DECMLoss | MeanFlowLoss) or (
+    two = isinstance(loss, FlowMapLoss | DECMLoss | MeanFlowLoss) or (
         isinstance(loss, FACMLoss) and loss.anchor == "target"
     )
     if two and isinstance(backbone, LightningDiT) and not backbone.target_time:

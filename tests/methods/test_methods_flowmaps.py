@@ -1,0 +1,249 @@
+"""Flow maps learnt by splitting an interval, by short steps, and from either end of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep import methods
+from fewstep.config import losses as config
+from fewstep.core.jvp import value_and_tangent
+from fewstep.core.path import expand, interpolate
+
+UNIFORM = config.TimeLaw()
+SPLIT = config.SplitMeanFlowLoss(name="splitmeanflow", equal=0.3)
+SPLIT_ONLY = config.SplitMeanFlowLoss(name="splitmeanflow", equal=0.0)
+IMPROVED = config.IMeanFlowLoss(name="imeanflow", norm_power=0.0)
+EXACT = {
+    "splitmeanflow": SPLIT,
+    "splitmeanflow without flow matching": SPLIT_ONLY,
+    "imeanflow": IMPROVED,
+    "ayf emd": config.AYFLoss(name="ayf", warmup=0, rho=1.0),
+    "ayf lmd": config.AYFLoss(name="ayf", objective="lmd"),
+}
+
+
+def evaluate(params, net, batch, ctx):
+    (loss,) = methods.build(params).updates(ctx.step)
+    return loss(net, batch, ctx)
+
+
+def phi(x, t, s):
+    """dF/dp of the perturbed exact map."""
+    return torch.sin(3 * x + 2 * expand(t, x) + 5 * expand(s, x))
+
+
+def by_hand(g, slope):
+    """Gradient of the mean of (F - (sg(F) - g))^2."""
+    return (2 * g * slope).mean()
+
+
+def gradient(params, net, batch, ctx):
+    return torch.autograd.grad(evaluate(params, net, batch, ctx).loss, net.parameters())[0]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_residual_vanishes_at_the_exact_map_only(name, exact_map, exact_context, gaussian_batch):
+    exact = evaluate(EXACT[name], exact_map(), gaussian_batch, exact_context())
+    perturbed = evaluate(EXACT[name], exact_map(0.1), gaussian_batch, exact_context())
+    residual = next(key for key in exact.logs if key.startswith("residual"))
+    assert exact.loss.item() < 1e-24 and float(exact.logs[residual]) < 1e-13
+    assert perturbed.loss.item() > 1e-4 and float(perturbed.logs[residual]) > 1e-2
+
+
+def test_without_a_teacher_lmd_follows_its_own_velocity(exact_map, exact_context, gaussian_batch):
+    terms = evaluate(EXACT["ayf lmd"], exact_map(), gaussian_batch, exact_context(taught=False))
+    assert float(terms.logs["residual_ayf"]) < 1e-13
+
+
+def test_soflow_vanishes_to_the_order_of_one_euler_step(exact_map, exact_context, gaussian_batch):
+    def residual(ratio, net):
+        params = config.SoFlowLoss(name="soflow", equal=0.0, ratio=[ratio, ratio])
+        return float(evaluate(params, net, gaussian_batch, exact_context()).logs["residual_sof"])
+
+    coarse, middle, fine = (residual(ratio, exact_map()) for ratio in (0.08, 0.04, 0.02))
+    assert coarse / middle == pytest.approx(2, rel=0.03)
+    assert middle / fine == pytest.approx(2, rel=0.03)
+    assert fine < 0.01 < 0.05 < residual(0.02, exact_map(0.1))
+
+
+def test_soflow_finds_the_limit_of_its_ratio(exact_map, exact_context, gaussian_batch):
+    """For a short step its gradient is MeanFlow's, halved and with weights: g = F - v - (s - t) dF."""
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    params = config.SoFlowLoss(
+        name="soflow",
+        equal=0.0,
+        ratio=[1e-4, 1e-4],
+        norm_power=0.0,
+        consistency_times=config.TimeLaw(law="logit-normal", mean=-2.0, std=0.3),
+        end_times=config.TimeLaw(law="logit-normal", mean=2.0, std=0.3),
+    )
+    t = torch.sigmoid(-2.0 + 0.3 * ctx.rng.normal("t")).double()
+    s = torch.sigmoid(2.0 + 0.3 * ctx.rng.normal("s")).double()
+    x = interpolate(batch.x0, batch.x1, t)
+    v = ctx.teacher(x, t, batch.y)
+    F, dF = value_and_tangent(
+        net, (x, t, s), (v, torch.ones_like(t), torch.zeros_like(t)), batch.y, "functorch"
+    )
+    g = F.detach() - v - expand(s - t, x) * dF
+    expected = by_hand(g, phi(x, t, s)) / 2
+    assert float(gradient(params, net, batch, ctx)) == pytest.approx(float(expected), rel=2e-3)
+
+
+def test_soflow_shortens_its_steps(exact_context):
+    method = methods.build(config.SoFlowLoss(name="soflow"))
+    ratios = [method.ratio(exact_context(step)) for step in (0, 50, 100)]
+    assert ratios[0] == 0.1 and ratios[2] == pytest.approx(0.002)
+    assert ratios[1] ** 2 == pytest.approx(ratios[0] * ratios[2])
+
+
+def test_soflow_with_the_velocity_alone_is_flow_matching(exact_map, exact_context, gaussian_batch):
+    net, ctx = exact_map(0.4), exact_context()
+    params = config.SoFlowLoss(name="soflow", equal=1.0, times=UNIFORM, norm_power=0.0)
+    t = ctx.rng.uniform("velocity").double()
+    x = interpolate(gaussian_batch.x0, gaussian_batch.x1, t)
+    g = net(x, t, t, gaussian_batch.y).detach() - ctx.teacher(x, t, gaussian_batch.y)
+    torch.testing.assert_close(gradient(params, net, gaussian_batch, ctx), by_hand(g, phi(x, t, t)))
+
+
+def test_split_puts_two_jumps_together(exact_map, exact_context, gaussian_batch):
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
+    t, s = draws.min(0).values, draws.max(0).values
+    m = t + ctx.rng.uniform("lambda").double() * (s - t)
+    x = interpolate(batch.x0, batch.x1, t)
+
+    def jump(x, t, s):
+        return x + expand(s - t, x) * net(x, t, s, batch.y)
+
+    with torch.no_grad():
+        g = net(x, t, s, batch.y) - (jump(jump(x, t, m), m, s) - x) / expand(s - t, x)
+    torch.testing.assert_close(gradient(SPLIT_ONLY, net, batch, ctx), by_hand(g, phi(x, t, s)))
+
+
+def test_split_asks_the_teacher_about_rows_without_a_gap_only(tiny, tiny_batch, exact_context):
+    asked = []
+
+    def teacher(x, t, y):
+        asked.append(len(t))
+        return x
+
+    ctx = exact_context()
+    ctx.teacher = teacher
+    ctx.rng = type(ctx.rng)(3, 0, 8, slice(None))
+    still = int((ctx.rng.uniform("equal") < 0.3).sum())
+    evaluate(SPLIT, tiny("splitmeanflow"), tiny_batch, ctx)
+    assert asked == [still] and 0 < still < 8
+    evaluate(SPLIT_ONLY, tiny("splitmeanflow"), tiny_batch, ctx)
+    assert len(asked) == 1
+
+
+def test_improved_meanflow_differentiates_the_value_and_the_velocity(
+    exact_map, exact_context, gaussian_batch
+):
+    """Along the network's own velocity; the derivative itself is held fixed."""
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    params = IMPROVED.model_copy(update={"times": UNIFORM, "equal": 0.0})
+    draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
+    t, s = draws.min(0).values, draws.max(0).values
+    x = interpolate(batch.x0, batch.x1, t)
+    own = net(x, t, t, batch.y).detach()
+    along = (own, torch.ones_like(t), torch.zeros_like(t))
+    F, dF = value_and_tangent(net, (x, t, s), along, batch.y, "functorch")
+    v = ctx.teacher(x, t, batch.y)
+    expected = by_hand(F.detach() - expand(s - t, x) * dF - v, phi(x, t, s)) + by_hand(own - v, phi(x, t, t))
+    torch.testing.assert_close(gradient(params, net, batch, ctx), expected)
+
+
+@pytest.mark.parametrize("objective", ["emd", "lmd"])
+def test_align_your_flow_follows_its_residual(objective, exact_map, exact_context, gaussian_batch):
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    params = config.AYFLoss(name="ayf", objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
+    gap = ctx.rng.uniform("gap")
+    t = ((1 - gap) * ctx.rng.uniform("t")).double()
+    s = t + gap.double()
+    x = interpolate(batch.x0, batch.x1, t)
+    one, none = torch.ones_like(t), torch.zeros_like(t)
+    v = ctx.teacher(x, t, batch.y)
+    along = (v, one, none) if objective == "emd" else (torch.zeros_like(x), none, one)
+    F, dF = value_and_tangent(net, (x, t, s), along, batch.y, "functorch")
+    F, scaled = F.detach(), expand(s - t, x) * dF
+    g = (
+        F - v - scaled
+        if objective == "emd"
+        else F + scaled - ctx.teacher(x + expand(s - t, x) * F, s, batch.y)
+    )
+    g = g / (expand(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
+    torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, s)))
+
+
+def test_both_ends_of_align_your_flow_are_limits_of_difference_quotients(
+    exact_map, exact_context, gaussian_batch
+):
+    """Start moved along the ODE, arrival held; and start held, arrival moved: both by central differences."""
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    h = 1e-5
+
+    def f(x, t, s):
+        return x + expand(s - t, x) * net(x, t, s, batch.y)
+
+    def terms(objective):
+        params = config.AYFLoss(name="ayf", objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
+        return float(evaluate(params, net, batch, ctx).logs["residual_ayf"])
+
+    gap = ctx.rng.uniform("gap")
+    t = ((1 - gap) * ctx.rng.uniform("t")).double()
+    s = t + gap.double()
+    x = interpolate(batch.x0, batch.x1, t)
+    with torch.no_grad():
+        v = ctx.teacher(x, t, batch.y)
+        left = -(f(x + h * v, t + h, s) - f(x - h * v, t - h, s)) / (2 * h)
+        right = (f(x, t, s + h) - f(x, t, s - h)) / (2 * h) - ctx.teacher(f(x, t, s), s, batch.y)
+    for objective, g in {"emd": left, "lmd": right}.items():
+        assert terms(objective) == pytest.approx(float(g.square().flatten(1).mean(1).sqrt().mean()), rel=1e-6)
+
+
+def test_align_your_flow_warms_up_the_eulerian_tangent(exact_map, exact_context, gaussian_batch):
+    """At step 0 the residual is flow matching's; the ramp ends at rho. The other end has no ramp."""
+
+    def residual(step, **given):
+        params = config.AYFLoss(name="ayf", warmup=10, **given)
+        terms = evaluate(params, exact_map(), gaussian_batch, exact_context(0) if not step else later(step))
+        return float(terms.logs["residual_ayf"])
+
+    def later(step):
+        ctx = exact_context(0)
+        ctx.step = step
+        return ctx
+
+    values = [residual(step, rho=1.0) for step in (0, 5, 10, 20)]
+    assert values[0] > values[1] > values[2] and values[2] == values[3] < 1e-13
+    assert residual(10, rho=0.9) == pytest.approx(0.1 * values[0], rel=1e-6)
+    assert residual(0, objective="lmd") < 1e-13
+
+
+class TwoHeads(nn.Module):
+    """Velocity and flow map of two networks, called as one."""
+
+    def __init__(self, velocity: nn.Module, flow_map: nn.Module):
+        super().__init__()
+        self.velocity, self.flow_map = velocity, flow_map
+
+    def forward(self, x, t, s, y):
+        return self.velocity(x, t, s, y), self.flow_map(x, t, s, y)
+
+
+def test_improved_meanflow_trains_both_heads(tiny, tiny_batch, exact_context):
+    """Rows with s = t and the second loss train the velocity, other rows the flow map."""
+    net = TwoHeads(tiny("decm"), tiny("decm"))
+    ctx = exact_context(taught=False)
+    ctx.rng = type(ctx.rng)(3, 0, 8, slice(None))
+    for equal, reached in ((0.0, {"velocity", "flow_map"}), (1.0, {"velocity"})):
+        params = IMPROVED.model_copy(update={"equal": equal})
+        loss = evaluate(params, net, tiny_batch, ctx).loss
+        gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+        names = [name.split(".")[0] for name, _ in net.named_parameters()]
+        assert {
+            name for name, g in zip(names, gradients, strict=True) if g is not None and g.any()
+        } == reached
