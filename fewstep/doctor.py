@@ -1,6 +1,7 @@
 """Check this machine, the profile and the cluster before anything is run.
 
     python -m fewstep.doctor [--profile profiles/slurm]
+    snakemake --profile profiles/slurm doctor
 
 One line a check: ok, warn or fail, what was found, and the remedy. Exit status 1 if one failed. Nothing is
 submitted or downloaded, and torch is not needed.
@@ -45,19 +46,33 @@ class Check:
 def main(argv: list[str] | None = None) -> None:
     """Print every check; exit status 1 if one failed."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--profile", type=Path, default=Path("profiles/slurm"))
+    slurm_profile = [Path("profiles/slurm")]
+    arguments.add_argument(
+        "--profile", type=Path, nargs="+", default=slurm_profile, help="later ones replace entries of earlier"
+    )
     given = arguments.parse_args(argv)
     failed = False
-    for check in examine(given.profile):
+    for check in examine(*given.profile):
         failed |= check.state == "fail"
         print(f"{check.state:<5} {check.name}: {check.text}", flush=True)
     raise SystemExit(1 if failed else 0)
 
 
-def examine(folder: Path) -> Iterator[Check]:
-    """All checks for the profile in ``folder``, in the order of a reader's interest."""
+def profiles_of(words: list[str]) -> list[str]:
+    """Profiles that a call of snakemake names, those that replace others last; none if it names none."""
+    arguments = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    arguments.add_argument("--profile", action="append", default=[])
+    arguments.add_argument("--workflow-profile", action="append", default=[])
+    given, _ = arguments.parse_known_args(words)
+    return [*given.profile, *given.workflow_profile]
+
+
+def examine(*folders: Path) -> Iterator[Check]:
+    """All checks for the profile in ``folders``, in the order of a reader's interest."""
     try:
-        profile = read_yaml(folder / "config.yaml")
+        profile: dict[str, Any] = {}
+        for folder in folders:
+            profile |= read_yaml(folder / "config.yaml")
         raw = read_yaml(Path("config/config.yaml"))
         for preset in profile.get("configfile", []):
             raw = merge(raw, read_yaml(Path(preset)))
@@ -65,13 +80,13 @@ def examine(folder: Path) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("fail", "configuration", str(error))
         return
-    yield Check("ok", "configuration", f"{folder} asks for {', '.join(plan.wanted)}")
+    yield Check("ok", "configuration", f"{' + '.join(map(str, folders))} asks for {', '.join(plan.wanted)}")
     yield packages()
     yield from disk(plan)
     yield folder_works(plan, profile.get("executor") == "slurm")
     yield from assets(plan)
     if profile.get("executor") == "slurm":
-        yield from slurm(profile)
+        yield from slurm(profile, plan)
     else:
         yield gpus(profile)
 
@@ -181,7 +196,7 @@ def token() -> bool:
     return Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").exists()
 
 
-def slurm(profile: dict[str, Any]) -> Iterator[Check]:
+def slurm(profile: dict[str, Any], plan: Plan) -> Iterator[Check]:
     """The cluster against the profile: commands, partitions, accounts, GPUs, what it remembers."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
@@ -194,8 +209,12 @@ def slurm(profile: dict[str, Any]) -> Iterator[Check]:
         return
     yield Check("ok", "Slurm", ask("sinfo", "--version").strip())
     yield status(profile, settings)
+    yield from arrays(profile, plan)
+    yield report(profile, settings)
     default = profile.get("default-resources", {})
     rules = {rule: {**default, **entry} for rule, entry in profile.get("set-resources", {}).items()}
+    for rule, cores in profile.get("set-threads", {}).items():
+        rules[rule] = {**default, **rules.get(rule, {}), "cores": cores}
     for name in sorted({str(entry.get("slurm_partition", "")) for entry in [default, *rules.values()]}):
         own = [entry for entry in rules.values() if str(entry.get("slurm_partition", "")) == name]
         yield partition(name, own)
@@ -222,20 +241,53 @@ def status(profile: dict[str, Any], settings: str) -> Check:
     return Check("ok", "job status", f"by squeue; finished jobs are remembered for {age} s")
 
 
+def arrays(profile: dict[str, Any], plan: Plan) -> Iterator[Check]:
+    """Job arrays, as far as version 2.8 of the executor understands them."""
+    rules = str(profile.get("slurm-array-jobs", ""))
+    if not rules:
+        return
+    if profile.get("slurm-status-command") != "squeue":
+        remedy = "set slurm-status-command: squeue, or remove slurm-array-jobs"
+        yield Check("fail", "job arrays", f"sacct numbers their tasks otherwise than Snakemake: {remedy}")
+        return
+    shards = sum(plan.parts.latents[name].shards for name in needs(plan, plan.wanted).latents)
+    jobs = int(profile.get("jobs", 0))
+    if jobs < shards:
+        remedy = f"set jobs to more than {shards}, or remove slurm-array-jobs"
+        text = f"{shards} shards and {jobs} jobs; Snakemake would wait for ever"
+        yield Check("fail", "job arrays", f"{text}: {remedy}")
+    else:
+        yield Check("ok", "job arrays", f"of {rules}: {shards} shards")
+
+
+def report(profile: dict[str, Any], settings: str) -> Check:
+    """Whether Slurm can say what jobs have used."""
+    name = "efficiency report"
+    if not profile.get("slurm-efficiency-report"):
+        return Check("ok", name, "not asked for")
+    if "accounting_storage/slurmdbd" not in settings:
+        remedy = "without it Snakemake ends with a line that says so; set slurm-efficiency-report: false"
+        return Check("warn", name, f"needs accounting (slurmdbd), which this cluster lacks: {remedy}")
+    return Check("ok", name, f"below {profile.get('slurm-efficiency-report-path', '.')}")
+
+
 def partition(name: str, rules: list[dict[str, Any]]) -> Check:
-    """Existence, GPUs, time limit and preemption of one partition; "" is the cluster's default."""
+    """Existence, size, time limit and preemption of one partition; "" is the cluster's default."""
     title = f"partition {name}" if name else "default partition"
     known = sorted(set(ask("sinfo", "-h", "-o", "%R").split()))
     if name and name not in known:
         return Check("fail", title, f"does not exist: set slurm_partition to one of {', '.join(known)}")
-    where = ["-p", name] if name else []
-    listed = [gpus_in(found) for found in re.findall(r"gpu[\w.:-]*", ask("sinfo", "-h", *where, "-o", "%G"))]
-    wanted = max((gpus_of(entry) for entry in rules), default=0)
-    if wanted > max(listed, default=0):
-        remedy = "lower gpu in the profile, or use another partition"
-        return Check(
-            "fail", title, f"has {max(listed, default=0)} GPUs a node, a rule asks {wanted}: {remedy}"
-        )
+    has = largest(name)
+    wanted = {
+        "GPUs a node": (max((gpus_of(rule) for rule in rules), default=0), "gpu"),
+        "nodes": (max((int(rule.get("nodes", 1)) for rule in rules), default=0), "nodes"),
+        "cores a node": (max((int(rule.get("cores", 1)) for rule in rules), default=0), "set-threads"),
+        "MB a node": (max((int(rule.get("mem_mb", 0)) for rule in rules), default=0), "mem_mb"),
+    }
+    for what, (asked, key) in wanted.items():
+        if asked > has[what]:
+            text = f"has {has[what]} {what}, a rule asks {asked}"
+            return Check("fail", title, f"{text}: lower {key} in the profile, or use another partition")
     shown = ask("scontrol", "show", "partition", name) if name else ""
     if "PreemptMode=CANCEL" in shown:
         return Check("fail", title, "cancels preempted jobs, and Snakemake would wait for ever: use another")
@@ -243,7 +295,21 @@ def partition(name: str, rules: list[dict[str, Any]]) -> Check:
     longest = max((int(entry.get("runtime", 0)) for entry in rules), default=0)
     if limit is not None and longest > limit:
         return Check("fail", title, f"allows {limit} minutes, a rule asks {longest}: lower runtime")
-    return Check("ok", title, f"{max(listed, default=0)} GPUs a node, the profile uses {wanted}")
+    fits = ", ".join(f"{has[what]} {what} (the profile uses {asked})" for what, (asked, _) in wanted.items())
+    return Check("ok", title, fits)
+
+
+def largest(name: str) -> dict[str, int]:
+    """Number of nodes of a partition, and the most that one of them has of each thing."""
+    has = {"GPUs a node": 0, "nodes": 0, "cores a node": 0, "MB a node": 0}
+    where = ["-p", name] if name else []
+    for line in ask("sinfo", "-h", *where, "-o", "%D|%c|%m|%G").splitlines():
+        nodes, cores, memory, gres = (field.strip().rstrip("+") for field in line.split("|", 3))
+        gpus_here = max((gpus_in(found) for found in re.findall(r"gpu[\w.:-]*", gres)), default=0)
+        has["nodes"] += int(nodes)
+        for what, count in (("GPUs a node", gpus_here), ("cores a node", cores), ("MB a node", memory)):
+            has[what] = max(has[what], int(count))
+    return has
 
 
 def minutes(shown: str) -> int | None:

@@ -84,6 +84,33 @@ def test_what_slurm_forgets():
     assert doctor.status({}, "AccountingStorageType = accounting_storage/slurmdbd").state == "ok"
 
 
+def test_job_arrays(paper_plan):
+    """What version 2.8 of the executor would wait for for ever."""
+
+    def check(**changes: object) -> doctor.Check:
+        (found,) = doctor.arrays({**SLURM, **changes}, paper_plan)
+        return found
+
+    assert check().state == "ok"
+    few = check(jobs=100)
+    assert few.state == "fail" and "shards and 100 jobs; Snakemake would wait for ever" in few.text
+    assert "sacct" in check(**{"slurm-status-command": "sacct"}).text
+    assert not list(doctor.arrays({"jobs": 1}, paper_plan))
+
+
+def test_an_overlay_replaces_entries(tmp_path):
+    profile = ROOT / "profiles/slurm"
+    (tmp_path / "config.yaml").write_text("executor: local\n")
+    named = {check.name for check in doctor.examine(profile, tmp_path)}
+    assert "GPUs" in named and "Slurm" not in named
+
+
+def test_profiles_of_a_call():
+    words = ["snakemake", "--profile", "a", "--profile=b", "--workflow-profile", "c", "-n", "doctor"]
+    assert doctor.profiles_of(words) == ["a", "b", "c"]
+    assert doctor.profiles_of(["snakemake", "doctor"]) == []
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [("MaxTime=1-02:30:00 X", 1590), ("MaxTime=00:30:00", 30), ("MaxTime=UNLIMITED", None), ("", None)],
@@ -98,22 +125,27 @@ def test_no_torch_is_needed():
 
 
 @pytest.mark.slurm
-def test_on_a_cluster(slurm, monkeypatch, tmp_path):
+def test_on_a_cluster(cluster, monkeypatch, tmp_path):
     for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, slurm[name])
+        monkeypatch.setenv(name, cluster.env[name])
 
     def found(resources: dict, name: str, **default) -> doctor.Check:
-        profile = {**SLURM, "default-resources": default, "set-resources": {"train": resources}}
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile))
+        sizes = {"default-resources": default, "set-resources": {"train": resources}, "set-threads": {}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**SLURM, **sizes}))
         (check,) = checks(tmp_path, name)
         return check
 
-    fits = {"gpu": 2, "runtime": 30}
-    assert found(fits, "partition gpu", slurm_partition="gpu").state == "ok"
-    assert found({"gres": "gpu:fake:2"}, "partition gpu", slurm_partition="gpu").state == "ok"
-    assert "2 GPUs a node, a rule asks 8" in found({"gpu": 8}, "partition gpu", slurm_partition="gpu").text
-    assert "allows 30 minutes" in found({"runtime": 90}, "partition gpu", slurm_partition="gpu").text
+    fits = {"gpu": 2, "runtime": 30, "mem_mb": 4000, "nodes": 2}
+    gpu = "partition gpu"
+    assert found(fits, gpu, slurm_partition="gpu").state == "ok"
+    assert found({"gres": "gpu:fake:2"}, gpu, slurm_partition="gpu").state == "ok"
+    assert "2 GPUs a node, a rule asks 8" in found({"gpu": 8}, gpu, slurm_partition="gpu").text
+    assert "2 nodes, a rule asks 4" in found({"nodes": 4}, gpu, slurm_partition="gpu").text
+    assert "4000 MB a node, a rule asks 9000" in found({"mem_mb": 9000}, gpu, slurm_partition="gpu").text
+    assert "allows 30 minutes" in found({"runtime": 90}, gpu, slurm_partition="gpu").text
     assert "one of cpu, gpu" in found(fits, "partition none", slurm_partition="none").text
     assert "wait for ever" in found(fits, "partition scavenge", slurm_partition="scavenge").text
     assert found(fits, "default partition").state == "ok"
-    assert found(fits, "job status").state == "ok"
+    for name in ("job status", "job arrays", "account"):
+        assert found(fits, name).state == "ok"
+    assert "needs accounting" in found(fits, "efficiency report").text
