@@ -19,14 +19,14 @@ from tqdm import tqdm
 from .backbones import null_label
 from .checkpoint import check_tokenizer, load_network
 from .config import ConfigError, digest, read_spec
-from .config.settings import LightningDiT
+from .config.settings import FlowNetwork
 from .config.specs import SampleSpec
 from .core.guidance import guided_field
 from .core.rng import generator
 from .core.sampling import evaluations, sample
 from .data.manifest import Normalisation, known_normalisation, read_manifest
 from .data.tokenizers import open_tokenizer, weights_digest
-from .images import to_uint8, write_images
+from .images import finished, write_images
 from .ranks import Ranks
 from .stage import parser, run
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--tokenizer", type=Path, nargs="*", default=[], help="weights of the decoder")
     given = arguments.parse_args(argv)
     spec = read_spec(SampleSpec, given.spec)
-    if not isinstance(spec.backbone, LightningDiT):
+    if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{given.spec}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     ranks = Ranks()
     net, card = load_network(given.model, spec.backbone)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{given.spec}: latents decode to {tuple(images.shape[1:])}, but the data set has "
                 f"{tuple(spec.image)}"
             )
-        return to_uint8(images, spec.uint8)
+        return finished(images, spec.uint8)
 
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
     if not ranks.main:
