@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .dual import Carried, Linear, SiLU, carry, chunk, each, parts, silu_slope
-
-SCORES = 1 << 22
-"""Most attention scores that the tangent of attention holds at once; it goes through the batch in slices."""
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -31,15 +29,21 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def modulate(x: Carried, shift: Carried, scale: Carried) -> Carried:
-    """``(1 + scale) x + shift`` with (B, D) parameters on (B, N, D) tokens."""
+def modulate(x: Carried, shift: Carried, scale: Carried, gain: Tensor | None = None) -> Carried:
+    """``(1 + scale) gain x + shift`` with (B, D) parameters and a (D,) gain on (B, N, D) tokens.
+
+    The gain meets the scale before it meets the tokens: one pass over them less, forward and backward.
+    """
     (x, dx), (shift, dshift), (scale, dscale) = parts(x), parts(shift), parts(scale)
     factor = 1 + scale[:, None]
-    return carry(
-        x * factor + shift[:, None],
-        dx,
-        lambda dx: torch.addcmul(torch.addcmul(dshift[:, None], dx, factor), x, dscale[:, None]),
-    )
+    if gain is not None:
+        factor = factor * gain
+
+    def rule(dx: Tensor) -> Tensor:
+        dfactor = dscale[:, None] if gain is None else dscale[:, None] * gain
+        return torch.addcmul(torch.addcmul(dshift[:, None], dx, factor), x, dfactor)
+
+    return carry(torch.addcmul(shift[:, None], x, factor), dx, rule)
 
 
 def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
@@ -47,49 +51,71 @@ def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
     (h, dh), (gate, dgate), (branch, dbranch) = parts(h), parts(gate), parts(branch)
     gate = gate[:, None]
     return carry(
-        h + gate * branch,
+        torch.addcmul(h, gate, branch),
         dh,
         lambda dh: torch.addcmul(torch.addcmul(dh, gate, dbranch), dgate[:, None], branch),
     )
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last axis, computed in float32 or better."""
+class Norm(nn.Module):
+    """Normalisation over the last axis, computed in float32 or better, and what is done to its result.
 
-    def __init__(self, width: int, gain: bool = True, eps: float = 1e-6) -> None:
+    Args:
+        gain: whether there is a learned factor for each feature.
+    """
+
+    def __init__(self, width: int, gain: bool, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width)) if gain else None
         self.eps = eps
 
-    def forward(self, x: Carried) -> Carried:
+    def forward(self, x: Carried, shift: Carried | None = None, scale: Carried | None = None) -> Carried:
+        """The norm times its gain; ``(1 + scale)`` times that, plus ``shift``, where they are given."""
+        unit = self.unit(x)
+        if shift is not None and scale is not None:
+            return modulate(unit, shift, scale, self.weight)
+        if self.weight is None:
+            return unit
+        unit, dunit = parts(unit)
+        return carry(unit * self.weight, dunit, lambda dunit: dunit * self.weight)
+
+    def unit(self, x: Carried) -> Carried:
+        """The norm itself."""
+        raise NotImplementedError
+
+
+class RMSNorm(Norm):
+    """Divides by the root of the mean square."""
+
+    def __init__(self, width: int, gain: bool = True) -> None:
+        super().__init__(width, gain)
+
+    def unit(self, x: Carried) -> Carried:
         x, dx = parts(x)
         wide = x.to(at_least_float32(x.dtype))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        # The norm's backward and memory are smaller than those of a mean of squares.
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         unit = wide * scale
 
         def rule(dx: Tensor) -> Tensor:
             dx = dx.to(wide.dtype)
             along = (unit * dx).mean(-1, keepdim=True)
-            return self._gained((torch.addcmul(dx, unit, along, value=-1) * scale).to(x.dtype))
+            return torch.addcmul(dx, unit, along, value=-1).mul_(scale).to(x.dtype)
 
-        return carry(self._gained(unit.to(x.dtype)), dx, rule)
-
-    def _gained(self, x: Tensor) -> Tensor:
-        return x if self.weight is None else x * self.weight
+        return carry(unit.to(x.dtype), dx, rule)
 
 
-class LayerNorm(nn.Module):
-    """Normalisation over the last axis without gain and offset, computed in float32 or better (DiT, SiT)."""
+class LayerNorm(Norm):
+    """Subtracts the mean and divides by the standard deviation, without gain and offset (DiT, SiT)."""
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.width = width
-        self.eps = eps
+    def __init__(self, width: int) -> None:
+        super().__init__(width, gain=False)
 
-    def forward(self, x: Carried) -> Carried:
+    def unit(self, x: Carried) -> Carried:
         x, dx = parts(x)
         wide = x.to(at_least_float32(x.dtype))
-        unit, _, scale = torch.native_layer_norm(wide, (self.width,), None, None, self.eps)
+        unit, _, scale = torch.native_layer_norm(wide, (x.shape[-1],), None, None, self.eps)
 
         def rule(dx: Tensor) -> Tensor:
             dx = dx.to(wide.dtype)
@@ -218,41 +244,21 @@ class RotaryTable(nn.Module):
 
     def forward(self, x: Carried) -> Carried:
         """Rotate (B, heads, N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
-        return each(self._rotate, x)
+        return each(self._rotate if torch.compiler.is_compiling() else self._turn, x)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """As products of complex numbers: one kernel, the same bits."""
+        dtype = torch.promote_types(x.dtype, self.freqs_cos.dtype)
+        wide = at_least_float32(dtype)
+        turns = torch.complex(self.freqs_cos[:, ::2].to(wide), self.freqs_sin[:, ::2].to(wide))
+        pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turns).flatten(-2).to(dtype)
 
     def _rotate(self, x: Tensor) -> Tensor:
+        """The same in real numbers, for compilers, which have none but these."""
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack([-b, a], dim=-1).flatten(-2)
         return x * self.freqs_cos + turned * self.freqs_sin
-
-
-def attend(q: Carried, k: Carried, v: Carried) -> Carried:
-    """Softmax attention of (B, heads, N, head_dim), by the kernel in force for the value.
-
-    With P = softmax(S), S = q k^T / sqrt(head_dim) and H = P * dS the tangent is P dv + H v - rowsum(H) o.
-    """
-    (q, dq), (k, dk), (v, dv) = parts(q), parts(k), parts(v)
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    o = F.scaled_dot_product_attention(q, k, v)
-
-    def rule(dv: Tensor) -> Tensor:
-        rows = max(1, SCORES // (q.shape[1] * q.shape[2] ** 2))
-        scale = q.shape[3] ** -0.5
-        scaled = (q * scale, (dq * scale).to(v.dtype), k, dk.to(v.dtype), v, dv, o)
-        slices = zip(*(part.split(rows) for part in scaled))
-        tangents = [_attention_tangent(*(part.flatten(0, 1) for part in one)) for one in slices]
-        return torch.cat(tangents).view(o.shape)
-
-    return carry(o, dv, rule)
-
-
-def _attention_tangent(q, dq, k, dk, v, dv, o) -> Tensor:
-    """The rule of `attend` on (B * heads, N, head_dim), with q and dq divided by sqrt(head_dim)."""
-    P = torch.bmm(q, k.mT).softmax(-1)
-    H = P * torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT)
-    mean = H.sum(-1, keepdim=True)
-    P, H = P.to(v.dtype), H.to(v.dtype)
-    return torch.addcmul(torch.baddbmm(torch.bmm(P, dv), H, v), mean.to(v.dtype), o, value=-1)
 
 
 class Attention(nn.Module):
@@ -324,8 +330,8 @@ class Block(nn.Module):
 
     def forward(self, h: Carried, c: Carried, rope: nn.Module) -> Carried:
         shift1, scale1, gate1, shift2, scale2, gate2 = chunk(self.adaLN_modulation(c), 6)
-        h = gated(h, gate1, self.attn(modulate(self.norm1(h), shift1, scale1), rope))
-        return gated(h, gate2, self.mlp(modulate(self.norm2(h), shift2, scale2)))
+        h = gated(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
+        return gated(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
@@ -339,4 +345,4 @@ class FinalLayer(nn.Module):
 
     def forward(self, h: Carried, c: Carried) -> Carried:
         shift, scale = chunk(self.adaLN_modulation(c), 2)
-        return self.linear(modulate(self.norm_final(h), shift, scale))
+        return self.linear(self.norm_final(h, shift, scale))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones import build, layers
+from fewstep.backbones import attention, build, layers
 from fewstep.backbones.dual import Dual, Linear, SiLU, add, parts
 
 SIT = {"norm": "layer", "mlp": "gelu", "rope": False, "patch": 2}
@@ -69,8 +69,8 @@ def test_products_with_the_conditioning():
 
 @pytest.mark.parametrize("scores", [1, 2 * 3 * 16, 10**6], ids=["row by row", "uneven slices", "at once"])
 def test_attention_in_slices(scores, monkeypatch):
-    monkeypatch.setattr(layers, "SCORES", scores)
-    check(layers.attend, *[(5, 3, 4, 6)] * 3)
+    monkeypatch.setattr(attention, "SCORES", scores)
+    check(attention.attend, *[(5, 3, 4, 6)] * 3)
 
 
 def test_a_term_without_tangent():
