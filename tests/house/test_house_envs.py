@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +28,9 @@ MODULES = {
 }
 # Modules that come with another distribution.
 COMES_WITH = {"markupsafe": "jinja2"}
+
+# Imported where it is used, and these stages never use it: what extracts features is no UNet.
+UNUSED = {"score": {"fewstep.backbones.unet"}, "reference": {"fewstep.backbones.unet"}}
 
 
 def pins(lines: list[str]) -> dict[str, SpecifierSet]:
@@ -75,15 +80,34 @@ def test_rules_are_found():
     assert len(rules()) >= 12
 
 
+def missing(stage: str, path: Path) -> set[str]:
+    """Modules that a stage imports and an environment lacks."""
+    available = {MODULES.get(name, name) for name in env_of(path)[1]}
+    used = reached(f"fewstep.{stage}") - UNUSED.get(stage, set())
+    needed = {COMES_WITH.get(name, name) for module in used for name in theirs(module)}
+    return needed - available - sys.stdlib_module_names
+
+
 @pytest.mark.parametrize(("rule", "env", "stage"), rules())
-def test_the_environment_of_a_rule_holds_what_its_stage_imports(rule, env, stage):
-    path = ROOT / "workflow/rules" / env
+def test_the_environment_of_a_rule_is_the_smallest_that_its_stage_can_run_in(rule, env, stage):
+    path = (ROOT / "workflow/rules" / env).resolve()
     assert env and path.is_file()
-    _, held = env_of(path)
-    available = {MODULES.get(name, name) for name in held}
-    needed = {COMES_WITH.get(name, name) for module in reached(f"fewstep.{stage}") for name in theirs(module)}
-    missing = needed - available - sys.stdlib_module_names
-    assert not missing, f"{stage} needs {missing}, which {path.name} lacks"
+    assert not missing(stage, path), f"{stage} needs what {path.name} lacks"
+    enough = [other for other in ENVS if not missing(stage, other)]
+    smallest = min(enough, key=lambda other: (gigabytes(other), len(env_of(other)[1])))
+    assert path == smallest, f"{stage} can run in {smallest.name}"
+
+
+@pytest.mark.parametrize("stage", UNUSED)
+def test_a_stage_starts_without_what_it_does_not_use(stage):
+    """Its environment lacks the third parties of the modules above."""
+    start = f"import sys, fewstep.{stage}; assert not {UNUSED[stage]!r} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", start], cwd=ROOT, check=True)
+
+
+def gigabytes(path: Path) -> int:
+    """About: torch brings 5, most of it CUDA; the rest is small beside it."""
+    return 5 * ("torch" in env_of(path)[1])
 
 
 def test_every_environment_is_used():
