@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
         "backbones": {
             "lightningdit-digits-teacher": NETWORK,
             "lightningdit-digits": NETWORK,
+            "lightningdit-digits-dual": NETWORK,
             "digits-autoencoder": {"width": 8},
             "digits-classifier": {"features": 16},
         },
@@ -36,6 +37,7 @@ TINY: dict[str, Any] = {
     "methods": {
         "teacher": {"train": {"steps": 8, "optimizer": {"warmup": 2}}},
         "scm": {"loss": {"warmup": 4, "learned_weight": True}},
+        "ayf": {"loss": {"warmup": 4}},
     },
 }
 
