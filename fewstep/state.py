@@ -36,6 +36,7 @@ class Progress:
         self.in_a_row = 0
         self.eta: float | None = None
         self.self_test: dict[str, Any] | None = None
+        self.flops: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -26,19 +26,20 @@ from tqdm import tqdm
 from . import wrap
 from .backbones import build
 from .backbones.state import inherit
+from .calibration import calibrated
 from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .config import digest, read_spec
 from .config.settings import ConstantEma, LightningDiT
 from .config.specs import TrainSpec
 from .core.ema import Approach, Ema
-from .core.guidance import Guided, calibrate
+from .core.guidance import Guided
 from .core.jvp import value_and_tangent
 from .core.method import Batch, Context, Loss, Terms
-from .core.path import interpolate
-from .core.rng import Streams, fold, generator
+from .core.rng import Streams, fold
 from .data.loader import Loader
 from .data.shards import LatentShards
 from .files import atomic
+from .flops import per_step
 from .methods import build as build_method
 from .optimize import learning_rate, make_optimizer
 from .provenance import code_digest
@@ -181,10 +182,12 @@ class Trainer:
         stop = StopRequest(accelerator)
         resumed = self.state.restore()
         if progress.eta is None:
-            progress.eta = self._calibrate()
+            progress.eta = calibrated(spec, self.teacher_net, self.loader.shards, self.device)
         if self.self_test is not None:
             progress.self_test = self._self_test(self.self_test)
             self.self_test = None
+        if progress.flops is None:
+            progress.flops = self._flops()
         if resumed:
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         curve = (
@@ -240,12 +243,22 @@ class Trainer:
         vote = torch.tensor(float(due and self.accelerator.is_main_process), device=self.device)
         return bool(self.accelerator.reduce(vote, reduction="sum") > 0)
 
+    def _slices(self, step: int) -> list[tuple[Batch, Context]]:
+        """This process's rows of one step, as all its updates share them."""
+        return [(self.loader.rows(step, cut, self.device), self._context(step, cut)) for cut in self.rows]
+
+    def _flops(self) -> float:
+        """Operations of a training step over the global batch; nothing is kept of the passes behind it."""
+        own = per_step(self.method, self.net, self._slices, self.spec.train.steps, self.optimizer.zero_grad)
+        own = torch.tensor(own, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(own, reduction="sum"))
+
     def _step(self, step: int, curve: Curve | None) -> dict[str, str]:
         """All optimizer updates of one training step; returns what the progress bar shows."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec.train.optimizer, step, self.spec.train.steps)
         shown: dict[str, str] = {}
-        slices = [(self.loader.rows(step, cut, self.device), self._context(step, cut)) for cut in self.rows]
+        slices = self._slices(step)
         for update, loss in enumerate(self.method.updates(step)):
             terms, norm = self._update(step, loss, slices)
             if step % self.spec.train.log_every == 0:
@@ -335,26 +348,6 @@ class Trainer:
             extra=self.extra,
         )
 
-    @torch.no_grad()
-    def _calibrate(self) -> float | None:
-        """Mean norm of the teacher's guidance difference, if velocity normalisation wants it."""
-        guidance = self.spec.guidance
-        if (
-            self.teacher_net is None
-            or guidance is None
-            or isinstance(guidance.eta, float)
-            or guidance.normalise == "none"
-        ):
-            return None
-        count = guidance.calibration
-        loader = Loader(self.loader.shards, fold(self.spec.seed, "calibration"), count)
-        batch = loader.rows(0, slice(0, count), self.device)
-        low, high = guidance.interval
-        draws = torch.rand(count, generator=generator(self.spec.seed, "calibration", "t"))
-        t = (low + (high - low) * draws).to(self.device)
-        x = interpolate(batch.x0, batch.x1, t)
-        return calibrate(self.teacher_net, guidance, self.spec.backbone.classes, x, t, batch.y)
-
     def _write(self, curve: Path, weights: dict[str, Tensor]) -> None:
         """Model and curve under their final names."""
         with atomic(self.given.curve) as temporary:
@@ -373,6 +366,7 @@ class Trainer:
             "latents": spec.latents.model_dump(mode="json"),
             "guidance_eta": self.progress.eta,
             "skipped_updates": self.progress.skipped,
+            "flops_per_step": self.progress.flops,
             "self_test": self.progress.self_test,
         }
         save_model(self.given.out, weights, spec.backbone, card)

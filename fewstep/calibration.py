@@ -1,0 +1,34 @@
+"""The norm that a teacher's guidance is held to, measured on the latents before training."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .config.specs import TrainSpec
+from .core.guidance import calibrate
+from .core.path import interpolate
+from .core.rng import fold, generator
+from .data.loader import Loader
+from .data.shards import LatentShards
+
+
+@torch.no_grad()
+def calibrated(
+    spec: TrainSpec, teacher: nn.Module | None, shards: LatentShards, device: torch.device
+) -> float | None:
+    """Norm of the teacher's guidance difference by the rule of ``spec.guidance.eta``.
+
+    None where velocity normalisation does not ask for it: no teacher, no norm, or one given as a number.
+    """
+    guidance = spec.guidance
+    if teacher is None or guidance is None or isinstance(guidance.eta, float) or guidance.normalise == "none":
+        return None
+    count = guidance.calibration
+    loader = Loader(shards, fold(spec.seed, "calibration"), count)
+    batch = loader.rows(0, slice(0, count), device)
+    low, high = guidance.interval
+    draws = torch.rand(count, generator=generator(spec.seed, "calibration", "t"))
+    t = (low + (high - low) * draws).to(device)
+    x = interpolate(batch.x0, batch.x1, t)
+    return calibrate(teacher, guidance, spec.backbone.classes, x, t, batch.y)
