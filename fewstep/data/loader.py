@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
 import torch
@@ -29,7 +30,7 @@ class Loader:
     Position p of the endless sequence lies in epoch p // N, which visits every image once in its
     own order. Image, mirrored view, draw of a stored posterior and noise depend on seed and position
     alone, hence neither on the number of processes nor on how a batch is cut, and any step can be
-    the first one.
+    the first one. Noise, the larger part of the work, is drawn by torch's number of threads.
     """
 
     def __init__(self, shards: LatentShards, seed: int, batch: int) -> None:
@@ -37,7 +38,8 @@ class Loader:
         self._seed = seed
         self._batch = batch
         self._orders: dict[int, Tensor] = {}
-        self._generator = torch.Generator()
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads)
 
     def rows(self, step: int, rows: slice, device: torch.device | str = "cpu") -> Batch:
         """The given rows of the global batch of one step.
@@ -59,8 +61,16 @@ class Loader:
     def _normal(self, purpose: str, at: Tensor) -> Tensor:
         """Standard normal (n, C, H, W), each row by its position."""
         noise = torch.empty(len(at), *self.shards.shape)
-        for row, p in zip(noise, at.tolist()):
-            row.normal_(generator=self._generator.manual_seed(fold(self._seed, purpose, p)))
+
+        def draw(first: int) -> None:
+            draws, part = torch.Generator(), slice(first, None, self._threads)
+            for row, p in zip(noise[part], at[part].tolist()):
+                row.normal_(generator=draws.manual_seed(fold(self._seed, purpose, p)))
+
+        if self._threads == 1:
+            draw(0)
+        else:
+            list(self._pool.map(draw, range(self._threads)))
         return noise
 
     def _samples(self, at: Tensor) -> Tensor:

@@ -52,6 +52,24 @@ def test_ranks_and_micro_batches_see_parts_of_the_same_batch(shards: LatentShard
             assert torch.equal(union, getattr(expected, name)), (step, name)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_work_and_change_nothing(
+    shards: LatentShards, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Loader(shards, seed=1, batch=50).rows(2, slice(7, 50))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    several = Loader(shards, seed=1, batch=50).rows(2, slice(7, 50))
+    assert torch.equal(alone.x0, several.x0) and torch.equal(alone.x1, several.x1)
+
+
+def test_normalising_leaves_its_input_alone(shards: LatentShards) -> None:
+    raw = torch.rand(2, *shards.shape)
+    kept = raw.clone()
+    normal = shards.normalise(raw)
+    torch.testing.assert_close(shards.denormalise(normal), raw)
+    assert torch.equal(raw, kept) and normal.data_ptr() != raw.data_ptr()
+
+
 def test_any_step_can_be_the_first(shards: LatentShards) -> None:
     running = Loader(shards, seed=1, batch=200)
     batches = [running.rows(step, ALL) for step in range(12)]
