@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.base import ConfigError, Strict
-from ..config.settings import LightningDiT, Protocol
+from ..config.settings import Protocol
 from ..config.specs import CellKey
 from ..config.tables import Claim, Row, Table
 from . import marks
+from .checks import check_jump
 from .runs import Run, Runs
 
 
@@ -161,13 +162,14 @@ class Cells(Runs):
             raise ConfigError(f"{where}: nfe {nfe} is not positive")
         if sampler.kind == "mix" and nfe < 2:
             raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {nfe}")
+        if sampler.times is not None and nfe != len(sampler.times):
+            raise ConfigError(
+                f"{where}: sampler {name!r} names the times of {len(sampler.times)} steps, not of {nfe}"
+            )
         if sampler.guidance == "setting" and run.setting.guidance is None:
             raise ConfigError(f"{where}: sampler {name!r}: setting {run.entry.setting} has no guidance")
-        second = isinstance(run.backbone, LightningDiT) and run.backbone.target_time
-        if sampler.kind in ("mix", "jump") and not second:
-            raise ConfigError(
-                f"{where}: sampler {name!r} jumps to inner times, which a network without target_time has not"
-            )
+        if sampler.kind in ("mix", "jump"):
+            check_jump(run.backbone, name, where)
         if not run.setting.protocols:
             raise ConfigError(f"{where}: setting {run.entry.setting} names no protocol to evaluate by")
 

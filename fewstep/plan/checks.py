@@ -9,15 +9,17 @@ from ..config.load import Config, check_file
 from ..config.losses import (
     AYFLoss,
     DECMLoss,
+    DuMoLoss,
     FACMLoss,
     FlowMapLoss,
     FlowMatchingLoss,
+    IMeanFlowLoss,
     Loss,
     MeanFlowLoss,
     SCMLoss,
 )
 from ..config.methods import Published
-from ..config.settings import Backbone, LightningDiT, Setting, Train
+from ..config.settings import Backbone, FlowNetwork, Setting, Train
 
 
 def check_backbone(config: Config, name: str, latents: str) -> None:
@@ -69,8 +71,28 @@ def check_times(loss: Loss, backbone: Backbone, where: str) -> None:
     two = isinstance(loss, FlowMapLoss | DECMLoss | MeanFlowLoss) or (
         isinstance(loss, FACMLoss) and loss.anchor == "target"
     )
-    if two and isinstance(backbone, LightningDiT) and not backbone.target_time:
+    if two and isinstance(backbone, FlowNetwork) and not backbone.target_time:
         raise ConfigError(f"{where}: needs a backbone with target_time: true")
+
+
+def check_heads(loss: Loss, backbone: Backbone, where: str) -> None:
+    """Refuse a network whose outputs are not the loss's: two and one time for DuMo, one for most."""
+    if not isinstance(backbone, FlowNetwork):
+        return
+    two = isinstance(loss, DuMoLoss)
+    if two and (backbone.outputs != 2 or backbone.target_time):
+        raise ConfigError(f"{where}: needs a backbone with outputs: 2 and target_time: false")
+    if not (two or isinstance(loss, IMeanFlowLoss)) and backbone.outputs == 2:
+        raise ConfigError(f"{where}: {loss.name} trains one output; choose a backbone with outputs: 1")
+
+
+def check_jump(backbone: Backbone, sampler: str, where: str) -> None:
+    """Refuse jumps to inner times for a network whose flow map, if it has one, only reaches the data."""
+    if not (isinstance(backbone, FlowNetwork) and backbone.target_time):
+        raise ConfigError(
+            f"{where}: sampler {sampler!r} jumps to inner times, which a network without target_time has "
+            "not; use kind: euler, or cm"
+        )
 
 
 def check_anchor(loss: Loss, teacher: Loss, name: str, where: str) -> None:

@@ -13,7 +13,14 @@ from ..config.losses import FACMLoss, Loss
 from ..config.methods import Method, Published, Variant
 from ..config.settings import Backbone, Guidance, LightningDiT, Setting, Tokenizer, Train, Weights
 from ..config.tables import Row
-from .checks import check_anchor, check_backbone, check_published, check_schedule, check_times
+from .checks import (
+    check_anchor,
+    check_backbone,
+    check_heads,
+    check_published,
+    check_schedule,
+    check_times,
+)
 
 BASE = "base"
 
@@ -150,6 +157,7 @@ class Runs:
         network = method.backbone or setting.backbone
         check_backbone(self.config, network, setting.latents)
         check_times(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
+        check_heads(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
         return Run(
             method=name,
             variant=variant,
