@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .core.method import Batch, Context, Loss, Method
+from .core.method import Batch, Context, Loss, Method, parts
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -78,9 +78,9 @@ def _count(
 ) -> int:
     # Compiled blocks would hide their products from the count; uncompiled they are the same.
     with torch.compiler.set_stance("force_eager"), Flops() as flops:
-        for loss in method.updates(step):
+        for part in (part for loss in method.updates(step) for part in parts(loss)):
             for batch, context in slices:
-                value: Tensor = loss(net, batch, context).loss
+                value: Tensor = part(net, batch, context).loss
                 value.backward()
     clear()
     return flops.total

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,14 +30,15 @@ from .backbones.state import inherit
 from .calibration import calibrated
 from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .config import digest, read_spec
-from .config.settings import ConstantEma, LightningDiT
+from .config.networks import FlowNetwork
+from .config.settings import ConstantEma
 from .config.specs import TrainSpec
 from .core.ema import Approach, Ema
 from .core.guidance import Guided
 from .core.jvp import value_and_tangent
-from .core.method import Batch, Context, Loss, Terms
+from .core.method import Batch, Context, Loss, Terms, parts
 from .core.rng import Streams, fold
-from .data.loader import Loader
+from .data.loader import Loader, rows_at_once
 from .data.shards import LatentShards
 from .files import atomic
 from .flops import per_step
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--latents", type=Path, required=True, help="manifest.json of the shards")
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
-    arguments.add_argument("--device-batch", type=int, default=128, help="most rows a device holds at once")
+    arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
@@ -117,13 +119,14 @@ class Trainer:
         shards = LatentShards(given.latents)
         shards.check(spec.latents)
         self.loader = Loader(shards, spec.seed, spec.train.batch)
+        self.method = build_method(spec.loss)
         self.rows = split_batch(
             spec.train.batch,
             self.accelerator.num_processes,
             self.accelerator.process_index,
-            given.device_batch,
+            given.device_batch or rows_at_once(spec.latents.shape),
+            group=self.method.group,
         )
-        self.method = build_method(spec.loss)
         self._build()
 
     def _build(self) -> None:
@@ -278,14 +281,8 @@ class Trainer:
 
     def _update(self, step: int, loss: Loss, slices: list[tuple[Batch, Context]]) -> tuple[Terms, float]:
         """One optimizer update over the global batch; non-finite ones are counted and skipped."""
-        accelerator, share = self.accelerator, 1 / len(slices)
-        total: dict[str, Tensor] = {}
-        for number, (batch, context) in enumerate(slices):
-            with wrap.reducing(accelerator, self.modules, now=number + 1 == len(slices)):
-                terms = loss(self.net, batch, context)
-                accelerator.backward(terms.loss * share)
-            for name, value in {"loss": terms.loss, **terms.logs}.items():
-                total[name] = total.get(name, 0) + value.detach() * share
+        accelerator = self.accelerator
+        total = self._backward(loss, slices, accelerator.backward)
         norm = float(self._clip())
         finite = math.isfinite(norm)
         if finite or accelerator.scaler is not None:  # the scaler itself skips, and must see it
@@ -301,13 +298,24 @@ class Trainer:
             total = {name: accelerator.reduce(value, reduction="mean") for name, value in total.items()}
         return Terms(total.pop("loss"), total), norm
 
+    def _backward(
+        self, loss: Loss, slices: list[tuple[Batch, Context]], backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
+        """Gradients of the loss over the slices, and its value and terms; one graph is held at a time."""
+        share, total = 1 / len(slices), {"loss": torch.zeros((), device=self.device)}
+        work = [(part, *each) for each in slices for part in parts(loss)]
+        for number, (part, batch, context) in enumerate(work):
+            with wrap.reducing(self.accelerator, self.modules, now=number + 1 == len(work)):
+                terms = part(self.net, batch, context)
+                backward(terms.loss * share)
+            for name, value in {"loss": terms.loss, **terms.logs}.items():
+                total[name] = total.get(name, 0) + value.detach() * share
+        return total
+
     def _self_test(self, test: SelfTest) -> dict[str, object]:
         """One backward of the first update over the first rows, and the tangent; nothing is kept of them."""
-        rows, accelerator = self.rows[0], self.accelerator
-        loss = self.method.updates(0)[0]
-        terms = loss(self.net, self.loader.rows(0, rows, self.device), self._context(0, rows))
-        terms.loss.backward()
-        result = test.result(accelerator, self.net, self.modules, terms.loss, self.given.tangent)
+        first = self._backward(self.method.updates(0)[0], self._slices(0)[:1], Tensor.backward)
+        result = test.result(self.accelerator, self.net, self.modules, first["loss"], self.given.tangent)
         self.optimizer.zero_grad()
         return result
 
@@ -329,7 +337,7 @@ class Trainer:
 
     def _context(self, step: int, rows: slice) -> Context:
         spec = self.spec
-        null = spec.backbone.classes if isinstance(spec.backbone, LightningDiT) else 0
+        null = spec.backbone.classes if isinstance(spec.backbone, FlowNetwork) else 0
         teacher = None
         if self.teacher_net is not None:
             teacher = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
@@ -372,16 +380,19 @@ class Trainer:
         save_model(self.given.out, weights, spec.backbone, card)
 
 
-def split_batch(batch: int, processes: int, rank: int, most: int) -> list[slice]:
-    """Rows of the global batch that a process handles, one slice per accumulated micro-batch.
+def split_batch(batch: int, processes: int, rank: int, most: int, group: int = 1) -> list[slice]:
+    """Rows of the global batch that a process handles, one slice of whole groups per micro-batch.
 
     Raises:
-        ValueError: the processes do not divide the batch.
+        ValueError: the processes do not divide the batch into groups, or a device cannot hold one.
     """
-    if batch % processes:
-        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes")
+    if batch % (processes * group):
+        groups = f" into groups of {group} rows" if group > 1 else ""
+        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes{groups}")
+    if most < group:
+        raise ValueError(f"--device-batch {most}: below the {group} rows that the loss treats together")
     own = batch // processes
-    micro = max(size for size in range(1, min(own, most) + 1) if own % size == 0)
+    micro = max(size for size in range(group, min(own, most) + 1, group) if own % size == 0)
     return [slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)]
 
 

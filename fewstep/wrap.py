@@ -120,12 +120,13 @@ def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn
 
 @contextmanager
 def reducing(accelerator: Accelerator, modules: Iterable[nn.Module], now: bool) -> Iterator[None]:
-    """Forward and backward passes whose gradients are reduced between processes now, or later."""
+    """Forward and backward passes whose gradients are reduced between processes now, or later.
+
+    FSDP2 always reduces: gradients that wait would lie whole on every process.
+    """
     with ExitStack() as stack:
         for module in modules:
-            if isinstance(module, FSDPModule):
-                module.set_requires_gradient_sync(now)
-            elif not now:
+            if not now and not isinstance(module, FSDPModule):
                 stack.enter_context(accelerator.no_sync(module))
         yield
 

@@ -51,5 +51,5 @@ def attend(q: Carried, k: Carried, v: Carried) -> Carried:
 def _tangent(q: Tensor, dq: Tensor, o: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor) -> Tensor:
     """The rule of `attend` on some rows (heads, n, head_dim) of q, dq and o; q and dq carry the scale."""
     P = torch.bmm(q, k.mT).softmax(-1)
-    H = torch.bmm(dq, k.mT).baddbmm_(q, dk.mT).mul_(P)
-    return torch.bmm(P.to(v.dtype), dv).baddbmm_(H, v).addcmul_(H.sum(-1, keepdim=True), o, value=-1)
+    H = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT).mul_(P)
+    return torch.baddbmm(torch.bmm(P.to(v.dtype), dv), H, v).addcmul_(H.sum(-1, keepdim=True), o, value=-1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .rng import Streams
@@ -66,6 +67,31 @@ class Terms:
 Loss = Callable[[nn.Module, Batch, Context], Terms]
 
 
+class Sum:
+    """A loss in parts, whose gradients add up: the trainer goes backward through one before it evaluates the
+    next, and so holds the graph of one part at a time. Called, it is the sum of its parts.
+
+    Every part must reach every weight: DistributedDataParallel waits for their gradients.
+
+    Args:
+        name: as a function's.
+    """
+
+    def __init__(self, name: str, *parts: Loss) -> None:
+        self.__name__ = self.__qualname__ = name
+        self.parts = parts
+
+    def __call__(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        terms = [part(net, batch, ctx) for part in self.parts]
+        logs = {name: value for each in terms for name, value in each.logs.items()}
+        return Terms(torch.stack([each.loss for each in terms]).sum(), logs)
+
+
+def parts(loss: Loss) -> Sequence[Loss]:
+    """The parts of a sum; any other loss is its own."""
+    return loss.parts if isinstance(loss, Sum) else (loss,)
+
+
 class Method(ABC):
     """A training objective. Losses are pure: no global RNG, no device state, no accelerator."""
 
@@ -80,6 +106,11 @@ class Method(ABC):
     @abstractmethod
     def updates(self, step: int) -> Sequence[Loss]:
         """The optimizer updates of one training step, in order."""
+
+    @property
+    def group(self) -> int:
+        """Rows of the batch that a loss treats together: processes and micro-batches hold whole groups."""
+        return 1
 
     @property
     def target_decay(self) -> float | None:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from ..config.losses import DECMLoss
 from ..core.losses import consistency_loss, follow_residual, rms, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
+from ..core.method import Batch, Context, Loss, Method, Sum, Terms
 from ..core.path import expand, flow_map
 from ..core.point import Point, draw
 from ..core.precision import full
@@ -54,27 +54,26 @@ class DECM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         """The first update, and noise to noisy every ``freq`` steps; the latter alone without cm and fm."""
         p = self.params
+        anchor = (self.anchor,) if p.fm else ()
+        jump = Sum("noise_to_noisy", self.jump, *anchor)
         if not (p.cm or p.fm):
-            return (self.noise_to_noisy,)
-        if p.n2n and step % p.freq == 0:
-            return (self.towards_data, self.noise_to_noisy)
-        return (self.towards_data,)
+            return (jump,)
+        towards_data = Sum("towards_data", *((self.consistency,) if p.cm else ()), *anchor)
+        return (towards_data, jump) if p.n2n and step % p.freq == 0 else (towards_data,)
 
-    def towards_data(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
-        """L_cm + L_fm, lines 8 to 15."""
+    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_cm, lines 8 to 15."""
+        loss, logs = consistency_loss(net, draw(self.params.times, batch, ctx), ctx, self.params)
+        return Terms(loss.mean(), logs)
+
+    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_fm and L'_fm, which have the same point and another network."""
         at = draw(self.params.times, batch, ctx)
-        total, logs = batch.x1.new_zeros(()), {}
-        if self.params.cm:
-            loss, logs = consistency_loss(net, at, ctx, self.params)
-            total = total + loss.mean()
-        if self.params.fm:
-            fm = _anchor(net, at)
-            logs["loss_fm"] = fm.detach()
-            total = total + fm
-        return Terms(total, logs)
+        loss = velocity_loss(net(at.x, at.t, at.t, at.y), at.v, cosine=True).mean()
+        return Terms(loss, {"loss_fm": loss.detach()})
 
-    def noise_to_noisy(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
-        """L_n2n + L'_fm, lines 18 to 28."""
+    def jump(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_n2n, lines 18 to 28."""
         p = self.params
         at = draw(p.times, batch, ctx)
         near = Point(batch, ctx, torch.minimum(p.r_max * ctx.rng.uniform("r"), at.t))
@@ -92,12 +91,7 @@ class DECM(Method):
         g = own - (p.weight_left * near.v + p.weight_right * right + full(dF_scaled)) / both
         weight = 1 - (1 - gap).sqrt() if p.n2n_weight == "root" else gap / 2
         loss = follow_residual(F, g, weight, p).mean()
-        logs = {"loss_n2n": loss.detach(), "residual_n2n": rms(g).mean()}
-        if p.fm:
-            fm = _anchor(net, at)
-            logs["loss_fm_n2n"] = fm.detach()
-            loss = loss + fm
-        return Terms(loss, logs)
+        return Terms(loss, {"loss_n2n": loss.detach(), "residual_n2n": rms(g).mean()})
 
     def _right_velocity(self, net: nn.Module, landed: Tensor, at: Point, ctx: Context) -> Tensor:
         """v_psi: the velocity at the right end t, where the jump has ``landed``; (B, C, H, W)."""
@@ -107,8 +101,3 @@ class DECM(Method):
             return ctx.teacher(landed, at.t, at.y)
         with torch.no_grad():
             return full(net(landed, at.t, at.t, at.y))
-
-
-def _anchor(net: nn.Module, at: Point) -> Tensor:
-    """L_fm, a scalar."""
-    return velocity_loss(net(at.x, at.t, at.t, at.y), at.v, cosine=True).mean()

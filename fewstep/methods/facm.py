@@ -29,7 +29,7 @@ from torch import nn
 
 from ..config.losses import FACMLoss
 from ..core.losses import consistency_loss, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
+from ..core.method import Batch, Context, Loss, Method, Sum, Terms
 from ..core.point import draw
 
 
@@ -37,11 +37,16 @@ class FACM(Method):
     params: FACMLoss
 
     def updates(self, step: int) -> Sequence[Loss]:
-        return (self.loss,)
+        return (Sum("loss", self.consistency, self.anchor),)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_cm."""
+        loss, logs = consistency_loss(net, draw(self.params.times, batch, ctx), ctx, self.params)
+        return Terms(loss.mean(), logs)
+
+    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+        """L_fm."""
         at = draw(self.params.times, batch, ctx)
-        cm, logs = consistency_loss(net, at, ctx, self.params)
         condition = 2 - at.t if self.params.anchor == "expanded" else at.t
-        fm = velocity_loss(net(at.x, condition, condition, at.y), at.v, cosine=True).mean()
-        return Terms(cm.mean() + fm, {**logs, "loss_fm": fm.detach()})
+        loss = velocity_loss(net(at.x, condition, condition, at.y), at.v, cosine=True).mean()
+        return Terms(loss, {"loss_fm": loss.detach()})
