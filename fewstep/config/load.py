@@ -33,7 +33,9 @@ class Root(Strict):
     pathvars: dict[str, str]
     seeds: list[int] = Field(min_length=1)
     claim_seeds: list[int] = Field(default=[], description="seeds behind the claims; empty: seeds")
-    targets: list[str]
+    targets: list[str] | Literal["all"] = Field(
+        description="what is made unasked: stems of config/tables, claims, report; or all of these"
+    )
     title: str = Field(description="heading of the report")
     command: str = Field(description="how to call the workflow, as the report prints it")
     weights: Literal["trained", "released"] = Field(
@@ -136,10 +138,16 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
         if over.get("tables", {}).get(path.stem, {}) is None:
             continue
         raw_table = _merge_table(read_yaml(path), over.get("tables", {}).get(path.stem, {}), shown)
+        if (source := raw_table.get("rows_of")) is not None:
+            known(source, [other.stem for other in table_files], shown, "rows_of")
+            if raw_table["rows"]:
+                raise ConfigError(f"{shown}: rows and rows_of are both given; keep one")
+            other = read_yaml(path.with_stem(source))
+            raw_table["rows"] = _merge_table(other, over.get("tables", {}).get(source) or {}, shown)["rows"]
         tables[path.stem] = parse(Table, raw_table, shown)
         for row in tables[path.stem].rows:
             _check_row(row, methods, parts, shown)
-    for target in root.targets:
+    for target in [] if root.targets == "all" else root.targets:
         known(
             target,
             [*(path.stem for path in table_files), "claims", "report"],

@@ -27,7 +27,7 @@ def table(plan) -> dict[str, dict[str, str]]:
 
 
 def test_assets_of_the_paper_and_of_the_demo(paper_plan, demo_plan):
-    assert set(needs(paper_plan, ["table3", "claims", "report"]).assets) - {"facm-stage1"} == {
+    assert set(needs(paper_plan, ["table3", "report"]).assets) - {"facm-stage1"} == {
         *("imagenet-train", "vavae-f16d32", "lightningdit-xl1-800ep"),
         *("facm-reference", "adm-reference", "inception-2015"),
     }
