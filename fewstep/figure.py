@@ -37,6 +37,12 @@ def main(argv: list[str] | None = None) -> None:
         lines = table_lines(spec, load_metrics(options.metrics), code_digest)
         with atomic(options.out) as picture:
             curves.draw(spec, lines, picture)
+    elif kind in ("ranking", "price"):
+        from .figures import ranking
+
+        lines = table_lines(spec, load_metrics(options.metrics), code_digest)
+        with atomic(options.out) as picture:
+            (ranking.draw if kind == "ranking" else ranking.draw_price)(spec, lines, picture)
     elif kind == "training":
         from .figures import training
 

@@ -105,6 +105,8 @@ def _table(spec: ReportSpec, lines: Sequence[Line]) -> dict[str, Any]:
         "others": others,
         "further": {name: metric_name(name, spec.scale) for name in further(lines)},
         "params": any(line["params"] for line in lines),
+        "reported": spec.scale == "paper" or any(line["reported"] for line in lines),
+        "cost": bool(lines) and "cost" in lines[0],
         "notes": numbering,
         "marks": [
             MARK_TEXTS[mark] for status, mark in MARKS.items() if any(s["status"] == status for s in lines)
@@ -119,7 +121,8 @@ def _row(row: Sequence[Line], numbering: Sequence[str]) -> dict[str, Any]:
     cells = [
         dict(line)
         | {
-            "shown": spread(line["ours"], line["ours_std"]) or "–",
+            "shown": (spread(line["ours"], line["ours_std"]) or "–")
+            + (f" ({line['rank']})" if line.get("rank") else ""),
             "mark": MARKS.get(line["status"], ""),
             "css": line["status"].replace(" ", "-"),
             "hint": _hint(line),

@@ -88,11 +88,14 @@ def table_lines(spec: TableSpec, metrics: Metrics, today: Callable[[str], str]) 
         today: Digest of the present code behind a loss; :func:`fewstep.provenance.code_digest`.
     """
     cells = {row.id: row for row in spec.rows}
-    return [
+    lines = [
         line
         for row in spec.table.rows
         for line in _row_lines(spec, row, cells.get(row.id) or RowCells(id=row.id, cells={}), metrics, today)
     ]
+    if spec.table.unit is not None:
+        _price(lines, spec.table.unit)
+    return _ranked(lines) if spec.table.ranked else lines
 
 
 def _row_lines(
@@ -139,11 +142,41 @@ def _row_lines(
         for name, protocol in spec.further.items():
             more = gather(metrics, keys.get(protocol, []), name)
             line[f"ours_{name}"] = number(more.mean) if more else ""
+        if table.unit is not None:
+            line["flops_per_step"] = number(_flops(ours)) if ours else ""
         line["status"] = _status(spec, row, ours, lambda: today(run.loss) if run else "")
         line |= _agreement(spec, ours, reported)
         line["protocol"] = first
         line["note"] = row.note
         yield line
+
+
+def _flops(cell: Cell) -> float | None:
+    """Operations of a training step, the mean over seeds; None where a training did not count them."""
+    found = [entry.get("model", {}).get("flops_per_step") for entry in cell.entries]
+    return mean(found) if all(found) else None
+
+
+def _price(lines: Sequence[Line], unit: str) -> None:
+    """Add the column ``cost``: operations of a training step over those of the row ``unit``."""
+    one = next((line["flops_per_step"] for line in lines if line["row"] == unit), "")
+    for line in lines:
+        own = line["flops_per_step"]
+        line["cost"] = number(float(own) / float(one)) if own and one else ""
+
+
+def _ranked(lines: Sequence[Line]) -> list[Line]:
+    """Rows by their first column, best first and missing ones last, with the column ``rank`` within each NFE.
+
+    Lower is better.
+    """
+    for nfe in {line["nfe_label"] for line in lines}:
+        column = [line for line in lines if line["nfe_label"] == nfe]
+        values = sorted(float(line["ours"]) for line in column if line["ours"])
+        for line in column:
+            line["rank"] = str(1 + values.index(float(line["ours"]))) if line["ours"] else ""
+    first = {line["row"]: line for line in reversed(lines)}
+    return sorted(lines, key=lambda line: float(first[line["row"]]["ours"] or "inf"))
 
 
 def _extra_metrics(spec: TableSpec) -> list[str]:

@@ -17,6 +17,7 @@ MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
     "Only orderings can be compared with the paper, never the numbers."
 )
+COST = "Cost of a step"
 MARKS = {"stale": "°", "released weights": "‡"}
 MARK_TEXTS = {
     "°": "° stale: the code behind this training has changed since; train again to renew the number.",
@@ -36,10 +37,20 @@ def by_row(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def ours(line: Line) -> str:
-    """Our number for a reader, with its mark; a dash when it is missing or was never asked for."""
+    """Our number for a reader, with mark and rank; a dash when it is missing or was never asked for."""
     if not line["ours"]:
         return "–"
-    return spread(line["ours"], line["ours_std"]) + MARKS.get(line["status"], "")
+    rank = f" ({line['rank']})" if line.get("rank") else ""
+    return spread(line["ours"], line["ours_std"]) + MARKS.get(line["status"], "") + rank
+
+
+def cost_text(spec: TableSpec, lines: Sequence[Line]) -> str:
+    """What the column of costs is relative to."""
+    unit = next(line["label"] for line in lines if line["row"] == spec.table.unit)
+    return (
+        f"{COST}: counted operations of a training step, teacher and all updates included, "
+        f"relative to the row “{unit}”."
+    )
 
 
 def notes(lines: Sequence[Line]) -> list[str]:
@@ -60,7 +71,7 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
         blocks = (
             [(f"{metric}, ours", ours)] if miniature else [(f"{metric}: ours (reported)", _with_reported)]
         )
-        if miniature:
+        if miniature and any(line["reported"] for line in lines):
             full = metric_name(spec.table.metric, "paper")
             blocks.append((f"{full} reported by the paper, at full scale", _getter("reported")))
         blocks += [(f"{metric}, ours, protocol `{name}`", _getter(name)) for name in _others(spec, lines)]
@@ -73,6 +84,10 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
         parts.append(_long(spec, lines))
     for position, note in enumerate(notes(lines), start=1):
         parts.append(f"[{position}] {note}")
+    if lines and "cost" in lines[0]:
+        parts.append(cost_text(spec, lines))
+    if lines and "rank" in lines[0]:
+        parts.append("In brackets: the rank in its column; rows are in the order of the first.")
     used = {MARKS[line["status"]] for line in lines if line["status"] in MARKS}
     parts += [MARK_TEXTS[mark] for mark in sorted(used)]
     parts.append(_footer(spec, lines))
@@ -96,6 +111,10 @@ def _wide(lines: Sequence[Line], value: Callable[[Line], str]) -> str:
     rows = by_row(lines)
     head = ["Method", *(f"NFE = {line['nfe_label']}" for line in rows[0][1])]
     body = [[_label(lines, row[0]), *map(value, row)] for _, row in rows]
+    if value is ours and "cost" in lines[0]:
+        head.append(COST)
+        for cells, (_, row) in zip(body, rows, strict=True):
+            cells.append(short(row[0]["cost"]) or "–")
     return _grid(head, body, [row[0]["group"] for _, row in rows])
 
 

@@ -163,7 +163,7 @@ class ReportItem(Strict):
     """A table or figure in the report; its file is found by its stem, ``name``."""
 
     name: str
-    kind: Literal["table", "curve", "training", "grid"]
+    kind: Literal["table", "curve", "ranking", "price", "training", "grid"]
     title: str
     paper: str
     caption: str = ""

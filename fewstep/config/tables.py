@@ -43,8 +43,9 @@ class Tolerance(Strict):
 
 
 class Table(Strict):
-    kind: Literal["table", "curve", "training", "grid"] = Field(
-        description="table; curve: metric against NFE; training: a logged column against steps; grid: samples"
+    kind: Literal["table", "curve", "ranking", "price", "training", "grid"] = Field(
+        description="table; curve: metric against NFE; ranking: rows by metric; price: metric against "
+        "training cost; training: a logged column against steps; grid: samples"
     )
     title: str
     paper: str
@@ -54,15 +55,28 @@ class Table(Strict):
         default=[],
         description="kind table: further ones, in columns of ours, from the first protocol that has them",
     )
+    unit: str | None = Field(
+        default=None,
+        description="id of the row whose training step is the unit of cost: the rows' counted operations "
+        "relative to it are a column",
+    )
+    ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
     nfe: list[int] | None = None
     tolerance: Tolerance = Tolerance()
     columns: int = Field(default=10, gt=0, description="grid: images of each class")
     classes: list[int] | None = Field(default=None, description="grid: which classes; default the first ten")
-    rows: list[Row]
+    rows: list[Row] = []
+    rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
 
     @model_validator(mode="after")
     def _consistent(self) -> Table:
         ids = [row.id for row in self.rows]
+        if not ids and self.rows_of is None:
+            raise ValueError("no rows: give rows, or rows_of")
+        if self.kind == "price" and self.unit is None:
+            raise ValueError("kind: price needs unit, the row that costs are relative to")
+        if ids and self.unit is not None and self.unit not in ids:
+            raise ValueError(f"unit: no row has the id {self.unit!r}")
         if self.metrics and self.kind != "table":
             raise ValueError(f"metrics are columns of kind: table, not of {self.kind}")
         if len({self.metric, *self.metrics}) != 1 + len(self.metrics):

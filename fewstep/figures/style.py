@@ -65,6 +65,15 @@ def plain_numbers(axis: Axes, x: list[int] | None = None) -> None:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def plain_x(axis: Axes) -> None:
+    """The same on a horizontal logarithmic axis, with ticks at 1, 1.5, 2, 3, 5 and 7 of each power."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Figure, path: Path) -> None:
     """Save as PNG at 160 dots per inch, without the date, so that equal data give equal files."""
     with plt.rc_context(SETTINGS):

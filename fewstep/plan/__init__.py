@@ -113,7 +113,7 @@ class Plan(Cells):
     # Tables and figures
 
     def table_metrics(self, name: str) -> list[str]:
-        if self.config.tables[name].kind not in ("table", "curve"):
+        if self.config.tables[name].kind not in ("table", "curve", "ranking", "price"):
             return []
         return [self.metrics(key) for key in self.table_cells(name)]
 
