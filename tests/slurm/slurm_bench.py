@@ -36,7 +36,7 @@ COMPUTED = {"lightningdit": [1], "decm": [2]}
 Found = TypeVar("Found")
 
 
-def eventually(look: Callable[[], Found], seconds: float = 240) -> Found:
+def eventually(look: Callable[[], Found], seconds: float = 900) -> Found:
     """The first true answer of ``look``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -218,7 +218,7 @@ class Snakemake:
             )
         return self
 
-    def finish(self, seconds: float = 400) -> str:
+    def finish(self, seconds: float = 1500) -> str:
         code = self.process.wait(seconds)
         text = self.out.read_text()
         logs = [path.read_text()[-2000:] for path in self.bench.logs.rglob("*.log")] if code else []
