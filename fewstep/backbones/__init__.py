@@ -20,9 +20,9 @@ def build(spec: Backbone) -> nn.Module:
         ValueError: sizes that do not fit together, naming them.
     """
     if isinstance(spec, LightningDiT):
-        from .lightningdit import LightningDiT as DiT
+        from . import lightningdit, noise
 
-        return DiT(spec)
+        return (noise.NoiseDiT if spec.predicts == "noise" else lightningdit.LightningDiT)(spec)
     if isinstance(spec, Mlp):
         from . import mlp
 

@@ -142,9 +142,15 @@ class LightningDiT(FlowNetwork):
     )
     mlp: Literal["swiglu", "gelu"] = Field(default="swiglu", description="gelu: as in DiT and SiT")
     rope: bool = Field(default=True, description="rotary positions in attention, beside the added ones")
+    predicts: Literal["velocity", "noise"] = Field(
+        default="velocity",
+        description="noise: of a diffusion of 1,000 steps (DiT); turned into velocities, for sampling alone",
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:
+        if self.predicts == "noise" and (self.target_time or self.outputs == 2):
+            raise ValueError("predicts: noise knows one time and has one output")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
         if self.shape[1] % self.patch or self.shape[2] % self.patch:

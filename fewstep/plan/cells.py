@@ -12,7 +12,7 @@ from ..config.settings import Protocol
 from ..config.specs import CellKey
 from ..config.tables import Claim, Row, Table
 from . import marks
-from .checks import check_jump
+from .checks import check_jump, check_prediction
 from .runs import Run, Runs
 
 
@@ -188,6 +188,9 @@ class Cells(Runs):
             run = self.run(name)
             own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
             marks.check(run.entry.provenance, own, self.config.method_files[name], f"{name}.provenance")
+            above = self.run(run.setting.teacher).backbone if run.taught and run.setting.teacher else None
+            where = f"{self.config.method_files[name]}: {name}.backbone"
+            check_prediction(run.backbone, run.adopted, above, where)
         for name in self.config.tables:
             self.further(name)
         for name, row in self.rows():

@@ -19,7 +19,7 @@ from ..config.losses import (
     SCMLoss,
 )
 from ..config.methods import Published
-from ..config.settings import Backbone, FlowNetwork, Setting, Train
+from ..config.settings import Backbone, FlowNetwork, LightningDiT, Setting, Train
 
 
 def check_backbone(config: Config, name: str, latents: str) -> None:
@@ -93,6 +93,19 @@ def check_jump(backbone: Backbone, sampler: str, where: str) -> None:
             f"{where}: sampler {sampler!r} jumps to inner times, which a network without target_time has "
             "not; use kind: euler, or cm"
         )
+
+
+def check_prediction(backbone: Backbone, adopted: bool, teacher: Backbone | None, where: str) -> None:
+    """Refuse to train, or to start from, a network that predicts noise.
+
+    Its velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there few-step
+    generation starts; a student that predicts velocities could not start from such weights either.
+    """
+    for network, doing in ((None if adopted else backbone, "trained"), (teacher, "a teacher")):
+        if isinstance(network, LightningDiT) and network.predicts == "noise":
+            raise ConfigError(
+                f"{where}: a backbone with predicts: noise can be adopted and sampled from, not be {doing}"
+            )
 
 
 def check_anchor(loss: Loss, teacher: Loss, name: str, where: str) -> None:
