@@ -8,6 +8,7 @@
 # Needs root and the Debian packages slurm-wlm, munge.  Nothing outside DIR is written;
 # a second cluster may run in another DIR with another BASE_PORT.
 set -euo pipefail
+PATH=$PATH:/usr/sbin
 
 BASE_PORT=${BASE_PORT:-16800}
 CPUS=${CPUS:-4}            # advertised per node (config_overrides: need not exist)
