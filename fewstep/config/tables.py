@@ -60,6 +60,9 @@ class Table(Strict):
         description="id of the row whose training step is the unit of cost: the rows' counted operations "
         "relative to it are a column",
     )
+    by_name: bool = Field(
+        default=False, description="made when asked for by its name only, not among `targets: all`"
+    )
     ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
     nfe: list[int] | None = None
     tolerance: Tolerance = Tolerance()

@@ -123,3 +123,10 @@ def test_tables_share_rows(demo_plan):
     tables = demo_plan.config.tables
     assert tables["zoo-price"].rows == tables["zoo"].rows
     assert set(demo_plan.table_cells("zoo-price")) < set(demo_plan.table_cells("zoo"))
+
+
+def test_many_trainings_wait_until_they_are_asked_for(paper_plan):
+    assert paper_plan.config.root.targets == "all"
+    names = {name for name, table in paper_plan.config.tables.items() if table.by_name}
+    assert {"zoo", "zoo-ranking", "zoo-price"} <= names
+    assert set(paper_plan.wanted) == {*paper_plan.config.tables, "claims", "report"} - names
