@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from .base import Strict
 from .networks import FlowNetwork, Mlp, UNet
+from .sampling import UCGMSampling
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
@@ -208,7 +209,7 @@ class Guidance(Strict):
 
 
 class Sampler(Strict):
-    kind: Literal["euler", "cm", "mix", "jump"]
+    kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
     guidance: Literal["none", "setting"] | Guidance = "none"
     shift: float = Field(default=1.0, gt=0, description="timestep shift of the grid; 1 is uniform")
     switch: float = Field(
@@ -220,15 +221,19 @@ class Sampler(Strict):
         le=1,
         description="jump: share of the noise after a step that is fresh; 1 is cm (CTM's gamma-sampling)",
     )
-
+    ucgm: UCGMSampling | None = Field(default=None, description="of kind: ucgm, which needs it")
     times: list[float] | None = Field(
         default=None, min_length=1, description="of the steps, from 0 up, instead of a grid; as many as NFE"
     )
 
     @model_validator(mode="after")
-    def _gamma(self) -> Sampler:
+    def _belongs(self) -> Sampler:
         if self.gamma and self.kind != "jump":
             raise ValueError(f"gamma belongs to kind: jump, not to {self.kind}")
+        if (self.kind == "ucgm") != (self.ucgm is not None):
+            raise ValueError("ucgm belongs to, and is needed by, kind: ucgm")
+        if self.kind == "ucgm" and (self.shift != 1 or self.times is not None):
+            raise ValueError("shift and times are not for kind: ucgm, whose grid is ucgm.schedule")
         return self
 
     @model_validator(mode="after")

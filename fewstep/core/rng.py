@@ -52,6 +52,14 @@ class Streams:
         """Uniform integers below ``high``, shape (B,), int64."""
         return self._cut(torch.randint(high, (self._total,), generator=generator(*self._key, name)))
 
+    def spread(self, share: float) -> Tensor:
+        """A share of the rows, (B,), bool: always the same ones, evenly spread over the global batch.
+
+        Any part of the batch then holds its share of them, to one row.
+        """
+        place = torch.arange(self._total + 1, dtype=torch.float64)
+        return self._cut((place * share + 1e-9).floor().diff() > 0)
+
     def normal_like(self, name: str, x: Tensor) -> Tensor:
         """N(0, 1) in the shape of ``x`` (B, ...)."""
         shape = (self._total, *x.shape[1:])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config.losses import TimeLaw
+from .beta import beta_quantile
 from .rng import Streams
 
 
@@ -18,6 +19,7 @@ def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
     * segments: k / N with k uniform on 0 .. N - 1 (DE-CM, section 4.4). The end point t = 1 is left
       out because the consistency residual is void there.
     * arctan: t = 1 - (2 / pi) atan(exp n), n ~ N(mean, std^2) (sCM's law as FACM writes it).
+    * beta: t ~ Beta(alpha, beta), by its quantile function.
     * logit-normal: t = 1 / (1 + exp(-n)). FACM's "log" law with mean m is this one with mean -m.
     """
     if law.law == "uniform":
@@ -25,6 +27,9 @@ def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
     if law.law == "segments":
         assert law.segments is not None
         return rng.integers(name, law.segments).float() / law.segments
+    if law.law == "beta":
+        assert law.alpha is not None and law.beta is not None
+        return beta_quantile(rng.uniform(name), law.alpha, law.beta).float()
     assert law.mean is not None and law.std is not None
     n = law.mean + law.std * rng.normal(name)
     if law.law == "arctan":

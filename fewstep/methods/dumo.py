@@ -43,7 +43,6 @@ Deviations from print:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -55,10 +54,8 @@ from ..core.losses import mean_square, pseudo_huber, rms, velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand
 from ..core.precision import full
+from ..core.segments import sine_gain
 from ..core.times import sample_times
-
-QUARTER = 1.57
-"""UCGM's release writes this for pi / 2."""
 
 
 class DuMo(Method):
@@ -134,6 +131,5 @@ class DuMo(Method):
             # 1 - l = (b - t) / (1 - t), and 1 where the interval reaches the data.
             return torch.where(b >= 1, one, (b - t) / left.clamp(min=1e-8)), one
         if p.gain == "sine":
-            # left / sin(1.57 left), without dividing by zero at the data
-            return 4 / (QUARTER * torch.sinc(QUARTER / math.pi * left)), torch.cos(QUARTER * left)
+            return sine_gain(t)
         return one, one

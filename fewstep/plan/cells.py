@@ -168,7 +168,8 @@ class Cells(Runs):
             )
         if sampler.guidance == "setting" and run.setting.guidance is None:
             raise ConfigError(f"{where}: sampler {name!r}: setting {run.entry.setting} has no guidance")
-        if sampler.kind in ("mix", "jump"):
+        inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
+        if inner or sampler.kind in ("mix", "jump"):
             check_jump(run.backbone, name, where)
         if not run.setting.protocols:
             raise ConfigError(f"{where}: setting {run.entry.setting} names no protocol to evaluate by")

@@ -36,6 +36,7 @@ TINY: dict[str, Any] = {
     },
     "methods": {
         "teacher": {"train": {"steps": 8, "optimizer": {"warmup": 2}}},
+        "twinflow": {"train": {"steps": 8}},
         "scm": {"loss": {"warmup": 4, "learned_weight": True}},
         "ayf": {"loss": {"warmup": 4}},
     },
