@@ -57,6 +57,19 @@ def test_rank_deficient():
     assert frechet_distance(mu, 0 * cov1, mu, cov2) == pytest.approx(float((s2**2).sum()))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "apart"), [(2048, 0.01), (500, 0.0)])
+def test_the_size_of_inception_features(rank, apart):
+    """Spectra as uneven as those of features, a common basis, and zeros beyond the rank."""
+    basis, _ = torch.linalg.qr(random(2048, 2048))
+    s1, s2 = random(2, 2048, seed=1).abs() * torch.logspace(0, -3, 2048, dtype=torch.float64)
+    s1[rank:], s2[rank:] = 0, 0
+    mu1, mu2 = apart * random(2, 2048, seed=2)
+    cov1, cov2 = ((basis * s**2) @ basis.T for s in (s1, s2))
+    expected = float((mu1 - mu2).square().sum() + (s1 - s2).square().sum())
+    assert frechet_distance(mu1, cov1, mu2, cov2) == pytest.approx(expected, rel=1e-6)
+
+
 def test_stream_equals_a_single_pass():
     """Batches and merges against torch.cov, with a mean that would cancel in a sum of squares."""
     x = random(503, 7) + 1e6
