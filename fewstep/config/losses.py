@@ -149,6 +149,12 @@ class SoFlowLoss(FlowMapLoss):
     norm_constant: float = Field(default=0.01, gt=0)
 
 
+class KDLoss(Strict):
+    name: Literal["kd"]
+    solver: Literal["heun", "euler"] = "heun"
+    solver_steps: int = Field(default=18, gt=0, description="of the teacher's ODE, from noise to data")
+
+
 class AYFLoss(FlowMapLoss):
     name: Literal["ayf"]
     objective: Literal["emd", "lmd"] = Field(
@@ -301,6 +307,7 @@ Loss = Annotated[
     | SplitMeanFlowLoss
     | IMeanFlowLoss
     | SoFlowLoss
+    | KDLoss
     | AYFLoss
     | DuMoLoss
     | SCMLoss

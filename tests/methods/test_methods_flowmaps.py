@@ -223,6 +223,34 @@ def test_align_your_flow_warms_up_the_eulerian_tangent(exact_map, exact_context,
     assert residual(0, objective="lmd") < 1e-13
 
 
+@pytest.mark.parametrize("taught", [True, False])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_kd_vanishes_to_the_order_of_its_solver(
+    solver, order, taught, exact_map, exact_context, gaussian_batch
+):
+    def residual(steps, net):
+        params = config.KDLoss(name="kd", solver=solver, solver_steps=steps)
+        return float(evaluate(params, net, gaussian_batch, exact_context(taught=taught)).logs["residual_kd"])
+
+    coarse, fine = residual(32, exact_map()), residual(64, exact_map())
+    assert coarse / fine == pytest.approx(2**order, rel=0.1)
+    assert fine < 0.03 < residual(64, exact_map(0.3))
+
+
+def test_kd_solves_one_ode(exact_map, exact_context, gaussian_batch):
+    """Two steps of Heun's method by hand."""
+    net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
+    x, t = batch.x0, torch.zeros(len(batch.x0), dtype=torch.float64)
+    for _ in range(2):
+        first = ctx.teacher(x, t, batch.y)
+        second = ctx.teacher(x + first / 2, t + 0.5, batch.y)
+        x, t = x + (first + second) / 4, t + 0.5
+    start = torch.zeros_like(t)
+    g = net(batch.x0, start, t, batch.y).detach() - (x - batch.x0)
+    expected = by_hand(g, phi(batch.x0, start, t))
+    torch.testing.assert_close(gradient(config.KDLoss(name="kd", solver_steps=2), net, batch, ctx), expected)
+
+
 class TwoHeads(nn.Module):
     """Velocity and flow map of two networks, called as one."""
 
