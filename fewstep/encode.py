@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .config import ConfigError, digest, read_spec
 from .config.specs import EncodeSpec
+from .core.precision import exact_convolutions
 from .data.merge import merge, split
 from .data.published import PublishedLatents
 from .data.records import read_record
@@ -83,8 +84,7 @@ def encode(
         views = 2 if spec.latents.flip else 1
         batches = _ahead(PublishedLatents(spec.dataset, spec.tokenizer.shape, views, opened).read, ranges)
     else:
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
+        exact_convolutions()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         coder = open_tokenizer(spec.tokenizer, weights, spec.backbone, device)
         source = open_source(spec.dataset, opened)

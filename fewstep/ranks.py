@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import torch
 
+from .core.precision import exact_convolutions
+
 Item = TypeVar("Item")
 
 
 class Ranks:
-    """The processes of one stage; alone, no communication library is loaded."""
+    """The processes of a stage that evaluates networks; alone, no communication library is loaded."""
 
     def __init__(self) -> None:
+        exact_convolutions()
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         if self.count == 1:
             self.device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Arithmetic of losses and guidance: never below float32, whatever the network computes in."""
+"""Arithmetic of losses, guidance and evaluation: never below float32, whatever a training computes in."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ from torch import Tensor
 def full(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 if it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def exact_convolutions() -> None:
+    """Convolutions of this process in all of float32, where cuDNN would take less, and by one algorithm."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
