@@ -35,7 +35,8 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     held = 0
     # With every cell trained once (say, the teacher against itself) there is one seed to compare.
     cells = [claim.left, *claim.right]
-    asked = spec.first_seeds if claim.seeds == "first" else spec.seeds
+    own = {"first": spec.first_seeds, "all": spec.seeds}
+    asked = claim.seeds if isinstance(claim.seeds, list) else own[claim.seeds]
     seeds = [0] if all(cell.method in spec.once for cell in cells) else asked
     for seed in seeds:
         keys = [_key(spec, claim, cell, seed) for cell in cells]
@@ -50,7 +51,8 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     worst = (max if claim.relation in ("<", "<=") else min)(ratios) if ratios else None
     complete = len(left)
     verdict = "no" if held < complete else "yes" if complete == len(seeds) else "missing"
-    expected = claim.miniature if spec.scale != "paper" else "holds"
+    small = spec.scale != "paper" or claim.id in spec.toys
+    expected = claim.miniature if small else "holds"
     return {
         "id": claim.id,
         "statement": claim.statement,
@@ -68,7 +70,7 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
         "seeds": f"{held}/{len(seeds)}",
         "holds": verdict,
         "expected": expected,
-        "scale": spec.scale,
+        "scale": "toy" if claim.id in spec.toys else spec.scale,
         "note": claim.note,
     }
 

@@ -1,4 +1,4 @@
-"""Draw a figure as PNG with its data as CSV: metric against NFE, training curves, or a grid of samples."""
+"""Draw a figure as PNG with its data as CSV: a metric against steps or a parameter, curves, samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: the inputs do not fit the kind of figure.
     """
     arguments = parser(__doc__)
-    arguments.add_argument("--metrics", type=Path, nargs="*", default=[], help="kind curve: metrics files")
+    arguments.add_argument(
+        "--metrics", type=Path, nargs="*", default=[], help="kinds curve, sweep: metrics files"
+    )
     arguments.add_argument(
         "--curves", type=Path, nargs="*", default=[], help="kind training: train.jsonl files"
     )
     arguments.add_argument(
-        "--images", type=Path, nargs="*", default=[], help="kind grid: tar of sampled images"
+        "--images", type=Path, nargs="*", default=[], help="kinds grid, scatter: tars of samples"
     )
+    arguments.add_argument("--reference", type=Path, nargs="?", help="kind scatter: npz with the real points")
     arguments.add_argument("--csv", type=Path, required=True, help="the numbers behind the picture")
     options = arguments.parse_args(argv)
     spec = read_spec(TableSpec, options.spec)
@@ -37,6 +40,20 @@ def main(argv: list[str] | None = None) -> None:
         lines = table_lines(spec, load_metrics(options.metrics), code_digest)
         with atomic(options.out) as picture:
             curves.draw(spec, lines, picture)
+    elif kind == "sweep":
+        from .figures import sweep
+
+        lines = sweep.read(spec, load_metrics(options.metrics), code_digest)
+        with atomic(options.out) as picture:
+            sweep.draw(spec, lines, picture)
+    elif kind == "scatter":
+        from .figures import scatter
+
+        if options.reference is None:
+            raise ValueError(f"{options.spec}: kind scatter needs --reference, the real points")
+        lines, points = scatter.read(spec, options.images, options.reference)
+        with atomic(options.out) as picture:
+            scatter.draw(spec, points, picture)
     elif kind in ("ranking", "price"):
         from .figures import ranking
 

@@ -23,6 +23,8 @@ Metrics = Mapping[CellKey, Mapping[str, Any]]
 Line = dict[str, str]
 """One line of a table's CSV: column -> text, empty where there is nothing to say."""
 
+FULL = ("paper", "toy")
+"""Scales at which a number stands beside the paper's: toys are as small there."""
 STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
 
 
@@ -204,7 +206,7 @@ def _status(spec: TableSpec, row: Row, ours: Cell | None, today: Callable[[], st
     codes = {entry.get("code") for entry in ours.entries} - {None}
     if codes and codes != {today()}:
         return "stale"
-    if spec.scale != "paper":
+    if spec.scale not in FULL:
         return "miniature"
     if any(entry.get("status") == "released" for entry in ours.entries):
         return "released weights"
@@ -214,7 +216,7 @@ def _status(spec: TableSpec, row: Row, ours: Cell | None, today: Callable[[], st
 def _agreement(spec: TableSpec, ours: Cell | None, reported: float | None) -> Line:
     """Difference and verdict; nothing below full scale, where the two numbers mean different things."""
     empty = {"difference": "", "tolerance": "", "agrees": ""}
-    if ours is None or reported is None or spec.scale != "paper":
+    if ours is None or reported is None or spec.scale not in FULL:
         return empty
     allowed = max(spec.table.tolerance.absolute, spec.table.tolerance.relative * abs(reported))
     difference = ours.mean - reported
@@ -230,6 +232,7 @@ def metric_name(metric: str, scale: str) -> str:
     names = {
         "fid": "FID" if scale == "paper" else "Fréchet distance",
         "is": "Inception score",
+        "mmd": "MMD²",
         "kid": "KID" if scale == "paper" else "Kernel distance",
         "grad_norm": "Gradient norm",
     }

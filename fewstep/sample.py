@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .backbones import null_label
 from .checkpoint import check_tokenizer, load_network
 from .config import ConfigError, digest, read_spec
-from .config.settings import FlowNetwork
+from .config.networks import FlowNetwork
 from .config.specs import SampleSpec
 from .core.guidance import guided_field
 from .core.rng import generator

@@ -10,7 +10,7 @@ from .config import read_spec
 from .config.specs import TableSpec
 from .files import write_text
 from .provenance import code_digest
-from .results import Line, load_metrics, metric_name, precise, short, spread, table_lines, to_csv
+from .results import FULL, Line, load_metrics, metric_name, precise, short, spread, table_lines, to_csv
 from .stage import metrics_parser, run
 
 MINIATURE = (
@@ -60,7 +60,7 @@ def notes(lines: Sequence[Line]) -> list[str]:
 
 def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
-    miniature = spec.scale != "paper"
+    miniature = spec.scale not in FULL
     parts = [f"# {'In miniature: ' if miniature else ''}{spec.table.title}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
@@ -120,7 +120,7 @@ def _wide(lines: Sequence[Line], value: Callable[[Line], str]) -> str:
 
 def _long(spec: TableSpec, lines: Sequence[Line]) -> str:
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
-    paper = spec.scale == "paper"
+    paper = spec.scale in FULL
     extras = [name for name in lines[0] if name.startswith("reported_")] if lines else []
     others = _others(spec, lines)
     params = any(line["params"] for line in lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config.settings import Backbone, ConvAutoencoder, FlowNetwork, LightningDiT, Mlp, UNet
+from ..config.networks import FlowNetwork, Mlp, UNet
+from ..config.settings import Backbone, ConvAutoencoder, LightningDiT
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ from .assets import Asset
 from .base import ConfigError, Strict, parse
 from .losses import Loss
 from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
-from .tables import Claim, Table
+from .tables import Claim, Kind, Table
 
 
 class FetchSpec(Strict):
@@ -134,6 +134,7 @@ class TableSpec(Strict):
     further: dict[str, str] = Field(default={}, description="further metric -> the protocol that it is of")
     table: Table
     rows: list[RowCells] = []
+    parameters: dict[str, float] = Field(default={}, description="sweep: row id -> value of its parameter")
     runs: dict[str, RunName] = Field(default={}, description="row id -> its training")
 
     @model_validator(mode="after")
@@ -156,6 +157,9 @@ class ClaimsSpec(Strict):
     once: list[str] = Field(
         default=[], description="methods whose seed 0 stands for every seed (the teacher)"
     )
+    toys: list[str] = Field(
+        default=[], description="claims about experiments that are as small in the paper itself"
+    )
     scale: str
 
 
@@ -163,7 +167,7 @@ class ReportItem(Strict):
     """A table or figure in the report; its file is found by its stem, ``name``."""
 
     name: str
-    kind: Literal["table", "curve", "ranking", "price", "training", "grid"]
+    kind: Kind
     title: str
     paper: str
     caption: str = ""

@@ -10,6 +10,7 @@ from .base import Strict
 from .methods import Variant
 
 Numbers = list[float | None]
+Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "scatter"]
 
 
 class Row(Strict):
@@ -43,9 +44,10 @@ class Tolerance(Strict):
 
 
 class Table(Strict):
-    kind: Literal["table", "curve", "ranking", "price", "training", "grid"] = Field(
+    kind: Kind = Field(
         description="table; curve: metric against NFE; ranking: rows by metric; price: metric against "
-        "training cost; training: a logged column against steps; grid: samples"
+        "training cost; sweep: metric against a parameter; training: a logged "
+        "column against steps; grid: samples; scatter: samples that are points of the plane"
     )
     title: str
     paper: str
@@ -55,6 +57,12 @@ class Table(Strict):
         default=[],
         description="kind table: further ones, in columns of ours, from the first protocol that has them",
     )
+    parameter: str | None = Field(
+        default=None,
+        description="sweep: of the rows' losses, e.g. loss.equal; rows that lack it are horizontal lines",
+    )
+    axis: str = Field(default="", description="sweep: what a reader calls the parameter")
+    seeds: list[int] | None = Field(default=None, min_length=1, description="instead of the configuration's")
     unit: str | None = Field(
         default=None,
         description="id of the row whose training step is the unit of cost: the rows' counted operations "
@@ -84,12 +92,16 @@ class Table(Strict):
             raise ValueError(f"metrics are columns of kind: table, not of {self.kind}")
         if len({self.metric, *self.metrics}) != 1 + len(self.metrics):
             raise ValueError(f"metrics {self.metrics} name one twice, or the table's own metric")
+        if (self.kind == "sweep") != (self.parameter is not None):
+            raise ValueError("parameter belongs to, and is needed by, kind: sweep")
         if len(ids) != len(set(ids)):
             raise ValueError(f"row ids stand twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         for row in self.rows:
             nfe = row.nfe or self.nfe
             if nfe is None and self.kind != "training":
                 raise ValueError(f"row {row.id}: no nfe, neither in the row nor in the table")
+            if self.kind in ("sweep", "scatter") and len(nfe or []) != 1:
+                raise ValueError(f"row {row.id}: kind {self.kind} shows one number of steps, not {nfe}")
             for metric, values in row.reported.items():
                 if nfe is not None and len(values) != len(nfe):
                     raise ValueError(
@@ -120,8 +132,9 @@ class Claim(Strict):
     right: list[CellName] = Field(min_length=1)
     factor: float = Field(default=1.0, gt=0)
     metric: str = "fid"
-    seeds: Literal["all", "first"] = Field(
-        default="all", description="first: only the tables' seeds, for ablations too dear to repeat"
+    seeds: Literal["all", "first"] | list[int] = Field(
+        default="all",
+        description="first: only the tables' seeds, for ablations too dear to repeat; or seeds of its own",
     )
     miniature: Literal["holds", "fails", "varies"] = Field(
         default="holds", description="what the demo is known to show; the paper's claim stays as it is"

@@ -37,11 +37,17 @@ SETTINGS = {
 }
 
 
-def panels(count: int, width: float = 5.6, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels side by side (sizes in inches)."""
+def panels(
+    count: int, width: float = 5.6, height: float = 4.2, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, ``columns`` of them (or all) side by side; sizes of one in inches."""
+    columns = columns or count
+    rows = -(-count // columns)
     with plt.rc_context(SETTINGS):
-        figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
-    return figure, list(axes[0])
+        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for unused in axes.flat[count:]:
+        unused.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def look(index: int) -> dict[str, str]:

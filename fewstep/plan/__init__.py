@@ -113,19 +113,23 @@ class Plan(Cells):
     # Tables and figures
 
     def table_metrics(self, name: str) -> list[str]:
-        if self.config.tables[name].kind not in ("table", "curve", "ranking", "price"):
+        if self.config.tables[name].kind not in ("table", "curve", "ranking", "price", "sweep"):
             return []
         return [self.metrics(key) for key in self.table_cells(name)]
 
     def table_images(self, name: str) -> list[str]:
-        if self.config.tables[name].kind != "grid":
-            return []
         return [
             self.images_of(
                 f"{key.method}/{key.variant}", str(key.seed), f"{key.sampler}-{key.nfe}", key.protocol
             )
-            for key in self.table_cells(name)
+            for key in self.picture_cells(name)
         ]
+
+    def table_reference(self, name: str) -> list[str]:
+        """Real points beside the sampled ones."""
+        table = self.config.tables[name]
+        protocols = self.table_protocols(name)[:1] if table.kind == "scatter" else []
+        return [file for protocol in protocols for file in self.reference(protocol)]
 
     def table_curves(self, name: str) -> list[str]:
         if self.config.tables[name].kind != "training":
@@ -133,7 +137,7 @@ class Plan(Cells):
         return [
             self.path(f"<results>/{run.name}/{seed}/train.jsonl")
             for run in self.table_runs(name).values()
-            for seed in self.seeds(run, self.config.root.seeds)
+            for seed in self.table_seeds(self.config.tables[name], run)
         ]
 
     def parts_of(self, target: str) -> list[str]:

@@ -49,11 +49,15 @@ class Cells(Runs):
         run = self.run_of(row)
         if run is None:
             return []
-        seeds = self.seeds(run, self.config.root.seeds)
+        seeds = self.table_seeds(table, run)
         return [
             [self._key(run, seed, self.sampler_of(row, nfe), nfe, protocol) for seed in seeds]
             for nfe in row.nfe or table.nfe or []
         ]
+
+    def table_seeds(self, table: Table, run: Run) -> list[int]:
+        """Seeds of a run in a table."""
+        return self.seeds(run, table.seeds or self.config.root.seeds)
 
     def table_runs(self, name: str) -> dict[str, Run]:
         """Row id -> run, for the rows that are more than a reported number."""
@@ -73,6 +77,46 @@ class Cells(Runs):
             for seeds in self.row_cells(table, row, protocol)
             for key in seeds
         )
+
+    def scale(self, method: str) -> str:
+        return self.run(method).setting.scale
+
+    def picture_cells(self, name: str) -> list[CellKey]:
+        """Cells whose samples a figure shows: those of a grid, or of each row's first seed."""
+        table = self.config.tables[name]
+        if table.kind == "grid":
+            return self.table_cells(name)
+        if table.kind != "scatter":
+            return []
+        return _unique(
+            self.row_cells(table, row, protocol)[0][0]
+            for row in table.rows
+            for protocol in self.protocols(row)[:1]
+        )
+
+    def parameters(self, name: str) -> dict[str, float]:
+        """Row id -> value of the parameter that a sweep goes through, of the runs that have it.
+
+        Raises:
+            ConfigError: fewer than two have it, or it is not a number.
+        """
+        table = self.config.tables[name]
+        if table.parameter is None:
+            return {}
+        found = {}
+        for row, run in self.table_runs(name).items():
+            values = {"loss": run.loss.model_dump()}
+            value: Any = values
+            for key in table.parameter.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                found[row] = float(value)
+        if self.table_runs(name) and len(found) < 2:
+            raise ConfigError(
+                f"{self.config.root.files.tables}/{name}.yaml: parameter: {table.parameter!r} is a number in "
+                f"{len(found)} of the rows' losses; a sweep needs two"
+            )
+        return found
 
     def table_protocols(self, name: str) -> list[str]:
         """Protocols of a table's runs: first the paper's own, then the others."""
@@ -135,14 +179,18 @@ class Cells(Runs):
             )
         return shared[0]
 
+    def claim_seeds(self, claim: Claim) -> list[int]:
+        if isinstance(claim.seeds, list):
+            return claim.seeds
+        return self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
+
     def claim_cells(self) -> list[CellKey]:
         keys = []
         for claim in self.claims:
-            wanted = self.config.root.seeds if claim.seeds == "first" else self.config.claim_seeds
             protocol = self.claim_protocol(claim)
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
-                for seed in self.seeds(run, wanted):
+                for seed in self.seeds(run, self.claim_seeds(claim)):
                     keys.append(self._key(run, seed, cell.sampler, cell.nfe, protocol))
         return _unique(keys)
 
@@ -193,7 +241,13 @@ class Cells(Runs):
             where = f"{self.config.method_files[name]}: {name}.backbone"
             check_prediction(run.backbone, run.adopted, above, where)
         for name in self.config.tables:
+            scales = {run.setting.scale for run in self.table_runs(name).values()}
+            if "toy" in scales and len(scales) > 1:
+                raise ConfigError(
+                    f"{files.tables}/{name}.yaml: rows: toys stand beside {', '.join(scales - {'toy'})}"
+                )
             self.further(name)
+            self.parameters(name)
         for name, row in self.rows():
             if row.method is None:
                 continue
@@ -202,6 +256,8 @@ class Cells(Runs):
                 where = f"{files.tables}/{name}.yaml: rows.{row.id}"
                 self.check_sampler(run, self.sampler_of(row, nfe), nfe, where)
         for claim in self.config.claims:
+            if len({self.scale(cell.method) == "toy" for cell in [claim.left, *claim.right]}) > 1:
+                raise ConfigError(f"{files.claims}: {claim.id}: toys cannot be compared with others")
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
                 self.check_sampler(run, cell.sampler, cell.nfe, f"{files.claims}: {claim.id}")

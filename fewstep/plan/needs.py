@@ -48,12 +48,14 @@ class _Walk:
             self.score(plan.claim_cells())
             return
         kind = plan.config.tables[name].kind
-        if kind == "grid":
-            for key in plan.table_cells(name):
+        if kind in ("grid", "scatter"):
+            for key in plan.picture_cells(name):
                 self.image(key)
+                if kind == "scatter":
+                    self.reference(key.protocol)
         elif kind == "training":
             for run in plan.table_runs(name).values():
-                for seed in plan.seeds(run, plan.config.root.seeds):
+                for seed in plan.table_seeds(plan.config.tables[name], run):
                     self.model(run.name, seed)
         else:
             self.score(plan.table_cells(name))
@@ -62,13 +64,16 @@ class _Walk:
         for key in keys:
             self.found.cells[key] = None
             self.image(key)
-            protocol = self.plan.parts.protocols[key.protocol]
-            self.weights(protocol.weights)
-            self.weights(protocol.reference)
-            if not protocol.stored:
-                self.found.references[key.protocol] = None
-            if protocol.reference_latents is not None:
-                self.latent(protocol.reference_latents)
+            self.reference(key.protocol)
+
+    def reference(self, name: str) -> None:
+        protocol = self.plan.parts.protocols[name]
+        self.weights(protocol.weights)
+        self.weights(protocol.reference)
+        if not protocol.stored:
+            self.found.references[name] = None
+        if protocol.reference_latents is not None:
+            self.latent(protocol.reference_latents)
 
     def image(self, key: CellKey) -> None:
         run = self.plan.run(key.method, key.variant)

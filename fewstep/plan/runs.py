@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..config.base import ConfigError, known, merge, parse
 from ..config.load import Config, load
 from ..config.losses import FACMLoss, Loss
 from ..config.methods import Method, Published, Variant
-from ..config.settings import Backbone, Guidance, LightningDiT, Setting, Tokenizer, Train, Weights
+from ..config.networks import FlowNetwork
+from ..config.settings import Backbone, Guidance, Setting, Tokenizer, Train, Weights
 from ..config.tables import Row
 from .checks import (
     check_anchor,
@@ -61,7 +63,7 @@ class Run:
         return (
             isinstance(self.loss, FACMLoss)
             and self.loss.anchor == "expanded"
-            and isinstance(self.backbone, LightningDiT)
+            and isinstance(self.backbone, FlowNetwork)
             and not self.backbone.target_time
         )
 
@@ -102,8 +104,20 @@ class Runs:
         return run.adopted or self.config.root.weights == "trained"
 
     def seeds(self, run: Run, wanted: list[int]) -> list[int]:
-        """Students are trained for every seed; published weights and teachers exist once."""
-        return wanted if run.taught else [0]
+        """A training has every seed; published weights, and what others build on, exist once."""
+        return [0] if self.once(run) else wanted
+
+    def once(self, run: Run) -> bool:
+        return run.adopted or run.method in self.foundations
+
+    @cached_property
+    def foundations(self) -> set[str]:
+        """Methods that others build on: teachers, tokenizers, feature extractors."""
+        weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
+        weights += [protocol.weights for protocol in self.parts.protocols.values()]
+        weights += [protocol.reference for protocol in self.parts.protocols.values()]
+        teachers = {run.setting.teacher for run in self.runs.values() if run.taught and run.setting.teacher}
+        return teachers | {given.method for given in weights if given is not None and given.method}
 
     def network(self, weights: Weights | None) -> Backbone | None:
         """Backbone of a network that this workflow trains; None for published weights."""

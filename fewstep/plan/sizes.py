@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..config.settings import (
-    Backbone,
-    ConvAutoencoder,
-    Latents,
-    LightningDiT,
-    Mlp,
-    Protocol,
-    Tokenizer,
-    UNet,
-)
+from ..config.networks import Mlp, UNet
+from ..config.settings import Backbone, ConvAutoencoder, Latents, LightningDiT, Protocol, Tokenizer
 
 BLOCK = 512
 """Of a tar; every member has a header of one block and content in whole blocks."""

@@ -184,12 +184,13 @@ def _table(plan: Cells, name: str) -> Strict:
         further=plan.further(name),
         table=table.model_copy(update={"rows": shown}),
         rows=cells,
+        parameters=plan.parameters(name),
         runs={
             row: RunName(
                 method=run.method,
                 variant=run.variant,
                 loss=run.loss.name,
-                seeds=plan.seeds(run, plan.config.root.seeds),
+                seeds=plan.table_seeds(table, run),
             )
             for row, run in runs.items()
         },
@@ -197,8 +198,9 @@ def _table(plan: Cells, name: str) -> Strict:
 
 
 def _scale(runs: Iterable[Run]) -> str:
-    """Scale of a result: the paper's only if every run behind it has it."""
-    return "/".join(sorted({run.setting.scale for run in runs})) or "paper"
+    """Scale of a result: the paper's only if every run behind it has it. Beside others, toys do not count."""
+    scales = {run.setting.scale for run in runs}
+    return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
 
 
 def _claims(plan: Cells, _name: str) -> Strict:
@@ -209,7 +211,8 @@ def _claims(plan: Cells, _name: str) -> Strict:
         protocols={claim.id: plan.claim_protocol(claim) for claim in plan.claims},
         seeds=plan.config.claim_seeds,
         first_seeds=plan.config.root.seeds,
-        once=sorted({run.method for run in runs if not run.taught}),
+        once=sorted({run.method for run in runs if plan.once(run)}),
+        toys=[claim.id for claim in plan.claims if plan.scale(claim.left.method) == "toy"],
         scale=_scale(runs),
     )
 
@@ -241,7 +244,7 @@ def _report(plan: Cells, _name: str) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=marked(run) if run.setting.scale == "paper" and not run.adopted else [],
+                parameters=marked(run) if run.setting.scale in ("paper", "toy") and not run.adopted else [],
             )
             for name, run in methods.items()
         },

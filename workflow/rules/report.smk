@@ -28,6 +28,7 @@ rule figure:
         metrics=lambda wildcards: plan.table_metrics(wildcards.figure),
         curves=lambda wildcards: plan.table_curves(wildcards.figure),
         images=lambda wildcards: plan.table_images(wildcards.figure),
+        reference=lambda wildcards: plan.table_reference(wildcards.figure),
     output:
         png=report(
             "<results>/{figure}.png",
@@ -45,7 +46,7 @@ rule figure:
         "../../envs/workflow.yaml"
     shell:
         "python -m fewstep.figure --spec {input.spec} --metrics {input.metrics}"
-        " --curves {input.curves} --images {input.images}"
+        " --curves {input.curves} --images {input.images} --reference {input.reference}"
         " --out {output.png} --csv {output.csv} > {log} 2>&1"
 
 

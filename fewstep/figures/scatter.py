@@ -1,0 +1,87 @@
+"""Samples that are points of the plane, a panel for each run, beside the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.pyplot import rc_context
+
+from ..config.specs import TableSpec
+from ..results import Line
+from . import style
+from .grid import batches
+
+POINTS = 2_000
+"""Points drawn in a panel: the first ones."""
+MARGIN = 0.25
+"""Room around the real points, in their extent."""
+REAL = "data"
+
+Points = Mapping[str, np.ndarray]
+"""Row id -> points (n, 2); the real ones under `data`."""
+
+
+def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> tuple[list[Line], Points]:
+    """The points that are drawn, one a line, and by row.
+
+    Raises:
+        ValueError: another number of files than rows, or samples that are not points of the plane.
+    """
+    rows = list(spec.runs)
+    if len(paths) != len(rows):
+        raise ValueError(f"{spec.name}: {len(paths)} --images for the rows {rows}; give one for each")
+    found = {REAL: _real(reference)}
+    for row, path in zip(rows, paths, strict=True):
+        parts = [images for _, images, _ in batches(path)]
+        points = np.concatenate(parts) if parts else np.empty((0, 0, 0, 0))
+        if points.dtype != np.float32 or points.shape[1:] != (2, 1, 1):
+            raise ValueError(f"{path}: samples are {points.dtype} {points.shape}, not float32 (n, 2, 1, 1)")
+        found[row] = points[:POINTS, :, 0, 0]
+    lines = [
+        {"row": row, "index": str(index), "x": f"{x:.5g}", "y": f"{y:.5g}"}
+        for row, points in found.items()
+        for index, (x, y) in enumerate(points.tolist())
+    ]
+    return lines, found
+
+
+def _real(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as content:
+        points = content["features"] if "features" in content else np.empty((0, 0))
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{path}: holds no points of the plane (features {points.shape})")
+    return points[:POINTS]
+
+
+def draw(spec: TableSpec, points: Points, path: Path) -> None:
+    """Panels of one scale, four in a row; points outside of them are counted."""
+    labels = {row.id: row.label for row in spec.table.rows}
+    real = points[REAL]
+    low, high = real.min(0), real.max(0)
+    room = MARGIN * (high - low)
+    low, high = low - room, high + room
+    with rc_context(style.SETTINGS):
+        figure, axes = style.panels(len(points), width=2.9, height=2.9, columns=4)
+        for index, (axis, (row, values)) in enumerate(zip(axes, points.items(), strict=True)):
+            colour = "#888888" if row == REAL else style.COLOURS[index % len(style.COLOURS)]
+            axis.scatter(*real.T, s=1.0, color="#d0d0d0", lw=0, rasterized=True)
+            if row != REAL:
+                axis.scatter(*values.T, s=2.0, color=colour, alpha=0.6, lw=0, rasterized=True)
+            outside = float(((values < low) | (values > high)).any(1).mean())
+            if outside:
+                axis.text(
+                    0.98, 0.02, f"{outside:.1%} outside", transform=axis.transAxes, ha="right", fontsize=8
+                )
+            axis.set(
+                title=labels.get(row, "Data"),
+                xlim=(low[0], high[0]),
+                ylim=(low[1], high[1]),
+                xticks=[],
+                yticks=[],
+                aspect="equal",
+            )
+            axis.grid(visible=False)
+        figure.tight_layout()
+        style.save(figure, path)
