@@ -286,6 +286,87 @@ class TwinFlowLoss(RecursiveTerms):
     )
 
 
+class IMMLoss(Strict):
+    name: Literal["imm"]
+    particles: int = Field(default=4, gt=0, description="M: rows of a group, which share their times")
+    first: float = Field(default=0.006, gt=0, lt=1, description="earliest t; the latest is the data")
+    decrement: Literal["noise", "time"] = Field(
+        default="noise", description="what r differs from t by a constant in: (1 - t) / t, or t"
+    )
+    step: float = Field(default=160 / 2**12, gt=0, description="that constant")
+    power: float = Field(default=2.0, ge=1, description="a of the weight")
+    shift: float = Field(default=4.0, description="b of the weight")
+
+
+class ShortcutLoss(Strict):
+    name: Literal["shortcut"]
+    grid: int = Field(default=128, gt=1, description="M: number of smallest jumps, a power of two")
+    bootstrap: float = Field(default=0.125, gt=0, lt=1, description="share of the batch that learns jumps")
+    guidance: float = Field(default=1.5, ge=1, description="scale of the smallest jumps without a teacher")
+    clamp: float | None = Field(default=4.0, gt=0, description="elementwise bound of what is bootstrapped")
+    target_decay: float = Field(default=0.999, ge=0, lt=1, description="of the moving average that jumps")
+
+    @model_validator(mode="after")
+    def _doubles(self) -> ShortcutLoss:
+        if self.grid & (self.grid - 1):
+            raise ValueError(f"grid {self.grid} is no power of two")
+        return self
+
+
+class ICTLoss(Strict):
+    name: Literal["ict"]
+    intervals: list[Annotated[int, Field(gt=0)]] = Field(
+        default=[10, 1280], min_length=2, max_length=2, description="of the grid, in the first and last stage"
+    )
+    mean: float = Field(default=-1.1, description="of ln sigma, by which intervals are drawn")
+    std: float = Field(default=2.0, gt=0)
+    huber: float = Field(default=0.00054, gt=0, description="c of the pseudo-Huber loss")
+
+    @model_validator(mode="after")
+    def _grows(self) -> ICTLoss:
+        if self.intervals[0] > self.intervals[1]:
+            raise ValueError(f"intervals {self.intervals} must not fall")
+        return self
+
+
+class CTMLoss(Strict):
+    name: Literal["ctm"]
+    points: int = Field(default=40, gt=1, description="of the grid of t, u and s")
+    solver: Literal["heun", "euler"] = "heun"
+    solver_steps: int = Field(default=39, gt=0, description="most grid steps from t to u")
+    dsm: float = Field(default=1.0, ge=0, description="weight of denoising score matching")
+    times: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=1.2, std=1.2), description="of denoising score matching"
+    )
+    target_decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class TCMLoss(Strict):
+    name: Literal["tcm"]
+    times: TimeLaw = Field(
+        default=TimeLaw(law="logit-normal", mean=0.8, std=1.6), description="of t in stage 1"
+    )
+    q: float = Field(default=4.0, gt=1, description="the step in noise shrinks by this factor ...")
+    double: int = Field(default=10_000, gt=0, description="... every so many training steps")
+    least: float = Field(default=1 / 256, gt=0, lt=1, description="share of the noise level it ends at")
+    huber: float = Field(default=0.00054, gt=0, description="c of the pseudo-Huber loss")
+    direction: Literal["data", "teacher"] = Field(
+        default="data", description="follow x1 - x0, or the teacher's velocity"
+    )
+    boundary: float | None = Field(
+        default=None, gt=0, lt=1, description="stage 2: only t up to here, against the frozen teacher beyond"
+    )
+    boundary_share: float = Field(default=0.25, gt=0, lt=1, description="of the rows, at the boundary")
+    boundary_weight: float = Field(default=0.1, gt=0)
+    tail: float = Field(default=0.02, gt=0, description="width of stage 2's law of ln sigma")
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> TCMLoss:
+        if self.boundary is not None and self.direction == "teacher":
+            raise ValueError("direction: teacher with a boundary: the teacher of stage 2 has no velocity")
+        return self
+
+
 class AutoencoderLoss(Strict):
     name: Literal["autoencoder"]
     noise: float = Field(default=0.1, ge=0, description="standard deviation added to the latent")
@@ -314,6 +395,11 @@ Loss = Annotated[
     | UCGMLoss
     | RCGMLoss
     | TwinFlowLoss
+    | IMMLoss
+    | ShortcutLoss
+    | ICTLoss
+    | CTMLoss
+    | TCMLoss
     | AutoencoderLoss
     | ClassifierLoss,
     Field(discriminator="name"),

@@ -30,7 +30,9 @@ class Method(Strict):
     paper: str = ""
     setting: str
     loss: Loss
-    teacher: bool = Field(default=True, description="learn from, and start as, the setting's teacher")
+    teacher: bool | str = Field(
+        default=True, description="learn from, and start as, the setting's teacher, or the method named here"
+    )
     weights: Published | None = Field(
         default=None, description="adopt these published weights instead of training"
     )

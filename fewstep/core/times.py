@@ -11,6 +11,22 @@ from ..config.losses import TimeLaw
 from .beta import beta_quantile
 from .rng import Streams
 
+LOWEST, HIGHEST = 0.002, 80.0
+"""Least and greatest noise level of EDM, beside data of about unit variance."""
+
+
+def karras_grid(points: int, device: torch.device | str = "cpu", rho: float = 7.0) -> tuple[Tensor, Tensor]:
+    """EDM's noise levels, falling, and their times t = 1 / (1 + sigma), rising; each (points,), float64.
+
+    (1 - t) / t is the noise level of x_t / t (EDM, arXiv 2206.00364, Eq. 5). The ends, t = 0.012 and
+    0.998, are moved to 0 and 1, where samplers start and end.
+    """
+    ramp = torch.linspace(0, 1, points, dtype=torch.float64, device=device)
+    sigma = (HIGHEST ** (1 / rho) + ramp * (LOWEST ** (1 / rho) - HIGHEST ** (1 / rho))) ** rho
+    times = 1 / (1 + sigma)
+    times[0], times[-1] = 0, 1
+    return sigma, times
+
 
 def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
     """Times in [0, 1], shape (B,), float32, drawn from the stream ``name``; equal names, equal times.

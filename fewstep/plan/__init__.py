@@ -78,8 +78,8 @@ class Plan(Cells):
         return [self.latents_of(run)] if self.runs[run].tokenizer.measured else []
 
     def teacher_of(self, run: str) -> list[str]:
-        teacher = self.runs[run].setting.teacher
-        return [self.model(teacher)] if self.runs[run].taught and teacher else []
+        teacher = self.runs[run].teacher
+        return [self.model(teacher)] if teacher else []
 
     def decoder_of(self, run: str) -> list[str]:
         return self.weights(self.runs[run].tokenizer.weights)

@@ -8,15 +8,19 @@ from ..config.base import ConfigError, known
 from ..config.load import Config, check_file
 from ..config.losses import (
     AYFLoss,
+    CTMLoss,
     DECMLoss,
     DuMoLoss,
     FACMLoss,
     FlowMapLoss,
     FlowMatchingLoss,
     IMeanFlowLoss,
+    IMMLoss,
     Loss,
     MeanFlowLoss,
     SCMLoss,
+    ShortcutLoss,
+    TCMLoss,
 )
 from ..config.methods import Published
 from ..config.settings import Backbone, FlowNetwork, LightningDiT, Setting, Train
@@ -59,16 +63,20 @@ def check_published(config: Config, weights: Published, setting: Setting, where:
 
 
 def check_schedule(loss: Loss, train: Train, where: str) -> None:
-    """Refuse schedules that would never take effect."""
+    """Refuse schedules that would never take effect, and batches that a loss cannot use."""
     if isinstance(loss, DECMLoss) and loss.n2n and loss.freq > train.steps:
         raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
     if isinstance(loss, SCMLoss | AYFLoss) and loss.warmup > train.steps:
         raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")
+    if isinstance(loss, IMMLoss) and train.batch % loss.particles:
+        raise ConfigError(
+            f"{where}.particles: train.batch {train.batch} does not divide into groups of {loss.particles}"
+        )
 
 
 def check_times(loss: Loss, backbone: Backbone, where: str) -> None:
     """Refuse a loss over two times for a network that knows one."""
-    two = isinstance(loss, FlowMapLoss | DECMLoss | MeanFlowLoss) or (
+    two = isinstance(loss, FlowMapLoss | DECMLoss | MeanFlowLoss | IMMLoss | ShortcutLoss | CTMLoss) or (
         isinstance(loss, FACMLoss) and loss.anchor == "target"
     )
     if two and isinstance(backbone, FlowNetwork) and not backbone.target_time:
@@ -106,6 +114,16 @@ def check_prediction(backbone: Backbone, adopted: bool, teacher: Backbone | None
             raise ConfigError(
                 f"{where}: a backbone with predicts: noise can be adopted and sampled from, not be {doing}"
             )
+
+
+def check_stages(loss: Loss, teacher: Loss | None, where: str) -> None:
+    """Refuse the second stage of truncated consistency without a first, whose map it continues."""
+    if not isinstance(loss, TCMLoss) or loss.boundary is None:
+        return
+    if not isinstance(teacher, TCMLoss) or teacher.boundary is not None:
+        raise ConfigError(
+            f"{where}.boundary: needs a first stage: name as teacher a method with loss tcm and no boundary"
+        )
 
 
 def check_anchor(loss: Loss, teacher: Loss, name: str, where: str) -> None:

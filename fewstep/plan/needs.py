@@ -93,8 +93,8 @@ class _Walk:
             self.found.assets[run.published.asset] = None
             return
         self.latent(run.setting.latents)
-        if run.taught and run.setting.teacher is not None:
-            self.weights(Weights(method=run.setting.teacher))
+        if run.teacher is not None:
+            self.weights(Weights(method=run.teacher))
 
     def latent(self, name: str) -> None:
         if name in self.found.latents:

@@ -21,6 +21,7 @@ from .checks import (
     check_heads,
     check_published,
     check_schedule,
+    check_stages,
     check_times,
 )
 
@@ -53,9 +54,14 @@ class Run:
         return self.published is not None
 
     @property
+    def teacher(self) -> str | None:
+        """The method that teaches the run and whose weights it starts from."""
+        return None if self.adopted else named_teacher(self.entry, self.setting)
+
+    @property
     def taught(self) -> bool:
-        """Whether the run learns from the setting's teacher."""
-        return self.entry.teacher and not self.adopted
+        """Whether the run learns from a teacher."""
+        return self.teacher is not None
 
     @property
     def expanded(self) -> bool:
@@ -66,6 +72,13 @@ class Run:
             and isinstance(self.backbone, FlowNetwork)
             and not self.backbone.target_time
         )
+
+
+def named_teacher(entry: Method, setting: Setting) -> str | None:
+    """The teacher of an entry in its setting, whether or not published weights spare its training."""
+    if isinstance(entry.teacher, str):
+        return entry.teacher
+    return setting.teacher if entry.teacher else None
 
 
 class Runs:
@@ -157,10 +170,13 @@ class Runs:
             guidance = parse(Guidance, merged, file, where, "guidance")
         elif method.guidance:
             raise ConfigError(f"{file}: {where}.guidance: setting {method.setting} has no guidance")
-        if method.teacher and setting.teacher is None:
+        teacher = named_teacher(method, setting)
+        if method.teacher and teacher is None:
             raise ConfigError(f"{file}: {where}.teacher: setting {method.setting} names no teacher")
-        if method.teacher and setting.teacher == name:
+        if teacher == name:
             raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
+        if teacher is not None:
+            known(teacher, self.config.methods, file, f"{where}.teacher")
         released = method.released if self.config.root.weights == "released" and variant == BASE else None
         published = method.weights or released
         for key, weights in (("weights", method.weights), ("released", method.released)):
@@ -186,7 +202,22 @@ class Runs:
         )
 
     def _check_teacher(self, run: Run) -> None:
-        teacher = run.setting.teacher
-        if run.entry.teacher and teacher is not None:
-            where = f"{self.config.method_files[run.method]}: {run.method}.loss"
-            check_anchor(run.loss, self.run(teacher).loss, teacher, where)
+        where = f"{self.config.method_files[run.method]}: {run.method}"
+        teachers = self._teachers(run, where)
+        if teachers:
+            check_anchor(run.loss, teachers[0].loss, teachers[0].method, f"{where}.loss")
+        check_stages(run.loss, teachers[0].loss if teachers else None, f"{where}.loss")
+
+    def _teachers(self, run: Run, where: str) -> list[Run]:
+        """The run's teacher, the teacher's own, and so on.
+
+        Raises:
+            ConfigError: they go in a circle.
+        """
+        line = [run]
+        while (name := named_teacher(line[-1].entry, line[-1].setting)) is not None:
+            names = [each.method for each in line]
+            if name in names:
+                raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")
+            line.append(self.run(name))
+        return line[1:]

@@ -137,6 +137,18 @@ def exact_context() -> Callable[..., Context]:
 
 
 @pytest.fixture
+def taught(exact_context) -> Callable[..., Context]:
+    """The same with the exact map as moving average and as frozen network."""
+
+    def make(step: int = 0, teacher: bool = True) -> Context:
+        ctx = exact_context(step, taught=teacher)
+        ctx.target, ctx.network = ExactMap(), ExactMap()
+        return ctx
+
+    return make
+
+
+@pytest.fixture
 def tiny() -> Callable[[str], nn.Module]:
     """A tiny network of a kind, always with the same weights."""
 
