@@ -251,6 +251,36 @@ def test_kd_solves_one_ode(exact_map, exact_context, gaussian_batch):
     torch.testing.assert_close(gradient(config.KDLoss(name="kd", solver_steps=2), net, batch, ctx), expected)
 
 
+class Labelled(nn.Module):
+    """The exact map, and 1 more where the label is null."""
+
+    def __init__(self, exact: nn.Module):
+        super().__init__()
+        self.exact = exact
+
+    def forward(self, x, t, s, y):
+        return self.exact(x, t, s, y) + expand((y == 1).to(x), x)
+
+
+def test_meanflow_guides_itself_inside_of_its_times(exact_map, exact_context, gaussian_batch):
+    """v moves away from the velocity without a label, but for rows without one and at other times."""
+    guide = {"omega": 0.2, "kappa": 0.92, "guided": [0.25, 0.75]}
+    params = config.MeanFlowLoss(name="meanflow", times=UNIFORM, equal=1.0, norm_power=0.0, **guide)
+    net, batch, ctx = Labelled(exact_map(0.4)), gaussian_batch, exact_context()
+    draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
+    t = draws.min(0).values
+    dropped = torch.arange(len(t)) % 4 == 0
+    batch = type(batch)(batch.x1, batch.x0, dropped.long())
+    x = interpolate(batch.x0, batch.x1, t)
+    v = ctx.teacher(x, t, batch.y)
+    own = net.exact(x, t, t, batch.y).detach()
+    inside = (t >= 0.25) & (t <= 0.75) & ~dropped
+    mixed = 0.2 * v + 0.92 * own - 0.12 * (own + 1)
+    expected = torch.where(expand(inside, x), mixed, v)
+    g = net(x, t, t, batch.y).detach() - expected
+    torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, t)))
+
+
 class TwoHeads(nn.Module):
     """Velocity and flow map of two networks, called as one."""
 
