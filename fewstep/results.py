@@ -23,6 +23,8 @@ Metrics = Mapping[CellKey, Mapping[str, Any]]
 Line = dict[str, str]
 """One line of a table's CSV: column -> text, empty where there is nothing to say."""
 
+SMALL = 0.1
+"""Below it two decimals say too little of a number (MMD²)."""
 FULL = ("paper", "toy")
 """Scales at which a number stands beside the paper's: toys are as small there."""
 STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
@@ -260,8 +262,9 @@ def precise(text: str) -> str:
 
 
 def spread(mean_text: str, std_text: str) -> str:
-    """Mean, with ± the standard deviation when there are several seeds."""
-    return f"{short(mean_text)} ± {short(std_text)}" if std_text else short(mean_text)
+    """Mean, with ± the standard deviation when there are several seeds; small numbers with three digits."""
+    shown = precise if mean_text and 0 < abs(float(mean_text)) < SMALL else short
+    return f"{shown(mean_text)} ± {shown(std_text)}" if std_text else shown(mean_text)
 
 
 def to_csv(lines: Sequence[Mapping[str, str]]) -> str:

@@ -20,7 +20,7 @@ class Row(Strict):
     sampling doubles the network evaluations, which the metrics then say.
     """
 
-    id: str
+    id: str = Field(pattern=r"\D", description="not a number alone")
     label: str
     group: str = ""
     method: str | None = None
