@@ -48,14 +48,21 @@ def load_card(path: str | Path) -> dict[str, Any]:
     return card
 
 
-def check_tokenizer(card: dict[str, Any], tokenizer: Tokenizer, path: str | Path) -> None:
+def check_tokenizer(
+    card: dict[str, Any], tokenizer: Tokenizer, path: str | Path, weights: str | None = None
+) -> None:
     """Refuse a network of other latents than those it is to be used with.
+
+    ``weights``: SHA-256 of the tokenizer's weights, compared if the card knows those it was trained with.
 
     Raises:
         ValueError: naming the file and the fields that differ.
     """
     made = card.get("latents", {}).get("tokenizer", {})
     asked = tokenizer.model_dump(mode="json")
+    known = card.get("latents", {}).get("weights")
+    if None not in (known, weights) and known != weights:
+        raise ValueError(f"{path}: was trained with other tokenizer weights: sha256 {known}, not {weights}")
     differences = [
         f"{key} {made[key]!r} there, {asked[key]!r} here"
         for key in asked

@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"{given.spec}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     ranks = Ranks()
     net, card = load_network(given.model, spec.backbone)
-    check_tokenizer(card, spec.latents.tokenizer, given.model)
     net = net.to(ranks.device)
     weights = given.tokenizer[0] if given.tokenizer else None
     normalisation = read_normalisation(spec, given.latents, weights)
+    check_tokenizer(card, spec.latents.tokenizer, given.model, weights_digest(weights))
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, ranks.device)
     labels = draw_labels(spec)
     card = {

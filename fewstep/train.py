@@ -371,7 +371,7 @@ class Trainer:
             "steps": spec.train.steps,
             "batch": spec.train.batch,
             "ema": spec.train.ema.model_dump(mode="json"),
-            "latents": spec.latents.model_dump(mode="json"),
+            "latents": spec.latents.model_dump() | {"weights": self.loader.shards.manifest.weights},
             "guidance_eta": self.progress.eta,
             "skipped_updates": self.progress.skipped,
             "flops_per_step": self.progress.flops,

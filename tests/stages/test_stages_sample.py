@@ -15,6 +15,7 @@ import fewstep.sample
 from fewstep.checkpoint import load_model, save_model
 from fewstep.config import read_spec
 from fewstep.config.specs import SampleSpec
+from fewstep.files import sha256
 from fewstep.images import read_card, read_images, to_uint8
 from fewstep.sample import draw_labels, noise
 
@@ -100,6 +101,16 @@ def test_refuses_other_tokenizer_weights(world, tmp_path):
     call = replaced(world.sample("cd", "cm-2", tmp_path), "--tokenizer", str(tmp_path / "other.safetensors"))
     refused(call, "manifest.json", "encoded with other tokenizer weights")
     refused(replaced(call, "--tokenizer"), "other tokenizer weights than None")
+
+
+def test_refuses_a_model_trained_with_other_tokenizer_weights(world, tmp_path):
+    """Where no manifest is at hand, the model's own card knows."""
+    tensors, card = load_model(world.plan.model("cd"))
+    assert card["latents"]["weights"] == sha256(world.plan.model("digits-autoencoder"))
+    card["latents"]["weights"] = "0" * 64
+    save_model(tmp_path / "other.safetensors", tensors, world.plan.run("cd").backbone, card)
+    call = replaced(world.sample("cd", "cm-2", tmp_path), "--model", str(tmp_path / "other.safetensors"))
+    refused(call, "other.safetensors", "trained with other tokenizer weights", "0" * 64)
 
 
 def test_refuses_a_model_of_another_backbone(world, tmp_path):
