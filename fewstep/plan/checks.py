@@ -18,6 +18,7 @@ from ..config.losses import (
     IMMLoss,
     Loss,
     MeanFlowLoss,
+    RecursiveTerms,
     SCMLoss,
     ShortcutLoss,
     TCMLoss,
@@ -79,6 +80,7 @@ def check_times(loss: Loss, backbone: Backbone, where: str) -> None:
     two = isinstance(loss, FlowMapLoss | DECMLoss | MeanFlowLoss | IMMLoss | ShortcutLoss | CTMLoss) or (
         isinstance(loss, FACMLoss) and loss.anchor == "target"
     )
+    two = two or isinstance(loss, RecursiveTerms)
     if two and isinstance(backbone, FlowNetwork) and not backbone.target_time:
         raise ConfigError(f"{where}: needs a backbone with target_time: true")
 
@@ -123,6 +125,16 @@ def check_stages(loss: Loss, teacher: Loss | None, where: str) -> None:
     if not isinstance(teacher, TCMLoss) or teacher.boundary is not None:
         raise ConfigError(
             f"{where}.boundary: needs a first stage: name as teacher a method with loss tcm and no boundary"
+        )
+
+
+def check_reference(loss: Loss, taught: bool, where: str) -> None:
+    """Refuse guidance by a teacher that a method has not."""
+    enhance = getattr(loss, "enhance", None)
+    if enhance is not None and enhance.reference == "teacher" and not taught:
+        raise ConfigError(
+            f"{where}.enhance.reference: teacher, but teacher: false; say own, null the whole of it, "
+            "or let a teacher teach"
         )
 
 

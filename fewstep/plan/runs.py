@@ -20,6 +20,7 @@ from .checks import (
     check_backbone,
     check_heads,
     check_published,
+    check_reference,
     check_schedule,
     check_stages,
     check_times,
@@ -187,6 +188,7 @@ class Runs:
         network = method.backbone or setting.backbone
         check_backbone(self.config, network, setting.latents)
         check_times(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
+        check_reference(method.loss, bool(method.teacher), f"{file}: {where}.loss")
         check_heads(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
         return Run(
             method=name,
