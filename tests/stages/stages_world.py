@@ -126,27 +126,28 @@ class World:
         call = self._call("train", f"{run}/{seed}", out, *words, "--curve", str(curve))
         return Call("train", call.arguments, [out, curve])
 
-    def sample(self, method: str, cell: str, folder: Path | None = None) -> Call:
-        run, images = f"{method}/base", self.plan.image_set("digits")
-        default = Path(self.plan.images_of(run, "0", cell, "digits"))
+    def sample(self, method: str, cell: str, folder: Path | None = None, protocol: str = "digits") -> Call:
+        run, images = f"{method}/base", self.plan.image_set(protocol)
+        default = Path(self.plan.images_of(run, "0", cell, protocol))
         out = default if folder is None else folder / default.name
         words = ["--model", self.plan.model(method), "--latents", self.plan.latents_of(run)]
         words += ["--tokenizer", *self.plan.decoder_of(run)]
         return self._call("sample", f"{run}/{cell}/{images}", out, *words)
 
-    def reference(self, folder: Path | None = None) -> Call:
-        default = Path(self.plan.reference("digits")[0])
+    def reference(self, folder: Path | None = None, protocol: str = "digits") -> Call:
+        default = Path(self.plan.reference(protocol)[0])
         out = default if folder is None else folder / default.name
-        words = ["--latents", *self.plan.reference_latents("digits")]
-        return self._call("reference", "digits", out, *words, "--extractor", *self.plan.extractor("digits"))
+        words = ["--latents", *self.plan.reference_latents(protocol)]
+        return self._call("reference", protocol, out, *words, "--extractor", *self.plan.extractor(protocol))
 
-    def score(self, method: str, cell: str, folder: Path | None = None) -> Call:
+    def score(self, method: str, cell: str, folder: Path | None = None, protocol: str = "digits") -> Call:
         run = f"{method}/base"
-        images = self.plan.images_of(run, "0", cell, "digits")
-        out = Path(images).with_name("digits.json") if folder is None else folder / "digits.json"
-        words = ["--images", images, "--extractor", *self.plan.extractor("digits")]
-        words += ["--reference", *self.plan.reference("digits")]
-        return self._call("score", f"{run}/0/{cell}/digits", out, *words)
+        images = self.plan.images_of(run, "0", cell, protocol)
+        default = Path(images).with_name(f"{protocol}.json")
+        out = default if folder is None else folder / default.name
+        words = ["--images", images, "--extractor", *self.plan.extractor(protocol)]
+        words += ["--reference", *self.plan.reference(protocol)]
+        return self._call("score", f"{run}/0/{cell}/{protocol}", out, *words)
 
     def _call(self, stage: str, name: str, out: Path, *words: str) -> Call:
         spec = self.spec(
