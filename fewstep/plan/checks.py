@@ -24,7 +24,8 @@ from ..config.losses import (
     TCMLoss,
 )
 from ..config.methods import Published
-from ..config.settings import Backbone, FlowNetwork, LightningDiT, Setting, Train
+from ..config.networks import FlowNetwork
+from ..config.settings import Backbone, LightningDiT, Setting, Train
 
 
 def check_backbone(config: Config, name: str, latents: str) -> None:
