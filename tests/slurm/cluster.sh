@@ -175,8 +175,9 @@ node)
     alive "slurmd-$nodes" && die "slurmd of $nodes is running"
     spawn "slurmd-$nodes" slurmd -D -N "$nodes"
     scontrol update nodename="$nodes" state=resume
-    node_idle() { [ "$(sinfo -h -n "$nodes" -p cpu -t idle -o %N)" = "$nodes" ]; }
-    wait_for 30 "$nodes" node_idle
+    # not "down", nor anything with an asterisk (it does not answer yet)
+    node_up() { sinfo -h -n "$nodes" -p cpu -o %T | grep -Eqx 'idle|mixed|allocated|completing|planned'; }
+    wait_for 60 "$nodes" node_up
     ;;
 status)
     sinfo -N -o '%N %P %t %c %m %G' || true

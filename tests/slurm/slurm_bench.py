@@ -79,7 +79,7 @@ class Bench:
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.folder = folder
         self.cluster = cluster
-        self.env = {**cluster.env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.env = {**cluster.env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.results = folder / "results/demo"
         self.logs = folder / "logs/demo"
         self.model = folder / MODEL

@@ -77,7 +77,6 @@ def test_preempted_and_then_its_node_is_lost(bench: Bench, built: Bench, cluster
         step = eventually(bench.saved)
         eventually(lambda: not bench.trainers())
         with bench.held() as again:
-            assert bench.resumed() == step
             node = bench.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
             cluster.crash(node)
         try:
