@@ -57,7 +57,9 @@ class Cluster:
 
     def ask(self, *words: str, cwd: Path | None = None) -> str:
         """Output of a command on the login node."""
-        return subprocess.run(words, env=self.env, cwd=cwd, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(words, env=self.env, cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        return done.stdout
 
     def states(self, job: str) -> str:
         """State of a job, finished ones too."""
