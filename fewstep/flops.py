@@ -8,7 +8,8 @@ for a multiplication with its addition. Element-wise work, the optimizer and the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ PERIOD = 120
 
 
 class Flops(TorchDispatchMode):
-    """Within this context, operations are counted in ``total``."""
+    """Within this context, operations are counted in ``total``, but for those of recomputed blocks."""
+
+    paused = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +35,23 @@ class Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         rule = flop_registry.get(func._overloadpacket)
-        if rule is not None:
+        if rule is not None and not self.paused:
             self.total += rule(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's forward and of its recomputation, which is the price of memory."""
+    return nullcontext(), _pause()
+
+
+@contextmanager
+def _pause() -> Iterator[None]:
+    Flops.paused = True
+    try:
+        yield
+    finally:
+        Flops.paused = False
 
 
 def per_step(

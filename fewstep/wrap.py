@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from .core.jvp import FORMULATIONS
 from .core.wrappers import held
+from .flops import recomputing
 
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several with all weights each; several that share the weights out (ZeRO 3)."""
@@ -74,7 +75,8 @@ def arrange(
             block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
         if checkpoint:
             # No objective draws random numbers inside the network.
-            block.forward = partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
+            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recomputing}
+            block.forward = partial(recomputed, block.forward, **options)
 
 
 def shard(net: nn.Module, device: torch.device, processes: int, release: bool | None = None) -> nn.Module:

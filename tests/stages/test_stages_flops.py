@@ -13,6 +13,7 @@ from fewstep.config.settings import LightningDiT
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context, Method, Terms
 from fewstep.core.rng import Streams
+from fewstep.wrap import arrange
 
 SPEC = LightningDiT(shape=[2, 4, 4], classes=3, depth=2, width=32, heads=2, patch=2)
 
@@ -91,3 +92,10 @@ def test_compiled_blocks_count_as_uncompiled_ones(net):
     for block in net.blocks:
         block.compile(backend="eager")
     assert flops.per_step(Counted(None), net, slices(), 9, net.zero_grad) == plain
+
+
+def test_recomputed_blocks_count_once(net):
+    plain = flops.per_step(Counted(None), net, slices(), 9, net.zero_grad)
+    arrange(net, checkpoint=True)
+    assert flops.per_step(Counted(None), net, slices(), 9, net.zero_grad) == plain
+    assert not flops.Flops.paused
