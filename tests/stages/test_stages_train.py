@@ -174,6 +174,21 @@ def test_split_batch_takes_as_many_rows_at_once_as_it_can():
     assert split_batch(1024, 4, 0, 128) == [slice(0, 128), slice(128, 256)]
 
 
+@pytest.mark.parametrize(("processes", "most"), [(1, 128), (2, 7), (3, 4), (1, 10)])
+def test_split_batch_keeps_groups_together(processes, most):
+    slices = [split_batch(48, processes, rank, most, group=4) for rank in range(processes)]
+    rows = [row for each in slices for part in each for row in range(48)[part]]
+    assert rows == list(range(48))
+    assert all(part.start % 4 == part.stop % 4 == 0 and part.stop - part.start <= most for part in slices[0])
+
+
+def test_split_batch_refuses_to_cut_groups():
+    with pytest.raises(ValueError, match=r"24 does not divide among 4 processes into groups of 4 rows"):
+        split_batch(24, 4, 0, 128, group=4)
+    with pytest.raises(ValueError, match=r"--device-batch 3: below the 4 rows"):
+        split_batch(24, 2, 0, 3, group=4)
+
+
 def test_split_batch_refuses():
     with pytest.raises(ValueError, match=r"train\.batch: 33 does not divide among 2 processes"):
         split_batch(33, 2, 0, 128)

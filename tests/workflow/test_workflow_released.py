@@ -180,7 +180,7 @@ def test_what_cannot_work_is_one_error(overrides, words):
 def test_every_hyper_parameter_at_paper_scale_has_a_mark(paper_plan):
     runs = [paper_plan.run(name) for name in paper_plan.config.methods]
     trained = [run for run in runs if run.setting.scale == "paper" and not run.adopted]
-    assert {run.method for run in trained} == {"cd", "decm", "facm", "meanflow", "scm"}
+    assert {run.method for run in trained} > {"cd", "decm", "facm", "meanflow", "scm"}
     assert {run.name: marks.unmarked(run) for run in trained if marks.unmarked(run)} == {}
 
 
