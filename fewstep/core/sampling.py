@@ -1,7 +1,7 @@
 """Samplers: Euler, consistency (re-noising), mix of both, flow-map jumps, and UCGM's.
 
 DE-CM, arXiv 2602.10764, section 4.5 and Fig. 5. Jumps with gamma in (0, 1] are CTM's gamma-sampling
-(arXiv 2310.02279, section 3.4 and Algorithm 3): on the way to t' the jump overshoots to u > t', where
+(arXiv 2310.02279, section 4): on the way to t' the jump overshoots to u > t', where
 the noise level (1 - u) / u is sqrt(1 - gamma^2) times that of t', and fresh noise makes up the rest.
 gamma = 0 are plain jumps, gamma = 1 are consistency steps. ``ucgm`` is Algorithm 2 of arXiv 2505.07447.
 

@@ -1,13 +1,13 @@
 """CTM, consistency trajectory models (arXiv 2310.02279, section 3): jumps between any two times.
 
-Soft consistency (Eq. 8) at grid times t < u <= s: a jump from t to s against the solver's way to u and
+Soft consistency at grid times t < u <= s: a jump from t to s against the solver's way to u and
 the jump from there, compared after a further jump to the data,
 
     L_ctm = mean (f^(f(x_t, t, s), s, 1) - sg f^(f^(x_u, u, s), s, 1))^2,   x_u = Solver(x_t, t -> u)
 
 with f^ made of the network's moving average; its input carries the gradient of the first. The solver
 takes at most ``solver_steps`` Heun steps along the guided teacher velocity. Without a teacher x_u is the
-interpolant of the same data and noise. Denoising score matching (Eq. 9) keeps F at s = t a velocity:
+interpolant of the same data and noise. Denoising score matching keeps F at s = t a velocity:
 
     L_dsm = mean (F(x_t', t', t') - v)^2,   L = L_ctm + dsm L_dsm
 
@@ -16,7 +16,8 @@ sigma. With t = 1 / (1 + sigma) and x_t = t x, G is f(x_t, t, s) = x_t + (s - t)
 
 Deviations from print:
 
-* No adversarial loss, to which print owes its best one-step numbers.
+* No adversarial loss, to which print owes its best one-step numbers: without it its own FID of one step on
+  CIFAR-10 goes from 2.28 to 5.19.
 * The distance is a mean square of latents; print compares decoded images by LPIPS.
 * ``dsm`` is a constant, not balanced by gradient norms of the last layer, and L_dsm follows the
   teacher's velocity where there is one, so that both terms want the same guidance.
