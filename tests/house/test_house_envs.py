@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from configs import ROOT
-from house_sources import reached, theirs
+from house_sources import modules, reached, theirs
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -70,9 +70,12 @@ def rules() -> list[tuple[str, str, str]]:
         for block in re.split(r"^(?=rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             name = re.match(r"rule (\w+):", block)[1]
             env = re.search(r'conda:\s+"([^"]+)"', block)
-            stage = re.search(r"\bfewstep\.(?!launch)(\w+)", block)
+            stage = re.search(r"\bfewstep\.(?!launch)(\w+)(?: ([a-z-]+)\b)?", block)
             if stage:
-                found.append((name, env[1] if env else "", stage[1]))
+                # A stage that is a package imports the module of its first argument by name.
+                part = f"{stage[1]}.{(stage[2] or '').replace('-', '_')}"
+                known = f"fewstep.{part}" in modules()
+                found.append((name, env[1] if env else "", part if known else stage[1]))
     return found
 
 

@@ -87,7 +87,8 @@ def test_tests_have_unique_names_and_no_packages():
 
 def test_profiles():
     """Snakemake lays profiles/default under every other profile, unasked."""
-    assert {path.name for path in (ROOT / "profiles").iterdir()} == {"demo", "local", "slurm", "small"}
+    found = {path.name for path in (ROOT / "profiles").iterdir()}
+    assert found == {"demo", "local", "slurm", "slurm-multinode", "small"}
     for profile in ("demo", "small"):
         for name in read_yaml(ROOT / "profiles" / profile / "config.yaml").get("configfile", []):
             assert (ROOT / name).is_file()

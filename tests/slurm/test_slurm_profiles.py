@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from configs import ROOT
 from slurm_bench import profile
 
@@ -19,14 +18,14 @@ RULES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow
 def test_the_readme_shows_the_lines_to_edit():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(default-resources:\n.*?)```", text, re.DOTALL)
-    assert yaml.safe_load(block).items() <= SLURM.items()
-    assert block in (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8")
+    lines = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8").splitlines()
+    assert not set(block.splitlines()) - set(lines)
 
 
 @pytest.mark.parametrize("made", [SLURM, OVERLAY], ids=["slurm", "slurm-multinode"])
 def test_rules_exist(made):
     rules = set(re.findall(r"^rule (\w+):", RULES, re.MULTILINE))
-    assert made["set-resources"].keys() == made["set-threads"].keys() <= rules
+    assert made["set-threads"].keys() <= made["set-resources"].keys() <= rules
 
 
 def test_the_overlay_changes_only_the_training():
