@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from .assets import Asset
 from .base import ConfigError, Strict, known, merge, parse, parse_all, read_yaml
+from .bench import Bench
 from .costs import Costs
 from .methods import Method
 from .settings import Backbone, Dataset, Latents, Protocol, Sampler, Setting, Tokenizer, Weights
@@ -41,6 +42,7 @@ class Root(Strict):
     weights: Literal["trained", "released"] = Field(
         default="trained", description="released: adopt published few-step models, and train nothing"
     )
+    bench: Bench
     replace_settings: dict[str, str] = {}
     overrides: dict[str, dict[str, Any]] = Field(
         default={}, description="laid over the files, by file; an entry that is null is taken out"

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from .assets import Asset
 from .base import ConfigError, Strict, parse
+from .bench import Bench
 from .losses import Loss
 from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
@@ -66,6 +67,17 @@ class TrainSpec(Strict):
     guidance: Guidance | None
     label_dropout: float
     train: Train
+
+
+class BenchSpec(Strict):
+    """Training steps to be measured on synthetic latents."""
+
+    backbone: Backbone
+    teacher: Backbone | None
+    guidance: Guidance | None
+    precision: str
+    losses: dict[str, Loss] = Field(description="method -> its objective")
+    bench: Bench
 
 
 class SampleSpec(Strict):

@@ -69,7 +69,8 @@ class DECM(Method):
     def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         """L_fm and L'_fm, which have the same point and another network."""
         at = draw(self.params.times, batch, ctx)
-        loss = velocity_loss(net(at.x, at.t, at.t, at.y), at.v, cosine=True).mean()
+        v = at.v  # before there is a graph to hold
+        loss = velocity_loss(net(at.x, at.t, at.t, at.y), v, cosine=True).mean()
         return Terms(loss, {"loss_fm": loss.detach()})
 
     def jump(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:

@@ -48,5 +48,6 @@ class FACM(Method):
         """L_fm."""
         at = draw(self.params.times, batch, ctx)
         condition = 2 - at.t if self.params.anchor == "expanded" else at.t
-        loss = velocity_loss(net(at.x, condition, condition, at.y), at.v, cosine=True).mean()
+        v = at.v  # before there is a graph to hold
+        loss = velocity_loss(net(at.x, condition, condition, at.y), v, cosine=True).mean()
         return Terms(loss, {"loss_fm": loss.detach()})

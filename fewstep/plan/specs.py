@@ -8,6 +8,7 @@ from ..config.base import ConfigError, Strict, known
 from ..config.settings import Guidance, Sampler
 from ..config.specs import (
     AdoptSpec,
+    BenchSpec,
     CellKey,
     ClaimsSpec,
     EncodeSpec,
@@ -93,6 +94,23 @@ def _train(plan: Cells, method: str, variant: str, seed: str) -> Strict:
         guidance=run.guidance if run.taught else None,
         label_dropout=0.0 if run.taught else run.setting.label_dropout,
         train=run.train,
+    )
+
+
+def _bench(plan: Cells, _name: str) -> Strict:
+    bench = plan.config.root.bench
+    for name in bench.methods:
+        known(name, plan.config.methods, "config/config.yaml or preset", "bench.methods")
+    runs = [plan.run(name) for name in bench.methods]
+    first = runs[0]
+    teacher = plan.run(first.teacher) if first.teacher else None
+    return BenchSpec(
+        backbone=first.backbone,
+        teacher=teacher.backbone if teacher else None,
+        guidance=first.guidance if teacher else None,
+        precision=first.train.precision,
+        losses={run.method: run.loss for run in runs},
+        bench=bench,
     )
 
 
@@ -257,6 +275,7 @@ _SPECS: dict[str, Callable[..., Strict]] = {
     "encode": _encode,
     "adopt": _adopt,
     "train": _train,
+    "bench": _bench,
     "sample": _sample,
     "reference": _reference,
     "score": _score,

@@ -44,8 +44,27 @@ rule train:
         nodes=1,
         gpu=0,
         gres="",
+        options="",
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
         " --gres '{resources.gres}' --threads {threads} --lock {output.model}.lock"
         " fewstep.train --spec {input.spec} --latents {input.latents} --teacher {input.teacher}"
-        " --out {output.model} --curve {output.curve} > {log} 2>&1"
+        " --out {output.model} --curve {output.curve} {resources.options} > {log} 2>&1"
+
+
+# Nothing is trained: networks and latents are random, and of the sizes in the configuration.
+rule bench:
+    input:
+        spec="<results>/specs/bench/bench.json",
+    output:
+        "<results>/bench.csv",
+    log:
+        "<logs>/bench.log",
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        gpu=0,
+        gres="",
+    shell:
+        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.bench train-step"
+        " --spec {input.spec} --out {output} > {log} 2>&1"

@@ -1,0 +1,73 @@
+"""Measure what this machine does in a second, for config/costs.yaml, and what a training step costs.
+
+    python -m fewstep.bench encode|load|sample|score|train-step [--repeats N] [--out x.csv]
+
+All cases of a run take turns, so that a change in the machine's load meets them alike; the least and the
+median of the repeats are told. Networks are random: speed does not depend on weights. The sizes are small
+and, with ``--large``, those of ImageNet (VA-VAE f16d32, LightningDiT-XL/1), which want a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from ..files import write_text
+from ..stage import run
+
+BENCHMARKS = ("encode", "load", "sample", "score", "train-step")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one benchmark, print its table and perhaps write it.
+
+    Raises:
+        ConfigError: a bad spec.
+    """
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    choice = arguments.add_subparsers(dest="what", required=True, metavar="|".join(BENCHMARKS))
+    for name in BENCHMARKS:
+        options = choice.add_parser(name)
+        options.add_argument("--repeats", type=int, default=5, help="turns of every case (%(default)s)")
+        options.add_argument("--large", action="store_true", help="the sizes of ImageNet")
+        options.add_argument("--out", type=Path, help="CSV to write")
+        if name == "train-step":
+            import_module(".train_step", __package__).add_options(options)
+        else:
+            options.add_argument("--batch", type=int, default=64, help="images at once (%(default)s)")
+    given = arguments.parse_args(argv)
+    if given.repeats < 1 or (given.what != "train-step" and given.batch < 2):
+        arguments.error("--repeats must be 1 or more, --batch 2 or more")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        module = import_module(f".{given.what.replace('-', '_')}", __package__)
+        cases = module.cases(given, Path(folder))
+        for case in cases:
+            case.prepare()
+        for _ in range(given.repeats):
+            for case in cases:
+                case.turn()
+    write([{"benchmark": given.what, **case.row(cases[0])} for case in cases], given.out)
+
+
+def write(lines: list[dict[str, str]], out: Path | None) -> None:
+    """The table, to be read and as CSV."""
+    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in lines[0]}
+    for line in [{key: key for key in widths}, *lines]:
+        print("  ".join(line[key].ljust(width) for key, width in widths.items()).rstrip())
+    if out:
+        with tempfile.TemporaryFile("w+", newline="") as stream:
+            writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+            stream.seek(0)
+            write_text(out, stream.read())
+
+
+if __name__ == "__main__":
+    run(main)
