@@ -52,6 +52,8 @@ def refuse(formulation: str, layout: str, checkpoint: bool, compile: bool, preci
         reason = "recomputation outside forward mode saves other tensors than the forward inside it"
     elif formulation in ("functorch", "split") and compile:
         reason = "forward mode does not go through a compiled block"
+    elif formulation == "central" and precision != "no":
+        reason = "in half precision the difference drowns in rounding"
     elif precision == "fp16" and layout == "fsdp2":
         reason = "the loss scaler of fp16 sees only the local part of a gradient; use bf16"
     if reason:

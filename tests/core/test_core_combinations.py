@@ -65,6 +65,13 @@ def test_loss_scaling_of_sharded_gradients_is_refused():
         refuse("fused", "fsdp2", False, False, "fp16")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_differences_in_half_precision_are_refused(precision):
+    refuse("fused", "none", False, False, precision)
+    with pytest.raises(ValueError, match="drowns in rounding"):
+        refuse("central", "none", False, False, precision)
+
+
 def arranged(formulation: str, layout: str, checkpoint: bool, compiled: bool) -> torch.nn.Module:
     net = student()
     # What AOT capture changes is tested on one process; here it would take most of the time.
