@@ -60,11 +60,14 @@ def rms(g: Tensor) -> Tensor:
     return g.square().flatten(1).mean(1).sqrt()
 
 
+def bounded(x: Tensor, bound: float | None) -> Tensor:
+    """x with every element between -bound and bound; None leaves it."""
+    return x if bound is None else x.clamp(-bound, bound)
+
+
 def follow_residual(F: Tensor, g: Tensor, weight: Tensor, terms: ConsistencyTerms) -> Tensor:
     """Adaptive distance of F to its target sg(F) - weight * clamp(g), shape (B,)."""
-    if terms.clamp is not None:
-        g = g.clamp(-terms.clamp, terms.clamp)
-    target = full(F.detach()) - expand(weight, g) * g
+    target = full(F.detach()) - expand(weight, g) * bounded(g, terms.clamp)
     return adaptive(mean_square(F, target), terms.norm_power, terms.norm_constant)
 
 

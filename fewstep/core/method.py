@@ -115,12 +115,12 @@ class Method(ABC):
     @property
     def target_decay(self) -> float | None:
         """Decay per update of the moving average that the losses see as ctx.target; None for none."""
-        return None
+        return getattr(self.params, "target_decay", None)
 
     @property
     def target_warmup(self) -> bool:
         """Whether that decay is approached from 0 (`core.ema.Approach`) instead of held from the start."""
-        return False
+        return getattr(self.params, "target_warmup", False)
 
     def extra(self) -> nn.Module | None:
         """Parameters that train along but are not part of the network (none by default)."""

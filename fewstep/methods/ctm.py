@@ -44,10 +44,6 @@ from ..core.times import karras_grid, sample_times
 class CTM(Method):
     params: CTMLoss
 
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
-
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 

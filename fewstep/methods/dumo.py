@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from ..config.losses import DuMoLoss
 from ..core.enhanced import Enhanced
-from ..core.losses import mean_square, pseudo_huber, rms, velocity_loss
+from ..core.losses import bounded, mean_square, pseudo_huber, rms, velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand
 from ..core.precision import full
@@ -65,10 +65,6 @@ class DuMo(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
-
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         p = self.params
         at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
@@ -78,7 +74,7 @@ class DuMo(Method):
             v, u = net(at.x, at.t, torch.ones_like(at.t), at.y)
             at.own = full(v.detach())
             xi = self._difference(net if ctx.target is None else ctx.target, at, full(u.detach()))
-        towards = xi if p.clip is None else xi.clamp(-p.clip, p.clip)
+        towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
         target = full(u.detach()) + expand(gain, xi) * towards
         loss_u = (weight * pseudo_huber(mean_square(u, target), p.huber_u)).mean()

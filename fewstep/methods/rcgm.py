@@ -31,7 +31,7 @@ from torch import nn
 
 from ..config.losses import RCGMLoss
 from ..core.enhanced import Enhanced
-from ..core.losses import mean_square, rms
+from ..core.losses import bounded, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.precision import full
 from ..core.segments import chain_residual, end_times
@@ -44,14 +44,6 @@ class RCGM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
-
-    @property
-    def target_warmup(self) -> bool:
-        return self.params.target_warmup
-
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         p = self.params
         at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
@@ -59,6 +51,6 @@ class RCGM(Method):
         u = net(at.x, at.t, s, at.y)
         target = net if ctx.target is None else ctx.target
         xi = chain_residual(u, at, s, target, p.segments, p.delta)
-        towards = xi if p.clip is None else xi.clamp(-p.clip, p.clip)
+        towards = bounded(xi, p.clip)
         loss = mean_square(u, full(u.detach()) + towards).mean()
         return Terms(loss, {"loss_rcgm": loss.detach(), "residual_rcgm": rms(xi).mean()})

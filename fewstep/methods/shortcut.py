@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..config.losses import ShortcutLoss
 from ..config.settings import Guidance
 from ..core.guidance import differences
-from ..core.losses import mean_square, rms
+from ..core.losses import bounded, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import flow_map
 from ..core.point import Point
@@ -40,10 +40,6 @@ from ..core.precision import full
 
 class Shortcut(Method):
     params: ShortcutLoss
-
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
 
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
@@ -76,9 +72,9 @@ class Shortcut(Method):
         middle = (t + s) / 2
         smallest = (2 * jumps == self.params.grid).nonzero()[:, 0]
         first = self._jump(x, t, middle, y, smallest, ctx)
-        landed = self._clamped(flow_map(full(x), t, middle, first)).to(x.dtype)
+        landed = bounded(flow_map(full(x), t, middle, first), self.params.clamp).to(x.dtype)
         second = self._jump(landed, middle, s, y, smallest, ctx)
-        return self._clamped((first + second) / 2)
+        return bounded((first + second) / 2, self.params.clamp)
 
     def _jump(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor, smallest: Tensor, ctx: Context) -> Tensor:
         """F^ from t to s; where that is ``smallest`` the velocity, guided if there is no teacher."""
@@ -91,7 +87,3 @@ class Shortcut(Method):
         guidance = Guidance(scale=scale)
         F, difference = differences(ctx.target, guidance, ctx.null, x, t, s, y, smallest)
         return F.index_add(0, smallest, difference, alpha=scale - 1)
-
-    def _clamped(self, x: Tensor) -> Tensor:
-        bound = self.params.clamp
-        return x if bound is None else x.clamp(-bound, bound)

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from ..config.losses import TwinFlowLoss
 from ..core.enhanced import Enhanced
 from ..core.heads import average_velocity
-from ..core.losses import mean_square, rms
+from ..core.losses import bounded, mean_square, rms
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand, interpolate
 from ..core.precision import full
@@ -53,14 +53,6 @@ class TwinFlow(Method):
 
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
-
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
-
-    @property
-    def target_warmup(self) -> bool:
-        return self.params.target_warmup
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         p = self.params
@@ -90,7 +82,7 @@ class TwinFlow(Method):
         rows = torch.arange(len(s), device=s.device) if p.base_everywhere else (~twin).nonzero()[:, 0]
         start, s, u = Start(at.x[rows], at.t[rows], v[rows], at.y[rows]), s[rows], u[rows]
         xi = chain_residual(u, start, s, target, p.segments, p.delta)
-        towards = xi if p.clip is None else xi.clamp(-p.clip, p.clip)
+        towards = bounded(xi, p.clip)
         loss = self._metric(mean_square(u, full(u.detach()) + towards))
         if p.time_weight:
             loss = loss * (torch.tan((1 - (s - start.t)) * math.pi / 2.5) + 1)
@@ -109,7 +101,7 @@ class TwinFlow(Method):
         v_fake = net(x, 2 - t, 2 - t, y)
         with torch.no_grad():
             gap = average_velocity(net, x, t, t, y) - full(v_fake)
-        towards = gap if p.rectify_clamp is None else gap.clamp(-p.rectify_clamp, p.rectify_clamp)
+        towards = bounded(gap, p.rectify_clamp)
         adversarial = self._metric(mean_square(v_fake, fake - noise))
         return adversarial, self._metric(mean_square(u, full(u.detach()) + towards)), gap
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from ..config.losses import UCGMLoss
 from ..core.enhanced import Enhanced
-from ..core.losses import rms, velocity_loss
+from ..core.losses import bounded, rms, velocity_loss
 from ..core.method import Batch, Context, Loss, Method, Terms
 from ..core.path import expand
 from ..core.precision import full
@@ -49,21 +49,13 @@ class UCGM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    @property
-    def target_decay(self) -> float | None:
-        return self.params.target_decay
-
-    @property
-    def target_warmup(self) -> bool:
-        return self.params.target_warmup
-
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
         p = self.params
         at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = torch.ones_like(at.t) if p.ratio > 0 else at.t
         u = net(at.x, at.t, s, at.y)
         xi = self._residual(u, at, net if ctx.target is None else ctx.target)
-        towards = xi if p.clip is None else xi.clamp(-p.clip, p.clip)
+        towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
         aim = full(u.detach()) + expand(gain, xi) * towards
         error = velocity_loss(u, aim, p.cosine, p.huber)
