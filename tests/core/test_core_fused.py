@@ -42,9 +42,16 @@ def teacher(x, t, y):
     return torch.sin(x + t[:, None, None, None])
 
 
-def loss(name: str, update: int, net: nn.Module, rows: slice, formulation: str = "fused"):
+def loss(
+    name: str,
+    update: int,
+    net: nn.Module,
+    rows: slice,
+    formulation: str = "fused",
+    dtype: torch.dtype = torch.float64,
+):
     draws = torch.Generator().manual_seed(2)
-    x1, x0 = torch.randn(2, ROWS, *SPEC.shape, generator=draws, dtype=torch.float64)[:, rows]
+    x1, x0 = torch.randn(2, ROWS, *SPEC.shape, generator=draws, dtype=dtype)[:, rows]
     batch = Batch(x1=x1, x0=x0, y=torch.arange(ROWS)[rows] % 3)
     context = Context(
         step=0,
