@@ -118,12 +118,13 @@ class Plan(Cells):
         return [self.metrics(key) for key in self.table_cells(name)]
 
     def table_images(self, name: str) -> list[str]:
-        return [
+        files = (
             self.images_of(
                 f"{key.method}/{key.variant}", str(key.seed), f"{key.sampler}-{key.nfe}", key.protocol
             )
             for key in self.picture_cells(name)
-        ]
+        )
+        return list(dict.fromkeys(files))  # protocols may share their images
 
     def table_reference(self, name: str) -> list[str]:
         """Real points beside the sampled ones."""

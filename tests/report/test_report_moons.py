@@ -114,6 +114,8 @@ def test_the_plan_asks_for_samples_and_real_points(paper_plan, demo_plan):
     assert len(paper_plan.table_images("dumo-figure3-samples")) == 7
     assert paper_plan.table_reference("dumo-figure3-samples") == ["results/references/moons.npz"]
     assert paper_plan.table_reference("dumo-figure3") == []
+    # A grid takes one file, whatever its protocols.
+    assert len(paper_plan.table_images("figure6")) == len(demo_plan.table_images("figure6")) == 1
     assert len(demo_plan.table_metrics("dumo-figure3")) == 7 * 3
 
 
