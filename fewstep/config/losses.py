@@ -195,73 +195,6 @@ class SCMLoss(Strict):
     learned_weight: bool = Field(default=True, description="uncertainty weight w(t), trained jointly")
 
 
-class FollowedTarget(Strict):
-    """The network that a loss jumps with: itself, or a moving average."""
-
-    target_decay: float | None = Field(
-        default=None, ge=0, lt=1, description="of the target network's average; null: the network itself"
-    )
-    target_warmup: bool = Field(default=False, description="approach that decay from 0")
-
-
-class UCGMLoss(FollowedTarget):
-    name: Literal["ucgm"]
-    times: TimeLaw = TimeLaw(law="beta", alpha=1.0, beta=0.8)
-    ratio: float = Field(
-        default=1.0, ge=0, le=1, description="consistency ratio lambda: 0 flow matching, 1 consistency"
-    )
-    epsilon: float = Field(default=0.005, gt=0, lt=1, description="ratio 1: half the difference's interval")
-    enhance: Enhancement | None = Field(default=None, description="null: learn from x1 - x0")
-    gain: Literal["sine", "unit", "ratio"] = Field(
-        default="sine", description="g(t): 4 (1 - t) / sin with a cosine weight, 1, or 1 - lambda"
-    )
-    clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
-    huber: float | None = Field(
-        default=5.0, ge=0, description="c of the pseudo-Huber loss; 0: root of the mean square; null: squares"
-    )
-    cosine: bool = Field(default=False, description="add 1 - cos(u, target) over channels")
-
-
-class RecursiveTerms(FollowedTarget):
-    """RCGM's chain of segments."""
-
-    times: TimeLaw = TimeLaw()
-    segments: int = Field(default=2, gt=0, description="N, jumps of the target network after the first step")
-    delta: float = Field(default=0.01, gt=0, lt=1, description="length of the first step")
-    clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
-    enhance: Enhancement | None = Field(default=None, description="null: learn from x1 - x0")
-    near: float = Field(default=0.0, ge=0, le=1, description="share of these rows with s close to t")
-    near_length: float = Field(default=0.05, gt=0, le=1, description="how close, as a share of 1 - t")
-
-
-class RCGMLoss(RecursiveTerms):
-    name: Literal["rcgm"]
-    target_decay: float | None = Field(
-        default=0.999, ge=0, lt=1, description="of the target network's average; null: the network itself"
-    )
-
-
-class TwinFlowLoss(RecursiveTerms):
-    name: Literal["twinflow"]
-    target_decay: float | None = Field(
-        default=0.99, ge=0, lt=1, description="of the target network's average; null: the network itself"
-    )
-    target_warmup: bool = Field(default=True, description="approach that decay from 0")
-    share: float = Field(
-        default=1 / 3, ge=0, le=1, description="lambda, rows for L_adv and L_rectify; 0 is RCGM"
-    )
-    rectify_weight: float = Field(default=1.0, ge=0, description="of L_rectify; the release has 0.5")
-    rectify_clamp: float | None = Field(
-        default=None, gt=0, description="elementwise bound of v_real - v_fake; the release has 1"
-    )
-    base_everywhere: bool = Field(default=False, description="RCGM's loss on the generator's rows too")
-    metric: Literal["squared", "barron"] = "squared"
-    metric_constant: float = Field(default=1e-3, gt=0, description="c of barron")
-    time_weight: bool = Field(
-        default=False, description="weight RCGM's loss by tan((1 - (s - t)) pi / 2.5) + 1"
-    )
-
-
 class IMMLoss(Strict):
     name: Literal["imm"]
     particles: int = Field(default=4, gt=0, description="M: rows of a group, which share their times")
@@ -343,6 +276,73 @@ class TCMLoss(Strict):
         return self
 
 
+class FollowedTarget(Strict):
+    """The network that a loss jumps with: itself, or a moving average."""
+
+    target_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="of the target network's average; null: the network itself"
+    )
+    target_warmup: bool = Field(default=False, description="approach that decay from 0")
+
+
+class UCGMLoss(FollowedTarget):
+    name: Literal["ucgm"]
+    times: TimeLaw = TimeLaw(law="beta", alpha=1.0, beta=0.8)
+    ratio: float = Field(
+        default=1.0, ge=0, le=1, description="consistency ratio lambda: 0 flow matching, 1 consistency"
+    )
+    epsilon: float = Field(default=0.005, gt=0, lt=1, description="ratio 1: half the difference's interval")
+    enhance: Enhancement | None = Field(default=None, description="null: learn from x1 - x0")
+    gain: Literal["sine", "unit", "ratio"] = Field(
+        default="sine", description="g(t): 4 (1 - t) / sin with a cosine weight, 1, or 1 - lambda"
+    )
+    clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
+    huber: float | None = Field(
+        default=5.0, ge=0, description="c of the pseudo-Huber loss; 0: root of the mean square; null: squares"
+    )
+    cosine: bool = Field(default=False, description="add 1 - cos(u, target) over channels")
+
+
+class RecursiveTerms(FollowedTarget):
+    """RCGM's chain of segments."""
+
+    times: TimeLaw = TimeLaw()
+    segments: int = Field(default=2, gt=0, description="N, jumps of the target network after the first step")
+    delta: float = Field(default=0.01, gt=0, lt=1, description="length of the first step")
+    clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
+    enhance: Enhancement | None = Field(default=None, description="null: learn from x1 - x0")
+    near: float = Field(default=0.0, ge=0, le=1, description="share of these rows with s close to t")
+    near_length: float = Field(default=0.05, gt=0, le=1, description="how close, as a share of 1 - t")
+
+
+class RCGMLoss(RecursiveTerms):
+    name: Literal["rcgm"]
+    target_decay: float | None = Field(
+        default=0.999, ge=0, lt=1, description="of the target network's average; null: the network itself"
+    )
+
+
+class TwinFlowLoss(RecursiveTerms):
+    name: Literal["twinflow"]
+    target_decay: float | None = Field(
+        default=0.99, ge=0, lt=1, description="of the target network's average; null: the network itself"
+    )
+    target_warmup: bool = Field(default=True, description="approach that decay from 0")
+    share: float = Field(
+        default=1 / 3, ge=0, le=1, description="lambda, rows for L_adv and L_rectify; 0 is RCGM"
+    )
+    rectify_weight: float = Field(default=1.0, ge=0, description="of L_rectify; the release has 0.5")
+    rectify_clamp: float | None = Field(
+        default=None, gt=0, description="elementwise bound of v_real - v_fake; the release has 1"
+    )
+    base_everywhere: bool = Field(default=False, description="RCGM's loss on the generator's rows too")
+    metric: Literal["squared", "barron"] = "squared"
+    metric_constant: float = Field(default=1e-3, gt=0, description="c of barron")
+    time_weight: bool = Field(
+        default=False, description="weight RCGM's loss by tan((1 - (s - t)) pi / 2.5) + 1"
+    )
+
+
 class AutoencoderLoss(Strict):
     name: Literal["autoencoder"]
     noise: float = Field(default=0.1, ge=0, description="standard deviation added to the latent")
@@ -368,14 +368,14 @@ Loss = Annotated[
     | AYFLoss
     | DuMoLoss
     | SCMLoss
-    | UCGMLoss
-    | RCGMLoss
-    | TwinFlowLoss
     | IMMLoss
     | ShortcutLoss
     | ICTLoss
     | CTMLoss
     | TCMLoss
+    | UCGMLoss
+    | RCGMLoss
+    | TwinFlowLoss
     | AutoencoderLoss
     | ClassifierLoss,
     Field(discriminator="name"),
