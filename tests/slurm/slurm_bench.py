@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -163,12 +164,22 @@ class Bench:
         Nothing that a training computes depends on the clock, so that the cluster may take its time.
         """
         trainers = eventually(lambda: pids if len(pids := self.trainers()) == processes else None)
-        time.sleep(0.3)
+        begun = [seconds_of(pid) for pid in trainers]
+        eventually(lambda: all(seconds_of(pid) > was + 0.5 for pid, was in zip(trainers, begun)))
         send(signal.SIGSTOP, trainers)
         try:
             yield "".join(self.jobs("train", "RUNNING"))
         finally:
             send(signal.SIGCONT, trainers)
+
+
+def seconds_of(pid: int) -> float:
+    """CPU time that a process has used; for ever, once it is gone."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def send(number: signal.Signals, processes: list[int]) -> None:
