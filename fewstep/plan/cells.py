@@ -148,7 +148,11 @@ class Cells(Runs):
     @cached_property
     def wanted(self) -> list[str]:
         """The default targets; those with nothing behind them are left out."""
-        return [target for target in self.config.root.targets if self._filled(target)]
+        targets = self.config.root.targets
+        if targets == "all":
+            named = [name for name, table in self.config.tables.items() if not table.by_name]
+            targets = [*named, "claims", "report"]
+        return [target for target in targets if self._filled(target)]
 
     def _filled(self, target: str) -> bool:
         if target == "claims":

@@ -130,7 +130,7 @@ class Runs:
         weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
         weights += [protocol.weights for protocol in self.parts.protocols.values()]
         weights += [protocol.reference for protocol in self.parts.protocols.values()]
-        teachers = {run.setting.teacher for run in self.runs.values() if run.taught and run.setting.teacher}
+        teachers = {run.teacher for run in self.runs.values() if run.teacher}
         return teachers | {given.method for given in weights if given is not None and given.method}
 
     def network(self, weights: Weights | None) -> Backbone | None:
