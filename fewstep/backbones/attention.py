@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .dual import Carried, carry, parts
 
-SCORES = 1 << 22
-"""Most scores that the tangent holds at once on a CPU. Elsewhere four times as many: a kernel over
-fewer takes less time than its start."""
+SCORES = 1 << 18
+"""Most scores of one slice on a CPU, whose caches hold them."""
+MANY = 1 << 24
+"""The same on other devices, where a kernel over fewer takes less time than its start, and in compiled
+code, where every slice makes the code longer."""
 
 
 def attend(q: Carried, k: Carried, v: Carried) -> Carried:
@@ -34,7 +36,7 @@ def attend(q: Carried, k: Carried, v: Carried) -> Carried:
         scale = q.shape[3] ** -0.5
         queries = [part.flatten(0, 1) for part in (q * scale, (dq * scale).to(v.dtype), o)]
         others = [part.flatten(0, 1) for part in (k, dk.to(v.dtype), v, dv)]
-        most = SCORES if q.device.type == "cpu" else 4 * SCORES
+        most = SCORES if q.device.type == "cpu" and not torch.compiler.is_compiling() else MANY
         pairs, tokens = queries[0].shape[:2]
         heads, rows = max(1, most // tokens**2), max(1, min(tokens, most // tokens))
         found = torch.empty_like(queries[2])

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import attention, build, layers
 from fewstep.backbones.dual import Dual, Linear, SiLU, add, parts
+from fewstep.bench.meters import peak_bytes
 
 SIT = {"norm": "layer", "mlp": "gelu", "rope": False, "patch": 2}
 FLAGS = [
@@ -174,3 +175,19 @@ def test_patches_of_an_image_reach_a_fresh_network_as_zero(spec, inputs):
     x, t, s, y = inputs(one)
     value, tangent = build(one)(x, t, s, y, tangents=directions(x, t, s))
     assert not value.any() and not tangent.any()
+
+
+def test_attention_of_many_tokens_holds_no_square():
+    """Neither for the backward nor for the tangent; one square of all heads would be 32 MiB here."""
+    tokens = 1024
+    values, tangents = torch.randn(2, 3, 1, 8, tokens, 8, generator=torch.Generator().manual_seed(7))
+    saved = []
+
+    def sweep():
+        q, k, v = (value.clone().requires_grad_() for value in values)
+        with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z.numel()) or z, lambda z: z):
+            return attention.attend(*map(Dual, (q, k, v), tangents))
+
+    sweep()
+    assert max(saved) < tokens**2 / 10
+    assert peak_bytes(sweep) < 8 * 2**20
