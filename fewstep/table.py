@@ -65,7 +65,8 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
     if spec.table.caption:
-        parts.append(("The paper's table: " if miniature else "") + spec.table.caption)
+        reported = any(line["reported"] for line in lines)
+        parts.append(("The paper's table: " if miniature and reported else "") + spec.table.caption)
     metric = metric_name(spec.table.metric, spec.scale)
     if is_wide(lines):
         blocks = (
