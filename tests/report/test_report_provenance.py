@@ -27,6 +27,7 @@ def package(tmp_path):
         "data/shards.py",
         "data/other.py",
         "train.py",
+        "optimize.py",
         "methods/decm.py",
         "methods/scm.py",
     ):
@@ -45,7 +46,7 @@ def test_comments_docstrings_and_layout_do_not_count(package):
 
 
 @pytest.mark.parametrize(
-    "name", ["core/a.py", "backbones/b.py", "data/loader.py", "train.py", "methods/decm.py"]
+    "name", ["core/a.py", "backbones/b.py", "data/loader.py", "train.py", "optimize.py", "methods/decm.py"]
 )
 def test_training_code_counts(package, name):
     before = code_digest("decm", package)
