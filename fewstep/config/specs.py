@@ -138,7 +138,7 @@ class RunName(Strict):
 
 
 class TableSpec(Strict):
-    """A table or figure. Curves of a ``training`` figure come in the order of ``runs``, then of seeds."""
+    """A table or figure. Its curves and samples come in the order of ``ordered_runs``, then of seeds."""
 
     name: str = Field(description="stem of config/tables/NAME.yaml")
     scale: str = Field(description="scale of its settings; only `paper` stands under the paper's numbers")
@@ -148,6 +148,11 @@ class TableSpec(Strict):
     rows: list[RowCells] = []
     parameters: dict[str, float] = Field(default={}, description="sweep: row id -> value of its parameter")
     runs: dict[str, RunName] = Field(default={}, description="row id -> its training")
+
+    @property
+    def ordered_runs(self) -> list[tuple[str, RunName]]:
+        """Row id and training, in the table's order; as JSON, ``runs`` is sorted by name."""
+        return [(row.id, self.runs[row.id]) for row in self.table.rows if row.id in self.runs]
 
     @model_validator(mode="after")
     def _rows(self) -> TableSpec:

@@ -29,7 +29,7 @@ def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> tuple[list[
     Raises:
         ValueError: another number of files than rows, or samples that are not points of the plane.
     """
-    rows = list(spec.runs)
+    rows = [row for row, _ in spec.ordered_runs]
     if len(paths) != len(rows):
         raise ValueError(f"{spec.name}: {len(paths)} --images for the rows {rows}; give one for each")
     found = {REAL: _real(reference)}
@@ -64,11 +64,10 @@ def draw(spec: TableSpec, points: Points, path: Path) -> None:
     low, high = low - room, high + room
     with rc_context(style.SETTINGS):
         figure, axes = style.panels(len(points), width=2.9, height=2.9, columns=4)
-        for index, (axis, (row, values)) in enumerate(zip(axes, points.items(), strict=True)):
-            colour = "#888888" if row == REAL else style.COLOURS[index % len(style.COLOURS)]
-            axis.scatter(*real.T, s=1.0, color="#d0d0d0", lw=0, rasterized=True)
+        for axis, (row, values) in zip(axes, points.items(), strict=True):
+            axis.scatter(*real.T, s=2.0, color="#b0b0b0", lw=0, rasterized=True)
             if row != REAL:
-                axis.scatter(*values.T, s=2.0, color=colour, alpha=0.6, lw=0, rasterized=True)
+                axis.scatter(*values.T, s=2.5, color=style.COLOURS[0], alpha=0.6, lw=0, rasterized=True)
             outside = float(((values < low) | (values > high)).any(1).mean())
             if outside:
                 axis.text(
@@ -83,5 +82,6 @@ def draw(spec: TableSpec, points: Points, path: Path) -> None:
                 aspect="equal",
             )
             axis.grid(visible=False)
-        figure.tight_layout()
+            axis.spines[:].set(visible=True, color="#d8d8d8")
+        figure.tight_layout(h_pad=2.5)
         style.save(figure, path)

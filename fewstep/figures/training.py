@@ -22,7 +22,7 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[Line]:
         ValueError: the number of files is not that of the runs, or a file lacks the column.
     """
     labels = {row.id: row.label for row in spec.table.rows}
-    runs = [(row, seed) for row, run in spec.runs.items() for seed in run.seeds]
+    runs = [(row, seed) for row, run in spec.ordered_runs for seed in run.seeds]
     if len(runs) != len(paths):
         raise ValueError(
             f"{spec.name}: {len(paths)} --curves for {len(runs)} runs {runs}; give one for each, in order"

@@ -92,11 +92,16 @@ def reference(tmp_path):
 def test_scatter_shows_the_samples_of_every_row(spec_file, points, reference, tmp_path):
     path, spec = spec_file("dumo-figure3-samples")
     draws = np.random.default_rng(2)
-    files = [points(f"{row}.tar", draws.normal(size=(700, 2))) for row in spec.runs]
+    # In the order of the table, which is not that of the names.
+    order = [row.id for row in spec.table.rows]
+    assert order != sorted(order)
+    files = [points(f"{row}.tar", draws.normal(i, 1e-3, (700, 2))) for i, row in enumerate(order)]
     picture, lines = draw(path, tmp_path, "--images", *files, "--reference", reference)
     assert colours(picture) > 300
     rows = [line["row"] for line in lines]
     assert {row: rows.count(row) for row in rows} == {"data": 500} | dict.fromkeys(spec.runs, 700)
+    found = {line["row"]: round(float(line["x"])) for line in lines if line["row"] != "data"}
+    assert found == {row: i for i, row in enumerate(order)}
 
 
 def test_scatter_refuses_what_is_no_point_of_the_plane(spec_file, points, reference, tmp_path):
