@@ -97,7 +97,7 @@ def test_scatter_shows_the_samples_of_every_row(spec_file, points, reference, tm
     assert order != sorted(order)
     files = [points(f"{row}.tar", draws.normal(i, 1e-3, (700, 2))) for i, row in enumerate(order)]
     picture, lines = draw(path, tmp_path, "--images", *files, "--reference", reference)
-    assert colours(picture) > 300
+    assert colours(picture) > 50
     rows = [line["row"] for line in lines]
     assert {row: rows.count(row) for row in rows} == {"data": 500} | dict.fromkeys(spec.runs, 700)
     found = {line["row"]: round(float(line["x"])) for line in lines if line["row"] != "data"}
