@@ -33,25 +33,29 @@ def attend(q: Carried, k: Carried, v: Carried) -> Carried:
     o = F.scaled_dot_product_attention(q, k, v)
 
     def rule(dv: Tensor) -> Tensor:
-        scale = q.shape[3] ** -0.5
-        queries = [part.flatten(0, 1) for part in (q * scale, (dq * scale).to(v.dtype), o)]
-        others = [part.flatten(0, 1) for part in (k, dk.to(v.dtype), v, dv)]
         most = SCORES if q.device.type == "cpu" and not torch.compiler.is_compiling() else MANY
-        pairs, tokens = queries[0].shape[:2]
+        tokens, found = q.shape[2], torch.empty_like(o)
         heads, rows = max(1, most // tokens**2), max(1, min(tokens, most // tokens))
-        found = torch.empty_like(queries[2])
-        for head in range(0, pairs, heads):
-            keys = [part[head : head + heads] for part in others]
-            for row in range(0, tokens, rows):
-                part = slice(head, head + heads), slice(row, row + rows)
-                found[part] = _tangent(*(each[part] for each in queries), *keys)
-        return found.view(o.shape)
+        whole = (found, q, dq.to(v.dtype), o, k, dk.to(v.dtype), v, dv)
+        # Slices of one sample are views, those over several samples want a copy.
+        single = heads <= q.shape[1]
+        for one in zip(*whole) if single else [[part.flatten(0, 1) for part in whole]]:
+            for head in range(0, len(one[0]), heads):
+                out, *queries = (part[head : head + heads] for part in one[:4])
+                keys = [part[head : head + heads] for part in one[4:]]
+                for row in range(0, tokens, rows):
+                    cut = slice(None), slice(row, row + rows)
+                    out[cut] = _tangent(*(part[cut] for part in queries), *keys)
+            if not single:
+                found = one[0].view(o.shape)
+        return found
 
     return carry(o, dv, rule)
 
 
 def _tangent(q: Tensor, dq: Tensor, o: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor) -> Tensor:
-    """The rule of `attend` on some rows (heads, n, head_dim) of q, dq and o; q and dq carry the scale."""
-    P = torch.bmm(q, k.mT).softmax(-1)
-    H = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT).mul_(P)
+    """The rule of `attend` on some rows (heads, n, head_dim) of q, dq and o."""
+    scale = q.shape[2] ** -0.5
+    P = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=scale).softmax(-1)
+    H = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT, beta=scale, alpha=scale).mul_(P)
     return torch.baddbmm(torch.bmm(P.to(v.dtype), dv), H, v).addcmul_(H.sum(-1, keepdim=True), o, value=-1)

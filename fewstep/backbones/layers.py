@@ -41,7 +41,7 @@ def modulate(x: Carried, shift: Carried, scale: Carried, gain: Tensor | None = N
 
     def rule(dx: Tensor) -> Tensor:
         dfactor = dscale[:, None] if gain is None else dscale[:, None] * gain
-        return torch.addcmul(torch.addcmul(dshift[:, None], dx, factor), x, dfactor)
+        return torch.addcmul(dshift[:, None], dx, factor).addcmul_(x, dfactor)
 
     return carry(torch.addcmul(shift[:, None], x, factor), dx, rule)
 
@@ -53,7 +53,7 @@ def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
     return carry(
         torch.addcmul(h, gate, branch),
         dh,
-        lambda dh: torch.addcmul(torch.addcmul(dh, gate, dbranch), dgate[:, None], branch),
+        lambda dh: torch.addcmul(dh, gate, dbranch).addcmul_(dgate[:, None], branch),
     )
 
 
@@ -295,7 +295,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Carried) -> Carried:
         (a, da), (b, db) = map(parts, chunk(self.w12(x), 2))
         active = F.silu(a)
-        return self.w3(carry(active * b, da, lambda da: torch.addcmul(silu_slope(da, a) * b, active, db)))
+        return self.w3(carry(active * b, da, lambda da: silu_slope(da, a).mul_(b).addcmul_(active, db)))
 
 
 class Gelu(nn.Module):

@@ -45,7 +45,7 @@ Step = Callable[[nn.Module, Guided | None, str], None]
 
 def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--spec", type=Path, help="what to measure, as JSON, instead of the options below")
-    options.add_argument("--batch", type=int, nargs="+", help="images at once (16)")
+    options.add_argument("--batch", type=int, nargs="+", help="images at once (4, or 16 with --large)")
     options.add_argument("--methods", nargs="*", choices=["facm", "decm"], default=["facm", "decm"])
     options.add_argument("--formulations", nargs="+", choices=FORMULATIONS, default=[*FORMULATIONS])
     options.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["plain", "checkpointed"])
@@ -56,7 +56,7 @@ def spec_of(given: argparse.Namespace) -> BenchSpec:
     """The spec file, or what the options say."""
     if given.spec:
         return read_spec(BenchSpec, given.spec)
-    network = LightningDiT(shape=[32, 8, 8], classes=1000, depth=4, width=128, heads=2)
+    network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=4, width=128, heads=2)
     if given.large:
         network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16)
     losses = {"facm": FACMLoss(name="facm"), "decm": DECMLoss(name="decm")}
@@ -68,7 +68,7 @@ def spec_of(given: argparse.Namespace) -> BenchSpec:
         losses={name: losses[name] for name in given.methods},
         bench=Bench(
             methods=given.methods,
-            batches=given.batch or [16],
+            batches=given.batch or [16 if given.large else 4],
             formulations=given.formulations,
             blocks=given.blocks,
             repeats=given.repeats,
