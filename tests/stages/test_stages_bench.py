@@ -13,7 +13,7 @@ import torch
 from configs import make_plan, raw_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.bench import meters, train_step
+from fewstep.bench import cases, meters, train_step
 from fewstep.bench.__main__ import BENCHMARKS, main
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
@@ -176,3 +176,23 @@ def test_the_other_stages(what, tmp_path):
     main([what, "--repeats", "1", "--batch", "2", "--out", str(tmp_path / "x.csv")])
     for row in read(tmp_path / "x.csv"):
         assert row["benchmark"] == what and float(row["best"]) > 0
+
+
+def test_shares_are_those_of_the_part():
+    clock = cases.Clock()
+
+    def call() -> None:
+        with clock():
+            sum(range(1000))
+
+    case = cases.Case("all of it", call, 1, "calls", clock, "inside")
+    for _ in range(3):
+        case.turn()
+    assert len(case.shares) == 3 and all(0 < share <= 1 for share in case.shares)
+
+
+@pytest.mark.parametrize("words", [["encode", "--repeats", "0"], ["encode", "--batch", "1"], ["nothing"]])
+def test_impossible_calls(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    capsys.readouterr()
