@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 from ..config.costs import Device, Rate, Size
 from ..config.settings import Protocol
@@ -142,13 +143,20 @@ def _evaluate(plan: Cells, found: Needs, tally: _Tally) -> None:
         protocol = plan.parts.protocols[protocol_name]
         images = _real_images(plan, protocol)
         line = tally.jobs("reference", 1, _extraction(plan, protocol, images))
-        size = reference_bytes(protocol, plan.network(protocol.weights), images)
+        size = reference_bytes(protocol, plan.network(protocol.weights), images, _coordinates(plan, protocol))
         if size is None:
             line.unknown[f"no size of {protocol.extractor}'s {protocol.features}"] = None
         line.kept += size or 0
     for key in found.cells:
         protocol = plan.parts.protocols[key.protocol]
         tally.jobs("score", 1, _extraction(plan, protocol, protocol.images))
+
+
+def _coordinates(plan: Cells, protocol: Protocol) -> int | None:
+    """Width of data that are their own features."""
+    if protocol.extractor != "identity" or protocol.reference_latents is None:
+        return None
+    return prod(plan.parts.tokenizers[plan.parts.latents[protocol.reference_latents].tokenizer].shape)
 
 
 def _real_images(plan: Cells, protocol: Protocol) -> int:

@@ -111,9 +111,11 @@ def image_bytes(images: int, channels: int, resolution: int) -> int:
     return images * channels * resolution**2
 
 
-def reference_bytes(protocol: Protocol, extractor: Backbone | None, images: int) -> int | None:
+def reference_bytes(
+    protocol: Protocol, extractor: Backbone | None, images: int, width: int | None = None
+) -> int | None:
     """Statistics, and features of ``images`` real ones if they are compared; None if the width is unknown."""
-    width: int | None = getattr(extractor, "features", None)
+    width = width or getattr(extractor, "features", None)
     if width is None and protocol.features.isdecimal():
         width = int(protocol.features)
     if width is None:

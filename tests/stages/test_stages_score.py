@@ -124,7 +124,7 @@ def test_refuses_images_of_another_size(world, tar, tmp_path, shape):
 def test_sampling_refuses_a_decoder_of_another_size(world, tmp_path, monkeypatch):
     import fewstep.sample
 
-    monkeypatch.setattr(fewstep.sample, "to_uint8", lambda images, rule: images)
+    monkeypatch.setattr(fewstep.sample, "finished", lambda images, rule: images)
     original = fewstep.sample.open_tokenizer
 
     def doubling(*rest):

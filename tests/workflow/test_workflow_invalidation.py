@@ -89,7 +89,13 @@ def tables(**changes) -> dict:
         ),
         pytest.param(
             settings(settings={"digits": {"guidance": {"scale": 1.3}}}),
-            ["train/*", "sample/teacher/base/euler-guided-*", "sample/teacher/base/euler-lightningdit-*"],
+            [
+                "train/*",
+                *(
+                    f"sample/teacher/base/{name}-*"
+                    for name in ("euler-guided", "euler-lightningdit", "ucgm-lightningdit")
+                ),
+            ],
             id="guidance: every student",
         ),
         pytest.param(
