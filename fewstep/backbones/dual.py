@@ -9,7 +9,7 @@ forward, the sweep passes through the hooks of DistributedDataParallel and FSDP.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,25 @@ def carry(value: Tensor, dx: Tensor | None, rule: Callable[[Tensor], Tensor]) ->
 def each(move: Callable[[Tensor], Tensor], x: Carried) -> Carried:
     """A linear map without weights, such as a change of shape, of value and tangent."""
     return Dual(move(x.value), move(x.tangent)) if isinstance(x, Dual) else move(x)
+
+
+def swept(
+    sweep: Callable[..., Any],
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    y: Tensor,
+    tangents: tuple[Tensor, Tensor, Tensor] | None,
+) -> Any:
+    """A network's ``sweep(x, t, s, y, dtype)``, with ``tangents`` of x, t, s carried along if given.
+
+    The result as the sweep has it, one output or a pair; with tangents (value, derivative), where of two
+    outputs each is a pair.
+    """
+    dtype = inputs[0].dtype
+    if tangents is None:
+        return sweep(*inputs, y, dtype)
+    carried = [Dual(z, dz.detach()) for z, dz in zip(inputs, tangents, strict=True)]
+    result = sweep(*carried, y, dtype)
+    return tuple(result) if isinstance(result, Dual) else tuple(zip(*result))
 
 
 def chunk(x: Carried, count: int) -> list[Carried]:

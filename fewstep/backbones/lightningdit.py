@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import settings
 from .conditioned import Conditioned
-from .dual import Carried, Dual, add, each
+from .dual import Carried, add, each, swept
 from .layers import (
     Block,
     FinalLayer,
@@ -111,13 +111,7 @@ class LightningDiT(Conditioned):
             The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two
             outputs; with ``tangents`` this value and its derivative along them, which has no graph.
         """
-        if tangents is None:
-            return self._sweep(x, t, s, y, x.dtype)
-        dx, dt, ds = (tangent.detach() for tangent in tangents)
-        result = self._sweep(Dual(x, dx), Dual(t, dt), Dual(s, ds), y, x.dtype)
-        if self.final_layer_u is None:
-            return tuple(result)
-        return tuple(zip(*result))
+        return swept(self._sweep, (x, t, s), y, tangents)
 
     def _sweep(self, x: Carried, t: Carried, s: Carried | None, y: Tensor, dtype: torch.dtype):
         """Plain tensors, or duals, from the first layer to the last."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import networks
 from .conditioned import Conditioned, zero
-from .dual import Carried, Dual, Linear, SiLU, add, each
+from .dual import Carried, Linear, SiLU, add, each, swept
 
 
 class Mlp(Conditioned):
@@ -50,13 +50,7 @@ class Mlp(Conditioned):
 
         Args and result as of `lightningdit.LightningDiT.forward`, with x (B, C, H, W).
         """
-        if tangents is None:
-            return self._sweep(x, t, s, y, x.dtype)
-        dx, dt, ds = (tangent.detach() for tangent in tangents)
-        result = self._sweep(Dual(x, dx), Dual(t, dt), Dual(s, ds), y, x.dtype)
-        if self.final_layer_u is None:
-            return tuple(result)
-        return tuple(zip(*result))
+        return swept(self._sweep, (x, t, s), y, tangents)
 
     def _sweep(self, x: Carried, t: Carried, s: Carried | None, y: Tensor, dtype: torch.dtype):
         h = add(self.x_embedder(each(lambda x: x.flatten(1), x)), self.condition(t, s, y))

@@ -88,7 +88,7 @@ class Enhanced(Point):
         return blend(self.line, self._ctx.teacher(self.x, self.t, self.y), weight)
 
     def _own(self, e: Enhancement) -> Tensor:
-        reference = self._net if self._ctx.target is None else self._ctx.target
+        reference = self._ctx.follow(self._net)
         null = torch.full_like(self.y, self._ctx.null)
         with torch.no_grad():
             unconditional = average_velocity(reference, self.x, self.t, self.t, null)

@@ -55,6 +55,10 @@ class Context:
     memo: dict[str, Any] = field(default_factory=dict)
     """What the updates of one step share, which get the same context; see `point.draw`."""
 
+    def follow(self, net: nn.Module) -> nn.Module:
+        """The network that gives targets: the moving average if there is one, else ``net`` itself."""
+        return net if self.target is None else self.target
+
 
 @dataclass(frozen=True)
 class Terms:

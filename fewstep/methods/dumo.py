@@ -73,7 +73,7 @@ class DuMo(Method):
         else:
             v, u = net(at.x, at.t, torch.ones_like(at.t), at.y)
             at.own = full(v.detach())
-            xi = self._difference(net if ctx.target is None else ctx.target, at, full(u.detach()))
+            xi = self._difference(ctx.follow(net), at, full(u.detach()))
         towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
         target = full(u.detach()) + expand(gain, xi) * towards

@@ -49,8 +49,7 @@ class RCGM(Method):
         at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = end_times(at.t, ctx.rng, p.near, p.near_length)
         u = net(at.x, at.t, s, at.y)
-        target = net if ctx.target is None else ctx.target
-        xi = chain_residual(u, at, s, target, p.segments, p.delta)
+        xi = chain_residual(u, at, s, ctx.follow(net), p.segments, p.delta)
         towards = bounded(xi, p.clip)
         loss = mean_square(u, full(u.detach()) + towards).mean()
         return Terms(loss, {"loss_rcgm": loss.detach(), "residual_rcgm": rms(xi).mean()})

@@ -61,7 +61,7 @@ class TwinFlow(Method):
         at = Enhanced(batch, ctx, t, p.enhance, net)
         s = end_times(at.t, ctx.rng, p.near, p.near_length).masked_fill(twin, 1)
         u = net(at.x, at.t, s, at.y)
-        base, xi = self._base(u, at, s, twin, net if ctx.target is None else ctx.target)
+        base, xi = self._base(u, at, s, twin, ctx.follow(net))
         total = base.sum() / len(t)
         logs = {"loss_base": total.detach(), "residual_rcgm": rms(xi).sum() / len(t)}
         if p.share == 0:

@@ -54,7 +54,7 @@ class UCGM(Method):
         at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = torch.ones_like(at.t) if p.ratio > 0 else at.t
         u = net(at.x, at.t, s, at.y)
-        xi = self._residual(u, at, net if ctx.target is None else ctx.target)
+        xi = self._residual(u, at, ctx.follow(net))
         towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
         aim = full(u.detach()) + expand(gain, xi) * towards

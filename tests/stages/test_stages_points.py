@@ -88,26 +88,20 @@ def test_the_parts_of_a_protocol_without_images_belong_together(moons, change):
         Protocol.model_validate(raw | change)
 
 
+UNET = {
+    "shape": [1, 8, 8],
+    "width": 8,
+    "multipliers": [1, 1],
+    "depth": 1,
+    "attention": [4],
+    "groups": 4,
+}
 PIXELS = {
     "settings": {
         "latents": {"digits-pixels": {"flip": True}},
         "backbones": {
-            "unet-cifar10": {
-                "shape": [1, 8, 8],
-                "width": 8,
-                "multipliers": [1, 1],
-                "depth": 1,
-                "attention": [4],
-                "groups": 4,
-            },
-            "unet-cifar10-dual": {
-                "shape": [1, 8, 8],
-                "width": 8,
-                "multipliers": [1, 1],
-                "depth": 1,
-                "attention": [4],
-                "groups": 4,
-            },
+            "unet-cifar10": UNET,
+            "unet-cifar10-dual": UNET,
         },
         "settings": {
             "cifar10": {
