@@ -38,7 +38,7 @@ from .core.guidance import Guided
 from .core.jvp import value_and_tangent
 from .core.method import Batch, Context, Loss, Terms, parts
 from .core.rng import Streams, fold
-from .data.loader import Loader, rows_at_once
+from .data.loader import Loader, rows_at_once, split_batch
 from .data.shards import LatentShards
 from .files import atomic
 from .flops import per_step
@@ -235,6 +235,8 @@ class Trainer:
             self._write(curve.path, weights)
         accelerator.wait_for_everyone()
         self.state.remove()
+        peaks = " ".join(f"{peak:.0f}" for peak in wrap.peak_memory(accelerator))
+        accelerator.print(f"peak memory of each process: {peaks} MiB")
         # Last: it also takes the process group down.
         accelerator.end_training()
 
@@ -378,22 +380,6 @@ class Trainer:
             "self_test": self.progress.self_test,
         }
         save_model(self.given.out, weights, spec.backbone, card)
-
-
-def split_batch(batch: int, processes: int, rank: int, most: int, group: int = 1) -> list[slice]:
-    """Rows of the global batch that a process handles, one slice of whole groups per micro-batch.
-
-    Raises:
-        ValueError: the processes do not divide the batch into groups, or a device cannot hold one.
-    """
-    if batch % (processes * group):
-        groups = f" into groups of {group} rows" if group > 1 else ""
-        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes{groups}")
-    if most < group:
-        raise ValueError(f"--device-batch {most}: below the {group} rows that the loss treats together")
-    own = batch // processes
-    micro = max(size for size in range(group, min(own, most) + 1, group) if own % size == 0)
-    return [slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ None of it changes what is computed, so none of it is in a spec. Blocks are the 
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -133,6 +134,15 @@ def reducing(accelerator: Accelerator, modules: Iterable[nn.Module], now: bool) 
             if not now and not isinstance(module, FSDPModule):
                 stack.enter_context(accelerator.no_sync(module))
         yield
+
+
+def peak_memory(accelerator: Accelerator) -> list[float]:
+    """Most MiB that each process has held at once: tensors on its GPU, or all its pages where it has none."""
+    if accelerator.device.type == "cuda":
+        own = torch.cuda.max_memory_allocated(accelerator.device) / 2**20
+    else:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return accelerator.gather(torch.tensor([own], device=accelerator.device)).tolist()
 
 
 def whole(tensor: Tensor) -> Tensor:

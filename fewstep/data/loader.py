@@ -24,6 +24,22 @@ def rows_at_once(shape: Sequence[int]) -> int:
     return max(128, 4096 // prod(shape))
 
 
+def split_batch(batch: int, processes: int, rank: int, most: int, group: int = 1) -> list[slice]:
+    """Rows of the global batch that a process handles, one slice of whole groups per micro-batch.
+
+    Raises:
+        ValueError: the processes do not divide the batch into groups, or a device cannot hold one.
+    """
+    if batch % (processes * group):
+        groups = f" into groups of {group} rows" if group > 1 else ""
+        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes{groups}")
+    if most < group:
+        raise ValueError(f"--device-batch {most}: below the {group} rows that the loss treats together")
+    own = batch // processes
+    micro = max(size for size in range(group, min(own, most) + 1, group) if own % size == 0)
+    return [slice(rank * own + first, rank * own + first + micro) for first in range(0, own, micro)]
+
+
 class Loader:
     """Batches of normalised latents with noise.
 

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fewstep.checkpoint import load_card, load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
+from fewstep.data.loader import split_batch
 from fewstep.optimize import learning_rate
-from fewstep.train import split_batch
 
 
 def replaced(call: Call, option: str, *values: str) -> Call:
