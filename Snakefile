@@ -21,6 +21,12 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/doctor.smk"
 
 
+onstart:
+    # A limit on the rate of jobs, which Snakemake 9 sets unasked (100 a second), costs a timer for every job
+    # that ends. Each wakes the scheduler once a second for the rest of the run: hundreds of them keep a core busy.
+    workflow.scheduler.job_rate_limiter = None
+
+
 rule all:
     default_target: True
     input:
