@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import cos, hypot, pi, sin
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,7 +16,14 @@ from . import style
 
 PLACES = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
 PLACES += [(7, 8, "left"), (-7, 8, "right"), (7, -14, "left"), (-7, -14, "right")]
-"""Where a point's label may stand: offset in points, alignment; the earlier the better."""
+NEAR = len(PLACES)
+PLACES += [
+    (round(radius * cos(angle)), round(radius * sin(angle)) - 3, "left" if cos(angle) > 0 else "right")
+    for radius in (24, 36, 48, 62, 76, 92)
+    for angle in (pi * twelfth / 12 for twelfth in range(-11, 12, 2))
+]
+"""Where a point's label may stand: offset in points, alignment; the earlier the better. Beyond the first
+NEAR a line leads to the point."""
 
 
 def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
@@ -68,7 +76,7 @@ def draw_price(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
     points = [(float(line["cost"]), float(line["ours"]), line["label"]) for line in first if _priced(line)]
     unit = next(line["label"] for line in lines if line["row"] == spec.table.unit)
     with rc_context(style.SETTINGS):
-        figure, (axis,) = style.panels(1, width=8.4, height=5.6)
+        figure, (axis,) = style.panels(1, width=8.4, height=6.4)
         axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=34, zorder=2)
         axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
         nfe = first[0]["nfe_label"]
@@ -97,28 +105,38 @@ def _priced(line: Line) -> bool:
 
 
 def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Name every point, each where it covers least of the points and of the names before it."""
-    canvas = axis.figure.canvas
+    """Name every point, where it covers least of the points and of the names before it, and near."""
+    renderer = axis.figure.canvas.get_renderer()
     shown = axis.transData.transform([point[:2] for point in points]) if points else []
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in shown]
-    frame = axis.get_window_extent()
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        best = None
-        for across, up, side in PLACES:
-            text = axis.annotate(
-                name, (x, y), (across, up), textcoords="offset points", ha=side, fontsize=9, color="#333333"
-            )
-            box = text.get_window_extent(canvas.get_renderer())
-            outside = box.width * box.height - _shared(box, frame)
-            covered = outside + sum(_shared(box, other) for other in taken)
-            if best is None or covered < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = covered, text, box
-            else:
-                text.remove()
-        assert best is not None
-        taken.append(best[2])
+    dots = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in shown]
+    names: list[Bbox] = []
+    for index in sorted(range(len(points)), key=lambda index: points[index][1]):
+        x, y, name = points[index]
+        text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=9, color="#333333")
+        bare = text.get_window_extent(renderer)
+        taken = [*names, *dots[:index], *dots[index + 1 :]]
+        scored = [_cost(bare, place, taken, axis) for place in PLACES]
+        best = min(range(len(PLACES)), key=scored.__getitem__)
+        across, up, side = PLACES[best]
+        text.set_position((across, up))
+        text.set_horizontalalignment(side)
+        names.append(text.get_window_extent(renderer))
+        if best >= NEAR:
+            line = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.7, "shrinkA": 1, "shrinkB": 4}
+            axis.annotate("", (x, y), (across, up + 3), textcoords="offset points", arrowprops=line, zorder=1)
+
+
+def _cost(bare: Bbox, place: tuple[int, int, str], taken: Sequence[Bbox], axis: Axes) -> float:
+    """What a name costs at a place, in square pixels covered; ``bare`` is its box beginning at its point."""
+    across, up, side = place
+    pixels = axis.figure.dpi / 72
+    aside = {"left": 0.0, "center": bare.width / 2, "right": bare.width}[side]
+    box = bare.translated(across * pixels - aside, up * pixels)
+    outside = bare.width * bare.height - _shared(box, axis.get_window_extent())
+    # The line that leads there, as some points of it.
+    steps = [(bare.x0 + across * pixels * k / 8, bare.y0 + up * pixels * k / 8) for k in range(1, 8)]
+    crossed = sum(other.contains(*step) for other in taken for step in steps)
+    return outside + sum(_shared(box, other) for other in taken) + 60 * crossed + 2 * hypot(across, up)
 
 
 def _shared(one: Bbox, other: Bbox) -> float:
