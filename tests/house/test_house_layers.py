@@ -24,7 +24,7 @@ PLACES = {
     "accelerate": {"train", "state", "ranks", "selftest", "wrap"},
     "diffusers": {"data.tokenizers", "data.vavae", "backbones.unet"},
     "webdataset": {"data.", "images"},
-    "torch_fidelity": {"features"},
+    "torch_fidelity": {"fidelity"},
     "huggingface_hub": {"data.hub"},
     "sklearn": {"fetch"},
     "matplotlib": {"figures."},
