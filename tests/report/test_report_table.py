@@ -94,7 +94,7 @@ def test_nothing_below_full_scale_is_compared_with_the_paper(make_spec, metric, 
     assert found["status"] == "miniature" and found["ours"] == "1.41"
     assert found["difference"] == found["tolerance"] == found["agrees"] == ""
     text = stage.markdown(spec, lines_of(spec, metric(cells(spec, "mix")[0][0], 1.05)))
-    assert "In miniature: Table 4" in text and "never the numbers" in text
+    assert "In miniature: DE-CM, Table 4" in text and "never the numbers" in text
     assert "1.05 (" not in text and "reported by the paper, at full scale" in text and "FID, ours" not in text
 
 
