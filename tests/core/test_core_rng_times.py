@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.config.losses import TimeLaw
-from fewstep.core.rng import Streams, fold
+from fewstep.core.rng import Streams, fold, fold_each
 from fewstep.core.times import sample_times
 
 TOTAL = 200_000
@@ -40,6 +40,11 @@ def test_streams_depend_on_name_step_and_seed_alone():
     others = [draw(1, 1, "t"), draw(0, 2, "t"), draw(0, 1, "s")]
     assert not any(torch.equal(draw(0, 1, "t"), other) for other in others)
     assert fold(0, "a", 1) != fold(0, "a1")
+
+
+def test_seeds_of_many_positions_are_those_of_each():
+    positions = [0, 9, 10, 1_281_167, 2**40]
+    assert list(fold_each(3, "noise", positions)) == [fold(3, "noise", p) for p in positions]
 
 
 def test_streams_leave_the_global_generator_alone(streams):
