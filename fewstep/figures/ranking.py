@@ -115,7 +115,7 @@ def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=9, color="#333333")
         bare = text.get_window_extent(renderer)
         taken = [*names, *dots[:index], *dots[index + 1 :]]
-        scored = [_cost(bare, place, taken, axis) for place in PLACES]
+        scored = [_burden(bare, place, taken, axis) for place in PLACES]
         best = min(range(len(PLACES)), key=scored.__getitem__)
         across, up, side = PLACES[best]
         text.set_position((across, up))
@@ -126,7 +126,7 @@ def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             axis.annotate("", (x, y), (across, up + 3), textcoords="offset points", arrowprops=line, zorder=1)
 
 
-def _cost(bare: Bbox, place: tuple[int, int, str], taken: Sequence[Bbox], axis: Axes) -> float:
+def _burden(bare: Bbox, place: tuple[int, int, str], taken: Sequence[Bbox], axis: Axes) -> float:
     """What a name costs at a place, in square pixels covered; ``bare`` is its box beginning at its point."""
     across, up, side = place
     pixels = axis.figure.dpi / 72

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 
@@ -74,6 +75,14 @@ def test_each_holds_half(sharded):
         assert sizes[0][name][0] + sizes[1][name][0] == total == sizes[1][name][1]
         for rank in (0, 1):
             assert sizes[rank][name][0] == pytest.approx(total / 2, rel=0.1)
+
+
+def test_it_ends_with_the_peak_memory_of_each(sharded):
+    _, _, folder = sharded
+    logs = [(folder / f"rank{rank}.log").read_text() for rank in (0, 1)]
+    found = [re.search(r"peak memory of each process: (\d+) (\d+) MiB", log) for log in logs]
+    assert found[1] is None and found[0] is not None
+    assert all(50 < int(peak) < 50_000 for peak in found[0].groups())
 
 
 def test_they_accumulate(world, sharded, tmp_path):
