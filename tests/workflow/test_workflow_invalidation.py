@@ -60,7 +60,7 @@ def tables(**changes) -> dict:
             methods(decm={"loss": {"r_max": 0.03}}), ["train/decm/*"], id="a loss with ablations: all of them"
         ),
         pytest.param(
-            methods(meanflow={"train": {"optimizer": {"lr": 2.0e-3}}}),
+            methods(meanflow={"train": {"optimizer": {"lr": 3.0e-3}}}),
             ["train/meanflow/*"],
             id="a learning rate",
         ),
