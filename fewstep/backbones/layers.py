@@ -6,6 +6,7 @@ layer whose input depends on image or times takes duals too (dual.py); in the ru
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -57,7 +58,7 @@ def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
     )
 
 
-class Norm(nn.Module):
+class Norm(nn.Module, ABC):
     """Normalisation over the last axis, computed in float32 or better, and what is done to its result.
 
     Args:
@@ -79,9 +80,9 @@ class Norm(nn.Module):
         unit, dunit = parts(unit)
         return carry(unit * self.weight, dunit, lambda dunit: dunit * self.weight)
 
+    @abstractmethod
     def unit(self, x: Carried) -> Carried:
         """The norm itself."""
-        raise NotImplementedError
 
 
 class RMSNorm(Norm):
