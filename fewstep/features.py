@@ -17,9 +17,6 @@ from .core.frechet import GaussianStats
 from .data.records import read_record
 from .files import sha256
 
-IDENTITY = "identity"
-"""Data that are not images, as they are."""
-
 
 class Extractor:
     """The network of a protocol, from bytes to the features it compares."""
@@ -39,7 +36,7 @@ class Extractor:
         self.sha256: str | None = None
         """Of the weights; None where there are none."""
         self._cuda = torch.device(device).type == "cuda"
-        if protocol.extractor == IDENTITY:
+        if protocol.own_features:
             return
         if weights is None or protocol.weights is None:
             raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
@@ -62,10 +59,10 @@ class Extractor:
         Raises:
             ValueError: data of another type, a layer that is not a vector for each image, or not finite.
         """
-        wanted = torch.float32 if self.protocol.extractor == IDENTITY else torch.uint8
+        wanted = torch.float32 if self.protocol.own_features else torch.uint8
         if images.dtype != wanted:
             raise ValueError(f"images are {images.dtype}, not {wanted}")
-        if self.protocol.extractor == IDENTITY:
+        if self.protocol.own_features:
             found: Sequence[Tensor] = [images.flatten(1)]
         else:
             found = self._net(images.cuda() if self._cuda else images)

@@ -294,6 +294,11 @@ class Protocol(Strict):
     )
     seed: int = 0
 
+    @property
+    def own_features(self) -> bool:
+        """Whether the data are their own features, without an extractor."""
+        return self.extractor == "identity"
+
     @model_validator(mode="after")
     def _reference(self) -> Protocol:
         if (self.reference is None) == (self.reference_latents is None):
@@ -304,7 +309,7 @@ class Protocol(Strict):
             raise ValueError("metrics: is needs logits, the layer with the classes")
         if "kid" in self.metrics and self.kid.size > self.images:
             raise ValueError(f"kid.size {self.kid.size} is beyond the {self.images} images")
-        own = self.extractor == "identity"
+        own = self.own_features
         if own != (self.weights is None) or own != (self.uint8 == "none"):
             raise ValueError(
                 "extractor: identity goes with uint8: none and without weights, and they with it"

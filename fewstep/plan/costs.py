@@ -154,7 +154,7 @@ def _evaluate(plan: Cells, found: Needs, tally: _Tally) -> None:
 
 def _coordinates(plan: Cells, protocol: Protocol) -> int | None:
     """Width of data that are their own features."""
-    if protocol.extractor != "identity" or protocol.reference_latents is None:
+    if not protocol.own_features or protocol.reference_latents is None:
         return None
     return prod(plan.parts.tokenizers[plan.parts.latents[protocol.reference_latents].tokenizer].shape)
 
