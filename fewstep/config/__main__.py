@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..files import write_text
+from ..common.files import write_text
 from .load import schemas
 
 

@@ -117,7 +117,7 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def known(name: str, names: Iterable[str], file: str, key: str) -> None:
+def require_known(name: str, names: Iterable[str], file: str, key: str) -> None:
     """Raise a ConfigError unless ``name`` is one of ``names``, proposing the nearest."""
     names = list(names)
     if name in names:

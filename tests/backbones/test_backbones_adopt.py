@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from fewstep import adopt
 from fewstep.checkpoint import check_tokenizer, load_card, load_model
+from fewstep.common.cli import run
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest, dump
 from fewstep.config.settings import Sampler, Tokenizer
 from fewstep.config.specs import AdoptSpec
-from fewstep.files import sha256
-from fewstep.stage import run
 
 TOKENIZER = Tokenizer(kind="pixels", shape=[4, 6, 4])
 RECIPE = Sampler(kind="euler", shift=0.3)

@@ -37,7 +37,7 @@ def test_rules_name_no_method_table_or_dataset(paper_plan, demo_plan):
         config, parts = plan.config, plan.parts
         for part in (config.assets, config.methods, config.tables, parts.datasets, parts.tokenizers):
             names |= part.keys()
-        for part in (parts.latents, parts.backbones, parts.samplers, parts.protocols, parts.settings):
+        for part in (parts.latents, parts.backbones, parts.samplers, parts.protocols, parts.recipes):
             names |= part.keys()
     # "teacher" is a role of train's inputs, and "common" a file of rules.
     names -= {"teacher", "common"}

@@ -22,8 +22,8 @@ from slurm_cluster import Cluster
 from stages.stages_world import TINY
 
 from fewstep.checkpoint import load_model
+from fewstep.common.files import sha256
 from fewstep.config.base import merge, read_yaml
-from fewstep.files import sha256
 
 FAST = Path(__file__).parent / "snakemake_fastpoll.py"
 SHORT = {"--slurm-init-seconds-before-status-checks": "1", "--latency-wait": "5"}
@@ -51,9 +51,9 @@ def overrides() -> dict[str, Any]:
     """What makes table 1 small: two rows, tiny networks, two latent shards (an array of jobs)."""
     rows: dict[str, Any] = {}
     for row in read_yaml(ROOT / "config/tables/table1.yaml")["rows"]:
-        if nfe := COMPUTED.get(row["id"]):
-            reported = {metric: [None] * len(nfe) for metric in row["reported"]}
-            rows[row["id"]] = {"nfe": nfe, "reported": reported}
+        if steps := COMPUTED.get(row["id"]):
+            reported = {metric: [None] * len(steps) for metric in row["reported"]}
+            rows[row["id"]] = {"steps": steps, "reported": reported}
         elif "method" in row:
             rows[row["id"]] = {"method": None, "sampler": None}
     small = {

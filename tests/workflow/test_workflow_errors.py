@@ -31,12 +31,12 @@ def over(**overrides) -> dict:
             ["methods/consistency.yaml", "decm.train.optimizer.lr", "1.0e-4"],
         ),
         (
-            {"settings": {"settings": {"digits": {"train": {"steps": "200"}}}}},
+            {"settings": {"recipes": {"digits": {"train": {"steps": "200"}}}}},
             ["settings.yaml", "digits.train.steps", "without quotes"],
         ),
         (
-            {"methods": {"decm": {"setting": "digit"}}},
-            ["methods/consistency.yaml", "decm.setting", "did you mean 'digits'"],
+            {"methods": {"decm": {"recipe": "digit"}}},
+            ["methods/consistency.yaml", "decm.recipe", "did you mean 'digits'"],
         ),
         (
             {"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}},
@@ -48,17 +48,17 @@ def over(**overrides) -> dict:
             ["table3.yaml", "freq-5", "otherwise"],
         ),
         (
-            {"tables": {"table4": {"rows": {"mix": {"nfe": [1, 8, 12, 16]}}}}},
+            {"tables": {"table4": {"rows": {"mix": {"steps": [1, 8, 12, 16]}}}}},
             ["table4.yaml", "mix", "at least 2"],
         ),
         ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
         (
-            {"settings": {"settings": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
+            {"settings": {"recipes": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
             ["settings.yaml", "warmup", "200"],
         ),
         ({"settings": {"protocols": {"digits": {"images": 1999}}}}, ["digits.images", "1999", "10 classes"]),
         (
-            {"settings": {"settings": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
+            {"settings": {"recipes": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
             ["interval", "rise"],
         ),
         ({"methods": {"teacher": {"teacher": True}}}, ["teacher", "cannot teach itself"]),
