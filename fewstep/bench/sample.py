@@ -11,8 +11,8 @@ from torch import Tensor
 from ..config.settings import Sampler
 from ..core.guidance import guided_field
 from ..core.rng import generator
-from ..core.sampling import sample
-from ..images import to_uint8
+from ..evaluation.quantization import quantize
+from ..evaluation.samplers import integrate
 from .cases import DEVICE, Case, Clock
 from .models import autoencoder, network, vavae_of
 
@@ -36,8 +36,8 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
             draws = [torch.randn(spec.shape, generator=generator(0, "start", k)) for k in range(given.batch)]
             field = guided_field(timed, None, spec.classes, labels)
             sampler = Sampler(kind="euler")
-            x = sample(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
-            to_uint8(coder.decode(x), "round").cpu()
+            x = integrate(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
+            quantize(coder.decode(x), "round").cpu()
 
         return Case(f"euler, {steps} steps", call, given.batch, "images", clock, "in the network")
 

@@ -10,8 +10,8 @@ import torch
 from ..backbones import build
 from ..checkpoint import save_model
 from ..config.settings import Backbone, ConvClassifier, Protocol, Weights
-from ..features import Extractor, Features
-from ..images import to_uint8
+from ..evaluation.features import Extractor, FeatureCollector
+from ..evaluation.quantization import quantize
 from .cases import DEVICE, Case, Clock
 from .models import images
 
@@ -31,18 +31,18 @@ def cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     path = folder / "extractor.safetensors"
     save_model(path, build(backbone).state_dict(), backbone, {})
     extractor = Extractor(protocol, path, backbone, DEVICE)
-    pictures = to_uint8(images(given.batch, 1, 8).cpu(), "round")
+    pictures = quantize(images(given.batch, 1, 8).cpu(), "round")
     values = {"features": torch.randn(given.batch, 2048)}
     wide = protocol.model_copy(update={"metrics": ["fid"]})
     clock = Clock()
 
     def narrow_call() -> None:
-        features = Features(protocol, DEVICE)
+        features = FeatureCollector(protocol, DEVICE)
         with clock():
             found = extractor(pictures)
         features.add(found)
 
-    statistics = Features(wide, DEVICE)
+    statistics = FeatureCollector(wide, DEVICE)
     return [
         Case("conv-classifier 1x8x8", narrow_call, given.batch, "images", clock, "in the extractor"),
         Case("statistics of 2048 features", lambda: statistics.add(values), given.batch, "images"),

@@ -10,7 +10,7 @@ from stages_world import World
 from test_stages_train import replaced
 
 from fewstep.checkpoint import load_model, save_model
-from fewstep.images import read_card, read_images
+from fewstep.evaluation.image_archive import open_images
 
 HEAD = "final_layer_u."
 
@@ -50,8 +50,8 @@ def test_euler_asks_one_head_and_cm_the_other(world, trained, tmp_path):
     def images(cell, model):
         call = replaced(world.sample("dumo", cell, tmp_path / cell / model.name), "--model", str(model))
         call()
-        assert read_card(call.out)["evaluations"] == 2
-        return torch.cat(list(read_images(call.out)))
+        assert open_images(call.out).card["evaluations"] == 2
+        return torch.from_numpy(open_images(call.out).images(0))
 
     for cell, other in {"euler-2": HEAD, "cm-t70-2": "final_layer."}.items():
         whole = images(cell, trained.out)

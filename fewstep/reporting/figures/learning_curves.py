@@ -1,0 +1,111 @@
+"""A logged quantity against the training step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.pyplot import rc_context
+
+from ...config.specs import TableSpec
+from ..formatting import rounded, to_csv
+from ..metrics import metric_name
+from . import style
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """One training: a logged quantity, one value for each optimizer update."""
+
+    row: str
+    """id of the table's row."""
+    label: str
+    seed: int
+    steps: list[int]
+    updates: list[int]
+    """Number of the update within its step."""
+    values: list[float | None]
+    """None where the log has null."""
+
+
+def read(spec: TableSpec, paths: Sequence[Path]) -> list[LearningCurve]:
+    """The logged column of every train.jsonl file.
+
+    Raises:
+        ValueError: the number of files is not that of the runs, or a file lacks the column.
+    """
+    labels = {row.id: row.label for row in spec.table.rows}
+    runs = [(row, seed) for row, run in spec.ordered_runs for seed in run.seeds]
+    if len(runs) != len(paths):
+        raise ValueError(
+            f"{spec.name}: {len(paths)} --curves for {len(runs)} runs {runs}; give one for each, in order"
+        )
+    column = spec.table.metric
+    curves = []
+    for (row, seed), path in zip(runs, paths, strict=True):
+        found = [entry for entry in _entries(path) if column in entry]
+        if not found:
+            raise ValueError(f"{path}: no line has the column {column!r}")
+        values = [None if entry[column] is None else rounded(float(entry[column])) for entry in found]
+        steps, updates = ([entry[key] for entry in found] for key in ("step", "update"))
+        curves.append(LearningCurve(row, labels[row], seed, steps, updates, values))
+    return curves
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    for position, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {position}: {error}") from None
+    return entries
+
+
+def curves_csv(spec: TableSpec, curves: Sequence[LearningCurve]) -> str:
+    """The curves as the text of a CSV file, one line for each update."""
+    rows = [
+        {"row": curve.row, "label": curve.label, "seed": curve.seed, "step": step, "update": update}
+        | {spec.table.metric: value}
+        for curve in curves
+        for step, update, value in zip(curve.steps, curve.updates, curve.values, strict=True)
+    ]
+    return to_csv(["row", "label", "seed", "step", "update", spec.table.metric], rows)
+
+
+def draw(spec: TableSpec, curves: Sequence[LearningCurve], path: Path) -> None:
+    """First update of every step faintly, a running median on top; values not finite leave a gap."""
+    with rc_context(style.SETTINGS):
+        figure, (axis,) = style.panels(1, width=7.2)
+        rows: list[str] = []
+        for curve in curves:
+            first = [position for position, update in enumerate(curve.updates) if update == 0]
+            x = [curve.steps[position] for position in first]
+            values = [curve.values[position] for position in first]
+            y = [math.nan if value is None else value for value in values]
+            label = None if curve.row in rows else curve.label
+            rows += [curve.row] if label else []
+            colour = style.COLOURS[rows.index(curve.row)]
+            axis.plot(x, y, color=colour, alpha=0.28, lw=0.8)
+            axis.plot(x, running_median(y), color=colour, lw=2, label=label)
+        axis.set(yscale="log", xlabel="Training step", ylabel=metric_name(spec.table.metric, spec.scale))
+        axis.margins(x=0.01)
+        axis.legend(loc="upper right")
+        style.plain_numbers(axis)
+        figure.tight_layout()
+        style.save(figure, path)
+
+
+def running_median(values: Sequence[float]) -> list[float]:
+    """Median over a centred window of a fortieth of the curve; NaN where the window holds no finite value."""
+    half = max(1, len(values) // 80)
+    result = []
+    for index in range(len(values)):
+        window = [v for v in values[max(0, index - half) : index + half + 1] if math.isfinite(v)]
+        result.append(median(window) if window else math.nan)
+    return result
