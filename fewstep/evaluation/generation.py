@@ -53,11 +53,12 @@ def generate_images(
     check_tokenizer(model_card, spec.latents.tokenizer, model, weights_digest(weights))
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device)
     labels = image_labels(spec)
+    unlabelled = null_label(spec.backbone)
     velocity = expanded_interval_velocity(net) if spec.expanded else net
 
     def make(indices: range) -> Tensor:
         y = labels[indices.start : indices.stop].to(device)
-        field = guided_field(velocity, spec.guidance, null_label(spec.backbone), y)
+        field = guided_field(velocity, spec.guidance, unlabelled, y)
         x0 = image_noise(spec, indices, "start").to(device)
         latents = integrate(
             spec.sampler, field, x0, spec.steps, lambda step: image_noise(spec, indices, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import cos, hypot, pi, sin
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import rc_context
@@ -15,7 +16,13 @@ from ..metrics import metric_name
 from ..rows import TableRows, best_first
 from . import style
 
-PLACES = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
+Side = Literal["left", "center", "right"]
+PLACES: list[tuple[int, int, Side]] = [
+    (7, -3, "left"),
+    (-7, -3, "right"),
+    (0, 7, "center"),
+    (0, -14, "center"),
+]
 PLACES += [(7, 8, "left"), (-7, 8, "right"), (7, -14, "left"), (-7, -14, "right")]
 NEAR = len(PLACES)
 PLACES += [
@@ -106,29 +113,28 @@ def _logarithmic(axis: Axes, filled: bool, both: bool = False) -> None:
 
 
 def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Name every point, where it covers least of the points and of the names before it, and near."""
-    renderer = axis.figure.canvas.get_renderer()
-    shown = axis.transData.transform([point[:2] for point in points]) if points else []
-    dots = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in shown]
+    """Write the name of every point near it, where it covers least of the points and the names before it."""
+    pixels = [axis.transData.transform(point[:2]) for point in points]
+    dots = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels]
     names: list[Bbox] = []
     for index in sorted(range(len(points)), key=lambda index: points[index][1]):
         x, y, name = points[index]
         text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=9, color="#333333")
-        bare = text.get_window_extent(renderer)
+        bare = text.get_window_extent()
         taken = [*names, *dots[:index], *dots[index + 1 :]]
         scored = [_burden(bare, place, taken, axis) for place in PLACES]
         best = min(range(len(PLACES)), key=scored.__getitem__)
         across, up, side = PLACES[best]
         text.set_position((across, up))
         text.set_horizontalalignment(side)
-        names.append(text.get_window_extent(renderer))
+        names.append(text.get_window_extent())
         if best >= NEAR:
             line = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.7, "shrinkA": 1, "shrinkB": 4}
             axis.annotate("", (x, y), (across, up + 3), textcoords="offset points", arrowprops=line, zorder=1)
 
 
-def _burden(bare: Bbox, place: tuple[int, int, str], taken: Sequence[Bbox], axis: Axes) -> float:
-    """What a name costs at a place, in square pixels covered; ``bare`` is its box beginning at its point."""
+def _burden(bare: Bbox, place: tuple[int, int, Side], taken: Sequence[Bbox], axis: Axes) -> float:
+    """How bad a place is for a name, in covered square pixels; ``bare`` is its box at the point."""
     across, up, side = place
     pixels = axis.figure.dpi / 72
     aside = {"left": 0.0, "center": bare.width / 2, "right": bare.width}[side]

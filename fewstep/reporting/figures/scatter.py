@@ -71,9 +71,17 @@ def draw(spec: TableSpec, points: PointsOfRows, path: Path) -> None:
     with rc_context(style.SETTINGS):
         figure, axes = style.panels(len(points), width=2.9, height=2.9, columns=4)
         for axis, (row, values) in zip(axes, points.items(), strict=True):
-            axis.scatter(*real.T, s=2.0, color="#b0b0b0", lw=0, rasterized=True)
+            axis.scatter(real[:, 0], real[:, 1], s=2.0, color="#b0b0b0", lw=0, rasterized=True)
             if row != REAL:
-                axis.scatter(*values.T, s=2.5, color=style.COLOURS[0], alpha=0.6, lw=0, rasterized=True)
+                axis.scatter(
+                    values[:, 0],
+                    values[:, 1],
+                    s=2.5,
+                    color=style.COLOURS[0],
+                    alpha=0.6,
+                    lw=0,
+                    rasterized=True,
+                )
             outside = float(((values < low) | (values > high)).any(1).mean())
             if outside:
                 axis.text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -62,13 +63,13 @@ def draw(spec: TableSpec, sweep: Sweep, path: Path) -> None:
     The axis of the metric is logarithmic unless a value is not positive.
     """
     shown = [point for point in sweep.points if point.row.ours is not None]
-    swept = [point for point in shown if point.parameter is not None]
-    swept.sort(key=lambda point: (point.row.group, point.parameter))
-    groups = [(name, list(group)) for name, group in groupby(swept, key=lambda point: point.row.group)]
+    swept = [(point.row.group, point.parameter, point) for point in shown if point.parameter is not None]
+    swept.sort(key=itemgetter(0, 1))
+    groups = [(name, list(group)) for name, group in groupby(swept, key=itemgetter(0))]
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.2)
         for index, (name, group) in enumerate(groups):
-            _curve(axis, name, group, index)
+            _curve(axis, name, [(x, point) for _, x, point in group], index)
         levels = [point.row for point in shown if point.parameter is None]
         for index, row in enumerate(levels, start=len(groups)):
             _level(axis, row, index)
@@ -80,7 +81,7 @@ def draw(spec: TableSpec, sweep: Sweep, path: Path) -> None:
         )
         axis.margins(x=0.06, y=0.08)
         if positive:
-            style.plain_numbers(axis, sorted({point.parameter for point in swept}))
+            style.plain_numbers(axis, sorted({x for _, x, _ in swept}))
         if shown:
             axis.legend(loc="best")
         else:
@@ -89,13 +90,13 @@ def draw(spec: TableSpec, sweep: Sweep, path: Path) -> None:
         style.save(figure, path)
 
 
-def _curve(axis: Axes, name: str, group: Sequence[SweepPoint], index: int) -> None:
+def _curve(axis: Axes, name: str, points: Sequence[tuple[float, SweepPoint]], index: int) -> None:
     look = style.look(index)
-    for point in group:
-        x = [point.parameter] * len(point.values)
-        axis.scatter(x, point.values, s=14, color=look["color"], alpha=0.4, lw=0, zorder=1)
-    x, y = [point.parameter for point in group], [point.row.ours for point in group]
-    error = [point.row.ours_std or 0.0 for point in group]
+    for parameter, point in points:
+        across = [parameter] * len(point.values)
+        axis.scatter(across, point.values, s=14, color=look["color"], alpha=0.4, lw=0, zorder=1)
+    x, y = [parameter for parameter, _ in points], [point.row.ours or 0.0 for _, point in points]
+    error = [point.row.ours_std or 0.0 for _, point in points]
     axis.errorbar(
         x, y, yerr=error if any(error) else None, **look, capsize=3, mec="white", mew=0.8, label=name
     )
