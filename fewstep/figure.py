@@ -7,7 +7,8 @@ from pathlib import Path
 from .common.cli import parser, run
 from .config import read_spec
 from .config.specs import TableSpec
-from .reporting.figures.kinds import FigureInputs, draw_figure
+from .reporting.figures.inputs import FigureInputs
+from .reporting.figures.kinds import draw_figure
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from ..core.precision import exact_convolutions
 
@@ -36,12 +37,10 @@ def distributed_map(function: Callable[[Item], Result], items: Sequence[Item]) -
     """``function`` of every item, in the order of the items; processes other than the main one get nothing.
 
     Results are tensors on any device, or hold tensors on the CPU. Items are dealt in rounds, one item to each
-    process, and the main process works on the next round when it has taken the results of the last.
+    process; the main process shows a progress bar.
     """
-    if not dist.is_initialized():
-        return map(function, items)
-    results = _in_rounds(function, items)
-    return results if is_main() else list(results)
+    results = _in_rounds(function, items) if dist.is_initialized() else map(function, items)
+    return tqdm(results, total=len(items), unit="batch", mininterval=5) if is_main() else list(results)
 
 
 def _in_rounds(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

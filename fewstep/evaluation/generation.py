@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..backbones import null_label
 from ..checkpoint import check_tokenizer, load_network
@@ -85,11 +84,8 @@ def generate_images(
         "labels": spec.labels,
         "uint8": spec.uint8,
     }
-    with write_images(out, card) as writer, tqdm(total=spec.images, unit="image", mininterval=5) as bar:
-        for images in batches:
-            its_labels = labels[writer.count : writer.count + len(images)]
-            writer.append(images.cpu().numpy(), its_labels.numpy())
-            bar.update(len(images))
+    parts = zip(batches, labels.split(CHUNK), strict=True)
+    write_images(out, card, ((images.cpu().numpy(), part.numpy()) for images, part in parts))
 
 
 def read_normalisation(spec: SampleSpec, manifest: Path | None, weights: Path | None) -> Normalisation:

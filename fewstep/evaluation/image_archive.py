@@ -11,8 +11,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,28 +21,19 @@ import numpy as np
 from ..common.files import atomic
 
 
-class ImageWriter:
-    """Appends batches to the tar that :func:`write_images` opens."""
-
-    def __init__(self, tar: tarfile.TarFile):
-        self._tar = tar
-        self.count = 0
-
-    def append(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Append a batch (n, C, H, W), uint8 or float32, and its labels (n,)."""
-        for name, values in (("images", images), ("labels", labels)):
-            content = io.BytesIO()
-            np.save(content, values, allow_pickle=False)
-            _add(self._tar, f"{self.count:08d}.{name}.npy", content.getvalue())
-        self.count += len(images)
-
-
-@contextmanager
-def write_images(path: str | Path, card: dict[str, Any]) -> Iterator[ImageWriter]:
-    """Open a tar for writing; it gets its name only when the block succeeds."""
+def write_images(
+    path: str | Path, card: dict[str, Any], batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Write a tar of images (n, C, H, W), uint8 or float32, and their labels (n,), batch by batch."""
+    first = 0
     with atomic(path) as temporary, tarfile.open(temporary, "w") as tar:
         _add(tar, "card.json", json.dumps(card).encode())
-        yield ImageWriter(tar)
+        for images, labels in batches:
+            for name, values in (("images", images), ("labels", labels)):
+                content = io.BytesIO()
+                np.save(content, values, allow_pickle=False)
+                _add(tar, f"{first:08d}.{name}.npy", content.getvalue())
+            first += len(images)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.files import atomic
 from ..config import digest
@@ -50,8 +49,7 @@ def write_reference(
     extractor = Extractor(spec.protocol, weights, spec.extractor, device)
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
     collector = FeatureCollector(spec.protocol, device)
-    batches = distributed_map(lambda indices: extractor(read(indices)), chunks)
-    for values in tqdm(batches, total=len(chunks), unit="batch", mininterval=5, disable=not is_main()):
+    for values in distributed_map(lambda indices: extractor(read(indices)), chunks):
         collector.add(values)
     if not is_main():
         return

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..common.files import sha256, write_text
 from ..config import digest
@@ -41,19 +40,15 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
         reference = asset_file(reference, protocol.reference.file)
     real = read_reference(reference, protocol, spec.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
-    batches = distributed_map(
-        lambda batch: extractor(torch.from_numpy(archive.images(batch))), range(len(archive.sizes))
-    )
-    with tqdm(total=archive.count, unit="image", mininterval=5, disable=not is_main()) as bar:
-        for values in batches:
-            count, dimensions = values[protocol.features].shape
-            if dimensions != len(real.mu):
-                raise ValueError(
-                    f"{reference}: statistics of {len(real.mu)} dimensions, but layer "
-                    f"{protocol.features} of {protocol.extractor} has {dimensions}"
-                )
-            collector.add(values)
-            bar.update(count)
+    batches = range(len(archive.sizes))
+    for values in distributed_map(lambda batch: extractor(torch.from_numpy(archive.images(batch))), batches):
+        dimensions = values[protocol.features].shape[1]
+        if dimensions != len(real.mu):
+            raise ValueError(
+                f"{reference}: statistics of {len(real.mu)} dimensions, but layer "
+                f"{protocol.features} of {protocol.extractor} has {dimensions}"
+            )
+        collector.add(values)
     if not is_main():
         return
     card = archive.card

@@ -17,8 +17,8 @@ MINIATURE = (
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
 SIGN_TEXTS = {
-    "°": "° stale: the code behind this training has changed since; train again to renew the number.",
-    "‡": "‡ measured on published weights, not trained here.",
+    "stale": "° stale: the code behind this training has changed since; train again to renew the number.",
+    "released weights": "‡ measured on published weights, not trained here.",
 }
 
 
@@ -28,6 +28,11 @@ def ours_text(row: TableRow) -> str:
         return "–"
     rank = f" ({row.rank})" if row.rank is not None else ""
     return format_mean(row.ours, row.ours_std) + STATUS_SIGNS.get(row.status, "") + rank
+
+
+def sign_texts(table: TableRows) -> list[str]:
+    """What the signs mean that are used in a table."""
+    return [text for status, text in SIGN_TEXTS.items() if any(row.status == status for row in table.rows)]
 
 
 def table_markdown(spec: TableSpec, table: TableRows) -> str:
@@ -53,8 +58,7 @@ def table_markdown(spec: TableSpec, table: TableRows) -> str:
         )
     if "rank" in table.columns:
         parts.append("In brackets: the rank in its column; rows are in the order of the first.")
-    used = {STATUS_SIGNS[row.status] for row in table.rows if row.status in STATUS_SIGNS}
-    parts += [SIGN_TEXTS[sign] for sign in sorted(used)]
+    parts += sign_texts(table)
     images = table.distinct("images")
     counted = f", {' / '.join(images)} images" if images else ""
     parts.append(
@@ -112,7 +116,6 @@ def _long(spec: TableSpec, table: TableRows) -> str:
     """One line for each number."""
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     paper = spec.scale in FULL_SCALES
-    params = any(row.params for row in table.rows)
     columns: list[tuple[str, CellText]] = [("NFE", lambda row: row.nfe_label)]
     columns += [
         (f"{metric_name(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
@@ -129,11 +132,15 @@ def _long(spec: TableSpec, table: TableRows) -> str:
         columns.append(("Difference", lambda row: format_number(row.difference, signed=True)))
         columns.append(("Tolerance", lambda row: format_number(row.tolerance)))
     columns.append(("Status", lambda row: row.status))
-    head = ["Method", *(["#Params, reported"] if params else []), *(heading for heading, _ in columns)]
+    head = [
+        "Method",
+        *(["#Params, reported"] if table.has_params else []),
+        *(heading for heading, _ in columns),
+    ]
     body, groups = [], []
     for rows in table.by_method():
         for row in rows:
-            start = [_label(table, row), *([row.params] if params else [])]
+            start = [_label(table, row), *([row.params] if table.has_params else [])]
             start = start if row is rows[0] else [""] * len(start)
             body.append(start + [text(row) for _, text in columns])
             groups.append(row.group)

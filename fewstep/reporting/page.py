@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..config.specs import ReportItem, ReportSpec
 from .claim_checks import read_claims
 from .deviations import METHODS, deviations
 from .formatting import format_number
-from .markdown import MINIATURE, SIGN_TEXTS, STATUS_SIGNS, ours_text
+from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
 from .rows import STATUSES, TableRow, TableRows, read_table
 
@@ -42,7 +41,7 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
         parts: File name -> file: ``NAME.csv`` of tables, ``NAME.png`` of figures, ``claims.csv``.
     """
     shown = [_part(spec, item, parts) for item in spec.items]
-    rows = [row for part in shown if part.table for row in part.table.rows.rows]
+    rows = [row for part in shown if part.table for row in part.table.rows]
     claims = read_claims(parts["claims.csv"]) if "claims.csv" in parts else []
     statuses = Counter(row.status for row in rows)
     environment = Environment(
@@ -52,7 +51,13 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, ours=ours_text, hint=hint, inline=inline)
+    filters = {
+        "number": format_number,
+        "ours": ours_text,
+        "metric_name": metric_name,
+        "sign_texts": sign_texts,
+    }
+    environment.filters.update(filters, hint=hint, inline=inline)
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
@@ -73,67 +78,22 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table with its headings."""
-
-    rows: TableRows
-    metric: str
-    reported_metric: str
-    also_reported: dict[str, str]
-    """Column -> heading."""
-    extra: dict[str, str]
-    """Column -> heading."""
-    has_reported: bool
-    sign_texts: list[str]
-
-    @property
-    def groups(self) -> list[tuple[str, list[list[TableRow]]]]:
-        """Name of each group, and the rows of each of its methods."""
-        grouped = groupby(self.rows.by_method(), key=lambda rows: rows[0].group)
-        return [(name, list(methods)) for name, methods in grouped]
-
-    @property
-    def has_params(self) -> bool:
-        return any(row.params for row in self.rows.rows)
-
-    @property
-    def has_costs(self) -> bool:
-        return "cost" in self.rows.columns
-
-
-@dataclass(frozen=True)
 class _Part:
     """A table or figure; neither if it was not given to the report."""
 
     item: ReportItem
     command: str
-    table: _Table | None = None
-    picture: str | None = None
+    table: TableRows | None
+    picture: str | None
     """PNG in base64."""
 
 
 def _part(spec: ReportSpec, item: ReportItem, parts: Mapping[str, Path]) -> _Part:
-    command = f"{spec.command} {item.target}"
-    path = parts.get(f"{item.name}.csv" if item.kind == "table" else f"{item.name}.png")
-    if path is None:
-        return _Part(item, command)
-    if item.kind == "table":
-        return _Part(item, command, table=_table(spec, read_table(path)))
-    return _Part(item, command, picture=base64.b64encode(path.read_bytes()).decode())
-
-
-def _table(spec: ReportSpec, table: TableRows) -> _Table:
-    metric = table.rows[0].metric if table.rows else ""
-    used = {row.status for row in table.rows}
-    return _Table(
-        rows=table,
-        metric=metric_name(metric, spec.scale),
-        reported_metric=metric_name(metric, "paper"),
-        also_reported={f"reported_{name}": metric_name(name, "paper") for name in table.reported_metrics},
-        extra={f"ours_{name}": metric_name(name, spec.scale) for name in table.extra_metrics},
-        has_reported=spec.scale == "paper" or table.has_reported,
-        sign_texts=[SIGN_TEXTS[sign] for status, sign in STATUS_SIGNS.items() if status in used],
-    )
+    is_table = item.kind == "table"
+    path = parts.get(f"{item.name}.csv" if is_table else f"{item.name}.png")
+    table = read_table(path) if path and is_table else None
+    picture = base64.b64encode(path.read_bytes()).decode() if path and not is_table else None
+    return _Part(item, f"{spec.command} {item.target}", table, picture)
 
 
 def hint(row: TableRow) -> str:

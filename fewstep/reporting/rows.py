@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from ..config.specs import RunName, TableSpec
 from ..config.tables import Row
-from .formatting import Number, WholeNumber, read_csv, rounded, to_csv
+from .formatting import Number, NumberList, WholeNumber, read_csv, rounded, to_csv
 from .metrics import CellMetric, Entry, Metrics, gather
 
 FULL_SCALES = ("paper", "toy")
@@ -22,9 +22,9 @@ IsStale = Callable[[Entry, RunName | None], bool]
 """Whether a metrics file of a run was made by other code than the present one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A method of a table at one number of steps: one line of the CSV file.
+    """A method of a table at one number of steps: one line of the CSV file, whose columns are these fields.
 
     Numbers are rounded to six significant digits, and None where there are none.
     """
@@ -42,6 +42,8 @@ class TableRow:
     variant: str
     metric: str
     reported: Number
+    also_reported: Mapping[str, Number]
+    """Columns `reported_METRIC`."""
     ours: Number
     ours_std: Number
     seeds: str
@@ -49,6 +51,9 @@ class TableRow:
     images: str
     evaluations: str
     """Of the network, for one image."""
+    more: Mapping[str, Number]
+    """A column for each other protocol, and columns `ours_METRIC`."""
+    flops_per_step: Number = None
     status: str
     difference: Number
     tolerance: Number
@@ -56,19 +61,21 @@ class TableRow:
     """yes, no, or empty where nothing is compared."""
     protocol: str
     note: str
-    flops_per_step: Number = None
     cost: Number = None
     """Operations of a training step over those of the table's unit."""
     rank: WholeNumber = None
     """Within its number of steps, 1 is the lowest metric."""
-    more: Mapping[str, Number] = field(default_factory=dict)
-    """Columns that only some tables have: `reported_METRIC`, `ours_METRIC`, one for each other protocol."""
+    parameter: Number = None
+    """Of a sweep; None for a run whose loss does not have it."""
+    values: NumberList = field(default_factory=list)
+    """Of a sweep: the metric of every seed."""
 
     def __getitem__(self, column: str) -> object:
-        return self.more[column] if column in self.more else getattr(self, column)
+        numbers = {**self.also_reported, **self.more}
+        return numbers[column] if column in numbers else getattr(self, column)
 
 
-_OWN_COLUMNS = {entry.name for entry in fields(TableRow)} - {"more"}
+_FIELDS = [entry.name for entry in fields(TableRow)]
 _ROW = TypeAdapter(TableRow)
 
 
@@ -90,6 +97,10 @@ class TableRows:
         return list(next(iter(found))) if len(found) == 1 and len(next(iter(found))) > 1 else []
 
     @property
+    def metric(self) -> str:
+        return self.rows[0].metric if self.rows else ""
+
+    @property
     def reported_metrics(self) -> list[str]:
         """Further metrics that the paper reports."""
         return [name.removeprefix("reported_") for name in self.columns if name.startswith("reported_")]
@@ -97,17 +108,15 @@ class TableRows:
     @property
     def extra_metrics(self) -> list[str]:
         """Further metrics that were measured."""
-        return [name.removeprefix("ours_") for name in self._more if name.startswith("ours_")]
+        columns = [name for name in self.columns if name.startswith("ours_") and name not in _FIELDS]
+        return [name.removeprefix("ours_") for name in columns]
 
     @property
     def other_protocols(self) -> list[str]:
         """Protocols beside the first that some number was measured under."""
-        names = [name for name in self._more if not name.startswith(("ours_", "reported_"))]
-        return [name for name in names if any(row.more[name] is not None for row in self.rows)]
-
-    @property
-    def _more(self) -> list[str]:
-        return [name for name in self.columns if name not in _OWN_COLUMNS]
+        names = [name for name in self.columns if name not in _FIELDS]
+        names = [name for name in names if not name.startswith(("reported_", "ours_"))]
+        return [name for name in names if any(row[name] is not None for row in self.rows)]
 
     @property
     def notes(self) -> list[str]:
@@ -117,6 +126,10 @@ class TableRows:
     @property
     def has_reported(self) -> bool:
         return any(row.reported is not None for row in self.rows)
+
+    @property
+    def has_params(self) -> bool:
+        return any(row.params for row in self.rows)
 
     def distinct(self, column: str) -> list[str]:
         """The texts of a column that are not empty, sorted."""
@@ -129,10 +142,13 @@ class TableRows:
 def read_table(path: str | Path) -> TableRows:
     """Read back what :meth:`TableRows.to_csv` wrote."""
     columns, lines = read_csv(path)
+    others = [name for name in columns if name not in _FIELDS]
+    reported = [name for name in others if name.startswith("reported_")]
     rows = []
     for line in lines:
-        own = {name: text for name, text in line.items() if name in _OWN_COLUMNS}
-        rows.append(_ROW.validate_python(own | {"more": {n: t for n, t in line.items() if n not in own}}))
+        numbers = {name: line.pop(name) for name in others}
+        also_reported = {name: numbers.pop(name) for name in reported}
+        rows.append(_ROW.validate_python(line | {"also_reported": also_reported, "more": numbers}))
     return TableRows(columns, rows)
 
 
@@ -149,7 +165,7 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> TableRow
     """
     table = spec.table
     for name in spec.protocols[1:]:
-        if name in _OWN_COLUMNS:
+        if name in _FIELDS:
             raise ValueError(f"protocol {name!r} is also a column of the table; rename the protocol")
     rows = [
         _fill_row(spec, row, column, metrics, is_stale)
@@ -162,26 +178,14 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> TableRow
 
 
 def _columns(spec: TableSpec) -> list[str]:
-    table = spec.table
-    columns = [
-        "table",
-        "row",
-        "group",
-        "label",
-        "params",
-        "steps",
-        "nfe_label",
-        "sampler",
-        "method",
-        "variant",
-    ]
-    columns += ["metric", "reported", *(f"reported_{name}" for name in _also_reported(spec))]
-    columns += ["ours", "ours_std", "seeds", "images", "evaluations", *spec.protocols[1:]]
-    columns += [f"ours_{name}" for name in spec.extra_metrics]
-    columns += ["flops_per_step"] if table.unit is not None else []
-    columns += ["status", "difference", "tolerance", "agrees", "protocol", "note"]
-    columns += ["cost"] if table.unit is not None else []
-    return [*columns, "rank"] if table.ranked else columns
+    some = {
+        "also_reported": [f"reported_{name}" for name in _also_reported(spec)],
+        "more": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
+    }
+    absent = set() if spec.table.ranked else {"rank"}
+    absent |= {"flops_per_step", "cost"} if spec.table.unit is None else set()
+    absent |= {"parameter", "values"} if spec.table.kind != "sweep" else set()
+    return [column for name in _FIELDS if name not in absent for column in some.get(name, [name])]
 
 
 def _also_reported(spec: TableSpec) -> list[str]:
@@ -207,8 +211,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         found = gather(metrics, keys.get(protocol, []), metric)
         return rounded(found.mean) if found else None
 
-    more = {f"reported_{name}": reported(name) for name in _also_reported(spec)}
-    more |= {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
+    more = {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
     more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
     difference, tolerance, agrees = _agreement(spec, ours, reported(table.metric))
     return TableRow(
@@ -224,19 +227,22 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         variant=row.variant if row.method else "",
         metric=table.metric,
         reported=reported(table.metric),
+        also_reported={f"reported_{name}": reported(name) for name in _also_reported(spec)},
         ours=rounded(ours.mean) if ours else None,
         ours_std=rounded(ours.std) if ours else None,
         seeds=f"{len(ours.values) if ours else 0}/{len(asked)}" if asked else "",
         images=ours.common("images") if ours else "",
         evaluations=ours.common("evaluations") if ours else "",
+        more=more,
+        flops_per_step=rounded(ours.flops_per_step) if ours and table.unit is not None else None,
         status=_status(spec, row, ours, is_stale, run),
         difference=difference,
         tolerance=tolerance,
         agrees=agrees,
         protocol=first,
         note=row.note,
-        flops_per_step=rounded(ours.flops_per_step) if ours and table.unit is not None else None,
-        more=more,
+        parameter=spec.parameters.get(row.id),
+        values=[rounded(value) for value in ours.values] if ours and table.kind == "sweep" else [],
     )
 
 

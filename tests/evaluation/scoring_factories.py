@@ -40,9 +40,8 @@ def digits(count: int, seed: int, size: int = 8) -> Tensor:
 
 def write(path: Path, images: Tensor, batch: int = 50, said: int | None = None) -> Path:
     """A tar of images; ``said``: how many its card says there are."""
-    with write_images(path, {**CARD, "images": said or len(images)}) as writer:
-        for part in images.split(batch):
-            writer.append(part.numpy(), np.zeros(len(part), np.int64))
+    batches = ((part.numpy(), np.zeros(len(part), np.int64)) for part in images.split(batch))
+    write_images(path, {**CARD, "images": said or len(images)}, batches)
     return path
 
 

@@ -85,8 +85,7 @@ def test_score(weights, protocol, tmp_path):
         "guidance": None,
         "model": {"status": "released", "code": None},
     }
-    with write_images(tmp_path / "images.tar", card) as writer:
-        writer.append(pictures().numpy(), np.zeros(6, np.int64))
+    write_images(tmp_path / "images.tar", card, [(pictures().numpy(), np.zeros(6, np.int64))])
     cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=2, protocol="decm")
     spec = tmp_path / "score.json"
     spec.write_text(dump(ScoreSpec(cell=cell, protocol=protocol, extractor=None, image=[3, 32, 32])))

@@ -71,8 +71,8 @@ def test_points_are_refused_where_images_belong(moons, world, tmp_path):
     extractor = Extractor(protocol, None, None)
     with pytest.raises(ValueError, match=r"images are torch.uint8, not torch.float32"):
         extractor(torch.zeros(3, 2, 1, 1, dtype=torch.uint8))
-    with write_images(tmp_path / "a.tar", {"uint8": "round"}) as writer:
-        writer.append(np.zeros((3, 2, 1, 1), np.float32), np.zeros(3, np.int64))
+    batch = np.zeros((3, 2, 1, 1), np.float32), np.zeros(3, np.int64)
+    write_images(tmp_path / "a.tar", {"uint8": "round"}, [batch])
     with pytest.raises(ValueError, match=r"images are float32 .*, not uint8"):
         open_images(tmp_path / "a.tar")
     digits = world.plan.parts.protocols["digits"]

@@ -62,9 +62,7 @@ def test_images_that_are_not_bytes(world, good, tmp_path):
 
 def test_batches_of_different_sizes(tmp_path):
     path = tmp_path / "mixed.tar"
-    with write_images(path, CARD) as writer:
-        for side in (8, 16):
-            writer.append(np.zeros((2, 1, side, side), np.uint8), np.zeros(2, np.int64))
+    write_images(path, CARD, [(np.zeros((2, 1, side, side), np.uint8), np.zeros(2)) for side in (8, 16)])
     with pytest.raises(ValueError, match="of one size"):
         open_images(path)
 

@@ -46,8 +46,7 @@ def tar(world, images, tmp_path):
 
     def make(pictures=images, **changes):
         card = {**card_of(world.sample(*CELL).out), **changes}
-        with write_images(tmp_path / "images.tar", card) as writer:
-            writer.append(pictures.numpy(), np.arange(len(pictures)) % 10)
+        write_images(tmp_path / "images.tar", card, [(pictures.numpy(), np.arange(len(pictures)) % 10)])
         return str(tmp_path / "images.tar")
 
     return make

@@ -74,10 +74,10 @@ def points(tmp_path):
     """Write samples (n, 2) as a cell's tar."""
 
     def make(name: str, values: np.ndarray):
-        with write_images(tmp_path / name, {"uint8": "none"}) as writer:
-            for first in range(0, len(values), 300):
-                part = values[first : first + 300, :, None, None].astype(np.float32)
-                writer.append(part, np.zeros(len(part), np.int64))
+        samples = values[:, :, None, None].astype(np.float32)
+        parts = [samples[first : first + 300] for first in range(0, len(samples), 300)]
+        batches = ((part, np.zeros(len(part), np.int64)) for part in parts)
+        write_images(tmp_path / name, {"uint8": "none"}, batches)
         return tmp_path / name
 
     return make

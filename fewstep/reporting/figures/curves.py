@@ -11,17 +11,19 @@ from matplotlib.pyplot import rc_context
 
 from ...config.specs import TableSpec
 from ..metrics import metric_name
-from ..rows import TableRow, TableRows
+from ..rows import TableRow
 from . import style
+from .inputs import FigureInputs
 
 
-def draw(spec: TableSpec, table: TableRows, path: Path) -> None:
+def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     """Draw one line per method on logarithmic axes.
 
     At the paper's scale, reported values are hollow markers on dashed lines beside ours. Below it the two
     cannot share an axis, and the reported values get a panel of their own.
     """
     paper = spec.scale == "paper"
+    table = inputs.fill_table(spec)
     with rc_context(style.SETTINGS):
         figure, axes = style.panels(1, width=7.6) if paper else style.panels(2)
         methods = table.by_method()
@@ -54,6 +56,7 @@ def draw(spec: TableSpec, table: TableRows, path: Path) -> None:
         )
         figure.tight_layout(w_pad=3)
         style.save(figure, path)
+    return table.to_csv()
 
 
 def _plot_ours(axis: Axes, rows: Sequence[TableRow], index: int) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
+from .inputs import FigureInputs
 
 GAP = 4
 SMALLEST = 64
@@ -57,18 +59,15 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[Clas
     return rows
 
 
-def grid_csv(rows: Sequence[ClassImages]) -> str:
-    """Which image stands where, as the text of a CSV file."""
-    places = [
-        {"row": position, "column": column, "label": row.label, "image": index}
-        for position, row in enumerate(rows)
-        for column, index in enumerate(row.indices)
-    ]
-    return to_csv(["row", "column", "label", "image"], places)
+def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+    """Lay the images out on white; small ones are enlarged by a whole factor, without smoothing.
 
-
-def draw(rows: Sequence[ClassImages], path: Path) -> None:
-    """Lay the images out on white; small ones are enlarged by a whole factor, without smoothing."""
+    Raises:
+        ValueError: not one file of images, or as for :func:`select`.
+    """
+    if len(inputs.images) != 1:
+        raise ValueError(f"{spec.name}: kind grid takes one --images file, not {len(inputs.images)}")
+    rows = select(inputs.images[0], spec.table.columns, spec.table.classes)
     height, width = next(row.images[0].shape[:2] for row in rows if row.images)
     factor = max(1, -(-SMALLEST // height))
     height, width = height * factor, width * factor
@@ -86,3 +85,9 @@ def draw(rows: Sequence[ClassImages], path: Path) -> None:
             tile = Image.fromarray(colour).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (margin + column * (width + GAP), top))
     sheet.save(path, format="PNG")
+    places = [
+        {"row": position, "column": column, "label": row.label, "image": index}
+        for position, row in enumerate(rows)
+        for column, index in enumerate(row.indices)
+    ]
+    return to_csv(["row", "column", "label", "image"], places)

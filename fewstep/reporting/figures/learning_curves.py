@@ -16,6 +16,7 @@ from ...config.specs import TableSpec
 from ..formatting import rounded, to_csv
 from ..metrics import metric_name
 from . import style
+from .inputs import FigureInputs
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,13 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def curves_csv(spec: TableSpec, curves: Sequence[LearningCurve]) -> str:
-    """The curves as the text of a CSV file, one line for each update."""
-    rows = [
-        {"row": curve.row, "label": curve.label, "seed": curve.seed, "step": step, "update": update}
-        | {spec.table.metric: value}
-        for curve in curves
-        for step, update, value in zip(curve.steps, curve.updates, curve.values, strict=True)
-    ]
-    return to_csv(["row", "label", "seed", "step", "update", spec.table.metric], rows)
+def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+    """First update of every step faintly, a running median on top; values not finite leave a gap.
 
-
-def draw(spec: TableSpec, curves: Sequence[LearningCurve], path: Path) -> None:
-    """First update of every step faintly, a running median on top; values not finite leave a gap."""
+    Raises:
+        ValueError: as for :func:`read`.
+    """
+    curves = read(spec, inputs.curves)
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.2)
         rows: list[str] = []
@@ -99,6 +94,13 @@ def draw(spec: TableSpec, curves: Sequence[LearningCurve], path: Path) -> None:
         style.plain_numbers(axis)
         figure.tight_layout()
         style.save(figure, path)
+    lines = [
+        {"row": curve.row, "label": curve.label, "seed": curve.seed, "step": step, "update": update}
+        | {spec.table.metric: value}
+        for curve in curves
+        for step, update, value in zip(curve.steps, curve.updates, curve.values, strict=True)
+    ]
+    return to_csv(["row", "label", "seed", "step", "update", spec.table.metric], lines)
 
 
 def running_median(values: Sequence[float]) -> list[float]:

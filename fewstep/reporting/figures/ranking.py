@@ -13,8 +13,9 @@ from matplotlib.transforms import Bbox, Transform
 
 from ...config.specs import TableSpec
 from ..metrics import metric_name
-from ..rows import TableRows, best_first
+from ..rows import best_first
 from . import style
+from .inputs import FigureInputs
 
 Side = Literal["left", "center", "right"]
 PLACES: list[tuple[int, int, Side]] = [
@@ -34,11 +35,12 @@ PLACES += [
 NEAR a line leads to the point."""
 
 
-def draw_ranking(spec: TableSpec, table: TableRows, path: Path) -> None:
+def draw_ranking(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     """One line of dots for each method, named at the left, best first; a colour for each number of steps.
 
     Where the table has costs, they stand at the right.
     """
+    table = inputs.fill_table(spec)
     methods = best_first(table.rows)
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.6, height=1.3 + 0.31 * len(methods))
@@ -67,6 +69,7 @@ def draw_ranking(spec: TableSpec, table: TableRows, path: Path) -> None:
             loc="upper center", bbox_to_anchor=(0.5, -0.85 / (0.31 * len(methods))), ncols=len(step_labels)
         )
         style.save(figure, path)
+    return table.to_csv()
 
 
 def _write_costs(axis: Axes, costs: Sequence[float | None]) -> None:
@@ -80,8 +83,9 @@ def _write_costs(axis: Axes, costs: Sequence[float | None]) -> None:
         write(place, f"{cost:.2f}", axis.get_yaxis_transform(), "center")
 
 
-def draw_price(spec: TableSpec, table: TableRows, path: Path) -> None:
+def draw_price(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     """The metric of each method's first number against the cost of its training step, both logarithmic."""
+    table = inputs.fill_table(spec)
     first = [rows[0] for rows in best_first(table.rows)]
     points = [
         (row.cost, row.ours, row.label) for row in first if row.cost is not None and row.ours is not None
@@ -98,6 +102,7 @@ def draw_price(spec: TableSpec, table: TableRows, path: Path) -> None:
         figure.tight_layout()
         _label(axis, points)
         style.save(figure, path)
+    return table.to_csv()
 
 
 def _logarithmic(axis: Axes, filled: bool, both: bool = False) -> None:

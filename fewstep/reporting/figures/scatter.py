@@ -12,6 +12,7 @@ from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
 from . import style
+from .inputs import FigureInputs
 
 SHOWN = 2_000
 """Points in a panel: the first ones."""
@@ -43,16 +44,6 @@ def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> PointsOfRow
     return found
 
 
-def points_csv(points: PointsOfRows) -> str:
-    """The points as the text of a CSV file."""
-    places = [
-        {"row": row, "index": index, "x": f"{x:.5g}", "y": f"{y:.5g}"}
-        for row, values in points.items()
-        for index, (x, y) in enumerate(values.tolist())
-    ]
-    return to_csv(["row", "index", "x", "y"], places)
-
-
 def _real(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as content:
         points = content["features"] if "features" in content else np.empty((0, 0))
@@ -61,8 +52,15 @@ def _real(path: Path) -> np.ndarray:
     return points[:SHOWN]
 
 
-def draw(spec: TableSpec, points: PointsOfRows, path: Path) -> None:
-    """Panels with equal axes, four in a row; each says the share of points outside of it."""
+def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+    """Panels with equal axes, four in a row; each says the share of points outside of it.
+
+    Raises:
+        ValueError: no reference, or as for :func:`read`.
+    """
+    if inputs.reference is None:
+        raise ValueError(f"{spec.name}: kind scatter needs --reference, the real points")
+    points = read(spec, inputs.images, inputs.reference)
     labels = {row.id: row.label for row in spec.table.rows}
     real = points[REAL]
     low, high = real.min(0), real.max(0)
@@ -99,3 +97,9 @@ def draw(spec: TableSpec, points: PointsOfRows, path: Path) -> None:
             axis.spines[:].set(visible=True, color="#d8d8d8")
         figure.tight_layout(h_pad=2.5)
         style.save(figure, path)
+    places = [
+        {"row": row, "index": index, "x": f"{x:.5g}", "y": f"{y:.5g}"}
+        for row, values in points.items()
+        for index, (x, y) in enumerate(values.tolist())
+    ]
+    return to_csv(["row", "index", "x", "y"], places)
