@@ -1,11 +1,16 @@
 # The plan answers every question about names, paths and specs; rules only ask it.
-from pathlib import Path
-
 from fewstep.config import ConfigError
+from fewstep.config.base import merge, read_yaml
 from fewstep.plan import Plan
 
+# Laid over config/config.yaml: a preset, the command line, and, in a module, the outer workflow's config.
 try:
-    plan = Plan(config, Path(workflow.basedir))
+    config = merge(read_yaml(repository / "config/config.yaml"), config)
+    workflow.register_pathvars(**config["pathvars"])
+    config["pathvars"] = {
+        name: workflow.pathvars.get(name) for name in config["pathvars"]
+    }
+    plan = Plan(config, repository)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
