@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from house_sources import area, imports, modules, ours, reached, theirs
+from source_files import area, imports, modules, ours, reached, theirs
 
 STAGES = ["fetch", "encode", "adopt", "train", "sample", "reference", "score"]
 STAGES += ["table", "figure", "claims", "report"]
