@@ -13,7 +13,7 @@ from fewstep.config.__main__ import main as write_schemas
 
 def test_the_list_of_commands():
     """Every command with one line, without torch."""
-    code = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_module('fewstep', run_name='__main__')"
+    code = "import sys; sys.modules['torch'] = None; from fewstep.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     told = dict(line.split(maxsplit=3)[2:] for line in done.stdout.splitlines() if "-m fewstep." in line)
     files = {path.stem for path in (ROOT / "fewstep").glob("*.py") if "__main__" in path.read_text()}
