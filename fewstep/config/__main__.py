@@ -1,7 +1,4 @@
-"""Write the JSON schemas by which editors complete and check config/.
-
-    python -m fewstep.config workflow/schemas
-"""
+"""Write the JSON schemas by which editors complete and check config/: python -m fewstep.config FOLDER."""
 
 from __future__ import annotations
 
@@ -20,9 +17,7 @@ def rendered() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Write every schema into the folder given."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m fewstep.config", description=(__doc__ or "").splitlines()[0]
-    )
+    arguments = argparse.ArgumentParser(prog="python -m fewstep.config", description=__doc__)
     arguments.add_argument("folder", type=Path, help="where to write: workflow/schemas")
     folder = arguments.parse_args(argv).folder
     for name, text in rendered().items():
