@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..config.base import merge, read_yaml
+from ..config.base import complete, merge, read_yaml
 from ..plan import Plan
 from . import cluster, machine
 from .machine import Check
@@ -54,10 +54,10 @@ def examine(folders: Sequence[Path], repository: Path = Path()) -> Iterator[Chec
     """
     try:
         profile = read_profiles(folders)
-        raw = read_yaml(repository / "config/config.yaml")
+        given: dict[str, Any] = {}
         for preset in profile.get("configfile", []):
-            raw = merge(raw, read_yaml(Path(preset)))
-        plan = Plan(raw, repository)
+            given = merge(given, read_yaml(Path(preset)))
+        plan = Plan(complete(given, repository), repository)
     except ConfigError as error:
         yield Check("fail", "configuration", str(error))
         return

@@ -1,11 +1,10 @@
 # The plan answers every question about names, paths and specs; rules only ask it.
 from fewstep.config import ConfigError
-from fewstep.config.base import merge, read_yaml
+from fewstep.config.base import complete
 from fewstep.plan import Plan
 
-# Laid over config/config.yaml: a preset, the command line, and, in a module, the outer workflow's config.
 try:
-    config = merge(read_yaml(repository / "config/config.yaml"), config)
+    config = complete(config, repository)
     workflow.register_pathvars(**config["pathvars"])
     config["pathvars"] = {
         name: workflow.pathvars.get(name) for name in config["pathvars"]
