@@ -1,34 +1,55 @@
-"""Who may import whom."""
+"""The rooms of the package: who may import whom, and where third parties are known."""
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 
 import pytest
-from source_files import area, imports, modules, ours, reached, theirs
+from source_files import PACKAGE, area, imports, modules, ours, reached, theirs
 
-STAGES = ["fetch", "encode", "adopt", "train", "sample", "reference", "score"]
-STAGES += ["table", "figure", "claims", "report"]
+COMMANDS = {"fetch", "encode", "adopt", "train", "sample", "reference", "score"}
+COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor"}
 
-# Area -> the areas and third parties that its modules may import.
-INWARD = {
-    "config": ({"config", "files"}, {"pydantic", "yaml"}),
-    "plan": ({"plan", "config"}, set()),
-    "core": ({"core", "config"}, {"torch", "numpy"}),
-    "methods": ({"core", "config"}, {"torch"}),
-    "backbones": ({"backbones", "core", "config"}, {"torch", "diffusers"}),
+BELOW = {"methods", "backbones", "core", "data", "config", "common"}
+# Room -> the rooms that its modules may import, beside itself.
+ROOMS = {
+    "common": set(),
+    "config": {"common"},
+    "plan": {"config", "common"},
+    "methods": {"core", "config"},
+    "core": {"config"},
+    "backbones": {"core", "config", "common"},
+    "data": {"backbones", "core", "config", "common"},
+    "training": BELOW,
+    "evaluation": BELOW,
+    "reporting": {"config", "common"},
+    "environment": {"plan", "config", "common"},
+    "bench": {"training", "evaluation", *BELOW},
+}
+# Of the room methods, these may use the parameters.
+READS_PARAMS = {"config", "plan"}
+
+# Room -> the only third parties that it may import.
+PARTIES = {
+    "config": {"pydantic", "yaml"},
+    "plan": set(),
+    "methods": {"torch", "pydantic"},
+    "core": {"torch", "numpy", "scipy"},
+    "environment": set(),
 }
 
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
-    "accelerate": {"train", "state", "ranks", "selftest", "wrap"},
-    "diffusers": {"data.tokenizers", "data.vavae", "backbones.unet"},
-    "webdataset": {"data.", "images"},
-    "torch_fidelity": {"fidelity"},
-    "huggingface_hub": {"data.hub"},
-    "sklearn": {"fetch"},
-    "matplotlib": {"figures."},
-    "jinja2": {"report"},
+    "accelerate": {"training."},
+    "diffusers": {"data.tokenizers", "data.vavae", "backbones."},
+    "webdataset": {"data.", "evaluation."},
+    "torch_fidelity": {"evaluation."},
+    "huggingface_hub": {"data."},
+    "pyarrow": {"data."},
+    "sklearn": {"data."},
+    "matplotlib": {"reporting."},
+    "jinja2": {"reporting."},
     "yaml": {"config."},
     "snakemake": set(),
     "tensorboard": set(),
@@ -36,34 +57,63 @@ PLACES = {
 }
 
 
-def members(name: str) -> list[str]:
-    return [module for module in modules() if area(module) == name]
+def members(room: str) -> list[str]:
+    return [module for module in modules() if area(module) == room]
 
 
-@pytest.mark.parametrize("name", INWARD)
-def test_layers(name):
-    inside, outside = INWARD[name]
-    assert members(name)
-    for module in members(name):
+def of_params(module: str) -> bool:
+    """``fewstep.methods.NAME.params``, and the packages around it."""
+    return module.split(".")[1:2] == ["methods"] and (
+        module.endswith(".params") or PACKAGE.joinpath(*module.split(".")[1:]).is_dir()
+    )
+
+
+def test_commands_and_rooms_are_all_there_is():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == COMMANDS | {"__init__", "__main__"}
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == ROOMS.keys()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_rooms_below(room):
+    assert members(room)
+    for module in members(room):
         for other in ours(module):
             # the package itself holds nothing but its version
-            assert other == "fewstep" or area(other) in inside, f"{module} imports {other}"
-        strangers = theirs(module) - outside - sys.stdlib_module_names
+            known = other == "fewstep" or area(other) in {room, *ROOMS[room]}
+            known |= room in READS_PARAMS and of_params(other)
+            assert known, f"{module} imports {other}"
+        strangers = theirs(module) - PARTIES.get(room, theirs(module)) - sys.stdlib_module_names
         assert not strangers, f"{module} imports {strangers}"
 
 
+def test_nobody_imports_a_command():
+    for module in modules():
+        found = {other for other in ours(module) if area(other) in COMMANDS}
+        assert not found, f"{module} imports {found}"
+
+
 def test_methods_do_not_know_each_other():
+    """Of the room, a method imports the modules of its own folder only."""
     for module in members("methods"):
-        assert not {name for name in ours(module) if area(name) == "methods"}, module
+        folder = module.rpartition(".")[0]
+        others = {name for name in ours(module) if area(name) == "methods"} - {folder}
+        assert all(name.startswith(f"{folder}.") for name in others), f"{module} imports {others}"
 
 
-def test_nothing_below_the_stages_imports_a_stage():
-    lower = [module for module in modules() if area(module) not in {*STAGES, "launch", "doctor"}]
-    assert len(lower) > 40
-    for module in lower:
-        found = {other for other in ours(module) if area(other) in {*STAGES, "launch"}}
-        # drawing a table's numbers takes its words
-        assert not found or (area(module) == "figures" and found == {"fewstep.table"}), f"{module}: {found}"
+@pytest.mark.parametrize("start", ["plan", "config", "reporting", "environment", "launch", "doctor"])
+def test_no_torch_is_reached(start):
+    forbidden = {"torch", "torchvision", "diffusers", "accelerate", "snakemake"}
+    if start != "reporting":
+        forbidden |= {"numpy", "scipy"}
+    for module in [found for first in modules() if area(first) == start for found in reached(first)]:
+        assert not theirs(module) & forbidden, module
+
+
+def test_parameters_of_methods_need_no_torch():
+    params = [module for module in members("methods") if module.endswith(".params")]
+    assert len(params) > 15
+    for module in {found for first in params for found in reached(first)}:
+        assert not theirs(module) & {"torch", "numpy"}, module
 
 
 @pytest.mark.parametrize("party", PLACES)
@@ -83,12 +133,28 @@ def test_every_place_is_needed(party):
     assert any(party in theirs(module) for module in modules())
 
 
-def test_planning_reaches_no_torch():
-    for module in reached("fewstep.plan"):
-        assert not theirs(module) & {"torch", "numpy", "snakemake"}, module
+def test_a_file_name_means_one_thing():
+    """No stem stands in two rooms; the files of a method are called alike."""
+    found = defaultdict(set)
+    for module, path in modules().items():
+        if area(module) in ROOMS and path.stem not in {"__init__", "__main__"}:
+            found[path.stem].add(area(module))
+    assert not {stem: rooms for stem, rooms in found.items() if len(rooms) > 1}
 
 
-def test_only_the_tangents_file_knows_functorch():
+def test_modules_reachable_for_one_cell(record_property, capsys):
+    """A figure for readers of the test's output: `pytest -s`."""
+    stages = ["fetch", "encode", "train", "sample", "reference", "score"]
+    method = [module for module in modules() if module.startswith("fewstep.methods.decm")]
+    starts = [*(f"fewstep.{stage}" for stage in stages), *method]
+    found = {module for start in starts for module in reached(start)}
+    record_property("modules reachable for one cell", len(found))
+    with capsys.disabled():
+        print(f"\nmodules reachable for one cell: {len(found)} of {len(modules())}")
+    assert set(starts) <= found
+
+
+def test_only_the_tangents_know_functorch():
     """A jvp elsewhere would go past the wrapper that reduces gradients."""
     for module, path in modules().items():
         if "torch.func" in path.read_text(encoding="utf-8"):
@@ -106,8 +172,7 @@ def test_nobody_unpickles():
 
 def test_the_reader_of_imports_sees_them():
     """The tests above are about something."""
-    assert "torch" in imports("fewstep.core.ema")
-    assert "fewstep.config.settings" in imports("fewstep.core.ema")
+    assert "torch" in imports("fewstep.core.losses")
     assert "fewstep.core.rng" in imports("fewstep.core.method")
-    assert "fewstep.data.hub" in imports("fewstep.fetch"), "lazy imports count"
-    assert "diffusers" in imports("fewstep.data.tokenizers")
+    assert "fewstep.config" in imports("fewstep.environment")
+    assert "diffusers" in imports("fewstep.data.tokenizers"), "lazy imports count"
