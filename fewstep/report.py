@@ -8,6 +8,7 @@ from .common.cli import parser, run
 from .common.files import write_text
 from .config import read_spec
 from .config.specs import ReportSpec
+from .reporting.deviations import deviations
 from .reporting.page import render_page
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parts = {path.name: path for path in given.parts}
     if len(parts) != len(given.parts):
         raise ValueError("--parts: two files have the same name; give each table and figure once")
-    write_text(given.out, render_page(read_spec(ReportSpec, given.spec), parts))
+    write_text(given.out, render_page(read_spec(ReportSpec, given.spec), parts, deviations))
 
 
 if __name__ == "__main__":

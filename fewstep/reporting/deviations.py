@@ -9,12 +9,13 @@ from pathlib import Path
 METHODS = Path(__file__).parents[1] / "methods"
 
 
-def deviations(path: Path) -> list[str]:
-    """The items of that section of a module's docstring; empty when there are none.
+def deviations(loss: str) -> list[str]:
+    """The items of that section of a loss's docstring; empty when there are none.
 
     The source is parsed, not imported. The section ends at the next line of the form ``Heading:`` that
     follows a blank line, or with the docstring.
     """
+    path = METHODS / f"{loss}.py"
     if not path.is_file():
         return []
     lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from .. import __version__
 from ..config.settings import Protocol
 from ..config.specs import ReportItem, ReportSpec
 from .claim_checks import read_claims
-from .deviations import METHODS, deviations
 from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
@@ -33,12 +32,13 @@ STATUS_TEXTS = {
 }
 
 
-def render_page(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
+def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callable[[str], list[str]]) -> str:
     """The page as HTML text.
 
     Args:
         spec: What to show, in which order.
         parts: File name -> file: ``NAME.csv`` of tables, ``NAME.png`` of figures, ``claims.csv``.
+        deviations: Name of a loss -> where it deviates from its paper, an item each.
     """
     shown = [_part(spec, item, parts) for item in spec.items]
     rows = [row for part in shown if part.table for row in part.table.rows]
@@ -70,9 +70,7 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
         agreeing=sum(row.agrees == "yes" for row in rows),
         compared=sum(row.agrees != "" for row in rows),
         protocols={name: _protocol(entry) for name, entry in spec.protocols.items()},
-        methods=[
-            (name, entry, deviations(METHODS / f"{entry.loss}.py")) for name, entry in spec.methods.items()
-        ],
+        methods=[(name, entry, deviations(entry.loss)) for name, entry in spec.methods.items()],
         rerun=f"{spec.command} report",
     )
 
