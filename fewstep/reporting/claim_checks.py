@@ -8,11 +8,19 @@ from operator import ge, gt, le, lt
 from pathlib import Path
 from statistics import mean, stdev
 
-from pydantic import TypeAdapter
-
 from ..config.specs import CellKey, ClaimsSpec
 from ..config.tables import CellName, Claim
-from .formatting import Number, NumberList, TextList, format_mean, format_number, read_csv, rounded, to_csv
+from .formatting import (
+    Number,
+    NumberList,
+    TextList,
+    format_mean,
+    format_number,
+    parse_rows,
+    read_csv,
+    rounded,
+    to_csv,
+)
 from .metrics import Metrics, value_of
 
 _RELATIONS = {"<": lt, "<=": le, ">": gt, ">=": ge}
@@ -161,5 +169,5 @@ def claims_csv(claims: Sequence[CheckedClaim]) -> str:
 
 
 def read_claims(path: str | Path) -> list[CheckedClaim]:
-    """Read back what :func:`claims_csv` wrote."""
-    return TypeAdapter(list[CheckedClaim]).validate_python(read_csv(path)[1])
+    """Read back what :func:`claims_csv` wrote; errors as for :func:`parse_rows`."""
+    return parse_rows(CheckedClaim, read_csv(path)[1], path)

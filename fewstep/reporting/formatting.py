@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 SMALL = 0.1
 """Below it two decimals say too little of a number (MMD²)."""
@@ -20,6 +20,8 @@ Number = Annotated[float | None, BeforeValidator(lambda text: None if text == ""
 WholeNumber = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
 TextList = Annotated[list[str], BeforeValidator(lambda text: text.split(SEPARATOR))]
 NumberList = Annotated[list[Number], BeforeValidator(lambda text: text.split(SEPARATOR))]
+
+Model = TypeVar("Model")
 
 
 def format_number(value: float | None, *, signed: bool = False, significant: int | None = None) -> str:
@@ -75,3 +77,17 @@ def read_csv(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
         reader = csv.DictReader(stream)
         rows = list(reader)
         return list(reader.fieldnames or []), rows
+
+
+def parse_rows(model: type[Model], rows: Sequence[Mapping[str, Any]], path: str | Path) -> list[Model]:
+    """Rows of a CSV file as objects of a dataclass, numbers as numbers.
+
+    Raises:
+        ValueError: a column is missing, or a value is not of its type.
+    """
+    try:
+        return TypeAdapter(list[model]).validate_python(rows)  # type: ignore[valid-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        position, column = first["loc"][:2]
+        raise ValueError(f"{path}: row {position}, {column}: {first['msg']}; make the file again") from None

@@ -8,7 +8,7 @@ from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
 from .metrics import metric_name
-from .rows import FULL_SCALES, TableRow, TableRows
+from .rows import FULL_SCALES, FilledTable, TableRow
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -30,12 +30,12 @@ def ours_text(row: TableRow) -> str:
     return format_mean(row.ours, row.ours_std) + STATUS_SIGNS.get(row.status, "") + rank
 
 
-def sign_texts(table: TableRows) -> list[str]:
+def sign_texts(table: FilledTable) -> list[str]:
     """What the signs mean that are used in a table."""
     return [text for status, text in SIGN_TEXTS.items() if any(row.status == status for row in table.rows)]
 
 
-def table_markdown(spec: TableSpec, table: TableRows) -> str:
+def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
     miniature = spec.scale not in FULL_SCALES
     parts = [f"# {'In miniature: ' if miniature else ''}{spec.table.title}"]
@@ -86,7 +86,7 @@ def _with_reported(row: TableRow) -> str:
     return ours_text(row) + reported
 
 
-def _blocks(spec: TableSpec, table: TableRows) -> list[tuple[str, CellText]]:
+def _blocks(spec: TableSpec, table: FilledTable) -> list[tuple[str, CellText]]:
     """Heading and numbers of every block of columns, one column for each number of steps."""
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     if spec.scale in FULL_SCALES:
@@ -102,7 +102,7 @@ def _blocks(spec: TableSpec, table: TableRows) -> list[tuple[str, CellText]]:
     return blocks
 
 
-def _block(table: TableRows, text: CellText) -> str:
+def _block(table: FilledTable, text: CellText) -> str:
     costs = text is ours_text and "cost" in table.columns
     head = ["Method", *(f"NFE = {label}" for label in table.step_labels), *([COST] if costs else [])]
     body = [
@@ -112,7 +112,7 @@ def _block(table: TableRows, text: CellText) -> str:
     return _grouped(head, body, [rows[0].group for rows in table.by_method()])
 
 
-def _long(spec: TableSpec, table: TableRows) -> str:
+def _long(spec: TableSpec, table: FilledTable) -> str:
     """One line for each number."""
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     paper = spec.scale in FULL_SCALES
@@ -147,7 +147,7 @@ def _long(spec: TableSpec, table: TableRows) -> str:
     return _grouped(head, body, groups)
 
 
-def _label(table: TableRows, row: TableRow) -> str:
+def _label(table: FilledTable, row: TableRow) -> str:
     return row.label + (f" [{table.notes.index(row.note) + 1}]" if row.note else "")
 
 

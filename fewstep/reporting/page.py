@@ -20,7 +20,7 @@ from .claim_checks import read_claims
 from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
-from .rows import STATUSES, TableRow, TableRows, read_table
+from .rows import STATUSES, FilledTable, TableRow, read_table
 
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
@@ -81,7 +81,7 @@ class _Part:
 
     item: ReportItem
     command: str
-    table: TableRows | None
+    table: FilledTable | None
     picture: str | None
     """PNG in base64."""
 

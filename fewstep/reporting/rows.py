@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from ..config.specs import RunName, TableSpec
 from ..config.tables import Row
-from .formatting import Number, NumberList, WholeNumber, read_csv, rounded, to_csv
+from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
 from .metrics import CellMetric, Entry, Metrics, gather
 
 FULL_SCALES = ("paper", "toy")
@@ -76,12 +75,11 @@ class TableRow:
 
 
 _FIELDS = [entry.name for entry in fields(TableRow)]
-_ROW = TypeAdapter(TableRow)
 
 
 @dataclass(frozen=True)
-class TableRows:
-    """The rows of a table, in its order, and the columns of its CSV file."""
+class FilledTable:
+    """A table with what was measured: its rows in order, and the columns of its CSV file."""
 
     columns: list[str]
     rows: list[TableRow]
@@ -139,20 +137,20 @@ class TableRows:
         return to_csv(self.columns, ({name: row[name] for name in self.columns} for row in self.rows))
 
 
-def read_table(path: str | Path) -> TableRows:
-    """Read back what :meth:`TableRows.to_csv` wrote."""
+def read_table(path: str | Path) -> FilledTable:
+    """Read back what :meth:`FilledTable.to_csv` wrote; errors as for :func:`parse_rows`."""
     columns, lines = read_csv(path)
     others = [name for name in columns if name not in _FIELDS]
     reported = [name for name in others if name.startswith("reported_")]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in lines:
         numbers = {name: line.pop(name) for name in others}
         also_reported = {name: numbers.pop(name) for name in reported}
-        rows.append(_ROW.validate_python(line | {"also_reported": also_reported, "more": numbers}))
-    return TableRows(columns, rows)
+        rows.append(line | {"also_reported": also_reported, "more": numbers})
+    return FilledTable(columns, parse_rows(TableRow, rows, path))
 
 
-def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> TableRows:
+def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTable:
     """A table with what was measured.
 
     Args:
@@ -174,7 +172,7 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> TableRow
     ]
     if table.unit is not None:
         rows = _with_costs(rows, table.unit)
-    return TableRows(_columns(spec), _ranked(rows) if table.ranked else rows)
+    return FilledTable(_columns(spec), _ranked(rows) if table.ranked else rows)
 
 
 def _columns(spec: TableSpec) -> list[str]:

@@ -12,7 +12,7 @@ from fewstep.config import dump
 from fewstep.config.base import ConfigError, parse, read_yaml
 from fewstep.config.tables import Table
 from fewstep.reporting.figures import ranking, style
-from fewstep.reporting.rows import TableRows, fill_table, read_table
+from fewstep.reporting.rows import FilledTable, fill_table, read_table
 
 VALUES = {"teacher": 6.0, "flow-matching": 9.0, "decm": 1.0, "meanflow": 2.0, "scm": 1.5}
 FLOPS = {"flow-matching": 5e9, "decm": 1.4e10, "meanflow": 7e9, "scm": 7.5e9}
@@ -38,7 +38,7 @@ def measured(spec, metric):
     return found
 
 
-def filled(spec, metric) -> TableRows:
+def filled(spec, metric) -> FilledTable:
     return fill_table(spec, measured(spec, metric), lambda *_: False)
 
 

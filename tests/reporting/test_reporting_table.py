@@ -13,7 +13,7 @@ from fewstep.provenance import code_digest
 from fewstep.reporting.formatting import csv_text, format_mean, format_number
 from fewstep.reporting.markdown import table_markdown
 from fewstep.reporting.metrics import load_metrics
-from fewstep.reporting.rows import TableRow, TableRows, fill_table, read_table
+from fewstep.reporting.rows import FilledTable, TableRow, fill_table, read_table
 from fewstep.reporting.staleness import is_stale
 
 
@@ -21,11 +21,11 @@ def cells(spec, row, protocol="decm"):
     return next(entry for entry in spec.rows if entry.id == row).cells[protocol]
 
 
-def row_of(table: TableRows, row: str, steps: int) -> TableRow:
+def row_of(table: FilledTable, row: str, steps: int) -> TableRow:
     return next(entry for entry in table.rows if (entry.row, entry.steps) == (row, steps))
 
 
-def filled(spec, *contents) -> TableRows:
+def filled(spec, *contents) -> FilledTable:
     metrics = {CellKey(**content["cell"]): content for content in contents}
     return fill_table(spec, metrics, lambda entry, run: entry["code"] == "of before")
 
@@ -168,6 +168,13 @@ def test_the_stage_writes_both_forms(make_spec, metric, write_json, tmp_path, ca
     assert "does not ask for" in capsys.readouterr().err
     widths = {row.replace("\\|", "").count("|") for row in shown.splitlines() if row.startswith("|")}
     assert len(widths) == 1
+
+
+def test_a_csv_file_of_other_columns_is_named(make_spec, tmp_path):
+    path = tmp_path / "table4.csv"
+    path.write_text(filled(make_spec("table4")).to_csv().replace(",steps,", ",nfe,"))
+    with pytest.raises(ValueError, match=r"table4\.csv: row 0, steps: Field required; make the file again"):
+        read_table(path)
 
 
 def test_bars_in_labels_do_not_break_markdown(make_spec):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...config.specs import TableSpec
 from ..metrics import load_metrics
-from ..rows import TableRows, fill_table
+from ..rows import FilledTable, fill_table
 from ..staleness import is_stale
 
 
@@ -23,6 +23,6 @@ class FigureInputs:
     reference: Path | None
     """npz with real points."""
 
-    def fill_table(self, spec: TableSpec) -> TableRows:
+    def fill_table(self, spec: TableSpec) -> FilledTable:
         """The rows of the figure's table; errors as for :func:`fill_table`."""
         return fill_table(spec, load_metrics(self.metrics), is_stale)
