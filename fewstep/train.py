@@ -26,9 +26,8 @@ from tqdm import tqdm
 
 from . import wrap
 from .backbones import build
-from .backbones.state import inherit
+from .backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
 from .calibration import calibrated
-from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .common.cli import parser, run
 from .common.files import atomic
 from .config import digest, read_spec
@@ -139,7 +138,7 @@ class Trainer:
             if len(self.given.teacher) != 1:
                 raise ValueError(f"{self.given.spec}: this run needs --teacher with one model file")
             tensors, card = load_model(self.given.teacher[0])
-            inherit(net, tensors, str(self.given.teacher[0]))
+            load_compatible(net, tensors, str(self.given.teacher[0]))
             check_tokenizer(card, spec.latents.tokenizer, self.given.teacher[0])
             self.teacher_net = load_network(self.given.teacher[0])[0]
             # Guidance makes its batches vary.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..backbones import build
-from ..checkpoint import save_model
+from ..backbones.model_file import save_model
 from ..config.settings import Backbone, ConvClassifier, Protocol, Weights
 from ..features import Extractor, Features
 from ..images import to_uint8

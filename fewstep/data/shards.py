@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.files import atomic, sha256
+from ..common.tensor_files import read_npy_header
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
@@ -88,7 +89,9 @@ def scan_shard(path: Path, limit: int | None = None) -> Scan:
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as stream:
             return _scan(tar, stream, path, limit)
-    except (OSError, tarfile.TarError) as error:
+    except ConfigError:
+        raise
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise ConfigError(f"{path}: not a latent shard: {error}") from None
 
 
@@ -108,9 +111,14 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
         raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
     card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
     offsets, labels, header = [], [], b""
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.uint8)
     for index in range(card.start, card.stop)[:limit]:
         label, array = member(), member()
-        header = header or _npy_header(content(array, 1024))
+        if not header:
+            start = io.BytesIO(content(array, 1024))
+            shape, dtype = read_npy_header(start)
+            header = start.getvalue()[: start.tell()]
         names = label.name, array.name
         if names != (f"{index:08d}.cls", f"{index:08d}.latent.npy") or content(array, len(header)) != header:
             raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
@@ -118,22 +126,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
         labels.append(int(content(label, 32)))
     if limit is None and tar.next() is not None:
         raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
-    shape, _, dtype = _read_header(header)
     return Scan(card, np.array(offsets), np.array(labels), shape, dtype)
-
-
-def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    stream = io.BytesIO(header)
-    np.lib.format.read_magic(stream)
-    return np.lib.format.read_array_header_1_0(stream)
-
-
-def _npy_header(start: bytes) -> bytes:
-    """The header of an .npy file (version 1.0, which numpy writes for plain arrays)."""
-    stream = io.BytesIO(start)
-    np.lib.format.read_magic(stream)
-    np.lib.format.read_array_header_1_0(stream)
-    return start[: stream.tell()]
 
 
 def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -255,7 +248,3 @@ class LatentShards:
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (..., C, H, W) to what a network sees, float32."""
         return self.manifest.normalisation.normalise(latents)
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """What a network sees to raw, float32."""
-        return self.manifest.normalisation.denormalise(latents)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_network
+from ..backbones.model_file import load_network
 from ..common.files import sha256
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
 from . import vavae
-from .records import Record, read_record
+from .asset_files import Record, read_record
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -28,7 +28,7 @@ DECODED = 25
 """Images decoded at once, whatever is asked for: 250 of 256x256 would take tens of GB in float32."""
 
 
-class Coder(Protocol):
+class Codec(Protocol):
     """Both directions of a tokenizer, without gradients."""
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
@@ -49,7 +49,7 @@ def open_tokenizer(
     weights: Path | None,
     backbone: Backbone | None,
     device: torch.device | str = "cpu",
-) -> Coder:
+) -> Codec:
     """Load a tokenizer.
 
     Args:
@@ -60,16 +60,16 @@ def open_tokenizer(
         ValueError: weights that are missing, of the wrong kind, or do not fit.
     """
     if tokenizer.plain:
-        return Pixels() if tokenizer.kind == "pixels" else Points()
+        return IdentityCodec(bounds=tokenizer.kind == "pixels")
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
     if tokenizer.kind != "autoencoder":
         load = _vavae if tokenizer.kind == "vavae" else _stable_diffusion
-        return KlAutoencoder(load(tokenizer, read_record(weights)), tokenizer.posterior, device)
+        return KlCodec(load(tokenizer, read_record(weights)), tokenizer.posterior, device)
     if not isinstance(backbone, ConvAutoencoder):
         raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
     network, _ = load_network(weights, backbone)
-    return Autoencoder(network, device)
+    return ConvCodec(network, device)
 
 
 def weights_digest(weights: Path | None) -> str | None:
@@ -79,27 +79,20 @@ def weights_digest(weights: Path | None) -> str | None:
     return read_record(weights).digest if weights.suffix == ".json" else sha256(weights)
 
 
-class Pixels:
-    """The images themselves."""
+class IdentityCodec:
+    """Data that are their own latents: images, or points, which have no ``bounds``."""
+
+    def __init__(self, bounds: bool = True) -> None:
+        self._bounds = bounds
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents.clamp(-1, 1)
+        return latents.clamp(-1, 1) if self._bounds else latents
 
 
-class Points:
-    """Data that are not images, themselves: without bounds."""
-
-    def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        return images
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
-class Autoencoder:
+class ConvCodec:
     """The workflow's own convolutional autoencoder."""
 
     def __init__(self, network: nn.Module, device: torch.device | str) -> None:
@@ -107,13 +100,15 @@ class Autoencoder:
         self._device = device
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        return self._network.encode(images.to(self._device))
+        latents: Tensor = self._network.encode(images.to(self._device))
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._network.decode(latents.to(self._device)).clamp(-1, 1)
+        images: Tensor = self._network.decode(latents.to(self._device))
+        return images.clamp(-1, 1)
 
 
-class KlAutoencoder:
+class KlCodec:
     """A diffusers AutoencoderKL in float32 (sd-vae-ft-mse, VA-VAE and their like)."""
 
     def __init__(self, vae: AutoencoderKL, posterior: str, device: torch.device | str) -> None:
@@ -140,7 +135,7 @@ def _stable_diffusion(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
     """A repository in diffusers' layout, from safetensors only."""
     from diffusers import AutoencoderKL
 
-    names = [file.name for file in record.body.files if file.name.endswith(".safetensors")]
+    names = record.names(".safetensors")
     name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
     if name is None:
         raise ConfigError(

@@ -5,17 +5,15 @@ The architecture is that of diffusers' AutoencoderKL; only the names of the weig
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..common.cli import first_few
+from ..common.tensor_files import load_tensors
 from ..config import ConfigError
 from ..config.settings import LdmAutoencoder
 
@@ -73,7 +71,7 @@ def load(path: Path, network: LdmAutoencoder, latent: int) -> AutoencoderKL:
     """Weights of a training checkpoint (``state_dict``) or of a .safetensors file, as float32.
 
     Raises:
-        ConfigError: a file that cannot be read without running code from it; missing, unknown or
+        ValueError: a file that cannot be read without running code from it; missing, unknown or
             misshapen tensors, by the names that they have in the file.
     """
     tensors = {name: value for name, value in _read(path).items() if name.startswith(KEPT)}
@@ -92,33 +90,14 @@ def load(path: Path, network: LdmAutoencoder, latent: int) -> AutoencoderKL:
             state[name] = found.detach().to(torch.float32, copy=True).reshape(own.shape)
     faults += [f"unknown {name}" for name in tensors]
     if faults:
-        raise ConfigError(f"{path}: does not fit tokenizer.network: {_some(faults)}")
+        raise ConfigError(f"{path}: does not fit tokenizer.network: {first_few(faults)}")
     vae.load_state_dict(state, assign=True)
     return vae
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: not a safetensors file: {error}") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{path}: holds more than plain tensors and is not opened, as that could run any code; "
-            f"if you trust it, save its state_dict as .safetensors and name that file"
-        ) from None
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a checkpoint of PyTorch: {error}") from None
+    content = load_tensors(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
     return state
-
-
-def _some(faults: Iterable[str], most: int = 4) -> str:
-    faults = list(faults)
-    rest = f" and {len(faults) - most} more" if len(faults) > most else ""
-    return "; ".join(faults[:most]) + rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from latents_made import Made, pixel_latents, write_spec
+from data_factories import Made, pixel_latents, write_spec
 
 from fewstep import fetch
 from fewstep.config.assets import Asset

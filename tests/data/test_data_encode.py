@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import ldm_made
+import ldm_reference
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from latents_made import Made, write_spec
-from ldm_made import TINY
+from data_factories import Made, write_spec
+from ldm_reference import TINY
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -25,13 +25,14 @@ from fewstep.config.assets import Asset
 from fewstep.config.base import merge
 from fewstep.config.settings import Dataset, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
-from fewstep.data.classes import class_ids
-from fewstep.data.manifest import read_manifest
-from fewstep.data.records import read_record
+from fewstep.data import encoding
+from fewstep.data.asset_files import read_record
+from fewstep.data.encoding import encode_shard
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import class_ids
+from fewstep.data.manifest import PublishedStatistics, read_manifest
 from fewstep.data.shards import LatentShards, map_arrays, scan_shard
 from fewstep.data.sources import open_source
-from fewstep.data.statistics import Published
-from fewstep.fetch import fetch
 from fewstep.plan import Plan
 
 IMAGES = Dataset(asset="in", format="imagefolder", resolution=16, classes=3, images=23)
@@ -46,7 +47,7 @@ VAVAE = Tokenizer(
 
 def local(folder: Path, name: str) -> Path:
     record = folder / f"assets/{name}.json"
-    fetch(name, Asset(kind="local", licence="own", path=str(folder / name)), record)
+    fetch_asset(name, Asset(kind="local", licence="own", path=str(folder / name)), record)
     return record
 
 
@@ -63,7 +64,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", ldm_made.weights(TINY, 4))
+    ldm_reference.save_checkpoint(tmp_path / "vae/vae.pt", ldm_reference.weights(TINY, 4))
     return local(tmp_path, "vae")
 
 
@@ -81,16 +82,16 @@ def test_latents_are_draws_of_the_posterior_of_both_views(
     made.encode(weights)
     stored = LatentShards(made.manifest).read(range(23)).float()
     pixels, labels = open_source(IMAGES, read_record(images)).read(0, 23)
-    state = ldm_made.weights(TINY, 4)
+    state = ldm_reference.weights(TINY, 4)
     with torch.no_grad():
         for view, seen in enumerate((pixels, pixels.flip(-1))):
-            mean, std = ldm_made.moments(state, TINY, seen)
+            mean, std = ldm_reference.moments(state, TINY, seen)
             noise = (stored[:, view] - mean) / std
             assert noise.mean().item() == pytest.approx(0, abs=0.05)
             assert noise.std().item() == pytest.approx(1, abs=0.05)
         checks = []
         for start, stop in ((0, 8), (11, 19)):
-            back = ldm_made.decode(state, TINY, stored[start:stop, 0]).clamp(-1, 1)
+            back = ldm_reference.decode(state, TINY, stored[start:stop, 0]).clamp(-1, 1)
             error = (back - pixels[start:stop]).square().mean((1, 2, 3))
             checks.append((10 * (4 / error).log10()).mean().item())
     assert torch.equal(LatentShards(made.manifest).labels, labels)
@@ -106,7 +107,7 @@ def test_any_batch_gives_the_same_latents(tmp_path: Path, images: Path, weights:
     for batch in (1, 5, 32):
         folder = tmp_path / str(batch)
         folder.mkdir()
-        encode.encode(spec_of(shards=1, dtype="float32"), images, weights, 0, folder / "shard.tar", batch)
+        encode_shard(spec_of(shards=1, dtype="float32"), images, weights, 0, folder / "shard.tar", batch)
         scan = scan_shard(folder / "shard.tar")
         stored.append(map_arrays(folder / "shard.tar", scan.offsets, scan.shape, scan.dtype))
         assert scan.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
@@ -131,9 +132,9 @@ def test_a_poor_decoder_stops_before_the_first_shard(
 
 
 def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> None:
-    state = ldm_made.weights(TINY, 4)
+    state = ldm_reference.weights(TINY, 4)
     state["quant_conv.bias"][0] = 7e4
-    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", state)
+    ldm_reference.save_checkpoint(tmp_path / "vae/vae.pt", state)
     made = Made(tmp_path / "latents", images, spec_of())
     message = (
         r"latents\.dtype: of images 0 to 7, latents are not finite in float16 \(largest before: 7e\+04\)"
@@ -156,13 +157,13 @@ def test_a_finished_shard_is_not_touched_by_a_failing_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "_store", fail)
+        patch.setattr(encoding, "_store", fail)
         with pytest.raises(KeyboardInterrupt):
-            encode.encode(made.spec, images, weights, 1, made.shards[1])
+            encode_shard(made.spec, images, weights, 1, made.shards[1])
     assert sorted(path.name for path in made.folder.glob("*.tar")) == ["shard-00000.tar", "shard-00001.tar"]
     assert list(made.folder.glob(".*")) == []
     made.shards[1].unlink()
-    encode.encode(made.spec, images, weights, 1, made.shards[1])
+    encode_shard(made.spec, images, weights, 1, made.shards[1])
     assert [shard.read_bytes() for shard in made.shards] == before
 
 
@@ -204,7 +205,10 @@ def test_published_statistics_are_used_as_they_are(
     normal = shards.normalise(shards.read(range(23)))
     assert normal.mean().item() == pytest.approx(-0.05 / 0.98, abs=1e-2)
     torch.testing.assert_close(
-        shards.denormalise(normal), shards.read(range(23)).float(), atol=1e-5, rtol=1e-5
+        shards.manifest.normalisation.denormalise(normal),
+        shards.read(range(23)).float(),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert "warning" not in capsys.readouterr().out
     made.manifest.write_text(made.manifest.read_text().replace('"psnr"', '"mean":[9,9,9,9],"psnr"', 1))
@@ -234,13 +238,13 @@ def test_statistics_of_other_latents_are_noticed(
         (lambda own: {"mean": own["mean"]}, r"std: must be a tensor of 4 channels"),
         (lambda own: {**own, "mean": torch.zeros(1, 5, 1, 1)}, r"mean: must be a tensor of 4 channels"),
         (lambda own: {**own, "std": own["std"] * 0}, r"std: must be finite, and std positive"),
-        (lambda own: {**own, "more": Path("x")}, r"not a file of plain tensors"),
+        (lambda own: {**own, "more": Path("x")}, r"holds pickled objects"),
     ],
 )
 def test_bad_statistics_are_refused_before_encoding(
     tmp_path: Path, published: Callable[..., Made], change: Callable, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"latents_stats\.pt: {message}"):
+    with pytest.raises(ValueError, match=rf"latents_stats\.pt: {message}"):
         published(change)
     assert list((tmp_path / "latents").glob("*.tar")) == []
 
@@ -254,7 +258,7 @@ def test_missing_statistics_are_refused_before_encoding(
 
 
 def test_distance_is_the_worst_channel() -> None:
-    own = Published(file="x", sha256="0" * 64, mean=[0.0, 1.0], std=[1.0, 2.0])
+    own = PublishedStatistics(file="x", sha256="0" * 64, mean=[0.0, 1.0], std=[1.0, 2.0])
     assert own.distance([0.0, 1.0], [1.0, 2.0]) == 0
     assert own.distance([0.1, 1.4], [1.0, 2.0]) == pytest.approx(0.2)
     assert own.distance([0.0, 1.0], [0.7, 2.0]) == pytest.approx(0.3)
@@ -359,5 +363,5 @@ def test_unfit_latents_of_others_are_refused(tmp_path: Path, weights: Path) -> N
         attempt(dataset=OTHERS.model_copy(update={"classes": 2}), flip=False)
     (tmp_path / "others/latents_rank02_shard000.safetensors").write_bytes(b"text")
     record = local(tmp_path, "others")
-    with pytest.raises(ConfigError, match=r"rank02_shard000\.safetensors: not a safetensors file"):
+    with pytest.raises(ValueError, match=r"rank02_shard000\.safetensors: not a safetensors file"):
         attempt(flip=False)

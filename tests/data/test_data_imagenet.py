@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from files_made import tar_of
+from data_factories import tar_of
 from PIL import Image
 from pyarrow import parquet
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
-from fewstep.data import parquet as parquet_source
-from fewstep.data.classes import check_folders, class_ids
-from fewstep.data.records import Record, read_record
+from fewstep.data import archives
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import check_folders, class_ids
 from fewstep.data.sources import open_source
-from fewstep.fetch import fetch
 
 IDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -44,7 +44,7 @@ def dataset(**change: object) -> Dataset:
 
 def record_of(folder: Path) -> Record:
     record = folder.parent / "assets" / f"{folder.name}.json"
-    fetch("in", Asset(kind="local", licence="own", path=str(folder)), record)
+    fetch_asset("in", Asset(kind="local", licence="own", path=str(folder)), record)
     return read_record(record)
 
 
@@ -209,4 +209,4 @@ def test_class_ids_are_the_sorted_thousand() -> None:
 
 
 def test_importing_sources_needs_no_pyarrow() -> None:
-    assert "pyarrow" not in vars(parquet_source)
+    assert "pyarrow" not in vars(archives)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from latents_made import Made, pixel_latents
+from data_factories import Made, pixel_latents
 
 from fewstep.config.settings import Tokenizer, Weights
 from fewstep.data import tokenizers
+from fewstep.data.encoding import ChannelStatistics
+from fewstep.data.encoding import open_tokenizer as opened_by_encode
 from fewstep.data.loader import Loader, positions
-from fewstep.data.merge import Moments
 from fewstep.data.shards import LatentShards
-from fewstep.encode import open_tokenizer as opened_by_encode
 from fewstep.plan.sizes import shard_bytes
 
 
@@ -42,7 +42,7 @@ def made(digits_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
     made.spec = made.spec.model_copy(update={"tokenizer": tokenizer})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.encode.open_tokenizer", lambda *_: Posterior())
+        patch.setattr("fewstep.data.encoding.open_tokenizer", lambda *_: Posterior())
         made.encode()
     return made
 
@@ -94,7 +94,7 @@ def test_every_visit_draws_anew_and_every_run_the_same(made: Made) -> None:
 def test_moments_of_mixtures_add_up() -> None:
     draws = np.random.default_rng(0)
     mean, deviation = draws.normal(size=(2, 6, 2, 3, 4, 4))
-    whole, parts = Moments(3), Moments(3)
+    whole, parts = ChannelStatistics(3), ChannelStatistics(3)
     whole.add(mean, deviation)
     for start in (0, 2):
         parts.add(mean[start : start + 2 + start], deviation[start : start + 2 + start])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from latents_made import DIGITS, Made, pixel_latents
+from data_factories import DIGITS, Made, pixel_latents
 
 from fewstep.backbones import build
-from fewstep.checkpoint import save_model
+from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec, digest
-from fewstep.data.merge import Moments, split
-from fewstep.data.records import read_record
+from fewstep.data.asset_files import read_record
+from fewstep.data.encoding import ChannelStatistics, merge_shards, split
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
@@ -95,12 +96,12 @@ def test_normalisation_round_trip(made: Made) -> None:
     normal = shards.normalise(raw)
     assert normal.mean().item() == pytest.approx(0, abs=1e-5)
     assert normal.std().item() == pytest.approx(0.5, abs=1e-5)  # the multiplier
-    torch.testing.assert_close(shards.denormalise(normal), raw)
+    torch.testing.assert_close(shards.manifest.normalisation.denormalise(normal), raw)
 
 
 def test_moments_agree_with_one_pass_over_all() -> None:
     latents = np.random.default_rng(0).normal([[[3.0]], [[1e4]]], [[[2.0]], [[0.1]]], (100, 2, 2, 4, 4))
-    moments = Moments(2)
+    moments = ChannelStatistics(2)
     for start in range(0, 100, 33):
         moments.add(latents[start : start + 33])
     mean, std = moments.result()
@@ -164,21 +165,22 @@ def test_check_names_field_and_both_values(made: Made) -> None:
 
 
 def test_merge_refuses_shards_that_do_not_belong_together(copy: Made) -> None:
-    from fewstep.data.merge import merge
-
-    source = LatentShards(copy.manifest).manifest.source
+    merge = partial(merge_shards, weights=None)
     with pytest.raises(ConfigError, match=r"latents\.shards: 2, but given are shards \[0, 0\]"):
-        merge(copy.spec, source, None, [copy.shards[0]] * 2, copy.manifest)
+        merge(copy.spec, copy.record, shards=[copy.shards[0]] * 2, out=copy.manifest)
+    other = copy.folder / "other.json"
+    body = read_record(copy.record).body
+    other.write_text(body.model_copy(update={"files": []}).model_dump_json())
     with pytest.raises(ConfigError, match=r"source: .* encode this shard again"):
-        merge(copy.spec, "0" * 64, None, copy.shards, copy.manifest)
+        merge(copy.spec, other, shards=copy.shards, out=copy.manifest)
     with pytest.raises(ConfigError, match="spec: "):
         changed = copy.spec.model_copy(update={"name": "other"})
-        merge(changed, source, None, copy.shards, copy.manifest)
+        merge(changed, copy.record, shards=copy.shards, out=copy.manifest)
     with pytest.raises(ConfigError, match="folder: "):
-        merge(copy.spec, source, None, copy.shards, copy.folder / "elsewhere/manifest.json")
+        merge(copy.spec, copy.record, shards=copy.shards, out=copy.folder / "elsewhere/manifest.json")
     copy.shards[0].write_bytes(b"no tar")
     with pytest.raises(ConfigError, match=r"shard-00000\.tar: not a latent shard"):
-        merge(copy.spec, source, None, copy.shards, copy.manifest)
+        merge(copy.spec, copy.record, shards=copy.shards, out=copy.manifest)
 
 
 def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, tmp_path: Path) -> None:
@@ -205,8 +207,10 @@ def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, t
     with torch.no_grad():
         torch.testing.assert_close(raw.float(), network.encode(images), atol=1e-3, rtol=1e-3)
         expected = network.decode(raw.float()).clamp(-1, 1)
-    coder = open_tokenizer(tokenizer, tmp_path / "model.safetensors", backbone)
-    torch.testing.assert_close(coder.decode(shards.denormalise(shards.normalise(raw))), expected)
+    codec = open_tokenizer(tokenizer, tmp_path / "model.safetensors", backbone)
+    torch.testing.assert_close(
+        codec.decode(shards.manifest.normalisation.denormalise(shards.normalise(raw))), expected
+    )
     wider = backbone.model_copy(update={"width": 16})
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         open_tokenizer(tokenizer, tmp_path / "model.safetensors", wider)
@@ -227,7 +231,7 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
     from fewstep.config.assets import Asset
-    from fewstep.fetch import fetch
+    from fewstep.data.fetching import fetch_asset
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -239,7 +243,7 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     )
     vae.save_pretrained(tmp_path / "vae")
     record = tmp_path / "assets/vae.json"
-    fetch("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
+    fetch_asset("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     make = {"kind": "sd-vae", "shape": [4, 8, 8], "weights": Weights(asset="vae")}
     mean = open_tokenizer(Tokenizer(**make), record, None)

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files_made import tar_of
+from data_factories import tar_of
 from PIL import Image
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
-from fewstep.data.images import adm_crop
-from fewstep.data.records import Record, read_record
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import adm_crop
 from fewstep.data.sources import open_source
-from fewstep.fetch import fetch
 
 
 def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
@@ -37,7 +37,7 @@ def record_of(tmp_path: Path, files: dict[str, bytes]) -> Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     record = tmp_path / "assets/mine.json"
-    fetch("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
+    fetch_asset("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
     return read_record(record)
 
 

@@ -15,7 +15,7 @@ from configs import ROOT
 from slurm_bench import MODEL, RUN, STEPS, Bench, asked, eventually, same
 from slurm_cluster import Cluster, note
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("limited")]
 

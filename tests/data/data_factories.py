@@ -1,7 +1,9 @@
-"""Latents made with the real stage."""
+"""Inputs of tests: files as they come from outside, and latents made with the real stage."""
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +66,14 @@ def pixel_latents(folder: Path, record: Path, flip: bool = True, shards: int = 2
         latents=Latents(dataset="digits", tokenizer="pixels", shards=shards, flip=flip),
     )
     return Made(folder, record, spec)
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """An uncompressed tar of members by name."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()

@@ -1,11 +1,14 @@
-"""From image files to tensors."""
+"""Image files: decoding to tensors, and the classes behind their labels."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -17,6 +20,8 @@ from ..config import ConfigError
 from ..config.settings import Dataset
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+WORDNET = re.compile(r"(?:^|/)(n\d{8})[_/.]")
+"""The class in a name such as n01440764_10026_n01440764.JPEG."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,52 @@ def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor
         raise ValueError(f"is {image.width}x{image.height}, not {size}x{size}, and crop is none")
     pixels = torch.from_numpy(np.array(image)).reshape(size, size, channels)
     return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+@cache
+def class_ids(name: str) -> tuple[str, ...]:
+    """The sorted WordNet ids of a known set of classes, from the list of that name beside this module.
+
+    Label k is the k-th of them.
+    """
+    return tuple(Path(__file__).with_name(f"{name}.txt").read_text(encoding="ascii").split())
+
+
+def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -> None:
+    """Refuse folders, given in the order of their labels, that are not ``dataset.class_ids``.
+
+    Raises:
+        ConfigError: another number of classes, or ids that are missing or unknown.
+    """
+    if len(folders) != dataset.classes:
+        raise ConfigError(
+            f"{where}: dataset.classes: found {len(folders)}, the configuration says {dataset.classes}"
+        )
+    if dataset.class_ids is None:
+        return
+    ids = class_ids(dataset.class_ids)
+    names = [PurePosixPath(folder).name for folder in folders]
+    if names != list(ids):
+        unknown, missing = sorted({*names} - {*ids}), sorted({*ids} - {*names})
+        raise ConfigError(
+            f"{where}: dataset.class_ids: the folders are not the classes of {dataset.class_ids} in their "
+            f"order: unknown {unknown[:3]}, missing {missing[:3]}"
+        )
+
+
+def check_label(where: str, dataset: Dataset, label: int | None, folder: str | None) -> int:
+    """The label, if it is one of the data set's and that of WordNet id ``folder`` (None: not known).
+
+    Raises:
+        ConfigError: neither is so.
+    """
+    if label is None or not 0 <= label < dataset.classes:
+        raise ConfigError(f"{where}: label {label} is not one of {dataset.classes} classes")
+    if dataset.class_ids is not None and folder is not None:
+        ids = class_ids(dataset.class_ids)
+        if label >= len(ids) or ids[label] != folder:
+            raise ConfigError(
+                f"{where}: label {label} on an image of {folder}, but labels must count the sorted ids of "
+                f"{dataset.class_ids}"
+            )
+    return label

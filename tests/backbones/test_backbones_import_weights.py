@@ -1,4 +1,4 @@
-"""adopt: tiny files in every published format, and the refusals."""
+"""Published weights: tiny files in every published format through the adopt stage, and the refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep import adopt
-from fewstep.checkpoint import check_tokenizer, load_card, load_model
+from fewstep.backbones.import_weights import import_weights, read_weights
+from fewstep.backbones.model_file import check_tokenizer, load_card, load_model
 from fewstep.common.cli import run
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest, dump
@@ -19,12 +20,12 @@ from fewstep.config.settings import Sampler, Tokenizer
 from fewstep.config.specs import AdoptSpec
 
 TOKENIZER = Tokenizer(kind="pixels", shape=[4, 6, 4])
-RECIPE = Sampler(kind="euler", shift=0.3)
+SAMPLER = Sampler(kind="euler", shift=0.3)
 
 
 def adopt_spec(backbone, file) -> AdoptSpec:
     return AdoptSpec(
-        method="teacher", backbone=backbone, asset="released", file=file, tokenizer=TOKENIZER, recipe=RECIPE
+        method="teacher", backbone=backbone, asset="released", file=file, tokenizer=TOKENIZER, sampler=SAMPLER
     )
 
 
@@ -41,8 +42,9 @@ def published(tmp_path):
             save_file(content, path)
         else:
             torch.save(content, path)
-        entry = {"name": file, "bytes": path.stat().st_size, "sha256": sha256(path)} | record
-        (tmp_path / "assets" / "released.json").write_text(json.dumps({"name": "released", "files": [entry]}))
+        entry = {"name": file, "bytes": path.stat().st_size, "sha256": sha256(path), "source": "x"} | record
+        body = {"name": "released", "kind": "http", "title": "", "licence": "", "files": [entry]}
+        (tmp_path / "assets" / "released.json").write_text(json.dumps(body))
         spec = adopt_spec(backbone, file)
         (tmp_path / "spec.json").write_text(dump(spec))
         return [
@@ -104,7 +106,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
             "converted": [],
         },
         "latents": {"tokenizer": TOKENIZER.model_dump(mode="json")},
-        "recipe": RECIPE.model_dump(mode="json"),
+        "sampler": SAMPLER.model_dump(mode="json"),
         "spec": digest(adopt_spec(backbone, file)),
         "backbone": backbone.model_dump(mode="json"),
         "code": None,
@@ -115,7 +117,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
 def test_a_published_velocity_becomes_both_heads(spec, active, inputs, tmp_path, reverse):
     """Of a network with one output; where its time runs the other way, both heads are turned."""
     one = active(spec())
-    both, converted = adopt.adopt(one.state_dict(), spec(outputs=2), tmp_path / "x.pt", reverse)
+    both, converted = import_weights(one.state_dict(), spec(outputs=2), tmp_path / "x.pt", reverse)
     x, t, s, y = inputs(spec())
     velocity, flow_map = both(x, t, s, y)
     assert torch.equal(velocity, flow_map)
@@ -139,7 +141,7 @@ def test_networks_of_other_latents_are_refused(spec, active, published):
 def test_old_torch_files_are_read(spec, active, tmp_path):
     state = active(spec()).state_dict()
     torch.save({"ema": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(adopt.read(tmp_path / "old.pt")[0]["pos_embed"], state["pos_embed"])
+    assert torch.equal(read_weights(tmp_path / "old.pt")[0]["pos_embed"], state["pos_embed"])
 
 
 def test_half_precision_is_widened_exactly(spec, active, published):
@@ -213,7 +215,7 @@ def test_another_width_is_a_shape_mismatch(spec, active, published):
 def test_wrong_checksum(spec, active, published):
     state = active(spec()).state_dict()
     message = refusal(published(spec(), state, sha256="0" * 64))
-    assert f"says {'0' * 64}" in message and "fetch the asset again" in message
+    assert f"not {'0' * 64}" in message and "fetch the asset again" in message
 
 
 def test_pickled_objects_are_refused(spec, active, published):
@@ -259,12 +261,12 @@ def test_records_that_do_not_match(spec, active, published, tmp_path):
     record.write_text(json.dumps(content | {"name": "other"}))
     assert "is the record of other" in refusal(arguments)
     record.write_text(json.dumps(content | {"files": []}))
-    assert "has no file weights/teacher.pt" in refusal(arguments)
+    assert "has no file 'weights/teacher.pt'" in refusal(arguments)
     record.write_text("{}")
-    assert "not a record of a fetched asset" in refusal(arguments)
+    assert "released.json: not the record of a fetched asset: name: Field required" in refusal(arguments)
     record.write_text(json.dumps(content))
     (tmp_path / "assets/released/weights/teacher.pt").unlink()
-    assert "no such file" in refusal(arguments)
+    assert "teacher.pt is missing; fetch the asset again" in refusal(arguments)
 
 
 def test_run_prints_one_line_and_exits_with_one(capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.backbones import build
-from fewstep.backbones.state import inherit
+from fewstep.backbones.model_file import load_compatible
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(spec):
@@ -17,7 +17,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(spec):
     tensors["blocks.7.norm1.weight"] = torch.ones(24)
     tensors["final_layer.linear.weight"] = torch.ones(8, 24)
     with pytest.raises(ValueError) as caught:
-        inherit(net, tensors, "teacher.safetensors")
+        load_compatible(net, tensors, "teacher.safetensors")
     message = str(caught.value)
     assert message.startswith("teacher.safetensors does not fit the backbone: ")
     assert "missing blocks.1.mlp.w3.bias" in message
@@ -29,7 +29,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(spec):
 
 def test_long_lists_are_cut(spec):
     with pytest.raises(ValueError, match=r"missing .* and \d+ more$"):
-        inherit(build(spec()), {}, "empty")
+        load_compatible(build(spec()), {}, "empty")
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ def test_an_added_part_may_be_absent_only_as_a_whole(spec, active, part, changes
     tensors = full.state_dict()
     names = [name for name in tensors if name.startswith(part)]
     other = build(spec(**changes))
-    inherit(other, tensors, "full")
+    load_compatible(other, tensors, "full")
     assert all(torch.equal(value, tensors[name]) for name, value in other.state_dict().items())
-    inherit(other, {name: value for name, value in tensors.items() if name not in names}, "teacher")
+    load_compatible(other, {name: value for name, value in tensors.items() if name not in names}, "teacher")
     del tensors[names[0]]
     with pytest.raises(ValueError, match=f"missing {names[0]}"):
-        inherit(other, tensors, "partial")
+        load_compatible(other, tensors, "partial")
 
 
 def test_weights_with_parts_that_the_network_lacks_are_refused(spec):
     student = build(spec(target_time=True, outputs=2))
     with pytest.raises(ValueError, match=r"unexpected .*(r_embedder|final_layer_u)"):
-        inherit(build(spec()), student.state_dict(), "student")
+        load_compatible(build(spec()), student.state_dict(), "student")

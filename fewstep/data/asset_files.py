@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pydantic import Field
 
+from ..common.cli import first_few
+from ..common.files import sha256
 from ..config import ConfigError, Strict
 from ..config.base import parse
 
@@ -49,33 +52,50 @@ class Record:
         lines = (f"{file.sha256} {file.name}\n" for file in sorted(self.body.files, key=lambda f: f.name))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def locate(self, file: RecordFile) -> Path:
-        """Path of a recorded file.
+    def file(self, name: str | None) -> Path:
+        """Path of the file called ``name``, not hashed again: data sets have hundreds of gigabytes.
 
         Raises:
-            ConfigError: the file is missing or has another size than the record says.
+            ConfigError: the record has no such file, or it is missing or of another size than it says.
         """
-        path = inside(self.folder, file.name, str(self.path))
-        if not path.is_file():
-            raise ConfigError(f"{self.path}: files.{file.name}: {path} is missing; run the fetch stage again")
+        path, file = self._find(name)
         if (size := path.stat().st_size) != file.bytes:
             raise ConfigError(
-                f"{self.path}: files.{file.name}: {path} has {size} bytes, the record says {file.bytes}; "
-                f"run the fetch stage again"
+                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; "
+                f"fetch the asset again"
             )
         return path
 
-    def file(self, name: str) -> Path:
-        """Path of the file called ``name``; errors as for `locate`."""
-        for file in self.body.files:
-            if file.name == name:
-                return self.locate(file)
-        raise ConfigError(f"{self.path}: has no file {name!r}; it names {_some(self.body.files)}")
+    def verified(self, name: str | None) -> tuple[Path, str]:
+        """Path of the file called ``name``, hashed again, and its SHA-256.
 
+        Raises:
+            ConfigError: the record has no such file, or it is missing, or not the one that was fetched.
+        """
+        path, file = self._find(name)
+        if (found := sha256(path)) != file.sha256:
+            raise ConfigError(
+                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; "
+                f"fetch the asset again"
+            )
+        return path, found
 
-def _some(files: list[RecordFile]) -> str:
-    names = ", ".join(file.name for file in files[:5])
-    return names + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    def _find(self, name: str | None) -> tuple[Path, RecordFile]:
+        file = self._by_name.get(name or "")
+        if file is None:
+            raise ConfigError(f"{self.path}: has no file {name!r}; it names {first_few(self._by_name)}")
+        path = inside(self.folder, file.name, str(self.path))
+        if not path.is_file():
+            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; fetch the asset again")
+        return path, file
+
+    @cached_property
+    def _by_name(self) -> dict[str, RecordFile]:
+        return {file.name: file for file in self.body.files}
+
+    def names(self, suffix: str) -> list[str]:
+        """Names of the files that end in ``suffix``, sorted."""
+        return sorted(file.name for file in self.body.files if file.name.endswith(suffix))
 
 
 def folder_of(record: Path) -> Path:
@@ -106,6 +126,7 @@ def read_record(path: str | Path) -> Record:
     path = Path(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        return Record(path, parse(RecordBody, raw, str(path)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not the record of a fetched asset: {error}") from None
-    return Record(path, parse(RecordBody, raw, str(path)))
+        reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: not the record of a fetched asset: {reason}") from None
