@@ -32,8 +32,7 @@ from ..core.jvp import FORMULATIONS, value_and_tangent
 from ..core.method import Batch, Context, Method, loss_parts
 from ..core.rng import Streams
 from ..methods import build as build_method
-from .cases import DEVICE, Call, Case, machine
-from .meters import peak_bytes, peak_flops, work_clock
+from .meters import DEVICE, Call, Case, machine, peak_bytes, peak_flops, work_clock
 
 BLOCKS = {"plain": (False, ""), "checkpointed": (True, ""), "compiled": (False, "inductor")}
 BLOCKS["both"] = (True, "inductor")
@@ -103,7 +102,7 @@ class StepCase(Case):
         self.bytes = self.flops = 0
         self.note = ""
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Compile what is to be compiled, count and measure."""
         try:
             self.call()
@@ -115,9 +114,9 @@ class StepCase(Case):
         except torch.OutOfMemoryError:
             self.note = "out of memory"
 
-    def turn(self) -> None:
+    def measure(self) -> None:
         if not self.note:
-            super().turn()
+            super().measure()
 
     def row(self, first: Case) -> dict[str, str]:
         row = {**self.words, **machine(), "note": self.note}
