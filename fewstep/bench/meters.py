@@ -108,7 +108,7 @@ def peak_bytes(call: Call) -> int:
         before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return int(torch.cuda.max_memory_allocated()) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     held = top = 0

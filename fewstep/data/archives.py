@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from ..common.files import atomic
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record
-from .image_files import SUFFIXES, WORDNET, ImageFile, check_folders, check_label
+from .image_files import SUFFIXES, WORDNET, ImageFile, ImageFiles, check_folders, check_label
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -33,15 +33,15 @@ class TarEntry(NamedTuple):
     label: int
 
 
-class _TarFiles(ABC):
+class _TarFiles(ImageFiles):
     """All headers are read once and kept beside the record, in NAME.FORMAT.npz (a cache: delete it freely).
 
     WebDataset itself can only stream, and shards need ranges.
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
+        super().__init__(dataset)
         self._paths = _files(record, dataset, ".tar")
-        self._dataset = dataset
         cache = record.path.with_suffix(f".{dataset.format}.npz")
         kept = _read_cache(cache, record.digest)
         if kept is None:
@@ -92,7 +92,7 @@ class ClassTars(_TarFiles):
         check_folders(record.path, dataset, self._folders)
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
-        found = []
+        found: list[tuple[str, str, TarEntry]] = []
         for number, path in enumerate(self._paths):
             with _open_tar(path) as tar:
                 for member in tqdm(tar, desc=f"reading headers of {path.name}", mininterval=1.0):
@@ -179,7 +179,7 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         raise ConfigError(f"{path}: not a whole and uncompressed tar file: {error}") from None
 
 
-class ParquetImages:
+class ParquetImages(ImageFiles):
     """Columns of images (a struct of ``bytes`` and the original ``path``) and labels, ``dataset.columns``.
 
     Files are taken in the order of their names, rows as they lie. Opening reads the files' footers
@@ -188,11 +188,11 @@ class ParquetImages:
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self._groups: list[tuple[Path, int]] = []
         rows = [0]
         for path in _files(record, dataset, ".parquet"):
-            with _open_parquet(path, self._dataset.columns) as file:
+            with _open_parquet(path, dataset.columns) as file:
                 for group in range(file.num_row_groups):
                     self._groups.append((path, group))
                     rows.append(file.metadata.row_group(group).num_rows)
@@ -238,8 +238,8 @@ def _open_parquet(path: Path, wanted: list[str]) -> ParquetFile:
     schema = file.schema_arrow
     columns = {name: schema.field(name).type for name in schema.names}
     image, label = map(columns.get, wanted)
-    fits = image is not None and pyarrow.types.is_struct(image) and label is not None
-    if not fits or not {"bytes", "path"} <= {field.name for field in image}:
+    is_struct = image is not None and pyarrow.types.is_struct(image)
+    if label is None or not is_struct or not {"bytes", "path"} <= {field.name for field in image}:
         raise ConfigError(
             f"{path}: needs columns {wanted[0]} (bytes, path) and {wanted[1]}, has {schema.names}; "
             f"name them in dataset.columns"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def decode_check(spec: EncodeSpec, source: DataSource, codec: Codec, indices: ra
     latents = _store(spec, codec.encode(images, indices).cpu(), indices)
     means = latents[:, : spec.tokenizer.shape[0]]  # all channels, unless moments are stored
     error = (codec.decode(means.float()).cpu() - images).square().mean((1, 2, 3))
-    psnr = round((10 * torch.log10(4 / error.clamp_min(1e-10))).mean().item(), 2)
+    psnr: float = round((10 * torch.log10(4 / error.clamp_min(1e-10))).mean().item(), 2)
     floor = spec.latents.psnr
     if floor is not None and not psnr >= floor:
         raise ConfigError(
@@ -116,12 +117,12 @@ def _read_ahead(
 ) -> Iterator[tuple[range, LabelledBatch]]:
     """Read the ranges in order, one of them ahead of the consumer."""
     with ThreadPoolExecutor(1) as reader:
-        waiting = [(part, reader.submit(read, part.start, part.stop)) for part in ranges[:1]]
-        for part in [*ranges[1:], None]:
-            if part is not None:
-                waiting.append((part, reader.submit(read, part.start, part.stop)))
-            done, result = waiting.pop(0)
-            yield done, result.result()
+        pending = reader.submit(read, ranges[0].start, ranges[0].stop)
+        for part, following in zip_longest(ranges, ranges[1:]):
+            result = pending.result()
+            if following is not None:
+                pending = reader.submit(read, following.start, following.stop)
+            yield part, result
 
 
 @torch.no_grad()

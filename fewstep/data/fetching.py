@@ -51,40 +51,42 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     hub = HubRepository(name, asset, folder) if asset.kind == "hub" else None
     files = hub.files() if hub else asset.files or [AssetFile(name=_bundled_name(asset))]
     known = _read_known(folder)
-    origins = {file.name: _origin(asset, file) for file in files}
-    trusted = {
-        file.name: known[file.name]["sha256"]
-        for file in files
-        if file.sha256 is None and known.get(file.name, {}).get("origin") == origins[file.name]
-    }
-    files = [file.model_copy(update={"sha256": file.sha256 or trusted.get(file.name)}) for file in files]
-    done = {file.name: _kept(file, folder, known, origins[file.name]) for file in files}
-    missing = [file for file in files if done[file.name] is None]
-    if missing:
-        brought = hub.bring(missing) if hub else _bring_one_by_one(asset, missing, folder)
+    done: dict[str, RecordFile] = {}
+    missing, trusted = [], set()
+    for file in files:
+        before = known.get(file.name, {})
+        if file.sha256 is None and before.get("origin") == _origin(asset, file):
+            trusted.add(file.name)
+            file = file.model_copy(update={"sha256": before["sha256"]})
+        kept = _kept(file, folder, before.get("source", _origin(asset, file)))
+        if kept is None:
+            missing.append(file)
+        else:
+            done[file.name] = kept
+    brought = hub.bring(missing) if hub else _bring_one_by_one(asset, missing, folder)
+    for file in missing:
         try:
-            for found in brought:
-                done[found.name] = found
-                known[found.name] = {
-                    "origin": origins[found.name],
-                    "sha256": found.sha256,
-                    "source": found.source,
-                }
-                write_text(folder / KNOWN, json.dumps(known, indent=1, sort_keys=True) + "\n")
-        except ConfigError:
-            raise
+            found = next(brought)
         except ValueError as error:
-            awaited = next(file.name for file in missing if done[file.name] is None)
-            hint = (
-                f"\n(expected is the hash of its first download; to accept a change, delete {folder / KNOWN})"
-            )
-            raise ValueError(f"{error}{hint if awaited in trusted else ''}") from None
+            if isinstance(error, ConfigError) or file.name not in trusted:
+                raise
+            raise ValueError(
+                f"{error}\n(expected is the hash of its first download; to accept a change, delete "
+                f"{folder / KNOWN})"
+            ) from None
+        done[file.name] = found
+        known[file.name] = {
+            "origin": _origin(asset, file),
+            "sha256": found.sha256,
+            "source": found.source,
+        }
+        write_text(folder / KNOWN, json.dumps(known, indent=1, sort_keys=True) + "\n")
     if hub:
         hub.clear()
-    return [found for found in done.values() if found is not None]
+    return [done[file.name] for file in files]
 
 
-def _kept(file: AssetFile, folder: Path, known: dict[str, dict[str, str]], origin: str) -> RecordFile | None:
+def _kept(file: AssetFile, folder: Path, source: str) -> RecordFile | None:
     """The file's entry in the record, if it is there and right."""
     path = inside(folder, file.name, "files")
     if not path.is_file() or file.sha256 is None:
@@ -94,7 +96,6 @@ def _kept(file: AssetFile, folder: Path, known: dict[str, dict[str, str]], origi
     except ValueError as error:
         print(f"{path} is fetched again: {error}")
         return None
-    source = known.get(file.name, {}).get("source", origin)
     return RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
 
 

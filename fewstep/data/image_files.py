@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,24 @@ class ImageFile:
     content: bytes
     label: int
     where: str
+
+
+class ImageFiles(ABC):
+    """A data set of image files, with labels, in a fixed order."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def files(self, start: int, stop: int) -> list[ImageFile]:
+        """The files of positions start..stop-1."""
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The images of positions start..stop-1, decoded; see `decode_files`."""
+        return decode_files(self.files(start, stop), self._dataset)
 
 
 def decode_files(files: Sequence[ImageFile], dataset: Dataset) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ..config import ConfigError
 from ..config.settings import Dataset
 from .archives import ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, check_folders, check_label, decode_files
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label
 
 VIEWS = ("latents", "latents_flip")
 """Tensors of latents that others encoded: of the images, and of the mirrored ones."""
@@ -34,16 +34,6 @@ class DataSource(Protocol):
         ...
 
 
-class ImageFiles(Protocol):
-    """Image files with labels in a fixed order."""
-
-    def __len__(self) -> int: ...
-
-    def files(self, start: int, stop: int) -> list[ImageFile]:
-        """The files of positions start..stop-1."""
-        ...
-
-
 def open_source(dataset: Dataset, record: Record) -> DataSource:
     """The images of ``dataset`` in the asset that ``record`` describes.
 
@@ -53,95 +43,73 @@ def open_source(dataset: Dataset, record: Record) -> DataSource:
     """
     if dataset.format != "moons" and dataset.channels not in (1, 3):
         raise ConfigError(f"{record.path}: dataset.channels: must be 1 or 3, not {dataset.channels}")
-    kinds: dict[str, Callable[[Dataset, Record], ImageFiles]] = {
+    kinds: dict[str, Callable[[Dataset, Record], DataSource]] = {
+        "digits": read_digits,
+        "moons": read_moons,
         "imagefolder": ImageFolder,
         "parquet": ParquetImages,
         "tars": ClassTars,
         "webdataset": WebDatasetTars,
     }
-    if dataset.format == "digits":
-        source: DataSource = Digits(dataset, record)
-    elif dataset.format == "moons":
-        source = TwoMoons(dataset, record)
-    elif dataset.format in kinds:
-        source = DecodedImages(dataset, kinds[dataset.format](dataset, record))
-    else:
+    if dataset.format not in kinds:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format} has no images")
+    source = kinds[dataset.format](dataset, record)
     _check_number(record, "images", len(source), dataset.images)
     return source
 
 
 def _check_number(record: Record, key: str, found: int, expected: int) -> None:
-    """Refuse a number that is not the configured one."""
     if found != expected:
         raise ConfigError(f"{record.path}: dataset.{key}: found {found}, the configuration says {expected}")
 
 
-class Digits:
-    """scikit-learn's digits: values 0..16 become v / 8 - 1."""
+class ArraySource:
+    """Data in memory: float32 (n, C, H, W) with labels int64 (n,)."""
 
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        with np.load(record.file("digits.npz"), allow_pickle=False) as content:
-            self._images = torch.from_numpy(content["images"])[:, None]
-            self._labels = torch.from_numpy(content["labels"])
-        _check_number(record, "classes", len(self._labels.unique()), dataset.classes)
-        _check_number(record, "channels", self._images.shape[1], dataset.channels)
-        _check_number(record, "resolution", self._images.shape[2], dataset.resolution)
+    def __init__(self, dataset: Dataset, record: Record, data: Tensor, labels: Tensor) -> None:
+        self._data = data
+        self._labels = labels
+        _check_number(record, "classes", len(labels.unique()), dataset.classes)
+        _check_number(record, "channels", data.shape[1], dataset.channels)
+        _check_number(record, "resolution", data.shape[2], dataset.resolution)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self._images[start:stop].float().div_(8).sub_(1), self._labels[start:stop].clone()
+        return self._data[start:stop].clone(), self._labels[start:stop].clone()
 
 
-class TwoMoons:
+def read_digits(dataset: Dataset, record: Record) -> ArraySource:
+    """scikit-learn's digits: values 0..16 become v / 8 - 1."""
+    with np.load(record.file("digits.npz"), allow_pickle=False) as content:
+        images, labels = torch.from_numpy(content["images"]), torch.from_numpy(content["labels"])
+    return ArraySource(dataset, record, images[:, None].float().div_(8).sub_(1), labels)
+
+
+def read_moons(dataset: Dataset, record: Record) -> ArraySource:
     """Two moons as "images" (2, 1, 1) of one class, with the law's own mean 0 and variance 1 along each axis.
 
     The half circles are (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi], with noise of
     deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
     that two draws share their coordinates.
     """
-
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        with np.load(record.file("moons.npz"), allow_pickle=False) as content:
-            points, noise = content["points"], float(content["noise"])
-        variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
-        standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
-        self._points = torch.from_numpy(standard).float()[:, :, None, None]
-        _check_number(record, "classes", 1, dataset.classes)
-        _check_number(record, "channels", 2, dataset.channels)
-        _check_number(record, "resolution", 1, dataset.resolution)
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        points = self._points[start:stop].clone()
-        return points, torch.zeros(len(points), dtype=torch.int64)
+    with np.load(record.file("moons.npz"), allow_pickle=False) as content:
+        points, noise = content["points"], float(content["noise"])
+    variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
+    standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
+    data = torch.from_numpy(standard).float()[:, :, None, None]
+    return ArraySource(dataset, record, data, torch.zeros(len(data), dtype=torch.int64))
 
 
-class DecodedImages:
-    """Image files, decoded."""
-
-    def __init__(self, dataset: Dataset, files: ImageFiles) -> None:
-        self._dataset = dataset
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return decode_files(self._files.files(start, stop), self._dataset)
-
-
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """One folder per class; classes are numbered in the sorted order of the folders' paths.
 
     The recorded files count, not what the folder holds today.
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
+        super().__init__(dataset)
         self._record = record
         paths = [PurePosixPath(file.name) for file in record.body.files]
         self._images = sorted(
