@@ -20,6 +20,8 @@ from torch import Tensor
 from ..config import ConfigError
 from ..config.settings import Dataset
 
+ASPECT = 100
+"""The most that one side of an image may be of the other: the crop of a long line takes gigabytes."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 WORDNET = re.compile(r"(?:^|/)(n\d{8})[_/.]")
 """The class in a name such as n01440764_10026_n01440764.JPEG."""
@@ -91,9 +93,11 @@ def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor
     The orientation in a camera's EXIF data is ignored, as it is by everyone who reports numbers.
 
     Raises:
-        ValueError: not an image, or of another size and ``crop`` is none.
+        ValueError: not an image, or one that has no such values (see `_check_pixels`), or of another size
+            and ``crop`` is none.
     """
     with Image.open(stream) as raw:
+        _check_pixels(raw)
         image = raw.convert("RGB" if channels == 3 else "L")
     if crop == "adm":
         image = adm_crop(image, size)
@@ -101,6 +105,22 @@ def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor
         raise ValueError(f"is {image.width}x{image.height}, not {size}x{size}, and crop is none")
     pixels = torch.from_numpy(np.array(image)).reshape(size, size, channels)
     return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse what Pillow would convert to other colours, or what a crop would blow up.
+
+    Raises:
+        ValueError: more than 8 bits a channel, transparent pixels, a side ASPECT times the other.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it first")
+    if "A" in image.getbands() or "transparency" in image.info:
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if lowest < 255:
+            raise ValueError("has transparent pixels; lay it over a background first")
+    if max(image.size) > ASPECT * min(image.size):
+        raise ValueError(f"is {image.width}x{image.height}: one side is over {ASPECT} times the other")
 
 
 @cache

@@ -21,8 +21,8 @@ def write_spec(path: Path, spec: Strict) -> str:
 
 
 @dataclass
-class Made:
-    """A folder with encoded latents."""
+class LatentSet:
+    """A folder of latents, and what they are encoded from."""
 
     folder: Path
     record: Path
@@ -58,14 +58,14 @@ class Made:
             encode.main([*common, "--merge", *paths, "--out", str(self.manifest)])
 
 
-def pixel_latents(folder: Path, record: Path, flip: bool = True, shards: int = 2) -> Made:
+def pixel_latents(folder: Path, record: Path, flip: bool = True, shards: int = 2) -> LatentSet:
     spec = EncodeSpec(
         name="digits-pixels",
         dataset=DIGITS,
         tokenizer=Tokenizer(kind="pixels", shape=[1, 8, 8], statistics="computed", multiplier=0.5),
         latents=Latents(dataset="digits", tokenizer="pixels", shards=shards, flip=flip),
     )
-    return Made(folder, record, spec)
+    return LatentSet(folder, record, spec)
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from data_factories import Made, write_spec
+from data_factories import LatentSet, write_spec
 from ldm_reference import TINY
 from PIL import Image
 from pyarrow import parquet
@@ -78,7 +78,7 @@ def spec_of(tokenizer: Tokenizer = VAVAE, dataset: Dataset = IMAGES, **latents: 
 def test_latents_are_draws_of_the_posterior_of_both_views(
     tmp_path: Path, images: Path, weights: Path
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of())
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     made.encode(weights)
     stored = LatentShards(made.manifest).read(range(23)).float()
     pixels, labels = open_source(IMAGES, read_record(images)).read(0, 23)
@@ -122,7 +122,7 @@ def test_any_batch_gives_the_same_latents(tmp_path: Path, images: Path, weights:
 def test_a_poor_decoder_stops_before_the_first_shard(
     tmp_path: Path, images: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of(psnr=20.0))
+    made = LatentSet(tmp_path / "latents", images, spec_of(psnr=20.0))
     with pytest.raises(ConfigError, match=r"tiny: latents\.psnr: images 0 to 7 come back .* dB, not 20\.0"):
         made.encode(weights)
     assert list(made.folder.glob("*.tar")) == []
@@ -135,7 +135,7 @@ def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> N
     state = ldm_reference.weights(TINY, 4)
     state["quant_conv.bias"][0] = 7e4
     ldm_reference.save_checkpoint(tmp_path / "vae/vae.pt", state)
-    made = Made(tmp_path / "latents", images, spec_of())
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     message = (
         r"latents\.dtype: of images 0 to 7, latents are not finite in float16 \(largest before: 7e\+04\)"
     )
@@ -149,7 +149,7 @@ def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> N
 def test_a_finished_shard_is_not_touched_by_a_failing_one(
     tmp_path: Path, images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of())
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     made.encode(weights)
     before = [shard.read_bytes() for shard in made.shards]
 
@@ -168,20 +168,22 @@ def test_a_finished_shard_is_not_touched_by_a_failing_one(
 
 
 @pytest.fixture
-def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., Made]:
+def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., LatentSet]:
     """Latents normalised by a file that holds their own statistics, changed as asked."""
 
     def make(
         change: Callable[[dict], object] = lambda content: content, name: str = "latents_stats.pt"
-    ) -> Made:
-        own = Made(tmp_path / "own", images, spec_of(VAVAE.model_copy(update={"statistics": "computed"})))
+    ) -> LatentSet:
+        own = LatentSet(
+            tmp_path / "own", images, spec_of(VAVAE.model_copy(update={"statistics": "computed"}))
+        )
         if not own.manifest.exists():
             own.encode(weights)
         manifest = read_manifest(own.manifest)
         mean, std = (torch.tensor(value).view(1, 4, 1, 1) for value in (manifest.mean, manifest.std))
         torch.save(change({"mean": mean, "std": std}), tmp_path / "vae" / name)
         update = {"statistics": "published", "statistics_file": "latents_stats.pt"}
-        result = Made(tmp_path / "latents", images, spec_of(VAVAE.model_copy(update=update)))
+        result = LatentSet(tmp_path / "latents", images, spec_of(VAVAE.model_copy(update=update)))
         shutil.rmtree(result.folder, ignore_errors=True)
         result.encode(local(tmp_path, "vae"))
         return result
@@ -190,7 +192,7 @@ def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., Made
 
 
 def test_published_statistics_are_used_as_they_are(
-    tmp_path: Path, published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, published: Callable[..., LatentSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = published(lambda own: {"mean": own["mean"] + 0.05 * own["std"], "std": own["std"] * 0.98})
     manifest = read_manifest(made.manifest)
@@ -216,7 +218,7 @@ def test_published_statistics_are_used_as_they_are(
 
 
 def test_statistics_of_other_latents_are_noticed(
-    published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+    published: Callable[..., LatentSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     published(
         lambda own: {**own, "mean": own["mean"] + torch.tensor([0, 0, 0.3, 0]).view(1, 4, 1, 1) * own["std"]}
@@ -242,7 +244,7 @@ def test_statistics_of_other_latents_are_noticed(
     ],
 )
 def test_bad_statistics_are_refused_before_encoding(
-    tmp_path: Path, published: Callable[..., Made], change: Callable, message: str
+    tmp_path: Path, published: Callable[..., LatentSet], change: Callable, message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"latents_stats\.pt: {message}"):
         published(change)
@@ -250,7 +252,7 @@ def test_bad_statistics_are_refused_before_encoding(
 
 
 def test_missing_statistics_are_refused_before_encoding(
-    tmp_path: Path, published: Callable[..., Made]
+    tmp_path: Path, published: Callable[..., LatentSet]
 ) -> None:
     with pytest.raises(ConfigError, match=r"has no file 'latents_stats\.pt'; it names other\.pt, vae\.pt"):
         published(name="other.pt")
@@ -299,7 +301,7 @@ def test_the_configured_imagenet_in_miniature(tmp_path: Path, paper_plan: Plan, 
         {"mean": torch.zeros(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 3.0)},
         tmp_path / "vae/latents_stats.pt",
     )
-    made = Made(tmp_path / "latents", local(tmp_path, "hub"), spec)
+    made = LatentSet(tmp_path / "latents", local(tmp_path, "hub"), spec)
     made.encode(local(tmp_path, "vae"))
     shards = LatentShards(made.manifest)
     shards.check(made.card)
@@ -331,7 +333,7 @@ OTHERS = IMAGES.model_copy(update={"format": "latents-safetensors", "images": 11
 def test_latents_of_others_become_shards(tmp_path: Path, weights: Path, flip: bool) -> None:
     latents, labels = latents_of_others(tmp_path / "others", flip)
     spec = spec_of(dataset=OTHERS, flip=flip, shards=3, dtype="float32", psnr=20.0)
-    made = Made(tmp_path / "latents", local(tmp_path, "others"), spec)
+    made = LatentSet(tmp_path / "latents", local(tmp_path, "others"), spec)
     made.encode(weights)
     shards = LatentShards(made.manifest)
     assert torch.equal(shards.read(range(11)), latents[:, : 1 + flip])
@@ -345,7 +347,7 @@ def test_unfit_latents_of_others_are_refused(tmp_path: Path, weights: Path) -> N
     record = local(tmp_path, "others")
 
     def attempt(**change: object) -> None:
-        Made(tmp_path / "latents", record, spec_of(**{"dataset": OTHERS, "shards": 1, **change})).encode(
+        LatentSet(tmp_path / "latents", record, spec_of(**{"dataset": OTHERS, "shards": 1, **change})).encode(
             weights
         )
 

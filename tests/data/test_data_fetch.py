@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {"/good.bin": CONTENT, "/bad.bin": CONTENT[::-1]}
         self.cut, self.cuts = 300_000, 0
-        self.ranges = True
+        self.ranges = self.tells_length = True
         self.moved = {"/old.bin": "/good.bin"}
         self.failures: list[int] = []
         self.asked: list[tuple[str, str | None]] = []
@@ -65,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         content = content[start:]
-        self.send_header("Content-Length", str(len(content)))
+        if self.server.tells_length:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.server.cuts:
             self.server.cuts -= 1
@@ -167,6 +168,22 @@ def test_server_errors_are_retried_and_refusals_are_not(server: Server, tmp_path
     with pytest.raises(ValueError, match=r"missing\.bin: HTTP status 404"):
         fetch_asset("other", http_asset(server.url("missing.bin")), tmp_path / "other.json")
     assert len(server.asked) == 4
+
+
+def test_a_server_that_does_not_tell_the_length(server: Server, tmp_path: Path) -> None:
+    """Half a file must not become the one that is trusted, and an endless one must end."""
+    server.tells_length = False
+    fetch_asset("sized", http_asset(server.url("good.bin"), sha256=None), tmp_path / "sized.json")
+    fetch_asset("hashed", http_asset(server.url("good.bin"), size=None), tmp_path / "hashed.json")
+    server.cuts = 1
+    with pytest.raises(ValueError, match="does not say how long the file is: set its bytes or sha256"):
+        fetch_asset("x", http_asset(server.url("good.bin"), sha256=None, size=None), tmp_path / "x.json")
+    with pytest.raises(ValueError, match="the server sends more than 1000 bytes"):
+        fetch_asset("x", http_asset(server.url("good.bin"), size=1000), tmp_path / "x.json")
+    server.tells_length = True
+    with pytest.raises(ValueError, match=f"the file has {len(CONTENT)} bytes instead of 1000"):
+        fetch_asset("x", http_asset(server.url("good.bin"), size=1000), tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists() and not (tmp_path / "x/weights/file.bin").exists()
 
 
 def test_trust_on_first_use(server: Server, tmp_path: Path) -> None:

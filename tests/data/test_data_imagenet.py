@@ -184,6 +184,10 @@ def test_headers_of_tars_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert torch.equal(again.read(0, 5)[0], images)
         with pytest.raises(ConfigError, match=r"dataset\.classes: found 3, the configuration says 4"):
             open_source(dataset(**options, classes=4), record_of(folder))
+    (cache,) = tmp_path.rglob("*.tars.npz")
+    for damaged in (b"", cache.read_bytes()[:300]):
+        cache.write_bytes(damaged)
+        assert torch.equal(open_source(dataset(**options), record_of(folder)).read(0, 5)[0], images)
     (folder / "a.tar").write_bytes(tar_of({f"{name}.tar": tar_of(CLASSES[name]) for name in IDS[:2]}))
     with pytest.raises(ConfigError, match=r"dataset\.classes: found 2"):  # other content: read anew
         open_source(dataset(**options), record_of(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_factories import Made, pixel_latents
+from data_factories import LatentSet, pixel_latents
 
 from fewstep.data.loader import Loader, positions
 from fewstep.data.shards import LatentShards
@@ -15,7 +15,7 @@ ALL = slice(None)
 
 
 @pytest.fixture(scope="module")
-def shards(made: Made) -> LatentShards:
+def shards(made: LatentSet) -> LatentShards:
     return LatentShards(made.manifest)
 
 

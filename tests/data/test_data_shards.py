@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from data_factories import DIGITS, Made, pixel_latents
+from data_factories import DIGITS, LatentSet, pixel_latents
 
 from fewstep.backbones import build
 from fewstep.backbones.model_file import save_model
@@ -29,9 +29,9 @@ from fewstep.data.tokenizers import open_tokenizer
 
 
 @pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Made:
+def copy(made: LatentSet, tmp_path: Path) -> LatentSet:
     shutil.copytree(made.folder, tmp_path / "copy")
-    return Made(tmp_path / "copy", made.record, made.spec)
+    return LatentSet(tmp_path / "copy", made.record, made.spec)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -40,14 +40,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(raw))
 
 
-def test_shards_and_manifest_have_the_same_bytes_on_every_run(made: Made, tmp_path: Path) -> None:
-    again = Made(tmp_path / "again", made.record, made.spec)
+def test_shards_and_manifest_have_the_same_bytes_on_every_run(made: LatentSet, tmp_path: Path) -> None:
+    again = LatentSet(tmp_path / "again", made.record, made.spec)
     again.encode()
     for name in ("shard-00000.tar", "shard-00001.tar", "manifest.index.npz", "manifest.json"):
         assert (again.folder / name).read_bytes() == (made.folder / name).read_bytes(), name
 
 
-def test_shards_are_plain_webdataset(made: Made) -> None:
+def test_shards_are_plain_webdataset(made: LatentSet) -> None:
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     urls = [str(shard) for shard in made.shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
@@ -57,7 +57,7 @@ def test_shards_are_plain_webdataset(made: Made) -> None:
     assert torch.equal(stored[:, 0], images) and torch.equal(stored[:, 1], images.flip(-1))
 
 
-def test_manifest_says_what_the_latents_are(made: Made) -> None:
+def test_manifest_says_what_the_latents_are(made: LatentSet) -> None:
     manifest = LatentShards(made.manifest).manifest
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     assert manifest.dataset == DIGITS and manifest.tokenizer == made.spec.tokenizer
@@ -75,7 +75,7 @@ def test_manifest_says_what_the_latents_are(made: Made) -> None:
     assert manifest.spec == digest(made.spec) and manifest.weights is None
 
 
-def test_reader_equals_source_in_any_order(made: Made) -> None:
+def test_reader_equals_source_in_any_order(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     assert len(shards) == 1797 and shards.shape == (1, 8, 8) and torch.equal(shards.labels, labels)
@@ -90,7 +90,7 @@ def test_reader_equals_source_in_any_order(made: Made) -> None:
             shards.read(torch.tensor([outside]))
 
 
-def test_normalisation_round_trip(made: Made) -> None:
+def test_normalisation_round_trip(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     raw = shards.read(torch.arange(1797))
     normal = shards.normalise(raw)
@@ -132,14 +132,14 @@ def test_split_covers_all_images_once() -> None:
         (lambda raw: raw["shards"].reverse(), "images: "),
     ],
 )
-def test_a_tampered_manifest_is_refused(copy: Made, change: Callable[..., None], message: str) -> None:
+def test_a_tampered_manifest_is_refused(copy: LatentSet, change: Callable[..., None], message: str) -> None:
     edit(copy.manifest, change)
     with pytest.raises(ValueError, match=message) as caught:
         LatentShards(copy.manifest)
     assert str(copy.manifest.parent) in str(caught.value)
 
 
-def test_tampered_or_missing_files_are_refused(copy: Made) -> None:
+def test_tampered_or_missing_files_are_refused(copy: LatentSet) -> None:
     shard, index = copy.shards[1], copy.folder / "manifest.index.npz"
     for path in (shard, index):
         content = path.read_bytes()
@@ -153,7 +153,7 @@ def test_tampered_or_missing_files_are_refused(copy: Made) -> None:
     LatentShards(copy.manifest)
 
 
-def test_check_names_field_and_both_values(made: Made) -> None:
+def test_check_names_field_and_both_values(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     shards.check(made.card)
     other = made.card.tokenizer.model_copy(update={"multiplier": 0.18215})
@@ -164,7 +164,7 @@ def test_check_names_field_and_both_values(made: Made) -> None:
     assert "tokenizer.multiplier: the latents have 0.5, the spec asks for 0.18215" in str(caught.value)
 
 
-def test_merge_refuses_shards_that_do_not_belong_together(copy: Made) -> None:
+def test_merge_refuses_shards_that_do_not_belong_together(copy: LatentSet) -> None:
     merge = partial(merge_shards, weights=None)
     with pytest.raises(ConfigError, match=r"latents\.shards: 2, but given are shards \[0, 0\]"):
         merge(copy.spec, copy.record, shards=[copy.shards[0]] * 2, out=copy.manifest)
@@ -198,7 +198,7 @@ def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, t
         latents=Latents(dataset="digits", tokenizer="ae", shards=2, dtype="float16"),
         backbone=backbone,
     )
-    result = Made(tmp_path / "latents", digits_record, spec)
+    result = LatentSet(tmp_path / "latents", digits_record, spec)
     result.encode(tmp_path / "model.safetensors")
     shards = LatentShards(result.manifest)
     assert shards.manifest.weights == sha256(tmp_path / "model.safetensors")

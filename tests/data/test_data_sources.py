@@ -61,6 +61,30 @@ def test_imagefolder_order_range_and_labels(folders: Record) -> None:
     assert torch.equal(source.read(1, 2)[0], images[1:2])
 
 
+def encoded(image: Image.Image, kind: str = "png") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def test_pixels_that_would_become_other_colours_are_refused(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    clear.putpixel((3, 4), (255, 0, 0, 254))
+    for content, message in (
+        (encoded(Image.fromarray(grey * 1000)), "has more than 8 bits a channel"),
+        (encoded(Image.fromarray(grey.astype(np.float32)), "tiff"), "has more than 8 bits a channel"),
+        (encoded(clear), "has transparent pixels"),
+        (png((0, 0, 0), (1, 101)), "is 1x101: one side is over 100 times the other"),
+    ):
+        record = record_of(tmp_path, {"a/x.png": content})
+        with pytest.raises(ConfigError, match=rf"x\.png: {message}"):
+            open_source(dataset(classes=1, images=1, crop="adm"), record).read(0, 1)
+    opaque = encoded(Image.new("RGBA", (8, 8), (255, 0, 127, 255)))
+    images, _ = open_source(dataset(classes=1, images=1), record_of(tmp_path, {"a/x.png": opaque})).read(0, 1)
+    assert images[0, :, 0, 0].tolist() == pytest.approx([1, -1, 127 / 127.5 - 1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
