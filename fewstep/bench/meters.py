@@ -108,7 +108,8 @@ def peak_bytes(call: Call) -> int:
         before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated()) - before
+        most: int = torch.cuda.max_memory_allocated() - before
+        return most
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     held = top = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ from ..features import Extractor, Features
 from ..images import to_uint8
 from .meters import DEVICE, Call, Case, Stopwatch
 
+StoredType = Literal["float16", "float32"]
+
 
 def encode_cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
     """Tokenizers: images to latents."""
@@ -66,14 +68,12 @@ def encode_cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
 
 def load_cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     """Training batches: whole, and the parts that they are made of. Always on the CPU."""
-    found = []
-    for name, shape, dtype, images, flip in (
-        ("digits 4x4x4 float32", [4, 4, 4], "float32", 1797, False),
-        ("VA-VAE 32x16x16 float16", [32, 16, 16], "float16", 2048, True),
-    ):
-        shards = random_shards(folder / name.split()[0], shape, dtype, images, flip)
-        found += _batch_cases(name, shards, given.batch)
-    return found
+    small = random_shards(folder / "digits", [4, 4, 4], "float32", 1797, flip=False)
+    large = random_shards(folder / "vavae", [32, 16, 16], "float16", 2048, flip=True)
+    return [
+        *_batch_cases("digits 4x4x4 float32", small, given.batch),
+        *_batch_cases("VA-VAE 32x16x16 float16", large, given.batch),
+    ]
 
 
 def _batch_cases(name: str, shards: LatentShards, batch: int) -> list[Case]:
@@ -164,7 +164,7 @@ def score_cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     ]
 
 
-def random_shards(folder: Path, shape: list[int], dtype: str, images: int, flip: bool) -> LatentShards:
+def random_shards(folder: Path, shape: list[int], dtype: StoredType, images: int, flip: bool) -> LatentShards:
     """Shards of noise, as the encode stage would write them."""
     spec = EncodeSpec(
         name="bench",

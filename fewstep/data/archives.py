@@ -49,7 +49,8 @@ class _TarFiles(ImageFiles):
             kept = np.array(entries, np.int64).reshape(-1, len(TarEntry._fields)), folders
             with suppress(OSError), atomic(cache) as temporary:
                 np.savez(temporary, entries=kept[0], folders=np.array(folders, str), digest=record.digest)
-        self._entries, self._folders = kept
+        self._entries: np.ndarray = kept[0]
+        self._folders: list[str] = kept[1]
 
     @abstractmethod
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
@@ -238,8 +239,8 @@ def _open_parquet(path: Path, wanted: list[str]) -> ParquetFile:
     schema = file.schema_arrow
     columns = {name: schema.field(name).type for name in schema.names}
     image, label = map(columns.get, wanted)
-    is_struct = image is not None and pyarrow.types.is_struct(image)
-    if label is None or not is_struct or not {"bytes", "path"} <= {field.name for field in image}:
+    parts = {field.name for field in image} if image and pyarrow.types.is_struct(image) else set()
+    if label is None or not {"bytes", "path"} <= parts:
         raise ConfigError(
             f"{path}: needs columns {wanted[0]} (bytes, path) and {wanted[1]}, has {schema.names}; "
             f"name them in dataset.columns"

@@ -106,7 +106,7 @@ class HubRepository:
         shutil.rmtree(self._folder / STAGING, ignore_errors=True)
 
     def _listed(self) -> list[AssetFile]:
-        from huggingface_hub.utils import filter_repo_objects
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
         files = [file for file in self._info.siblings or [] if not _hidden(file.rfilename)]
         chosen = filter_repo_objects(
@@ -159,7 +159,7 @@ class HubRepository:
 
         try:
             return action()
-        except (errors.HfHubHTTPError, errors.HTTPError, OSError) as error:
+        except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
             # The client wraps the hub's refusals, with what it looked for here.
             reason = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
         told = " ".join(str(reason).split())

@@ -115,10 +115,9 @@ def _check_pixels(image: Image.Image) -> None:
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it first")
-    if "A" in image.getbands() or "transparency" in image.info:
-        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-        if lowest < 255:
-            raise ValueError("has transparent pixels; lay it over a background first")
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    if alpha and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        raise ValueError("has transparent pixels; lay it over a background first")
     if max(image.size) > ASPECT * min(image.size):
         raise ValueError(f"is {image.width}x{image.height}: one side is over {ASPECT} times the other")
 
