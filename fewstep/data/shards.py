@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import resource
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
+
+
+OTHER_FILES = 512
+"""Files that a process may have open beside its shards."""
 
 
 class ShardCard(Strict):
@@ -145,6 +150,14 @@ def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.
     return np.ndarray((len(offsets), *shape), dtype, memory, int(offsets[0]), (step, *within))
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may: a mapped file stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 class LatentShards:
     """Random access to the latents that a manifest names.
 
@@ -179,6 +192,7 @@ class LatentShards:
         self.labels = torch.from_numpy(labels)
         """Labels of all images, int64 (len,)."""
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
+        _allow_open_files(len(shards) + OTHER_FILES)
         parts = zip(shards, self._starts.tolist(), np.split(offsets, self._starts[1:-1]))
         self._arrays = [self._map(folder / shard.name, start, part) for shard, start, part in parts]
 

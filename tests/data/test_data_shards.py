@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -162,6 +163,18 @@ def test_check_names_field_and_both_values(made: LatentSet) -> None:
         shards.check(card)
     assert f"{made.manifest}: images: the latents have 1797, the spec asks for 5" in str(caught.value)
     assert "tokenizer.multiplier: the latents have 0.5, the spec asks for 0.18215" in str(caught.value)
+
+
+def test_more_shards_than_a_process_may_open_files(digits_record: Path, tmp_path: Path) -> None:
+    many = pixel_latents(tmp_path / "latents", digits_record, flip=False, shards=40)
+    many.encode()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, limits[1]))
+    try:
+        shards = LatentShards(many.manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert shards.read(range(1797)).shape == (1797, 1, 1, 8, 8)
 
 
 def test_merge_refuses_shards_that_do_not_belong_together(copy: LatentSet) -> None:
