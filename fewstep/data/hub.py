@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..common.files import write_text
-from ..config import ConfigError, Strict
+from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
 from .asset_files import RecordFile, inside
 from .download import verify
@@ -19,16 +20,7 @@ Result = TypeVar("Result")
 STAGING = ".incoming"
 """Folder of transfers, below the asset's; what is complete or begun there is not transferred again."""
 LISTING = ".listing.json"
-
-
-class Listing(Strict):
-    """What the patterns of an asset matched when the hub was asked last."""
-
-    repo: str
-    revision: str
-    patterns: list[str]
-    commit: str
-    files: list[AssetFile]
+"""What the patterns matched when the hub was asked last: the question, the commit and the files."""
 
 
 class HubRepository:
@@ -106,40 +98,37 @@ class HubRepository:
         shutil.rmtree(self._folder / STAGING, ignore_errors=True)
 
     def _listed(self) -> list[AssetFile]:
+        """What the patterns match on the hub, kept in the folder."""
         from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-        files = [file for file in self._info.siblings or [] if not _hidden(file.rfilename)]
-        chosen = filter_repo_objects(
-            files, allow_patterns=self._asset.patterns, key=lambda file: file.rfilename
-        )
+        there = {file.rfilename: file for file in self._info.siblings or []}
+        chosen = filter_repo_objects(there, allow_patterns=self._asset.patterns)
         found = [
-            AssetFile(
-                name=file.rfilename,
-                bytes=file.size or None,
-                sha256=file.lfs.sha256 if file.lfs else None,
-            )
-            for file in sorted(chosen, key=lambda file: file.rfilename)
+            AssetFile(name=name, bytes=there[name].size or None, sha256=lfs.sha256 if lfs else None)
+            for name in sorted(chosen)
+            if not any(part.startswith(".") for part in name.split("/"))
+            for lfs in [there[name].lfs]
         ]
         if not found:
             raise ConfigError(
                 f"assets.{self._name}.patterns: nothing in {self._asset.repo} matches {self._asset.patterns}"
             )
-        listing = Listing(commit=self._info.sha, files=found, **self._asked())
-        write_text(self._folder / LISTING, listing.model_dump_json(indent=1) + "\n")
+        files = [file.model_dump(mode="json") for file in found]
+        listing = {**self._question(), "commit": self._info.sha, "files": files}
+        write_text(self._folder / LISTING, json.dumps(listing, indent=1) + "\n")
         return found
 
     def _remembered(self) -> list[AssetFile]:
         path = self._folder / LISTING
-        if path.exists():
-            listing = Listing.model_validate_json(path.read_text(encoding="utf-8"))
-            if listing.model_dump(include=set(self._asked())) == self._asked():
-                return listing.files
+        listing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if self._question().items() <= listing.items():
+            return [AssetFile.model_validate(file) for file in listing["files"]]
         raise ConfigError(
             f"assets.{self._name}.patterns: HF_HUB_OFFLINE is set, and {self._folder} has no list of what "
             f"{self._asset.patterns} match in {self._asset.repo}: fetch it once where the network is"
         )
 
-    def _asked(self) -> dict[str, Any]:
+    def _question(self) -> dict[str, Any]:
         return {"repo": self._place, "revision": self._asset.revision, "patterns": self._asset.patterns}
 
     @cached_property
@@ -181,7 +170,3 @@ class HubRepository:
             f"assets.{self._name}: {self._asset.repo} is gated: accept its licence at {page}, "
             f"then set HF_TOKEN to a token of that account"
         )
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -127,17 +127,14 @@ class Manifest(Strict):
         Raises:
             ValueError: naming the manifest, every field that differs, and both values.
         """
-        ours = {
-            "name": self.name,
-            "shape": self.shape,
-            "classes": self.dataset.classes,
-            "images": self.images,
-            **{f"tokenizer.{key}": value for key, value in self.tokenizer.model_dump().items()},
-        }
-        asked = {
-            **card.model_dump(exclude={"tokenizer"}),
-            **{f"tokenizer.{key}": value for key, value in card.tokenizer.model_dump().items()},
-        }
+        own = LatentCard(
+            name=self.name,
+            shape=self.shape,
+            classes=self.dataset.classes,
+            images=self.images,
+            tokenizer=self.tokenizer,
+        )
+        ours, asked = _flat(own), _flat(card)
         differences = [
             f"{path}: {key}: the latents have {ours[key]!r}, the spec asks for {asked[key]!r}"
             for key in asked
@@ -145,6 +142,12 @@ class Manifest(Strict):
         ]
         if differences:
             raise ValueError("\n".join(differences))
+
+
+def _flat(card: LatentCard) -> dict[str, Any]:
+    """The card's values by their keys, those of the tokenizer as tokenizer.KEY."""
+    tokenizer = {f"tokenizer.{key}": value for key, value in card.tokenizer.model_dump().items()}
+    return card.model_dump(exclude={"tokenizer"}) | tokenizer
 
 
 def read_manifest(path: str | Path) -> Manifest:
