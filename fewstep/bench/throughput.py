@@ -33,12 +33,11 @@ from ..config.specs import EncodeSpec, digest
 from ..core.guidance import guided_field
 from ..core.rng import generator
 from ..core.sampling import sample
-from ..data import vavae
 from ..data.asset_files import RecordBody, read_record
 from ..data.encoding import merge_shards
 from ..data.loader import Loader
 from ..data.shards import LatentShards, ShardCard, write_shard
-from ..data.tokenizers import Codec, ConvCodec, IdentityCodec, KlCodec
+from ..data.tokenizers import Codec, ConvCodec, IdentityCodec, KlCodec, build_ldm_autoencoder
 from ..features import Extractor, Features
 from ..images import to_uint8
 from .meters import DEVICE, Call, Case, Stopwatch
@@ -202,7 +201,7 @@ def vavae_codec(large: bool) -> KlCodec:
         if large
         else LdmAutoencoder(channels=32, multipliers=[1, 2], attention=[1], blocks=1)
     )
-    return KlCodec(vavae.build(shape, 32), "sample", DEVICE)
+    return KlCodec(build_ldm_autoencoder(shape, 32), "sample", DEVICE)
 
 
 def random_network(large: bool) -> tuple[nn.Module, LightningDiT]:

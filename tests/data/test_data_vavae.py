@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import LdmAutoencoder, Tokenizer, Weights
-from fewstep.data import tokenizers, vavae
+from fewstep.data import tokenizers
 from fewstep.data.fetching import fetch_asset
 from fewstep.data.tokenizers import open_tokenizer
 
@@ -33,12 +33,12 @@ def tokenizer(**change: object) -> Tokenizer:
 
 def test_full_size_is_the_published_one() -> None:
     full = LdmAutoencoder()
-    net = vavae.build(full, 32, "meta")
+    net = tokenizers.build_ldm_autoencoder(full, 32, "meta")
     count = {name: sum(p.numel() for p in getattr(net, name).parameters()) for name in ("encoder", "decoder")}
     assert count == {"encoder": 28_413_248, "decoder": 41_417_603}
     assert sum(p.numel() for p in net.parameters()) == 69_836_067
     expected = ldm_reference.shapes(full, 32)
-    found = {vavae.ldm_name(name, 5): tensor for name, tensor in net.state_dict().items()}
+    found = {tokenizers.ldm_name(name, 5): tensor for name, tensor in net.state_dict().items()}
     assert len(found) == 342 and found.keys() == expected.keys()
     for name, shape in expected.items():
         assert math.prod(shape) == found[name].numel(), name
@@ -113,11 +113,11 @@ def test_safetensors_and_bare_and_half_precision_files(tmp_path: Path) -> None:
     save_file(rounded, tmp_path / "vae/vae.safetensors")
     torch.save(rounded, tmp_path / "vae/bare.pt")
     for name in ("vae.safetensors", "bare.pt"):
-        net = vavae.load(tmp_path / "vae" / name, TINY, 4)
+        net = tokenizers.load_ldm_autoencoder(tmp_path / "vae" / name, TINY, 4)
         own = net.state_dict()
         assert {value.dtype for value in own.values()} == {torch.float32}
         for key, value in own.items():
-            assert torch.equal(value.flatten(), rounded[vavae.ldm_name(key, 2)].float().flatten()), key
+            assert torch.equal(value.flatten(), rounded[tokenizers.ldm_name(key, 2)].float().flatten()), key
 
 
 def test_other_weights_are_refused_by_their_own_names(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_other_weights_are_refused_by_their_own_names(tmp_path: Path) -> None:
     ):
         ldm_reference.save_checkpoint(path, tensors)
         with pytest.raises(ConfigError, match=message):
-            vavae.load(path, TINY, 4)
+            tokenizers.load_ldm_autoencoder(path, TINY, 4)
 
 
 def test_files_that_are_no_plain_tensors_are_not_opened(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_files_that_are_no_plain_tensors_are_not_opened(tmp_path: Path) -> None:
         ValueError,
         match=r"holds pickled objects \(pathlib.*\).* could run any code",
     ):
-        vavae.load(path, TINY, 4)
+        tokenizers.load_ldm_autoencoder(path, TINY, 4)
     torch.save({"state_dict": {"a": 1}}, path)
     with pytest.raises(ConfigError, match="neither tensors by name nor a state_dict"):
-        vavae.load(path, TINY, 4)
+        tokenizers.load_ldm_autoencoder(path, TINY, 4)
     for name in ("vae.pt", "vae.safetensors"):
         (tmp_path / name).write_bytes(b"<html>not here</html>")
         with pytest.raises(ValueError, match=name):
-            vavae.load(tmp_path / name, TINY, 4)
+            tokenizers.load_ldm_autoencoder(tmp_path / name, TINY, 4)
 
 
 def test_configurations_that_cannot_be() -> None:
