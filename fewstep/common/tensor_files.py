@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,23 @@ def load_tensors(path: Path) -> Any:
 def read_all(file: Any) -> dict[str, Tensor]:
     """All tensors of an open safetensors file, by name."""
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def open_npz(path: str | Path) -> Iterator[Any]:
+    """The open file, a mapping of names to arrays (``numpy.load``).
+
+    Raises:
+        ValueError: in one line: the file is missing or damaged, or has no array that is asked for.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("holds one array, not several by name")
+        with content:
+            yield content
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not an npz file as expected: {_first_line(error)}") from None
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..common.files import atomic
+from ..common.tensor_files import open_npz
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record
@@ -73,10 +73,10 @@ class _TarFiles(ImageFiles):
 def _read_cache(cache: Path, digest: str) -> tuple[np.ndarray, list[str]] | None:
     """Entries and class names that were kept for the files of ``digest``; None if there are none."""
     try:
-        with np.load(cache, allow_pickle=False) as content:
+        with open_npz(cache) as content:
             if str(content["digest"]) == digest:
                 return content["entries"], content["folders"].tolist()
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except ValueError:
         pass  # not there, damaged, or of an older version: the tars are read again
     return None
 

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..config import ConfigError
@@ -64,7 +64,9 @@ def decode_files(files: Sequence[ImageFile], dataset: Dataset) -> tuple[Tensor, 
     def decode(file: ImageFile) -> Tensor:
         try:
             return read_image(io.BytesIO(file.content), dataset.channels, dataset.resolution, dataset.crop)
-        except (ValueError, OSError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:
+            raise ConfigError(f"{file.where}: not an image") from None
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConfigError(f"{file.where}: {error}") from None
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

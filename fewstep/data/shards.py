@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.files import atomic, sha256
-from ..common.tensor_files import read_npy_header
+from ..common.tensor_files import open_npz, read_npy_header
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
@@ -177,7 +177,7 @@ class LatentShards:
             self._verify(folder / shard.name, shard.sha256 if total < HASH_BELOW else None, shard.bytes)
         index = folder / self.manifest.index.name
         self._verify(index, self.manifest.index.sha256, None)
-        with np.load(index, allow_pickle=False) as content:
+        with open_npz(index) as content:
             offsets, labels = content["offsets"], content["labels"]
         if not len(offsets) == len(labels) == self.manifest.images:
             raise ValueError(f"{self.path}: images: {self.manifest.images}, the index has {len(labels)}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.tensor_files import open_safetensors
+from ..common.tensor_files import open_npz, open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .archives import ClassTars, ParquetImages, WebDatasetTars
@@ -82,7 +82,7 @@ class ArraySource:
 
 def read_digits(dataset: Dataset, record: Record) -> ArraySource:
     """scikit-learn's digits: values 0..16 become v / 8 - 1."""
-    with np.load(record.file("digits.npz"), allow_pickle=False) as content:
+    with open_npz(record.file("digits.npz")) as content:
         images, labels = torch.from_numpy(content["images"]), torch.from_numpy(content["labels"])
     return ArraySource(dataset, record, images[:, None].float().div_(8).sub_(1), labels)
 
@@ -94,7 +94,7 @@ def read_moons(dataset: Dataset, record: Record) -> ArraySource:
     deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
     that two draws share their coordinates.
     """
-    with np.load(record.file("moons.npz"), allow_pickle=False) as content:
+    with open_npz(record.file("moons.npz")) as content:
         points, noise = content["points"], float(content["noise"])
     variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
     standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)

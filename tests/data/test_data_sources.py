@@ -67,7 +67,21 @@ def encoded(image: Image.Image, kind: str = "png") -> bytes:
     return stream.getvalue()
 
 
-def test_pixels_that_would_become_other_colours_are_refused(tmp_path: Path) -> None:
+def test_damaged_images_are_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise))
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    for content, message in (
+        (b"<html>", "not an image"),
+        (whole[:second], "image file is truncated"),
+        (whole[:second] + b"\1\2\3\4" + whole[second + 4 :], "broken PNG file"),
+    ):
+        record = record_of(tmp_path, {"a/x.png": content})
+        with pytest.raises(ConfigError, match=rf"x\.png: {message}"):
+            open_source(dataset(classes=1, images=1, resolution=300), record).read(0, 1)
+
+
+def test_images_that_would_become_others_are_refused(tmp_path: Path) -> None:
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8)
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
     clear.putpixel((3, 4), (255, 0, 0, 254))
