@@ -109,7 +109,7 @@ def test_only_the_row_groups_of_the_range_are_read(hub: Record, monkeypatch: pyt
         ((jpeg(0), "n01443537_5.JPEG", 0), "label 0 on an image of n01443537, but labels must count"),
         ((jpeg(0), "train/n99999999/5.JPEG", 0), "label 0 on an image of n99999999"),
         ((None, "a.JPEG", 0), "has no image bytes"),
-        ((b"text", "a.JPEG", 0), "cannot identify image"),
+        ((b"text", "a.JPEG", 0), "not an image"),
         ((jpeg(0)[:-40], "a.JPEG", 0), "(?i)truncated"),
     ],
 )
