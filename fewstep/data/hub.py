@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import shutil
@@ -155,6 +156,8 @@ class HubRepository:
         response = getattr(reason, "response", None)
         if isinstance(reason, errors.GatedRepoError):
             raise ConfigError(self._gated())
+        if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise ValueError(f"{self._folder}: {reason.strerror}")
         if response is None:
             raise ValueError(f"the hub cannot be reached: {told}")
         if response.status_code == 401:

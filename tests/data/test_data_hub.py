@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from data_factories import write_spec
 
 from fewstep.config.assets import Asset, AssetFile
 from fewstep.config.specs import FetchSpec
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.hub import HubRepository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -39,7 +44,8 @@ class Hub(BaseHTTPRequestHandler):
     """Files whose next transfer breaks off in the middle."""
     asked: list[tuple[str, str | None]] = []
     closed: set[str] = set()
-    """Files that are refused for now."""
+    """Files that are refused, once all others of the test have been asked for."""
+    others = 0
 
     def log_message(self, *args: object) -> None:
         pass
@@ -80,6 +86,10 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(json.dumps(entries).encode())
         name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
         if name in self.closed:
+            for _ in range(1000):
+                if len(self.asked) >= self.others:
+                    break
+                time.sleep(0.01)
             return self.answer(b"", status=403)
         if name in FILES:
             return self.file(name)
@@ -172,6 +182,19 @@ def test_refusals_are_one_message_and_leave_no_file(endpoint: str, tmp_path: Pat
         assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
 
 
+def test_a_full_disk_is_not_taken_for_a_hub_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "part")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    monkeypatch.setattr(HubRepository, "_info", SimpleNamespace(sha=COMMIT))
+    with pytest.raises(ValueError, match=r"^assets\.thing: .*/thing: No space left on device$"):
+        fetch_asset("thing", hub_asset(files=[AssetFile(name="a.bin")]), tmp_path / "thing.json")
+    assert not (tmp_path / "thing.json").exists()
+
+
 def test_a_gated_repository_needs_a_token_that_the_hub_knows(endpoint: str, tmp_path: Path) -> None:
     page = "https://huggingface.co/datasets/owner/gated"
     gated = hub_asset(repo="owner/gated", repo_type="dataset", patterns=["*"], gated=True, page=page)
@@ -196,9 +219,12 @@ def test_a_transfer_that_breaks_off_is_continued(endpoint: str, tmp_path: Path) 
     assert (tmp_path / "thing" / name).read_bytes() == FILES[name]
 
 
-def test_a_later_run_transfers_only_what_is_missing(endpoint: str, tmp_path: Path) -> None:
+def test_a_later_run_transfers_only_what_is_missing(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asset = hub_asset(patterns=["data/*.parquet", "config.json"])
-    Hub.closed.add("data/train-1.parquet")
+    monkeypatch.setattr(Hub, "closed", {"data/train-1.parquet"})
+    monkeypatch.setattr(Hub, "others", 3)
     Hub.asked.clear()
     failed = fetch(tmp_path, endpoint, asset)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
@@ -206,7 +232,7 @@ def test_a_later_run_transfers_only_what_is_missing(endpoint: str, tmp_path: Pat
     assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
     arrived = {name for name, _ in Hub.asked}
     assert arrived == {"data/train-0.parquet", "data/test-0.parquet", "config.json"}
-    Hub.closed.clear()
+    monkeypatch.undo()
     Hub.asked.clear()
     assert fetch(tmp_path, endpoint, asset).returncode == 0
     assert [name for name, _ in Hub.asked] == ["data/train-1.parquet"]
