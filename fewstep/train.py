@@ -149,7 +149,7 @@ class Trainer:
         self.state = State(accelerator, folder, self.progress, self.layout == "fsdp2")
         self.self_test: SelfTest | None = None
         if not self.given.no_self_test and not self.state.saved():
-            self.self_test = SelfTest(net.to(self.device), self.method.kind, self.loader, self.device)
+            self.self_test = SelfTest(net.to(self.device), spec.loss.kind, self.loader, self.device)
         target = copy.deepcopy(net) if self.method.target_decay is not None else None
         wrap.arrange(net, self.given.checkpoint_blocks, self.given.compile_blocks)
         trained = [module for module in (net, extra) if module is not None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..backbones import build
 from ..backbones.model_file import save_model
+from ..config import digest
 from ..config.settings import (
     Backbone,
     ConvAutoencoder,
@@ -29,7 +30,7 @@ from ..config.settings import (
     Tokenizer,
     Weights,
 )
-from ..config.specs import EncodeSpec, digest
+from ..config.specs import EncodeSpec
 from ..core.guidance import guided_field
 from ..core.rng import generator
 from ..core.sampling import sample

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import encode
+from fewstep.config import dump
 from fewstep.config.base import Strict
 from fewstep.config.settings import Dataset, Latents, Tokenizer
-from fewstep.config.specs import EncodeSpec, LatentCard, dump
+from fewstep.config.specs import EncodeSpec, LatentCard
 
 DIGITS = Dataset(asset="digits", format="digits", resolution=8, channels=1, classes=10, images=1797)
 

@@ -19,9 +19,9 @@ from data_factories import DIGITS, LatentSet, pixel_latents
 from fewstep.backbones import build
 from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, digest
 from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
-from fewstep.config.specs import EncodeSpec, digest
+from fewstep.config.specs import EncodeSpec
 from fewstep.data.asset_files import read_record
 from fewstep.data.encoding import ChannelStatistics, merge_shards, split
 from fewstep.data.shards import LatentShards

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.bench import meters, train_step
 from fewstep.bench.__main__ import BENCHMARKS, main
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, dump
 from fewstep.config.base import merge
 from fewstep.config.bench import Blocks, Formulation
-from fewstep.config.specs import BenchSpec, dump
+from fewstep.config.specs import BenchSpec
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.flops import Flops
 from fewstep.wrap import refuse

@@ -12,7 +12,8 @@ from stages_world import Call
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fewstep.common.files import sha256
-from fewstep.config.specs import CellKey, ScoreSpec, dump
+from fewstep.config import dump
+from fewstep.config.specs import CellKey, ScoreSpec
 from fewstep.data.asset_files import RecordBody, RecordFile
 from fewstep.features import Extractor, Features
 from fewstep.images import write_images

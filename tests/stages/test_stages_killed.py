@@ -17,7 +17,8 @@ from stages_world import Call, World
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
-from fewstep.config.specs import AdoptSpec, dump
+from fewstep.config import dump
+from fewstep.config.specs import AdoptSpec
 from fewstep.data.asset_files import RecordBody, RecordFile
 
 
