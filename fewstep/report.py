@@ -8,7 +8,7 @@ from .common.cli import parser, run
 from .common.files import write_text
 from .config import read_spec
 from .config.specs import ReportSpec
-from .reporting.deviations import deviations
+from .methods import deviations
 from .reporting.page import render_page
 
 

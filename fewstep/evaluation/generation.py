@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import null_label
-from ..checkpoint import check_tokenizer, load_network
+from ..backbones.model_file import check_tokenizer, load_network
 from ..config import ConfigError, digest
 from ..config.networks import FlowNetwork
 from ..config.specs import SampleSpec

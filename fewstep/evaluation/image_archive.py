@@ -14,10 +14,11 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from ..common.array_files import read_npy_header
 from ..common.files import atomic
 
 
@@ -99,7 +100,7 @@ def open_images(path: str | Path) -> ImageArchive:
                 elif member.name.endswith(".images.npy"):
                     stream = tar.extractfile(member)
                     assert stream is not None
-                    (count, *size), dtype = _npy_header(stream)
+                    (count, *size), dtype = read_npy_header(stream)
                     shape = shape or tuple(size)
                     if dtype != wanted or len(size) != 3 or tuple(size) != shape:
                         found = f"{dtype} {(count, *size)}"
@@ -142,7 +143,7 @@ def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
             f"the protocol's metrics, or name another reference"
         )
     stream = archive.open("arr_0.npy")
-    (count, *size), dtype = _npy_header(stream)
+    (count, *size), dtype = read_npy_header(stream)
     if dtype != np.uint8 or len(size) != 3:
         raise ValueError(f"{path}: arr_0 is {dtype} {(count, *size)}, not uint8 (n, H, W, C)")
     start, length = stream.tell(), int(np.prod(size))
@@ -153,10 +154,3 @@ def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
         return flat.reshape(-1, *size).transpose(0, 3, 1, 2).copy()
 
     return read, count
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an .npy file (version 1.0, which numpy writes for plain arrays)."""
-    np.lib.format.read_magic(stream)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return shape, dtype

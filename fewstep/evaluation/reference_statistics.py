@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.array_files import open_npz
 from ..common.files import atomic
 from ..config import digest
 from ..config.settings import Protocol
 from ..config.specs import ReferenceSpec
+from ..data.asset_files import read_record
 from ..data.shards import LatentShards
 from .distributed_map import distributed_map, is_main, join_processes
-from .features import Extractor, FeatureCollector, asset_file
+from .features import Extractor, FeatureCollector
 from .image_archive import open_npz_images
 from .quantization import quantize
 
@@ -43,7 +45,7 @@ def write_reference(
         read, count = _shard_images(manifest, spec)
     else:
         assert spec.protocol.reference is not None
-        published = asset_file(published, spec.protocol.reference.file)
+        published, _ = read_record(published).verified(spec.protocol.reference.file)
         read, count = _published_images(published)
     device = join_processes()
     extractor = Extractor(spec.protocol, weights, spec.extractor, device)
@@ -106,23 +108,22 @@ def read_reference(path: Path, protocol: Protocol, image: list[int], extractor: 
             images of another size.
     """
     mu, sigma = read_statistics(path)
-    features = None
-    with np.load(path, allow_pickle=False) as content:
-        if "extractor" in content and str(content["extractor"]) != str(extractor):
-            raise ValueError(f"{path}: was made with other weights of {protocol.extractor}")
-        if "shape" in content and content["shape"].tolist() != image:
-            raise ValueError(
-                f"{path}: real images are {tuple(content['shape'].tolist())}, not {tuple(image)}"
-            )
-        if protocol.compares_images:
-            if "features" not in content:
-                raise ValueError(f"{path}: holds no features of real images; make it with fewstep.reference")
-            features = torch.from_numpy(content["features"])
-            if features.dim() != 2 or features.shape[1] != len(mu):
-                found = tuple(features.shape)
-                raise ValueError(f"{path}: statistics of {len(mu)} dimensions, but features {found}")
-            if not bool(features.isfinite().all()):
-                raise ValueError(f"{path}: a feature is NaN or infinite")
+    wanted = ["extractor", "shape", *(["features"] if protocol.compares_images else [])]
+    with open_npz(path) as content:
+        found = {name: content[name] for name in wanted if name in content}
+    if "extractor" in found and str(found["extractor"]) != str(extractor):
+        raise ValueError(f"{path}: was made with other weights of {protocol.extractor}")
+    if "shape" in found and found["shape"].tolist() != image:
+        raise ValueError(f"{path}: real images are {tuple(found['shape'].tolist())}, not {tuple(image)}")
+    if not protocol.compares_images:
+        return Reference(mu, sigma, None)
+    if "features" not in found:
+        raise ValueError(f"{path}: holds no features of real images; make it with fewstep.reference")
+    features = torch.from_numpy(found["features"])
+    if features.dim() != 2 or features.shape[1] != len(mu):
+        raise ValueError(f"{path}: statistics of {len(mu)} dimensions, but features {tuple(features.shape)}")
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"{path}: a feature is NaN or infinite")
     return Reference(mu, sigma, features)
 
 
@@ -132,10 +133,12 @@ def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the file holds none, or they disagree or are not finite.
     """
-    with np.load(path, allow_pickle=False) as content:
-        if "mu" not in content or "sigma" not in content:
-            raise ValueError(f"{path}: holds {sorted(content)}, not mu and sigma")
-        mu, sigma = (torch.from_numpy(content[name]).double() for name in ("mu", "sigma"))
+    with open_npz(path) as content:
+        names = sorted(content)
+        found = [torch.from_numpy(content[name]).double() for name in ("mu", "sigma") if name in names]
+    if len(found) < 2:
+        raise ValueError(f"{path}: holds {names}, not mu and sigma")
+    mu, sigma = found
     if mu.dim() != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(
             f"{path}: mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)} do not belong together"

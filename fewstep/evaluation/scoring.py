@@ -12,8 +12,9 @@ from ..common.files import sha256, write_text
 from ..config import digest
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
+from ..data.asset_files import read_record
 from .distributed_map import distributed_map, is_main, join_processes
-from .features import Extractor, FeatureCollector, asset_file
+from .features import Extractor, FeatureCollector
 from .frechet import frechet_distance
 from .image_archive import ImageArchive, open_images
 from .mmd import mmd_squared
@@ -37,7 +38,7 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
     extractor = Extractor(protocol, weights, spec.extractor, device)
     if protocol.stored:
         assert protocol.reference is not None
-        reference = asset_file(reference, protocol.reference.file)
+        reference, _ = read_record(reference).verified(protocol.reference.file)
     real = read_reference(reference, protocol, spec.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
     batches = range(len(archive.sizes))

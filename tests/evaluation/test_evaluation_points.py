@@ -10,7 +10,7 @@ import torch
 from archive_contents import images_of
 from stages_world import World
 
-from fewstep.checkpoint import load_card
+from fewstep.backbones.model_file import load_card
 from fewstep.config import ConfigError
 from fewstep.config.settings import Protocol
 from fewstep.data.shards import LatentShards

@@ -15,13 +15,13 @@ from stages_world import World
 from test_stages_train import refused, replaced
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from fewstep.checkpoint import load_model, load_network, save_model
+from fewstep.backbones.model_file import load_model, load_network, save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError
-from fewstep.data.records import RecordBody, RecordFile
+from fewstep.data.asset_files import RecordBody, RecordFile, read_record
 from fewstep.data.shards import LatentShards
 from fewstep.evaluation import generation
-from fewstep.evaluation.features import Extractor, asset_file
+from fewstep.evaluation.features import Extractor
 from fewstep.evaluation.image_archive import write_images
 from fewstep.evaluation.quantization import quantize
 
@@ -171,6 +171,14 @@ def test_refuses_an_npz_without_statistics(world, tmp_path):
     refused(call, "empty.npz", "pixels", "mu and sigma")
 
 
+def test_refuses_a_damaged_reference(world, tmp_path):
+    path = tmp_path / "reference.npz"
+    path.write_bytes(world.reference().out.read_bytes()[:-100])
+    refused(
+        replaced(world.score(*CELL, tmp_path), "--reference", str(path)), "reference.npz: not an npz file"
+    )
+
+
 def test_refuses_an_extractor_of_another_backbone(world, tmp_path):
     call = world.varied({"settings": {"backbones": {"digits-classifier": {"features": 32}}}}).score(
         *CELL, tmp_path
@@ -200,10 +208,10 @@ def test_asset_files_are_compared_with_their_record(tmp_path):
     body = RecordBody(name="stats", kind="http", title="", licence="", files=[entry])
     record = tmp_path / "stats.json"
     record.write_text(body.model_dump_json())
-    assert asset_file(record, "a.npz") == folder / "a.npz"
+    assert read_record(record).verified("a.npz")[0] == folder / "a.npz"
     with pytest.raises(ConfigError, match=r"no file 'b\.npz'"):
-        asset_file(record, "b.npz")
+        read_record(record).verified("b.npz")
     (folder / "a.npz").write_bytes(b"abd")
     with pytest.raises(ConfigError, match=r"differs from .*fetch the asset again"):
-        asset_file(record, "a.npz")
+        read_record(record).verified("a.npz")
     shutil.rmtree(folder)

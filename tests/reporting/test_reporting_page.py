@@ -12,9 +12,7 @@ from fewstep.config import dump
 from fewstep.config.settings import Protocol, Weights
 from fewstep.config.specs import CellKey, ClaimsSpec, ReportItem, ReportMethod, ReportSpec
 from fewstep.config.tables import CellName, Claim
-from fewstep.reporting import deviations as sources
 from fewstep.reporting.claim_checks import check_claims, claims_csv
-from fewstep.reporting.deviations import deviations
 from fewstep.reporting.page import inline
 from fewstep.reporting.rows import fill_table
 
@@ -152,16 +150,5 @@ def test_two_parts_of_one_name_are_refused(page, tmp_path):
         stage.main(["--spec", str(tmp_path / "report.json"), "--parts", "a/x.csv", "b/x.csv", "--out", "o"])
 
 
-def test_deviations_are_read_from_the_docstring(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "METHODS", tmp_path)
-    path = tmp_path / "m.py"
-    path.write_text(
-        '"""Title.\n\nText.\n\nDeviations from print:\n\n* one ``a < b``\n  goes on\n- two\n\n'
-        'A paragraph.\n\nSources:\n\n* none\n"""\nimport a_module_that_does_not_exist\n'
-    )
-    assert deviations("m") == ["one ``a < b`` goes on", "two", "A paragraph."]
+def test_code_in_text():
     assert str(inline("one ``a < b``")) == "one <code>a &lt; b</code>"
-    path.write_text('"""Deviations from print\n---------------------\n\nOnly this.\n"""\n')
-    assert deviations("m") == ["Only this."]
-    path.write_text('"""Nothing of the kind."""\n')
-    assert deviations("m") == deviations("none") == []

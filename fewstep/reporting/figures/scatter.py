@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.pyplot import rc_context
 
+from ...common.array_files import open_npz
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
@@ -45,7 +46,7 @@ def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> PointsOfRow
 
 
 def _real(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as content:
+    with open_npz(path) as content:
         points = content["features"] if "features" in content else np.empty((0, 0))
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"{path}: holds no points of the plane (features {points.shape})")
