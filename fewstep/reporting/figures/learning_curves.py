@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,22 +20,22 @@ from .inputs import FigureInputs
 
 
 @dataclass(frozen=True)
-class LearningCurve:
-    """One training: a logged quantity, one value for each optimizer update."""
+class LoggedUpdate:
+    """The logged quantity of one optimizer update."""
 
     row: str
     """id of the table's row."""
     label: str
     seed: int
-    steps: list[int]
-    updates: list[int]
+    step: int
+    update: int
     """Number of the update within its step."""
-    values: list[float | None]
+    value: float | None
     """None where the log has null."""
 
 
-def read(spec: TableSpec, paths: Sequence[Path]) -> list[LearningCurve]:
-    """The logged column of every train.jsonl file.
+def read(spec: TableSpec, paths: Sequence[Path]) -> list[LoggedUpdate]:
+    """The logged column of every train.jsonl file, one file after the other.
 
     Raises:
         ValueError: the number of files is not that of the runs, or a file lacks the column.
@@ -47,15 +47,16 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[LearningCurve]:
             f"{spec.name}: {len(paths)} --curves for {len(runs)} runs {runs}; give one for each, in order"
         )
     column = spec.table.metric
-    curves = []
+    updates = []
     for (row, seed), path in zip(runs, paths, strict=True):
         found = [entry for entry in _entries(path) if column in entry]
         if not found:
             raise ValueError(f"{path}: no line has the column {column!r}")
-        values = [None if entry[column] is None else rounded(float(entry[column])) for entry in found]
-        steps, updates = ([entry[key] for entry in found] for key in ("step", "update"))
-        curves.append(LearningCurve(row, labels[row], seed, steps, updates, values))
-    return curves
+        updates += [
+            LoggedUpdate(row, labels[row], seed, entry["step"], entry["update"], rounded(entry[column]))
+            for entry in found
+        ]
+    return updates
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -74,33 +75,29 @@ def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     Raises:
         ValueError: as for :func:`read`.
     """
-    curves = read(spec, inputs.curves)
+    updates = read(spec, inputs.curves)
+    column = spec.table.metric
+    rows = list(dict.fromkeys(update.row for update in updates))
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.2)
-        rows: list[str] = []
-        for curve in curves:
-            first = [position for position, update in enumerate(curve.updates) if update == 0]
-            x = [curve.steps[position] for position in first]
-            values = [curve.values[position] for position in first]
-            y = [math.nan if value is None else value for value in values]
-            label = None if curve.row in rows else curve.label
-            rows += [curve.row] if label else []
-            colour = style.COLOURS[rows.index(curve.row)]
+        named: set[str] = set()
+        for row, seed in dict.fromkeys((update.row, update.seed) for update in updates):
+            first = [one for one in updates if (one.row, one.seed, one.update) == (row, seed, 0)]
+            x = [one.step for one in first]
+            y = [math.nan if one.value is None else one.value for one in first]
+            colour = style.COLOURS[rows.index(row)]
             axis.plot(x, y, color=colour, alpha=0.28, lw=0.8)
+            label = None if row in named else first[0].label
             axis.plot(x, running_median(y), color=colour, lw=2, label=label)
-        axis.set(yscale="log", xlabel="Training step", ylabel=metric_name(spec.table.metric, spec.scale))
+            named.add(row)
+        axis.set(yscale="log", xlabel="Training step", ylabel=metric_name(column, spec.scale))
         axis.margins(x=0.01)
         axis.legend(loc="upper right")
         style.plain_numbers(axis)
         figure.tight_layout()
         style.save(figure, path)
-    lines = [
-        {"row": curve.row, "label": curve.label, "seed": curve.seed, "step": step, "update": update}
-        | {spec.table.metric: value}
-        for curve in curves
-        for step, update, value in zip(curve.steps, curve.updates, curve.values, strict=True)
-    ]
-    return to_csv(["row", "label", "seed", "step", "update", spec.table.metric], lines)
+    lines = [asdict(update) | {column: update.value} for update in updates]
+    return to_csv(["row", "label", "seed", "step", "update", column], lines)
 
 
 def running_median(values: Sequence[float]) -> list[float]:
