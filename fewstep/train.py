@@ -39,10 +39,10 @@ from .core.ema import Approach, Ema
 from .core.guidance import ClassifierFreeGuidance
 from .core.jvp import value_and_tangent
 from .core.method import Batch, Context, Loss, LossOutput, loss_parts
+from .core.operations import per_step
 from .core.rng import Streams, fold_in
 from .data.loader import Loader, rows_at_once, split_batch
 from .data.shards import LatentShards
-from .flops import per_step
 from .methods import build as build_method
 from .optimize import learning_rate, make_optimizer
 from .provenance import code_digest

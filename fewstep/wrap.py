@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .core.jvp import FORMULATIONS
+from .core.operations import recompute_contexts
 from .core.wrappers import held
-from .flops import recomputing
 
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several with all weights each; several that share the weights out (ZeRO 3)."""
@@ -78,7 +78,7 @@ def arrange(
             block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
         if checkpoint:
             # No objective draws random numbers inside the network.
-            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recomputing}
+            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recompute_contexts}
             block.forward = partial(recomputed, block.forward, **options)
 
 

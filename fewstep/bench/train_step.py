@@ -18,7 +18,6 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import wrap
 from ..backbones import build
@@ -30,6 +29,7 @@ from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
 from ..core.method import Batch, Context, Method, loss_parts
+from ..core.operations import OperationCounter
 from ..core.rng import Streams
 from ..methods import build as build_method
 from .cases import DEVICE, Call, Case, machine
@@ -109,9 +109,9 @@ class StepCase(Case):
             self.call()
             self.bytes = peak_bytes(self.call)
             # What recomputation repeats counts too. Compiled blocks would hide their products.
-            with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
+            with torch.compiler.set_stance("force_eager"), OperationCounter(recomputed=True) as counted:
                 self.call()
-            self.flops = counted.get_total_flops()
+            self.flops = counted.total
         except torch.OutOfMemoryError:
             self.note = "out of memory"
 
