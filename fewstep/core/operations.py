@@ -27,19 +27,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> 
     """Two products: scores, and scores times values. Inputs are (B, heads, tokens, channels)."""
     *batch, queries, channels = query.shape
     pairs = torch.Size(batch).numel() * queries * key.shape[-2]
-    return 2 * pairs * (channels + value.shape[-1])
+    return int(2 * pairs * (channels + value.shape[-1]))
 
 
 def attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
     """Five products: the scores anew, and the gradients of scores, query, key and value."""
     *batch, queries, channels = query.shape
     pairs = torch.Size(batch).numel() * queries * key.shape[-2]
-    return 2 * pairs * (3 * channels + 2 * value.shape[-1])
+    return int(2 * pairs * (3 * channels + 2 * value.shape[-1]))
 
 
 def matrix_vector(matrix: Tensor, vector: Tensor, **_: Any) -> int:
     """A matrix (or a vector) times a vector."""
-    return 2 * matrix.numel()
+    return int(2 * matrix.numel())
 
 
 def _rules() -> dict[Any, Callable[..., int]]:
@@ -80,7 +80,7 @@ class OperationCounter(TorchDispatchMode):
 
     def __init__(self, recomputed: bool = False) -> None:
         super().__init__()
-        self.total = 0
+        self.total: int = 0
         self._recomputed = recomputed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -158,4 +158,4 @@ def _count(
             for batch, context in slices:
                 part(net, batch, context).loss.backward()
     clear()
-    return counter.total
+    return int(counter.total)

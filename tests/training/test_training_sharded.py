@@ -8,10 +8,9 @@ import signal
 import sys
 
 import pytest
-from stages_children import ranks, signal_at_step
-from stages_world import World
-from test_stages_processes import close
-from test_stages_resume import same, states
+from child_processes import ranks, signal_at_step
+from tiny_pipeline import TinyPipeline
+from trained_files import close, same, states
 
 from fewstep.checkpoint import load_card
 from fewstep.common.files import sha256
@@ -47,17 +46,17 @@ def counted() -> None:
 
 
 @pytest.fixture(scope="module", params=["decm", "scm"])
-def sharded(request, world: World, tmp_path_factory):
+def sharded(request, pipeline: TinyPipeline, tmp_path_factory):
     """A method, its training by two processes that share the weights out, and the call's folder."""
     folder = tmp_path_factory.mktemp(f"sharded-{request.param}")
-    call = world.train(request.param, folder).more(*SHARDED)
-    assert ranks(call, folder, fate=counted) == [0, 0], (folder / "rank0.log").read_text()
+    call = pipeline.train(request.param, folder).more(*SHARDED)
+    assert ranks(call, folder, fault=counted) == [0, 0], (folder / "rank0.log").read_text()
     return request.param, call, folder
 
 
-def test_two_processes_that_share_the_weights(world, sharded, tmp_path):
+def test_two_processes_that_share_the_weights(pipeline, sharded, tmp_path):
     method, call, _ = sharded
-    alone = world.train(method, tmp_path)
+    alone = pipeline.train(method, tmp_path)
     alone()
     close(call, alone)
     found = load_card(call.out)["self_test"]
@@ -85,18 +84,18 @@ def test_it_ends_with_the_peak_memory_of_each(sharded):
     assert all(50 < int(peak) < 50_000 for peak in found[0].groups())
 
 
-def test_they_accumulate(world, sharded, tmp_path):
+def test_they_accumulate(pipeline, sharded, tmp_path):
     method, call, _ = sharded
-    other = world.train(method, tmp_path).more(*SHARDED, "--device-batch", "8")
+    other = pipeline.train(method, tmp_path).more(*SHARDED, "--device-batch", "8")
     assert ranks(other, tmp_path) == [0, 0], (tmp_path / "rank0.log").read_text()
     close(other, call)
 
 
-def test_they_stop_and_go_on(world, tmp_path):
+def test_they_stop_and_go_on(pipeline, tmp_path):
     """In the same bits, with the same options; with others one line says so."""
-    plan = world.varied({"methods": {"scm": {"train": {"steps": 13}}}})
+    plan = pipeline.varied({"methods": {"scm": {"train": {"steps": 13}}}})
     call = plan.train("scm", tmp_path).more(*SHARDED)
-    stopped = ranks(call, tmp_path, fate=signal_at_step, step=8, number=signal.SIGUSR1)
+    stopped = ranks(call, tmp_path, fault=signal_at_step, step=8, number=signal.SIGUSR1)
     assert stopped == [STOPPED, STOPPED], (tmp_path / "rank0.log").read_text()
     assert states(call) == ["step-000000010"]
     with pytest.raises(ValueError, match=r"was saved with --shard fsdp2 and 2 processes; go on with these"):
@@ -108,25 +107,25 @@ def test_they_stop_and_go_on(world, tmp_path):
     assert not list(tmp_path.glob("state-*"))
 
 
-def test_a_state_of_one_process_is_not_shared_out(world, tmp_path):
-    plan = world.varied({"methods": {"cd": {"train": {"steps": 13}}}})
+def test_a_state_of_one_process_is_not_shared_out(pipeline, tmp_path):
+    plan = pipeline.varied({"methods": {"cd": {"train": {"steps": 13}}}})
     plain = plan.train("cd", tmp_path)
-    assert ranks(plain, tmp_path, fate=signal_at_step, step=8, number=signal.SIGUSR1) == [STOPPED] * 2
+    assert ranks(plain, tmp_path, fault=signal_at_step, step=8, number=signal.SIGUSR1) == [STOPPED] * 2
     assert ranks(plain.more(*SHARDED), tmp_path) == [1, 1]
     assert "was saved with --shard none; go on with these" in (tmp_path / "rank1.log").read_text()
 
 
-def test_one_process_has_nothing_to_share(world, tmp_path):
-    call = world.train("cd", tmp_path).more(*SHARDED)
+def test_one_process_has_nothing_to_share(pipeline, tmp_path):
+    call = pipeline.train("cd", tmp_path).more(*SHARDED)
     call()
-    assert sha256(call.out) == sha256(world.train("cd").out)
+    assert sha256(call.out) == sha256(pipeline.train("cd").out)
 
 
 @pytest.mark.parametrize("method", ["decm", "digits-classifier"])
-def test_recomputed_blocks_change_no_bit(world, tmp_path, method):
+def test_recomputed_blocks_change_no_bit(pipeline, tmp_path, method):
     """Nor does the option where there are no blocks."""
-    plain = world.train(method, tmp_path / "plain")
-    call = world.train(method, tmp_path).more("--checkpoint-blocks")
+    plain = pipeline.train(method, tmp_path / "plain")
+    call = pipeline.train(method, tmp_path).more("--checkpoint-blocks")
     plain()
     call()
     same(call, plain)
@@ -140,17 +139,17 @@ def test_recomputed_blocks_change_no_bit(world, tmp_path, method):
         (("--tangent", "split", "--compile-blocks", "eager"), "does not go through a compiled block"),
     ],
 )
-def test_refusals_are_told_before_anything_else(world, tmp_path, options, reason):
-    call = world.train("cd", tmp_path).more(*options)
+def test_refusals_are_told_before_anything_else(pipeline, tmp_path, options, reason):
+    call = pipeline.train("cd", tmp_path).more(*options)
     assert ranks(call, tmp_path) == [1, 1]
     text = (tmp_path / "rank0.log").read_text()
     assert reason in text and "Traceback" not in text
 
 
-def test_compiled_blocks_train_alike(world, tmp_path):
+def test_compiled_blocks_train_alike(pipeline, tmp_path):
     """Student and teacher, in two processes that share the weights out and recompute blocks."""
-    plain = world.train("decm", tmp_path / "plain")
+    plain = pipeline.train("decm", tmp_path / "plain")
     plain()
-    call = world.train("decm", tmp_path).more(*SHARDED, "--checkpoint-blocks", "--compile-blocks", "eager")
+    call = pipeline.train("decm", tmp_path).more(*SHARDED, "--checkpoint-blocks", "--compile-blocks", "eager")
     assert ranks(call, tmp_path) == [0, 0], (tmp_path / "rank0.log").read_text()
     close(call, plain)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from stages_world import World
+from tiny_pipeline import TinyPipeline
 
 from fewstep.checkpoint import load_model
 from fewstep.common.cli import run
@@ -50,7 +50,7 @@ def snapshot(trainer: Trainer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("where", ["loss", "batch"])
-def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypatch, where):
+def test_one_bad_update_is_skipped_and_counted(pipeline: TinyPipeline, tmp_path, monkeypatch, where):
     poison(monkeypatch, {3}, where)
     seen = {}
     original = Trainer._step
@@ -63,7 +63,7 @@ def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypat
         return result
 
     monkeypatch.setattr(Trainer, "_step", watched)
-    call = world.train("cd", tmp_path)
+    call = pipeline.train("cd", tmp_path)
     call()
     assert [step for step, unchanged in seen.items() if unchanged] == [3]
     tensors, card = load_model(call.out)
@@ -74,8 +74,8 @@ def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypat
     assert lines[-1]["step"] == 7
 
 
-def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
-    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
+def test_too_many_in_a_row_stop_the_training(pipeline, tmp_path, monkeypatch):
+    patient = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {1, 4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "2")
     with pytest.raises(FloatingPointError) as error:
@@ -87,9 +87,9 @@ def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
     assert not any(path.exists() for path in call.outputs)
 
 
-def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_path, monkeypatch):
+def test_the_last_good_state_was_saved_before_the_first_bad_update(pipeline, tmp_path, monkeypatch):
     """A state saved amid bad updates counts them, so that a restart does not begin at zero again."""
-    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
+    patient = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "1")
     with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
@@ -109,8 +109,8 @@ def test_a_shell_sees_one_line(capsys, error):
     assert capsys.readouterr().err == "error: step 6: bad\n"
 
 
-def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(world, tmp_path, monkeypatch):
-    hasty = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 1}}}})
+def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(pipeline, tmp_path, monkeypatch):
+    hasty = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 1}}}})
     poison(monkeypatch, {0})
     with pytest.raises(FloatingPointError, match=r"step 0: 1 non-finite .* last good state: none"):
         hasty.train("cd", tmp_path)()
