@@ -40,19 +40,18 @@ def die_at_rename(name: str) -> None:
 
 def signal_at_step(step: int, number: int) -> None:
     """The training process gets one signal, in the middle of a step."""
-    from fewstep.train import Trainer
+    from fewstep.training.trainer import Trainer
 
-    original = Trainer._update
+    original = Trainer._clip
     sent = []
 
-    def signalled(self: Trainer, now: int, *rest: Any) -> Any:
-        result = original(self, now, *rest)
-        if now == step and not sent:
+    def signalled(self: Trainer) -> Any:
+        if self.progress.step == step and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
-        return result
+        return original(self)
 
-    Trainer._update = signalled
+    Trainer._clip = signalled
 
 
 def _child(call: Call, log: Path, environment: dict[str, str], fault: Callable | None, how: dict) -> None:

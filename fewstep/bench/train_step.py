@@ -19,7 +19,6 @@ from statistics import median
 import torch
 from torch import nn
 
-from .. import wrap
 from ..backbones import build
 from ..config import read_spec
 from ..config.bench import Bench
@@ -32,6 +31,7 @@ from ..core.method import Batch, Context, Method, loss_parts
 from ..core.operations import OperationCounter
 from ..core.rng import Streams
 from ..methods import build as build_method
+from ..training.parallel import apply_compile_and_checkpointing, check_supported
 from .cases import DEVICE, Call, Case, machine
 from .meters import peak_bytes, peak_flops, work_clock
 
@@ -158,7 +158,7 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
                 for formulation in sorted(asked.formulations, key=lambda each: each != REFERENCE):
                     checkpoint, compiler = BLOCKS[kind]
                     try:
-                        wrap.refuse(formulation, "none", checkpoint, bool(compiler), spec.precision)
+                        check_supported(formulation, "none", checkpoint, bool(compiler), spec.precision)
                     except ValueError:
                         continue
                     words = {"work": name, "batch": str(batch), "tangent": formulation, "blocks": kind}
@@ -184,11 +184,11 @@ def _arranged(
     """Both networks with their blocks treated as ``kind`` says; the weights are shared."""
     checkpoint, compiler = BLOCKS[kind]
     net = _twin(spec.backbone, student)
-    wrap.arrange(net, checkpoint, compiler)
+    apply_compile_and_checkpointing(net, checkpoint, compiler)
     if teacher is None or spec.teacher is None:
         return net, None
     frozen = _twin(spec.teacher, teacher).requires_grad_(False)
-    wrap.arrange(frozen, compile=compiler, dynamic=None)
+    apply_compile_and_checkpointing(frozen, compile=compiler, dynamic=None)
     return net, ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
 
 

@@ -15,7 +15,7 @@ from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context, LossOutput, Method
 from fewstep.core.operations import OperationCounter, per_step
 from fewstep.core.rng import Streams
-from fewstep.wrap import arrange
+from fewstep.training.parallel import apply_compile_and_checkpointing
 
 SPEC = LightningDiT(shape=[2, 4, 4], classes=3, depth=2, width=32, heads=2, patch=2)
 
@@ -150,6 +150,6 @@ def test_compiled_blocks_count_as_uncompiled_ones(net):
 
 def test_recomputed_blocks_count_once(net):
     plain = per_step(Counted(None), net, slices(), 9, net.zero_grad)
-    arrange(net, checkpoint=True)
+    apply_compile_and_checkpointing(net, checkpoint=True)
     assert per_step(Counted(None), net, slices(), 9, net.zero_grad) == plain
     assert not OperationCounter.recomputing

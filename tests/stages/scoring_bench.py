@@ -25,7 +25,7 @@ CARD = {
     "uint8": "round",
     "sampler": {},
     "guidance": None,
-    "model": {"status": "trained", "code": "0"},
+    "model": {"status": "trained", "code": "0", "backbone": {"kind": "lightningdit"}},
 }
 
 

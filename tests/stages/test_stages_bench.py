@@ -20,7 +20,7 @@ from fewstep.config.bench import Blocks, Formulation
 from fewstep.config.specs import BenchSpec, dump
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.core.operations import OperationCounter
-from fewstep.wrap import refuse
+from fewstep.training.parallel import check_supported
 
 
 def read(path) -> list[dict[str, str]]:
@@ -58,7 +58,7 @@ def test_every_combination_that_trains_is_there(rows):
         for kind in ("plain", "checkpointed"):
             checkpoint, compiler = train_step.BLOCKS[kind]
             try:
-                refuse(formulation, "none", checkpoint, bool(compiler))
+                check_supported(formulation, "none", checkpoint, bool(compiler))
             except ValueError:
                 assert ("facm", formulation, kind) not in found
             else:

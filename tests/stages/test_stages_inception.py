@@ -83,7 +83,7 @@ def test_score(weights, protocol, tmp_path):
         "spec": "",
         "sampler": {},
         "guidance": None,
-        "model": {"status": "released", "code": None},
+        "model": {"status": "released", "code": None, "backbone": {"kind": "lightningdit"}},
     }
     with write_images(tmp_path / "images.tar", card) as writer:
         writer.append(pictures(), torch.zeros(6, dtype=torch.int64))

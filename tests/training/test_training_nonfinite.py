@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -12,7 +13,7 @@ from tiny_pipeline import TinyPipeline
 from fewstep.checkpoint import load_model
 from fewstep.common.cli import run
 from fewstep.methods.cd import CD
-from fewstep.train import Trainer
+from fewstep.training.trainer import Trainer
 
 
 def poison(monkeypatch, steps, where="loss") -> None:
@@ -52,20 +53,18 @@ def snapshot(trainer: Trainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("where", ["loss", "batch"])
 def test_one_bad_update_is_skipped_and_counted(pipeline: TinyPipeline, tmp_path, monkeypatch, where):
     poison(monkeypatch, {3}, where)
-    seen = {}
-    original = Trainer._step
+    seen = []
+    original = Trainer._clip
 
-    def watched(self, step, *rest):
-        before = snapshot(self)
-        result = original(self, step, *rest)
-        after = snapshot(self)
-        seen[step] = len(before) == len(after) and all(map(torch.equal, before, after))
-        return result
+    def watched(self):
+        seen.append(snapshot(self))
+        return original(self)
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Trainer, "_clip", watched)
     call = pipeline.train("cd", tmp_path)
     call()
-    assert [step for step, unchanged in seen.items() if unchanged] == [3]
+    same = [len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in itertools.pairwise(seen)]
+    assert [step for step, unchanged in enumerate(same) if unchanged] == [3]
     tensors, card = load_model(call.out)
     assert card["skipped_updates"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())

@@ -68,15 +68,15 @@ def test_a_batch_that_processes_cannot_share(pipeline, tmp_path):
 
 def test_processes_that_do_not_see_each_other(pipeline, tmp_path, monkeypatch):
     """Else each would train alone, and all write the same file."""
-    import fewstep.train
+    from fewstep.training import trainer
 
-    class Lone(fewstep.train.Accelerator):
+    class Lone(trainer.Accelerator):
         def __init__(self, **options):
             with pytest.MonkeyPatch.context() as hidden:
                 hidden.delenv("WORLD_SIZE")
                 super().__init__(**options)
 
-    monkeypatch.setattr(fewstep.train, "Accelerator", Lone)
+    monkeypatch.setattr(trainer, "Accelerator", Lone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     call = pipeline.train("cd", tmp_path)
     with pytest.raises(ValueError, match="2 processes started, but accelerate sees 1"):

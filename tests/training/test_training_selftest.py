@@ -58,15 +58,15 @@ def weakened(layer, x):
 def past_the_wrapper() -> None:
     """The losses see the bare network: each process trains on its own gradients."""
     from fewstep.core.wrappers import unwrap
-    from fewstep.train import Trainer
+    from fewstep.training.trainer import Trainer
 
-    original = Trainer._build
+    original = Trainer.__init__
 
-    def build(self):
-        original(self)
+    def build(self, *given):
+        original(self, *given)
         self.net = unwrap(self.net)
 
-    Trainer._build = build
+    Trainer.__init__ = build
 
 
 def test_gradients_that_nobody_reduces_are_found(pipeline, tmp_path):

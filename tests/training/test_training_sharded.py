@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 
@@ -14,35 +15,34 @@ from trained_files import close, same, states
 
 from fewstep.checkpoint import load_card
 from fewstep.common.files import sha256
-from fewstep.core.wrappers import held
-from fewstep.state import STOPPED
+from fewstep.training.parallel import local_tensor
+from fewstep.training.state import STOPPED
 
 SHARDED = ("--shard", "fsdp2")
 
 
 def counted() -> None:
     """The process prints the sizes of what it holds, and of what it would hold unsharded."""
-    from fewstep.train import Trainer
+    from fewstep.training.trainer import Trainer
 
-    original = Trainer._step
+    original = Trainer._mean
 
-    def step(self, *rest):
-        result = original(self, *rest)
+    def mean(self, values):
         if self.progress.step == 7:
-            weights = [weight for module in self.modules for weight in module.parameters()]
             moments = [v for state in self.optimizer.state.values() for v in state.values() if v.ndim]
+            tensors = {
+                "weights": self.weights,
+                "moments": moments,
+                "average": [self.ema.tensors()[name] for name, _ in self.net.named_parameters()],
+            }
             sizes = {
-                name: [sum(held(tensor).numel() for tensor in each), sum(tensor.numel() for tensor in each)]
-                for name, each in {
-                    "weights": weights,
-                    "moments": moments,
-                    "average": [self.ema.tensors()[name] for name, _ in self.net.named_parameters()],
-                }.items()
+                name: [sum(local_tensor(one).numel() for one in each), sum(one.numel() for one in each)]
+                for name, each in tensors.items()
             }
             print(f"held {json.dumps(sizes)}", file=sys.stderr, flush=True)
-        return result
+        return original(self, values)
 
-    Trainer._step = step
+    Trainer._mean = mean
 
 
 @pytest.fixture(scope="module", params=["decm", "scm"])
@@ -92,14 +92,12 @@ def test_they_accumulate(pipeline, sharded, tmp_path):
 
 
 def test_they_stop_and_go_on(pipeline, tmp_path):
-    """In the same bits, with the same options; with others one line says so."""
+    """In the same bits, in the same layout on the same number of processes."""
     plan = pipeline.varied({"methods": {"scm": {"train": {"steps": 13}}}})
     call = plan.train("scm", tmp_path).more(*SHARDED)
     stopped = ranks(call, tmp_path, fault=signal_at_step, step=8, number=signal.SIGUSR1)
     assert stopped == [STOPPED, STOPPED], (tmp_path / "rank0.log").read_text()
     assert states(call) == ["step-000000010"]
-    with pytest.raises(ValueError, match=r"was saved with --shard fsdp2 and 2 processes; go on with these"):
-        call()
     assert ranks(call, tmp_path) == [0, 0]
     uninterrupted = plan.train("scm", tmp_path / "whole").more(*SHARDED)
     assert ranks(uninterrupted, tmp_path) == [0, 0]
@@ -107,12 +105,37 @@ def test_they_stop_and_go_on(pipeline, tmp_path):
     assert not list(tmp_path.glob("state-*"))
 
 
-def test_a_state_of_one_process_is_not_shared_out(pipeline, tmp_path):
-    plan = pipeline.varied({"methods": {"cd": {"train": {"steps": 13}}}})
-    plain = plan.train("cd", tmp_path)
-    assert ranks(plain, tmp_path, fault=signal_at_step, step=8, number=signal.SIGUSR1) == [STOPPED] * 2
-    assert ranks(plain.more(*SHARDED), tmp_path) == [1, 1]
-    assert "was saved with --shard none; go on with these" in (tmp_path / "rank1.log").read_text()
+THIRTEEN = {"methods": {"scm": {"train": {"steps": 13, "global_batch_size": 36}}}}
+LAYOUTS = {"one": (1, ()), "ddp on 2": (2, ()), "fsdp2 on 2": (2, SHARDED), "fsdp2 on 3": (3, SHARDED)}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def stopped_in_a_layout(request, pipeline, tmp_path_factory):
+    """A training that stopped at step 10 of 13, and the same uninterrupted in one process."""
+    folder = tmp_path_factory.mktemp("stopped")
+    plan = pipeline.varied(THIRTEEN)
+    count, options = LAYOUTS[request.param]
+    call = plan.train("scm", folder).more(*options)
+    fault = {"fault": signal_at_step, "step": 9, "number": signal.SIGUSR1}
+    assert ranks(call, folder, count, **fault) == [STOPPED] * count, (folder / "rank0.log").read_text()
+    alone = plan.train("scm", folder / "alone")
+    alone()
+    return request.param, folder, alone
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_layout_and_number_of_processes_go_on(pipeline, stopped_in_a_layout, tmp_path, layout):
+    saved_in, folder, alone = stopped_in_a_layout
+    for state in folder.glob("state-*"):
+        shutil.copytree(state, tmp_path / state.name)
+    count, options = LAYOUTS[layout]
+    call = pipeline.varied(THIRTEEN).train("scm", tmp_path).more(*options)
+    assert states(call) == ["step-000000010"]
+    assert ranks(call, tmp_path, count) == [0] * count, (tmp_path / "rank0.log").read_text()
+    assert "resumed at step 10 of 13" in (tmp_path / "rank0.log").read_text()
+    close(call, alone)
+    if saved_in == layout == "one":
+        same(call, alone)
 
 
 def test_one_process_has_nothing_to_share(pipeline, tmp_path):

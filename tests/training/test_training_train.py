@@ -14,7 +14,7 @@ from fewstep.checkpoint import load_card, load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
-from fewstep.optimize import learning_rate
+from fewstep.training.optimizer import learning_rate
 
 
 def test_refuses_latents_of_another_tokenizer(pipeline: TinyPipeline, tmp_path):
