@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_pipeline import TinyPipeline, refused, replaced
+from trained_files import same
 
 from fewstep.checkpoint import load_card, load_model, save_model
 from fewstep.config import ConfigError
@@ -132,6 +133,24 @@ def test_bf16(pipeline, tmp_path, method):
     expected = json.loads(plain.outputs[1].read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(expected["loss"], rel=0.1, abs=0.01)
     assert first["loss"] != expected["loss"], "bf16 was not used"
+
+
+def test_fp16_is_refused_on_a_cpu(pipeline, tmp_path):
+    """Accelerate would train in float32."""
+    half = pipeline.varied({"methods": {"cd": {"train": {"precision": "fp16"}}}})
+    refused(half.train("cd", tmp_path), "precision fp16", "would train in float32 on a CPU")
+
+
+def test_the_environment_changes_nothing(pipeline, tmp_path, monkeypatch):
+    for name, value in {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "eager",
+    }.items():
+        monkeypatch.setenv(name, value)
+    call = pipeline.train("cd", tmp_path)
+    call()
+    same(call, pipeline.train("cd"))
 
 
 def test_another_seed_is_another_training(pipeline, tmp_path):
