@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -52,6 +53,20 @@ def signal_at_step(step: int, number: int) -> None:
         return original(self)
 
     Trainer._clip = signalled
+
+
+def disk_full_at_step(step: int) -> None:
+    """From the middle of this step on, the training process can write no file of more than 100 kB."""
+    from fewstep.training.trainer import Trainer
+
+    original = Trainer._clip
+
+    def limited(self: Trainer) -> Any:
+        if self.progress.step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return original(self)
+
+    Trainer._clip = limited
 
 
 def _child(call: Call, log: Path, environment: dict[str, str], fault: Callable | None, how: dict) -> None:

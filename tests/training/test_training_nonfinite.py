@@ -97,7 +97,9 @@ def test_the_last_good_state_was_saved_before_the_first_bad_update(pipeline, tmp
         call()
 
 
-@pytest.mark.parametrize("error", [FloatingPointError("step 6: bad"), ValueError("step 6: bad")])
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("step 6: bad"), ValueError("step 6: bad"), OSError("step 6: bad")]
+)
 def test_a_shell_sees_one_line(capsys, error):
     def main(argv):
         raise error

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from child_processes import child, ranks, signal_at_step
+from child_processes import child, disk_full_at_step, ranks, signal_at_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_pipeline import Call, TinyPipeline, alone, replaced
 from trained_files import same, states
@@ -201,6 +201,18 @@ def test_nothing_was_updated_before_the_state_was_saved(pipeline, tmp_path, monk
         call()
     call()
     reference()
+    same(call, reference)
+
+
+def test_a_full_disk_is_told_and_the_state_before_it_remains(pipeline, whole, tmp_path):
+    method, reference = whole
+    call = pipeline.train(method, tmp_path).more("--save-steps", "3")
+    assert child(call, tmp_path / "log", disk_full_at_step, step=4) == 1
+    error = (tmp_path / "log").read_text().splitlines()[-1]
+    (partial,) = tmp_path.glob("state-*/step-000000006.partial")
+    assert f"error: {partial}: process 0: " in error and "File too large" in error
+    assert states(call) == ["step-000000003", partial.name]
+    call()
     same(call, reference)
 
 
