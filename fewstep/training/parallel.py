@@ -115,7 +115,7 @@ def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Modu
 
 
 def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn.Module:
-    """A network that is only asked, in place: on its device, without gradients, under autocast.
+    """Prepare in place a network that is not trained: on its device, without gradients, under autocast.
 
     Every process holds all of it, or its part under fsdp2.
     """

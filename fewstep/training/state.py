@@ -15,9 +15,9 @@ import os
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -172,17 +172,15 @@ class TrainingState:
         """Load a state in place, whatever number of processes and layout it was saved with."""
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         reader = HuggingFaceStorageReader(str(path))
-        self._allocate_moments(
-            {name: found.size for name, found in reader.read_metadata().state_dict_metadata.items()}
-        )
+        self._allocate_moments(reader.read_metadata().state_dict_metadata.keys())
         with _one_line_errors(path):
             dcp.load(self._tensors(), storage_reader=reader)
         for name, average in self._averages.items():
             average.updates = record["averages"][name]
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(record["scaler"])
-        for name, value in record["progress"].items():
-            setattr(self._progress, name, value)
+        for field in fields(self._progress):
+            setattr(self._progress, field.name, record["progress"][field.name])
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by unique names, in the memory that training uses."""
@@ -201,20 +199,18 @@ class TrainingState:
             for key, weight in unwrap(module).named_parameters():
                 yield f"{name}.{key}", weight
 
-    def _allocate_moments(self, sizes: Mapping[str, torch.Size]) -> None:
-        """Moments as the optimizer would make them in its first step: laid out as their weight is.
+    def _allocate_moments(self, saved: Collection[str]) -> None:
+        """Those moments that were saved, as the optimizer makes them in its first step.
 
-        torch's set_optimizer_state_dict takes a step with zero gradients for this; a state that was saved
-        before the first finite update, which has no moments, would then differ from an uninterrupted run.
+        torch's set_optimizer_state_dict takes a step with zero gradients for this. A state that was saved
+        before the first finite update has no moments, and would then differ from an uninterrupted training.
         """
-        kinds = {name.split(".", 2)[1] for name in sizes if name.startswith("optimizer.")}
+        kinds = {name.split(".")[1] for name in saved if name.startswith("optimizer.")}
         for name, weight in self._weights():
             for kind in kinds:
-                size = sizes.get(f"optimizer.{kind}.{name}")
-                if size is not None:
-                    # Counts of steps are numbers of their own, on the CPU.
-                    moment = torch.zeros(()) if not size and weight.ndim else torch.zeros_like(weight)
-                    self._optimizer.state[weight][kind] = moment.detach()
+                if f"optimizer.{kind}.{name}" in saved:
+                    moment = torch.zeros(()) if kind == "step" else torch.zeros_like(weight.detach())
+                    self._optimizer.state[weight][kind] = moment
 
     def remove(self) -> None:
         """Free the disk once the model is written."""
