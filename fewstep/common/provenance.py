@@ -35,7 +35,7 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
     """Digest of the trainer, a method and a backbone: 16 hex digits.
 
     Args:
-        loss: name of the method's loss, a module or folder of methods/.
+        loss: name of the loss, which is its folder in methods/.
         backbone: kind of the network.
         package: folder of the package.
 
@@ -72,10 +72,10 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
 
 
 def _method(package: Path, loss: str) -> list[str]:
-    folder = package / "methods" / loss
-    if folder.is_dir():
-        return sorted(f"methods.{loss}.{path.stem}" for path in folder.glob("*.py"))
-    return [f"methods.{loss}"]
+    found = sorted((package / "methods" / loss).glob("*.py"))
+    if not found:
+        raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
+    return [f"methods.{loss}.{path.stem}" for path in found]
 
 
 def _backbone(kind: str) -> list[str]:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..backbones import build
-from ..backbones.state import inherit
-from ..checkpoint import check_tokenizer, load_model, load_network, save_model
+from ..backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
 from ..common.files import atomic, sha256
 from ..common.provenance import training_digest
 from ..config import digest
@@ -113,7 +112,7 @@ class Trainer:
         self.saved = self.state.newest()
         self.self_test: SelfTest | None = None
         if options.self_test and self.saved is None:
-            self.self_test = SelfTest(net.to(self.device), self.method.kind, self.loader, self.device)
+            self.self_test = SelfTest(net.to(self.device), spec.loss.kind, self.loader, self.device)
 
         target = copy.deepcopy(net) if self.method.target_decay is not None else None
         parallel.apply_compile_and_checkpointing(net, options.checkpoint_blocks, options.compile_blocks)
@@ -132,7 +131,7 @@ class Trainer:
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
         """The frozen teacher; ``net`` starts with those of its weights that both have."""
         tensors, card = load_model(path)
-        inherit(net, tensors, str(path))
+        load_compatible(net, tensors, str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
         teacher = load_network(path)[0]
         # Guidance makes its batches vary.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_pipeline import TinyPipeline, replaced
 
-from fewstep.checkpoint import load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
 from fewstep.images import read_card, read_images
 
 HEAD = "final_layer_u."

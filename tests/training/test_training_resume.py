@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipeline import Call, TinyPipeline, alone, replaced
 from trained_files import same, states
 
-from fewstep.checkpoint import load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import sha256
-from fewstep.methods.cd import CD
+from fewstep.methods.cd.loss import CD
 from fewstep.training.state import STOPPED
 from fewstep.training.trainer import Trainer
 

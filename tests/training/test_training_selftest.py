@@ -10,7 +10,7 @@ from child_processes import ranks
 from tiny_pipeline import TinyPipeline
 
 from fewstep.backbones import dual
-from fewstep.checkpoint import load_card, load_model
+from fewstep.backbones.model_file import load_card, load_model
 
 
 @pytest.mark.parametrize("method", ["decm", "meanflow", "scm", "teacher", "digits-classifier"])

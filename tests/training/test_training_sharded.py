@@ -13,7 +13,7 @@ from child_processes import ranks, signal_at_step
 from tiny_pipeline import TinyPipeline
 from trained_files import close, same, states
 
-from fewstep.checkpoint import load_card
+from fewstep.backbones.model_file import load_card
 from fewstep.common.files import sha256
 from fewstep.training.parallel import local_tensor
 from fewstep.training.state import STOPPED

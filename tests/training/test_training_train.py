@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
-from fewstep.checkpoint import load_card, load_model, save_model
+from fewstep.backbones.model_file import load_card, load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch

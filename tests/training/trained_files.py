@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_pipeline import Call
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 
 # Gradients are summed in another order, and Adam divides them by their own size.
