@@ -17,7 +17,7 @@ MINIATURE = (
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
 SIGN_TEXTS = {
-    "stale": "° stale: the code of the training or of the score has changed since; run it again for a new one.",
+    "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
 }
 
