@@ -6,12 +6,12 @@ import sys
 
 from .common.cli import metrics_parser, run
 from .common.files import write_text
+from .common.provenance import is_stale
 from .config import read_spec
 from .config.specs import TableSpec
 from .reporting.markdown import table_markdown
 from .reporting.metrics import load_metrics
 from .reporting.rows import fill_table
-from .reporting.staleness import is_stale
 
 
 def main(argv: list[str] | None = None) -> None:

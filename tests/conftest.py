@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from configs import make_plan, raw_config
-from stages_world import World
+from tiny_pipeline import TinyPipeline
 
 from fewstep.plan import Plan
 
@@ -34,8 +34,8 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, _one_thread) -> World:
-    """Read only: tests write into folders of their own."""
-    result = World(tmp_path_factory.mktemp("world"))
+def pipeline(tmp_path_factory: pytest.TempPathFactory, _one_thread) -> TinyPipeline:
+    """Every stage run once, for real. Read only: tests write into folders of their own."""
+    result = TinyPipeline(tmp_path_factory.mktemp("pipeline"))
     result.build()
     return result

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..common.files import sha256, write_text
+from ..common.provenance import score_digest
 from ..config import digest
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
@@ -53,6 +54,7 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
     if not is_main():
         return
     card = archive.card
+    backbone = card["model"]["backbone"]["kind"]
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
         **compute_metrics(protocol, collector, real),
@@ -63,6 +65,8 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
         "extractor_sha256": extractor.sha256,
         "status": card["model"]["status"],
         "code": card["model"]["code"],
+        "score_code": score_digest(backbone),
+        "backbone_kind": backbone,
         "spec": digest(spec),
         "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
         "model": {key: value for key, value in card["model"].items() if key != "backbone"},

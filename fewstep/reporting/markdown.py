@@ -17,7 +17,7 @@ MINIATURE = (
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
 SIGN_TEXTS = {
-    "stale": "° stale: the code behind this training has changed since; train again to renew the number.",
+    "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
 }
 

@@ -26,7 +26,7 @@ STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
     "miniature": "trained and measured here on the demo's data; not comparable with the paper's number",
-    "stale": "the code behind the training has changed since",
+    "stale": "the code of the training or of the score has changed since",
     "missing": "asked for, not measured yet",
     "reported only": "the paper's number; no method of ours stands behind it",
 }

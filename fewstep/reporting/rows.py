@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..config.specs import RunName, TableSpec
+from ..config.specs import TableSpec
 from ..config.tables import Row
 from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
 from .metrics import CellMetric, Entry, Metrics, gather
@@ -17,8 +17,7 @@ FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
 STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
 
-IsStale = Callable[[Entry, RunName | None], bool]
-"""Whether a metrics file of a run was made by other code than the present one."""
+IsStale = Callable[[Entry], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +155,7 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTa
     Args:
         spec: The table, and which cells fill it.
         metrics: From :func:`load_metrics`.
-        is_stale: :func:`fewstep.reporting.staleness.is_stale`.
+        is_stale: Whether a metrics file was made by other code than the present; of common/provenance.py.
 
     Raises:
         ValueError: a metrics file lacks a metric, or a protocol has the name of a column.
@@ -199,7 +198,6 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     first = next(iter(keys), "")
     asked = keys.get(first, [])
     ours = gather(metrics, asked, table.metric)
-    run = spec.runs.get(row.id)
 
     def reported(metric: str) -> float | None:
         numbers = row.reported.get(metric)
@@ -233,7 +231,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         evaluations=ours.common("evaluations") if ours else "",
         more=more,
         flops_per_step=rounded(ours.flops_per_step) if ours and table.unit is not None else None,
-        status=_status(spec, row, ours, is_stale, run),
+        status=_status(spec, row, ours, is_stale),
         difference=difference,
         tolerance=tolerance,
         agrees=agrees,
@@ -244,14 +242,12 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     )
 
 
-def _status(
-    spec: TableSpec, row: Row, ours: CellMetric | None, is_stale: IsStale, run: RunName | None
-) -> str:
+def _status(spec: TableSpec, row: Row, ours: CellMetric | None, is_stale: IsStale) -> str:
     if row.method is None:
         return "reported only"
     if ours is None:
         return "missing"
-    if any(is_stale(entry, run) for entry in ours.entries):
+    if any(is_stale(entry) for entry in ours.entries):
         return "stale"
     if spec.scale not in FULL_SCALES:
         return "miniature"

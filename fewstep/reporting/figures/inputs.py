@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.provenance import is_stale
 from ...config.specs import TableSpec
 from ..metrics import load_metrics
 from ..rows import FilledTable, fill_table
-from ..staleness import is_stale
 
 
 @dataclass(frozen=True)
