@@ -80,7 +80,7 @@ def test_the_metrics_say_how_they_were_made(pipeline):
     assert metrics["images"] == 40 and metrics["evaluations"] == 2
     assert metrics["reference_sha256"] == sha256(pipeline.reference().out)
     assert metrics["extractor_sha256"] == sha256(pipeline.plan.extractor("digits")[0])
-    assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["trace"] == 100.0
+    assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["feature_scale"] == 100.0
     assert metrics["cell"]["method"] == "cd" and metrics["status"] == "trained"
     assert 1 <= metrics["is"] <= 10
 
