@@ -59,7 +59,7 @@ class TrainingState:
     """Saves and restores modules, optimizer, averages, loss scaler and progress of one training.
 
     Args:
-        beside: folder of the model that is trained.
+        beside: folder of the model that is trained; no other training may use it.
         owner: what the state belongs to, each by a digest.
         progress: restored in place.
     """
