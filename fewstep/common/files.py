@@ -33,6 +33,26 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ValueError in one line that names the file: damage has many exceptions.
+
+    Args:
+        what: what the file should be, with its article.
+    """
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: not {what}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:

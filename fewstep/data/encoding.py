@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.files import atomic, sha256, write_text
-from ..config import ConfigError, digest
+from ..config import ConfigError, digest, dump
 from ..config.specs import EncodeSpec
 from ..core.precision import exact_convolutions
 from .asset_files import read_record
@@ -228,7 +228,7 @@ def merge_shards(
         source=source,
         spec=digest(spec),
     )
-    write_text(out, manifest.model_dump_json(indent=1) + "\n")
+    write_text(out, dump(manifest))
     return manifest
 
 

@@ -75,14 +75,10 @@ def generate_images(
     if not is_main():
         return
     card = {
+        **spec.model_dump(mode="json"),
         "spec": digest(spec),
         "model": model_card,
         "evaluations": evaluations_per_image(spec.sampler, spec.steps, spec.guidance is not None),
-        "sampler": spec.sampler.model_dump(mode="json"),
-        "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
-        "images": spec.images,
-        "labels": spec.labels,
-        "uint8": spec.uint8,
     }
     parts = zip(batches, labels.split(CHUNK), strict=True)
     write_images(out, card, ((images.cpu().numpy(), part.numpy()) for images, part in parts))

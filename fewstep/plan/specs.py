@@ -114,7 +114,7 @@ def _bench(plan: Cells, _name: str) -> Strict:
     )
 
 
-def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> Strict:
+def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> SampleSpec:
     run = plan.run(method, variant)
     name, steps = _split_cell(plan, cell)
     plan.check_sampler(run, name, steps, f"cell {method}/{variant}/{cell}")
@@ -175,7 +175,7 @@ def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protoco
         cell=key,
         protocol=entry,
         extractor=plan.network(entry.weights),
-        image=_image(plan, plan.run(method, variant)),
+        sample=_sample(plan, method, variant, cell, plan.image_set(protocol)),
     )
 
 

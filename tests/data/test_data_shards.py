@@ -37,6 +37,7 @@ def copy(made: LatentSet, tmp_path: Path) -> LatentSet:
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     raw = json.loads(path.read_text())
+    raw.pop("digest", None)
     change(raw)
     path.write_text(json.dumps(raw))
 

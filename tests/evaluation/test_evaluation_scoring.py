@@ -104,7 +104,12 @@ def test_real_images_are_near_themselves(pipeline, tar, tmp_path):
         ({"images": 50}, ["images: these images have 50, but 40"]),
         ({"labels": "random"}, ["labels", "random", "balanced"]),
         ({"uint8": "truncate"}, ["uint8", "truncate", "round"]),
-        ({"model": {"method": "scm", "status": "trained", "code": None}}, ["method", "scm", "cd"]),
+        ({"model": {"method": "scm", "status": "trained", "code": None}}, ["model.method", "scm", "cd"]),
+        ({"steps": 1}, ["steps: these images have 1, but 2"]),
+        ({"seed": 7}, ["seed: these images have 7, but 0"]),
+        ({"sampler": {"kind": "euler"}}, ["sampler: these images have {'kind': 'euler'}"]),
+        ({"guidance": {"scale": 2.0}}, ["guidance: these images have {'scale': 2.0}, but None"]),
+        ({"backbone": {"kind": "mlp"}}, ["backbone: these images have {'kind': 'mlp'}"]),
     ],
 )
 def test_refuses_images_of_another_protocol_or_cell(pipeline, tar, tmp_path, changes, words):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import tarfile
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from PIL import Image
 
 from fewstep import figure as stage
 from fewstep.config import dump
+from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.figures import grid, learning_curves
 from fewstep.reporting.figures.learning_curves import running_median
 from fewstep.reporting.formatting import read_csv
@@ -102,21 +101,12 @@ def test_the_running_median_passes_over_spikes_and_gaps():
 def images(tmp_path):
     """60 images (3, 8, 8) in two batches; image i is of class i % 12 and has the grey value i."""
     path = tmp_path / "images.tar"
-    with tarfile.open(path, "w") as tar:
-
-        def add(name, content):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-        add("card.json", b"{}")
-        for first in (0, 40):
-            index = np.arange(first, min(first + 40, 60))
-            batch = np.broadcast_to(index[:, None, None, None], (len(index), 3, 8, 8)).astype(np.uint8)
-            for kind, array in (("images", batch), ("labels", index % 12)):
-                stream = io.BytesIO()
-                np.save(stream, array)
-                add(f"{first:08d}.{kind}.npy", stream.getvalue())
+    parts = [np.arange(0, 40), np.arange(40, 60)]
+    batches = [
+        (np.broadcast_to(part[:, None, None, None], (len(part), 3, 8, 8)).astype(np.uint8), part % 12)
+        for part in parts
+    ]
+    write_images(path, {}, batches)
     return path
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
-from fewstep.backbones.model_file import load_card, load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
@@ -108,12 +108,12 @@ def test_log_every(pipeline, tmp_path):
 
 
 def test_card(pipeline):
-    card = load_card(pipeline.train("cd").out)
+    card = load_model(pipeline.train("cd").out)[1]
     assert card["status"] == "trained"
     assert (card["method"], card["variant"], card["seed"], card["steps"]) == ("cd", "base", 0, 8)
     assert card["skipped_updates"] == 0
     assert card["guidance_eta"] > 0
-    teacher = load_card(pipeline.train("teacher").out)
+    teacher = load_model(pipeline.train("teacher").out)[1]
     assert teacher["guidance_eta"] is None
     # A tangent, its teacher and the backward, against one forward and backward.
     assert card["flops_per_step"] > 1.5 * teacher["flops_per_step"] > 0
