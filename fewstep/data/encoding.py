@@ -24,7 +24,7 @@ from .manifest import (
     normalisation,
     published_statistics,
 )
-from .shards import Scan, ShardCard, map_arrays, scan_shard, write_shard
+from .shards import Scan, ShardCard, checksums, map_arrays, scan_shard, write_shard
 from .sources import DataSource, PublishedLatents, open_source
 from .tokenizers import Codec, open_tokenizer, weights_digest
 
@@ -182,13 +182,14 @@ def merge_shards(
     _check_scans(spec, source, weights_hash, scans, shards, out)
     channels = spec.tokenizer.shape[0]
     statistics = ChannelStatistics(channels)
-    entries = []
+    entries, crcs = [], []
     for scan, path in zip(tqdm(scans, desc="statistics", mininterval=1.0), shards):
         arrays = map_arrays(path, scan.offsets, scan.shape, scan.dtype)
         for start in range(0, len(arrays), PIECE):
             piece = arrays[start : start + PIECE]
             if not np.isfinite(piece).all():
                 raise ConfigError(f"{path}: latents that are not finite; do they fit {scan.dtype}?")
+            crcs.append(checksums(piece))
             drawn = spec.tokenizer.posterior == "moments"
             statistics.add(piece[:, :, :channels], piece[:, :, channels:] if drawn else None)
         entries.append(
@@ -207,7 +208,8 @@ def merge_shards(
     checked = [scan.card.psnr for scan in scans if scan.card.psnr is not None]
     index = out.with_name(f"{out.stem}.index.npz")
     with atomic(index) as temporary:
-        np.savez(temporary, offsets=np.concatenate([scan.offsets for scan in scans]), labels=labels)
+        offsets = np.concatenate([scan.offsets for scan in scans])
+        np.savez(temporary, offsets=offsets, labels=labels, checksums=np.concatenate(crcs))
     manifest = Manifest(
         name=spec.name,
         dataset=spec.dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,17 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
         collector.add(values)
     if not is_main():
         return
+    values = compute_metrics(protocol, collector, real)
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{out}: {name} of {archive.count} images is {value}; are they too few for it?")
     card = archive.card
     backbone = card["model"]["backbone"]["kind"]
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
-        **compute_metrics(protocol, collector, real),
+        **values,
         "images": archive.count,
+        "dimensions": len(real.mu),
         "evaluations": card["evaluations"],
         "protocol": protocol.model_dump(mode="json"),
         "reference_sha256": sha256(reference),

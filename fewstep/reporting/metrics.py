@@ -88,6 +88,17 @@ def value_of(entry: Entry, metric: str) -> float:
     return float(value)
 
 
+def warnings_of(entry: Entry) -> list[str]:
+    """What a reader must know of the numbers of a metrics file."""
+    found = []
+    if skipped := entry.get("model", {}).get("skipped_updates"):
+        found.append(f"{skipped} updates of the training were not finite and were skipped")
+    images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
+    if "fid" in entry and images <= dimensions:
+        found.append(f"Fréchet distance of {images} images in {dimensions} dimensions, which is biased")
+    return found
+
+
 def metric_name(metric: str, scale: str) -> str:
     """What a reader calls a metric. A Fréchet distance is an FID only on the paper's data and features."""
     names = {

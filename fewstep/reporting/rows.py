@@ -11,7 +11,7 @@ from typing import Any
 from ..config.specs import TableSpec
 from ..config.tables import Row
 from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
-from .metrics import CellMetric, Entry, Metrics, gather
+from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
 
 FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
@@ -59,6 +59,8 @@ class TableRow:
     """yes, no, or empty where nothing is compared."""
     protocol: str
     note: str
+    warnings: str
+    """What a reader must know of our number."""
     cost: Number = None
     """Operations of a training step over those of the table's unit."""
     rank: WholeNumber = None
@@ -207,6 +209,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         found = gather(metrics, keys.get(protocol, []), metric)
         return rounded(found.mean) if found else None
 
+    entries = ours.entries if ours else []
     more = {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
     more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
     difference, tolerance, agrees = _agreement(spec, ours, reported(table.metric))
@@ -237,6 +240,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         agrees=agrees,
         protocol=first,
         note=row.note,
+        warnings="; ".join(dict.fromkeys(text for entry in entries for text in warnings_of(entry))),
         parameter=spec.parameters.get(row.id),
         values=[rounded(value) for value in ours.values] if ours and table.kind == "sweep" else [],
     )

@@ -224,6 +224,8 @@ class Trainer:
             save_model(options.out, weights, spec.backbone, self._card())
         accelerator.wait_for_everyone()
         self.state.remove()
+        if progress.skipped:
+            accelerator.print(f"warning: {progress.skipped} updates were not finite and were skipped")
         peaks = " ".join(f"{peak:.0f}" for peak in parallel.peak_memory(accelerator))
         accelerator.print(f"peak memory of each process: {peaks} MiB")
         # Last: it also takes the process group down.

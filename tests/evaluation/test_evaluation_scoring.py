@@ -223,3 +223,16 @@ def test_asset_files_are_compared_with_their_record(tmp_path):
     with pytest.raises(ConfigError, match=r"differs from .*fetch the asset again"):
         read_record(record).verified("a.npz")
     shutil.rmtree(folder)
+
+
+def test_real_images_stay_as_they_are_whatever_the_rule_for_generated_ones(pipeline, tmp_path):
+    plan = pipeline.varied({"settings": {"protocols": {"digits": {"uint8": "truncate"}}}})
+    with np.load(plan.reference(tmp_path)()) as found, np.load(pipeline.reference().out) as expected:
+        assert all(np.array_equal(found[name], expected[name]) for name in ("mu", "sigma", "features"))
+
+
+def test_a_metric_that_is_not_finite_is_never_written(pipeline, tmp_path, monkeypatch):
+    from fewstep.evaluation import fidelity
+
+    monkeypatch.setattr(fidelity, "inception_score", lambda logits: float("nan"))
+    refused(pipeline.score(*CELL, tmp_path), "digits.json: is of 40 images is nan")
