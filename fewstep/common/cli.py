@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -29,13 +31,20 @@ def run(main: Callable[[list[str] | None], None]) -> None:
     """Call ``main`` as a program: bad input (ConfigError, ValueError), a training that diverged
     (FloatingPointError) and files that cannot be read or written (OSError) are a message and exit status 1.
 
-    Anything else is a mistake in the program and keeps its traceback.
+    Anything else is a mistake in the program and keeps its traceback. SIGTERM ends the program with status
+    143 and lets it clean up; a training saves its state instead.
     """
+    signal.signal(signal.SIGTERM, _end)
     try:
         main(None)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # nothing is to interrupt the cleaning up
+    raise SystemExit(128 + number)
 
 
 def first_few(names: Iterable[str], most: int = 4) -> str:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+ABANDONED = 24 * 60 * 60
+"""Seconds without a write after which a temporary file of another host is left over."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    The temporary name keeps the suffix. On an exception it is removed and ``path`` is untouched.
+    The temporary name keeps the suffix. On an exception it is removed and ``path`` is untouched. What a
+    killed process left is removed too, see `_sweep`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    _sweep(path)
+    own = f".{path.stem}.{_host()}~{os.getpid()}~"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=own, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,6 +40,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files of ``path`` whose process has ended, or elsewhere wrote nothing for a day."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.(\w+)~(\d+)~\w+{re.escape(path.suffix)}")
+    for entry in os.scandir(path.parent):
+        if not (found := name.fullmatch(entry.name)):
+            continue
+        host, process = found.groups()
+        with suppress(FileNotFoundError):
+            ended = host == _host() and not _runs(int(process))
+            if ended or time.time() - entry.stat().st_mtime > ABANDONED:
+                Path(entry).unlink()
 
 
 @contextmanager
