@@ -121,7 +121,7 @@ class KeptChunks:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, make: Callable[[range], Tensor], indices: range) -> Tensor:
-        """The images (n, C, H, W) of a chunk, on the CPU: those that are kept, or those that ``make`` makes."""
+        """The images (n, C, H, W) of a chunk, on the CPU: kept, or made by ``make``."""
         path = self.folder / f"{indices.start:08d}.tar"
         if path.exists():
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 
 import pytest
@@ -52,7 +51,7 @@ def test_resumed_equals_uninterrupted(pipeline: TinyPipeline, tmp_path, whole, n
     chunks = sorted(tmp_path.glob("*.chunks-*/0*.tar"))
     assert len(chunks) == 3
     content = bytearray(chunks[1].read_bytes())
-    content[random.Random(0).randrange(2048, 2400)] ^= 16
+    content[1700] ^= 16  # in the images
     chunks[1].write_bytes(content)
     assert child(call, log, small_chunks) == 0
     assert call.out.read_bytes() == whole
