@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -93,6 +94,24 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: str | Path, text: str) -> None:
+    """Write lines of text atomically, and last a line of JSON with their `sha256`."""
+    write_text(path, f'{text}{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}\n')
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines that `write_lines` wrote, without the last.
+
+    Raises:
+        ValueError: they are not those of the checksum.
+    """
+    with reading(path, "whole"):
+        *lines, last = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        if json.loads(last)["sha256"] != hashlib.sha256("".join(lines).encode()).hexdigest():
+            raise ValueError("its lines are not those of the sha256 at its end")
+    return lines
 
 
 def sha256(path: str | Path) -> str:

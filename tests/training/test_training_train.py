@@ -12,6 +12,7 @@ from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
 from fewstep.backbones.model_file import load_model, save_model
+from fewstep.common.files import read_lines
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
@@ -76,7 +77,7 @@ def test_the_student_starts_as_its_teacher(pipeline, tmp_path):
 def test_curve_columns(pipeline, tmp_path):
     call = pipeline.train("decm", tmp_path)
     call()
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     # the second update comes at every third step
     assert [(line["step"], line["update"]) for line in lines if line["update"]] == [(0, 1), (3, 1), (6, 1)]
     assert [line["step"] for line in lines if not line["update"]] == list(range(8))
@@ -94,7 +95,7 @@ def test_tensorboard_reads_the_events(pipeline, tmp_path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"update0/loss", "update0/grad_norm", "update0/lr", "update1/loss_n2n"} <= tags
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     expected = {line["step"]: line["loss"] for line in lines if line["update"] == 0}
     found = {event.step: event.value for event in events.Scalars("update0/loss")}
     assert found == pytest.approx(expected, rel=1e-6)
@@ -103,7 +104,7 @@ def test_tensorboard_reads_the_events(pipeline, tmp_path):
 def test_log_every(pipeline, tmp_path):
     call = pipeline.varied({"methods": {"cd": {"train": {"log_every": 3}}}}).train("cd", tmp_path)
     call()
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     assert [line["step"] for line in lines] == [0, 3, 6]
 
 
@@ -209,7 +210,7 @@ def test_learning_rate():
 
 
 def test_rates_in_the_curve(pipeline, tmp_path):
-    lines = [json.loads(line) for line in pipeline.train("cd").outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(pipeline.train("cd").outputs[1])]
     options = pipeline.plan.run("cd").train.optimizer
     assert [line["lr"] for line in lines] == [learning_rate(options, step, 8) for step in range(8)]
 

@@ -60,13 +60,15 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[Clas
 
 
 def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
-    """Lay the images out on white; small ones are enlarged by a whole factor, without smoothing.
+    """Lay the images of the first file (the first seed) out on white.
+
+    Small ones are enlarged by a whole factor, without smoothing.
 
     Raises:
-        ValueError: not one file of images, or as for :func:`select`.
+        ValueError: no file of images, or as for :func:`select`.
     """
-    if len(inputs.images) != 1:
-        raise ValueError(f"{spec.name}: kind grid takes one --images file, not {len(inputs.images)}")
+    if not inputs.images:
+        raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
     rows = select(inputs.images[0], spec.table.columns, spec.table.classes)
     height, width = next(row.images[0].shape[:2] for row in rows if row.images)
     factor = max(1, -(-SMALLEST // height))

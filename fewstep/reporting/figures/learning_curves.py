@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.pyplot import rc_context
 
+from ...common.files import read_lines
 from ...config.specs import TableSpec
 from ..formatting import rounded, to_csv
 from ..metrics import metric_name
@@ -61,7 +62,7 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[LoggedUpdate]:
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     entries = []
-    for position, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for position, text in enumerate(read_lines(path), start=1):
         try:
             entries.append(json.loads(text))
         except json.JSONDecodeError as error:
