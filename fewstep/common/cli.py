@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+
+from .files import write_text
+
+REFUSAL = "FEWSTEP_REFUSAL"
+"""Environment variable: JSON of the file in which fewstep.launch finds a refusal, and what it belongs to."""
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -35,11 +42,21 @@ def run(main: Callable[[list[str] | None], None]) -> None:
     143 and lets it clean up; a training saves its state instead.
     """
     signal.signal(signal.SIGTERM, _end)
+    kept, key = json.loads(os.environ.get(REFUSAL, "[null, null]"))
     try:
         main(None)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if kept and not _because_of_a_file(error):
+            write_text(kept, json.dumps({"key": key, "message": str(error)}))
         raise SystemExit(1) from None
+    if kept:
+        Path(kept).unlink(missing_ok=True)
+
+
+def _because_of_a_file(error: BaseException | None) -> bool:
+    """Whether an OSError is behind the error; the next attempt may find the file or disk in order."""
+    return error is not None and (isinstance(error, OSError) or _because_of_a_file(error.__context__))
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
