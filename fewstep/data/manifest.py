@@ -192,7 +192,7 @@ def published_statistics(tokenizer: Tokenizer, weights: Path | None) -> Publishe
         return None
     if weights is None:
         raise ConfigError("tokenizer.statistics: published needs the record of the weights; pass --tokenizer")
-    path = read_record(weights).file(name)
+    path, _ = read_record(weights).verified(name)
     content = load_torch(path)
     values = {}
     for key in ("mean", "std"):

@@ -90,7 +90,7 @@ def open_tokenizer(
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
     if tokenizer.kind == "vavae":
         assert tokenizer.weights is not None
-        path = read_record(weights).file(tokenizer.weights.file)
+        path, _ = read_record(weights).verified(tokenizer.weights.file)
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
         return KlCodec(vae, tokenizer.posterior, device)
     if tokenizer.kind == "sd-vae":
@@ -171,7 +171,7 @@ def _load_diffusers_autoencoder(tokenizer: Tokenizer, record: Record) -> Autoenc
         raise ConfigError(
             f"{record.path}: tokenizer.weights.file: name one .safetensors file; it has {names or 'none'}"
         )
-    folder = record.file(name).parent
+    folder = record.verified(name)[0].parent
     try:
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:
