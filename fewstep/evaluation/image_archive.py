@@ -100,7 +100,8 @@ class ImageArchive:
         return self._load(self.label_members[batch])
 
     def _load(self, member: Member) -> np.ndarray:
-        array: np.ndarray = np.load(io.BytesIO(member.read(self.path)), allow_pickle=False)
+        with reading(self.path, "a tar of images"):
+            array: np.ndarray = np.load(io.BytesIO(member.read(self.path)), allow_pickle=False)
         return array
 
 
