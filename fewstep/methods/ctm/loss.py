@@ -12,7 +12,9 @@ interpolant of the same data and noise. Denoising score matching keeps F at s = 
     L_dsm = mean (F(x_t', t', t') - v)^2,   L = L_ctm + dsm L_dsm
 
 Mapping: the paper has x = x1 + sigma x0 and G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s) with times in
-sigma. With t = 1 / (1 + sigma) and x_t = t x, G is f(x_t, t, s) = x_t + (s - t) F and g = x_t + (1 - t) F.
+sigma, and data of deviation 1/2. Beside data of unit variance sigma doubles: the grid spans 0.004 to 160, and
+the logit of t in L_dsm has the mean 1.2 - ln 2 = 0.507. With t = 1 / (1 + sigma) and x_t = t x, G is f(x_t,
+t, s) = x_t + (s - t) F and g = x_t + (1 - t) F.
 
 Deviations from the paper:
 
