@@ -55,8 +55,13 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
     return torch.sigmoid(n)
 
 
-def sample_interval(law: TimeDistribution, rng: Streams, equal: float) -> tuple[Tensor, Tensor]:
-    """Two draws of ``law``, sorted: t <= s, each (B,), float32. A share ``equal`` of the rows has s = t."""
+def sample_interval(
+    law: TimeDistribution, rng: Streams, equal: float, rows: str = "equal"
+) -> tuple[Tensor, Tensor]:
+    """Two draws of ``law``, sorted: t <= s, each (B,), float32.
+
+    A share ``equal`` of the rows has s = t, those with the least numbers of the stream ``rows``.
+    """
     one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
     t, s = torch.minimum(one, other), torch.maximum(one, other)
-    return t, torch.where(rng.uniform("equal") < equal, t, s)
+    return t, torch.where(rng.uniform(rows) < equal, t, s)
