@@ -23,8 +23,9 @@ from fewstep.methods.ctm.params import CTMParams
 from fewstep.methods.ict.params import ICTParams
 from fewstep.methods.tcm.params import TCMParams
 
-ROWS = 20_000
-CRITICAL = math.sqrt(-math.log(0.01 / 2) / 2 * 2 / ROWS)
+ROWS, DRAWS = 20_000, 200_000
+"""Of ours, and of the release's law."""
+CRITICAL = math.sqrt(-math.log(0.01 / 2) / 2 * (1 / ROWS + 1 / DRAWS))
 """Of the two-sample Kolmogorov-Smirnov distance at the level of 1 %."""
 
 
@@ -36,28 +37,28 @@ def karras(points):
 def tcm_first(draws):
     """Normal of ln s, truncated."""
     low, high = ((math.log(s) + 0.8) / 1.6 for s in (0.002, 80))
-    return np.exp(stats.truncnorm.rvs(low, high, loc=-0.8, scale=1.6, size=ROWS, random_state=draws))
+    return np.exp(stats.truncnorm.rvs(low, high, loc=-0.8, scale=1.6, size=DRAWS, random_state=draws))
 
 
 def tcm_second(draws):
     """Student's t of ln s with 0.01 degrees of freedom, truncated."""
     low, high = stats.t.cdf([0, math.log(80) / 0.2], 0.01)
-    return np.exp(0.2 * stats.t.ppf(draws.uniform(low, high, ROWS), 0.01))
+    return np.exp(0.2 * stats.t.ppf(draws.uniform(low, high, DRAWS), 0.01))
 
 
 def ict(draws):
     """The noisy ends of intervals of a grid with 1281 points, by the mass of a normal of ln s."""
     levels = karras(1281)
     mass = -np.diff(stats.norm.cdf((np.log(levels) + 1.1) / 2.0))
-    return levels[draws.choice(1280, ROWS, p=mass / mass.sum())]
+    return levels[draws.choice(1280, DRAWS, p=mass / mass.sum())]
 
 
 def ctm(draws):
-    return karras(40)[draws.integers(0, 39, ROWS)]
+    return karras(40)[draws.integers(0, 39, DRAWS)]
 
 
 def ctm_score(draws):
-    return np.exp(-1.2 + 1.2 * draws.standard_normal(ROWS))
+    return np.exp(-1.2 + 1.2 * draws.standard_normal(DRAWS))
 
 
 class Zero(nn.Module):
