@@ -138,7 +138,9 @@ class TableSpec(Strict):
     name: str = Field(description="stem of config/tables/NAME.yaml")
     scale: str = Field(description="scale of its recipes; only `paper` stands under the paper's numbers")
     protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
-    further: dict[str, str] = Field(default={}, description="further metric -> the protocol that it is of")
+    extra_metrics: dict[str, str] = Field(
+        default={}, description="metric in a column of its own -> the protocol that it is of"
+    )
     table: Table
     rows: list[RowCells] = []
     parameters: dict[str, float] = Field(default={}, description="sweep: row id -> value of its parameter")

@@ -123,8 +123,8 @@ class Cells(Runs):
         runs = self.table_runs(name).values()
         return list(dict.fromkeys(key for run in runs for key in run.recipe.protocols))
 
-    def further(self, name: str) -> dict[str, str]:
-        """Further metric of a table -> its protocol: the first that has it, if possible for every run.
+    def extra_metrics(self, name: str) -> dict[str, str]:
+        """Metric in a column of its own -> its protocol: the first that has it, if possible for every run.
 
         Raises:
             ConfigError: no protocol of the table's runs computes a metric.
@@ -250,7 +250,7 @@ class Cells(Runs):
                 raise ConfigError(
                     f"{files.tables}/{name}.yaml: rows: toys stand beside {', '.join(scales - {'toy'})}"
                 )
-            self.further(name)
+            self.extra_metrics(name)
             self.parameters(name)
         for name, row in self.rows():
             if row.method is None:

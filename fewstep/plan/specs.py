@@ -201,7 +201,7 @@ def _table(plan: Cells, name: str) -> Strict:
         name=name,
         scale=_scale(runs.values()),
         protocols=plan.table_protocols(name),
-        further=plan.further(name),
+        extra_metrics=plan.extra_metrics(name),
         table=table.model_copy(update={"rows": shown}),
         rows=cells,
         parameters=plan.parameters(name),

@@ -16,7 +16,7 @@ from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan
 from fewstep.plan.needs import needs
 from fewstep.plan.specs import spec
-from fewstep.results import table_lines
+from fewstep.reporting.rows import fill_table
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def statuses(plan: Plan, table: str) -> dict[str, str]:
         for key in plan.table_cells(table)
     }
     return {
-        line["row"]: line["status"]
-        for line in table_lines(asked, found, lambda entry: entry["code"] not in (None, "now"))
+        row.row: row.status
+        for row in fill_table(asked, found, lambda entry: entry["code"] not in (None, "now")).rows
     }
 
 
@@ -95,16 +95,16 @@ def test_an_ablation_does_not_take_the_base_weights():
     assert statuses(plan, "table4")["cm"] == "reported only"
 
 
-def test_further_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
-    assert paper_plan.further("facm-released") == {
+def test_extra_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
+    assert paper_plan.extra_metrics("facm-released") == {
         "is": "decm",
         **dict.fromkeys(("kid", "precision", "recall"), "common"),
     }
-    assert set(demo_plan.further("table1").values()) == {"digits"}
-    assert '"further": {\n  "kid": "common"' in paper_plan.spec_text("table", "table1")
-    assert make_plan({**raw_config(), "weights": "released"}).further("table1") == paper_plan.further(
+    assert set(demo_plan.extra_metrics("table1").values()) == {"digits"}
+    assert '"extra_metrics": {\n  "kid": "common"' in paper_plan.spec_text("table", "table1")
+    assert make_plan({**raw_config(), "weights": "released"}).extra_metrics(
         "table1"
-    )
+    ) == paper_plan.extra_metrics("table1")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_further_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
         ({"figure1": {"metrics": ["kid"]}}, ["figure1.yaml", "kind: table, not of curve"]),
     ],
 )
-def test_further_metrics_that_nobody_computes(change, words):
+def test_extra_metrics_that_nobody_computes(change, words):
     with pytest.raises(ConfigError) as error:
         make_plan(merge(raw_config(), {"overrides": {"tables": change}}))
     for word in words:
