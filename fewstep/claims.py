@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from .common.cli import metrics_parser, run
 from .common.files import write_text
 from .config import read_spec
-from .config.specs import CellKey, ClaimsSpec
+from .config.specs import ClaimsSpec
 from .config.tables import CellName, Claim
 from .results import Line, Metrics, load_metrics, number, spread, to_csv, value_of
 
@@ -33,13 +33,8 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
     right: dict[str, list[float]] = {_name(cell): [] for cell in claim.right}
     ratios: list[float] = []
     held = 0
-    # With every cell trained once (say, the teacher against itself) there is one seed to compare.
-    cells = [claim.left, *claim.right]
-    own = {"first": spec.first_seeds, "all": spec.seeds}
-    asked = claim.seeds if isinstance(claim.seeds, list) else own[claim.seeds]
-    seeds = [0] if all(cell.method in spec.once for cell in cells) else asked
-    for seed in seeds:
-        keys = [_key(spec, claim, cell, seed) for cell in cells]
+    seeds = spec.cells[claim.id]
+    for keys in seeds:
         if any(key not in metrics for key in keys):
             continue
         ours, *others = (value_of(metrics[key], claim.metric) for key in keys)
@@ -73,17 +68,6 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> Line:
         "scale": "toy" if claim.id in spec.toys else spec.scale,
         "note": claim.note,
     }
-
-
-def _key(spec: ClaimsSpec, claim: Claim, cell: CellName, seed: int) -> CellKey:
-    return CellKey(
-        method=cell.method,
-        variant=cell.variant,
-        seed=0 if cell.method in spec.once else seed,
-        sampler=cell.sampler,
-        steps=cell.steps,
-        protocol=spec.protocols[claim.id],
-    )
 
 
 def _std(values: Sequence[float]) -> str:
@@ -130,7 +114,7 @@ def markdown(spec: ClaimsSpec, lines: Sequence[Line]) -> str:
     parts.append(
         "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     )
-    protocols = ", ".join(dict.fromkeys(spec.protocols.values()))
+    protocols = ", ".join(dict.fromkeys(cells[0][0].protocol for cells in spec.cells.values()))
     parts.append(f"Protocol: {protocols}. Scale: {spec.scale}. Seeds: {', '.join(map(str, spec.seeds))}.")
     return "\n\n".join(parts) + "\n"
 

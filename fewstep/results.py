@@ -143,7 +143,7 @@ def _row_lines(
                 raise ValueError(f"protocol {name!r} is also a column of the table; rename the protocol")
             other = gather(metrics, keys.get(name, []), table.metric) if name != first else None
             line[name] = number(other.mean) if other else ""
-        for name, protocol in spec.further.items():
+        for name, protocol in spec.extra_metrics.items():
             more = gather(metrics, keys.get(protocol, []), name)
             line[f"ours_{name}"] = number(more.mean) if more else ""
         if table.unit is not None:

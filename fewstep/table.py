@@ -76,7 +76,7 @@ def markdown(spec: TableSpec, lines: Sequence[Line]) -> str:
             full = metric_name(spec.table.metric, "paper")
             blocks.append((f"{full} reported by the paper, at full scale", _getter("reported")))
         blocks += [(f"{metric}, ours, protocol `{name}`", _getter(name)) for name in _others(spec, lines)]
-        for name, protocol in spec.further.items():
+        for name, protocol in spec.extra_metrics.items():
             heading = f"{metric_name(name, spec.scale)}, ours, protocol `{protocol}`"
             blocks.append((heading, _getter(f"ours_{name}", precise)))
         for heading, value in blocks:
@@ -130,7 +130,7 @@ def _long(spec: TableSpec, lines: Sequence[Line]) -> str:
     head += [f"{full}, reported" + ("" if paper else " at full scale"), f"{metric}, ours"]
     head += [
         *(f"{metric}, `{name}`" for name in others),
-        *(f"{metric_name(name, spec.scale)}, `{protocol}`" for name, protocol in spec.further.items()),
+        *(f"{metric_name(name, spec.scale)}, `{protocol}`" for name, protocol in spec.extra_metrics.items()),
         *(["Difference", "Tolerance"] if paper else []),
         "Status",
     ]
@@ -144,7 +144,7 @@ def _long(spec: TableSpec, lines: Sequence[Line]) -> str:
                 short(line["reported"]) or "–",
                 ours(line),
                 *(short(line[name]) or "–" for name in others),
-                *(precise(line[f"ours_{name}"]) or "–" for name in spec.further),
+                *(precise(line[f"ours_{name}"]) or "–" for name in spec.extra_metrics),
             ]
             cells += [short(line["difference"], signed=True), short(line["tolerance"])] if paper else []
             body.append([*cells, line["status"]])

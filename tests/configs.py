@@ -13,9 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def raw_config(preset: str | None = None) -> dict[str, Any]:
-    """config/config.yaml, with a preset laid over it."""
+    """config/config.yaml, with the files of a preset's profile laid over it."""
     raw = read_yaml(ROOT / "config/config.yaml")
-    return merge(raw, read_yaml(ROOT / f"config/{preset}.yaml")) if preset else raw
+    for file in read_yaml(ROOT / f"profiles/{preset}/config.yaml")["configfile"] if preset else []:
+        raw = merge(raw, read_yaml(ROOT / file))
+    return raw
 
 
 def make_plan(raw: dict[str, Any]) -> Plan:

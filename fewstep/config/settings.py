@@ -1,4 +1,4 @@
-"""Named parts (data sets, tokenizers, backbones, samplers, protocols) and the settings made of them."""
+"""The entries of config/settings.yaml: named parts, and the recipes made of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from .base import Strict
 from .networks import FlowNetwork, Mlp, UNet
-from .sampling import UCGMSampling
+from .references import Ref
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
 
 
 class Dataset(Strict):
-    asset: str
+    asset: Annotated[str, Ref("assets")]
     format: Literal[
         "digits", "moons", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"
     ] = Field(
@@ -39,14 +39,18 @@ class Dataset(Strict):
 class Weights(Strict):
     """Where a network's weights come from: a fetched asset, or a run of this workflow."""
 
-    asset: str | None = None
-    file: str | None = Field(default=None, description="which file of the asset")
-    method: str | None = None
+    asset: Annotated[str | None, Ref("assets")] = None
+    file: Annotated[str | None, Ref("files of", within="asset")] = Field(
+        default=None, description="which file of the asset"
+    )
+    method: Annotated[str | None, Ref("methods")] = None
 
     @model_validator(mode="after")
     def _one(self) -> Weights:
         if (self.asset is None) == (self.method is None):
             raise ValueError("name exactly one of asset, method")
+        if (self.asset is None) != (self.file is None):
+            raise ValueError("file names the file of an asset; asset and file go together")
         return self
 
 
@@ -78,7 +82,7 @@ class Tokenizer(Strict):
     statistics: Literal["none", "computed", "published"] = Field(
         default="none", description="per-channel normalisation of the latents"
     )
-    statistics_file: str | None = Field(
+    statistics_file: Annotated[str | None, Ref("files of", within="weights.asset")] = Field(
         default=None, description="published: file of the weights' asset with mean and std"
     )
     multiplier: float = Field(default=1.0, gt=0, description="factor after normalisation")
@@ -121,8 +125,8 @@ class Tokenizer(Strict):
 class Latents(Strict):
     """A data set seen through a tokenizer, as WebDataset shards."""
 
-    dataset: str
-    tokenizer: str
+    dataset: Annotated[str, Ref("datasets")]
+    tokenizer: Annotated[str, Ref("tokenizers")]
     shards: int = Field(gt=0)
     flip: bool = Field(default=False, description="store the mirrored view too")
     dtype: Literal["float16", "float32"] = "float32"
@@ -208,6 +212,33 @@ class Guidance(Strict):
         return self
 
 
+class UCGMSampling(Strict):
+    """UCGM-S (arXiv 2505.07447, Algorithm 2): predict data and noise, extrapolate both, mix them anew."""
+
+    condition: Literal["velocity", "end", "next"] = Field(
+        description="target time s of the network: t itself, 1, or the next time"
+    )
+    rho: float = Field(default=0.0, ge=0, le=1, description="share of fresh noise, by variance")
+    kappa: float = Field(default=0.0, ge=0, le=1, description="extrapolation from the third step on")
+    schedule: list[float] = Field(
+        default=[1.0, 1.0, 1.0],
+        min_length=3,
+        max_length=3,
+        description="a, b, c of t = (1 - (1 - g^a)^b)^c, g uniform (Kumaraswamy)",
+    )
+    gaps: list[float] = Field(
+        default=[0.0, 0.0], min_length=2, max_length=2, description="g of the first step, 1 - g of the last"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> UCGMSampling:
+        if min(self.schedule) <= 0:
+            raise ValueError(f"schedule {self.schedule}: a, b and c must be above 0")
+        if min(self.gaps) < 0 or sum(self.gaps) >= 1:
+            raise ValueError(f"gaps {self.gaps} must not be negative, nor sum to 1")
+        return self
+
+
 class Sampler(Strict):
     kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
     guidance: Literal["none", "recipe"] | Guidance = "none"
@@ -285,7 +316,9 @@ class Protocol(Strict):
     logits: str | None = Field(default=None, description="layer for the Inception score")
     weights: Weights | None = Field(default=None, description="of the extractor; identity has none")
     reference: Weights | None = Field(default=None, description="stored mu, sigma; else computed")
-    reference_latents: str | None = Field(default=None, description="images behind a computed one")
+    reference_latents: Annotated[str | None, Ref("latents")] = Field(
+        default=None, description="images behind a computed one"
+    )
     uint8: Literal["round", "truncate", "none"] = Field(
         default="round", description="how images become bytes; none: they do not (identity)"
     )
@@ -381,12 +414,16 @@ class Recipe(Strict):
     scale: Literal["paper", "small", "demo", "toy"] = Field(
         description="toy: as small in the paper itself, and one and the same under every preset"
     )
-    latents: str
-    backbone: str
+    latents: Annotated[str, Ref("latents")]
+    backbone: Annotated[str, Ref("backbones")]
     train: Train
-    teacher: str | None = Field(default=None, description="method whose weights teach and initialise")
+    teacher: Annotated[str | None, Ref("methods")] = Field(
+        default=None, description="method whose weights teach and initialise"
+    )
     guidance: Guidance | None = None
-    protocols: list[str] = Field(default=[], description="first the paper's own, then the common one")
+    protocols: Annotated[list[str], Ref("protocols")] = Field(
+        default=[], description="first the paper's own, then the common one"
+    )
     label_dropout: float = Field(default=0.1, ge=0, lt=1, description="used by methods without a teacher")
     provenance: dict[str, Mark] = Field(
         default={}, description="mark of a hyper-parameter, or of all below a key: train, train.optimizer.lr"

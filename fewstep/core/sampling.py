@@ -25,7 +25,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.sampling import UCGMSampling
+from ..config.settings import UCGMSampling
 from ..config.settings import Sampler
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -14,4 +14,4 @@ rule doctor:
     params:
         profiles=lambda wildcards: profiles_of(sys.argv) or ["profiles/slurm"],
     shell:
-        "python -m fewstep.doctor --profile {params.profiles:q} 2>&1 | tee {log}"
+        "python -m fewstep.doctor --profile {params.profiles:q} 2>&1 | tee {log:q}"
