@@ -1,6 +1,6 @@
 """Estimate what the configured targets cost, as CSV (``--out``) and, printed, as a table.
 
-    python -m fewstep.costs --spec SPEC --out plan.csv
+python -m fewstep.costs --spec SPEC --out plan.csv
 """
 
 from __future__ import annotations

@@ -129,7 +129,9 @@ def disk(plan: Plan) -> Iterator[Check]:
     try:
         from .bench.estimate import estimate
     except ModuleNotFoundError as error:
-        yield Check("warn", "disk", f"not checked: models are counted with torch, and there is no {error.name}")
+        yield Check(
+            "warn", "disk", f"not checked: models are counted with torch, and there is no {error.name}"
+        )
         return
     lines = estimate(spec, timed=False)
     kept, moment = (sum(getattr(line, kind) for line in lines) / 1e9 for kind in ("kept", "temporary"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fewstep.config.base import merge, read_yaml
 from fewstep.plan import Plan
+from fewstep.plan.jobs import dependencies
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +23,16 @@ def raw_config(preset: str | None = None) -> dict[str, Any]:
 
 def make_plan(raw: dict[str, Any]) -> Plan:
     return Plan(copy.deepcopy(raw), ROOT)
+
+
+def behind(plan: Plan, *targets: str) -> dict[str, list[dict[str, str]]]:
+    """The jobs behind some targets: stage -> their wildcards."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for job in dependencies(plan, [file for target in targets for file in plan.parts_of(target)]):
+        found.setdefault(job.stage, []).append(job.key)
+    return found
+
+
+def values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
+    """Values of one wildcard."""
+    return {job[key] for job in jobs or []}

@@ -56,7 +56,7 @@ class Table(Strict):
     metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
     metrics: list[str] = Field(
         default=[],
-        description="kind table: other metrics in columns of their own, from the first protocol that has them",
+        description="kind table: other metrics, in columns of ours, from the first protocol that has them",
     )
     parameter: str | None = Field(
         default=None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config.base import ConfigError, Mistakes, Strict, require_known
 from ..config.load import load
-from ..config.settings import Backbone, Protocol, Weights
+from ..config.settings import Backbone, Weights
 from ..config.specs import CellKey, dump
 from . import checks, marks, paths
 from .cells import Resolver

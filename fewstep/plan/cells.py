@@ -170,7 +170,9 @@ class Resolver:
         if (named.method, named.variant) not in self.variants:
             known = [variant for method, variant in self.variants if method == named.method]
             with self.mistakes.caught():
-                require_known(named.variant, known, where.partition(": ")[0], f"{where.partition(': ')[2]}.variant")
+                require_known(
+                    named.variant, known, where.partition(": ")[0], f"{where.partition(': ')[2]}.variant"
+                )
         return self.runs.get(f"{named.method}/{named.variant}")
 
     def _samplers(self, table: Table, row: Row, run: Run, where: str) -> list[tuple[int, str]]:

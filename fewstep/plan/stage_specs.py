@@ -187,9 +187,7 @@ def _table(plan: Plan, table: str) -> Strict:
         rows=[RowCells(id=row, cells=cells) for row, cells in entry.cells.items()],
         parameters=entry.parameters,
         runs={
-            row: RunName(
-                method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row]
-            )
+            row: RunName(method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row])
             for row, run in runs.items()
         },
     )

@@ -15,7 +15,7 @@ from fewstep.data.loader import Loader, positions
 from fewstep.data.merge import Moments
 from fewstep.data.shards import LatentShards
 from fewstep.encode import open_tokenizer as opened_by_encode
-from fewstep.plan.sizes import shard_bytes
+from fewstep.plan.costs_spec import shard_bytes
 
 
 class Posterior:

@@ -50,7 +50,7 @@ def test_snakemake_calls(readme):
         preset = Path(profile).name
         plan = make_plan(raw_config(preset if (ROOT / f"config/{preset}.yaml").is_file() else None))
         made = {file for name in [*plan.config.tables, "claims", "report"] for file in plan.parts_of(name)}
-        made |= {plan.metrics(key) for name in plan.config.tables for key in plan.table_cells(name)}
+        made |= {plan.metrics(key) for table in plan.tables.values() for key in table.all_cells}
         made |= {plan.path("<results>/plan.csv"), plan.path("<results>/bench.csv")}
         made |= {plan.model(run.method, run.variant) for run in plan.runs.values()}
         for word in call:

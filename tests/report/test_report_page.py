@@ -53,7 +53,7 @@ def page(make_spec, metric, tmp_path):
         files = []
         items = []
         for name in ("table1", "table3", "figure1"):
-            spec = make_spec(name, scale=scale).model_copy(update={"further": {"recall": "decm"}})
+            spec = make_spec(name, scale=scale).model_copy(update={"extra_metrics": {"recall": "decm"}})
             keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
             metrics = {key: metric(key, 1.5, recall=0.625) for key in keys if key.variant != "freq-5"}
             path = tmp_path / f"{name}.csv"
@@ -75,13 +75,11 @@ def page(make_spec, metric, tmp_path):
             )
         one, two = (CellName(method="decm", sampler="cm", steps=steps) for steps in (1, 2))
         claims = [
-            Claim(id=sign, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
-            for sign in ("<", ">=")
+            Claim(id=name, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
+            for name, sign in (("less", "<"), ("more", ">="))
         ]
-        spec = ClaimsSpec(
-            claims=claims, protocols={claim.id: "decm" for claim in claims}, seeds=[0], scale=scale
-        )
         keys = [CellKey(**cell.model_dump(), seed=0, protocol="decm") for cell in (one, two)]
+        spec = ClaimsSpec(claims=claims, cells={claim.id: [keys] for claim in claims}, seeds=[0], scale=scale)
         (tmp_path / "claims.csv").write_text(
             to_csv(check(spec, {key: metric(key, fid) for key, fid in zip(keys, (2.0, 1.0), strict=True)}))
         )

@@ -67,7 +67,9 @@ def test_stale_when_the_code_has_changed(make_spec, metric, code, status):
 @pytest.mark.parametrize(("name", "row"), [("table1", "decm"), ("table4", "mix"), ("facm-released", "250ep")])
 def test_further_metrics_have_columns_of_one_protocol_each(make_spec, metric, name, row):
     """Of a table with a line for each number of steps, and of one with a column."""
-    spec = make_spec(name).model_copy(update={"further": {"is": "decm", "kid": "common", "recall": "common"}})
+    spec = make_spec(name).model_copy(
+        update={"extra_metrics": {"is": "decm", "kid": "common", "recall": "common"}}
+    )
     keys = {protocol: cells(spec, row, protocol)[0][0] for protocol in spec.protocols}
     own = metric(keys["decm"], 1.72) | {"is": 290.125}
     common = metric(keys["common"], 1.9) | {"kid": 0.000123456, "recall": 0.62, "is": 1.0}
@@ -82,7 +84,7 @@ def test_further_metrics_have_columns_of_one_protocol_each(make_spec, metric, na
 
 
 def test_a_further_metric_that_a_file_lacks_is_an_error(make_spec, metric):
-    spec = make_spec("table4").model_copy(update={"further": {"kid": "decm"}})
+    spec = make_spec("table4").model_copy(update={"extra_metrics": {"kid": "decm"}})
     with pytest.raises(ValueError, match="kid is None, not a finite number"):
         lines_of(spec, metric(cells(spec, "mix")[0][0], 1.4))
 

@@ -78,7 +78,14 @@ def reference_call(world: World, folder: Path, asset: Path, chosen: Protocol) ->
     spec = ReferenceSpec(protocol=chosen, extractor=world.plan.network(chosen.weights), latents=None)
     path, out = folder / "reference-spec.json", folder / "reference.npz"
     path.write_text(dump(spec))
-    words = ["--spec", str(path), "--published", str(asset), "--extractor", *world.plan.extractor("digits")]
+    words = [
+        "--spec",
+        str(path),
+        "--published",
+        str(asset),
+        "--extractor",
+        *world.plan.inputs("reference", {"protocol": "digits"})["extractor"],
+    ]
     return Call("reference", [*words, "--out", str(out)], [out])
 
 
@@ -91,5 +98,12 @@ def score_call(
     )
     path, out = folder / "score-spec.json", folder / "score.json"
     path.write_text(dump(spec.model_copy(update=changes)))
-    words = ["--spec", str(path), "--images", str(images), "--extractor", *world.plan.extractor("digits")]
+    words = [
+        "--spec",
+        str(path),
+        "--images",
+        str(images),
+        "--extractor",
+        *world.plan.inputs("reference", {"protocol": "digits"})["extractor"],
+    ]
     return Call("score", [*words, "--reference", str(reference), "--out", str(out)], [out])

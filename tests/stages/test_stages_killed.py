@@ -23,7 +23,7 @@ from fewstep.data.records import RecordBody, RecordFile
 
 def merge_call(world: World, folder: Path) -> Call:
     folder.mkdir(exist_ok=True)
-    for shard in world.plan.shards("digits-pixels"):
+    for shard in world.plan.inputs("manifest", {"latents": "digits-pixels"})["shards"]:
         shutil.copy(shard, folder)
     return world.encode("digits-pixels", folder)
 

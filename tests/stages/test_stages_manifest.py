@@ -14,7 +14,7 @@ from test_stages_train import refused, replaced
 @pytest.fixture
 def latents(world: World, tmp_path: Path) -> Path:
     """A copy of the digits' latents: the path of its manifest."""
-    source = Path(world.plan.manifest("digits-latents"))
+    source = Path(world.plan.file("manifest", latents="digits-latents"))
     return Path(shutil.copytree(source.parent, tmp_path / "latents")) / source.name
 
 

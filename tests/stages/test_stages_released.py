@@ -15,6 +15,7 @@ from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.images import open_images, read_card, read_images
+from fewstep.plan import Plan
 
 NETWORK = {"shape": [4, 8, 8], "classes": 2, "depth": 1, "width": 24, "heads": 2}
 IMAGES = 12
@@ -54,7 +55,7 @@ class Published:
                     for name, entry in parts.backbones.items()
                     if entry.shape == parts.tokenizers["vavae-f16d32"].shape
                 },
-                "protocols": {"decm": {"images": IMAGES}},
+                "protocols": {"decm-fid50k": {"images": IMAGES}},
             },
         }
         changes = {
@@ -102,18 +103,23 @@ class Published:
         self.call("fetch", asset, self.folder / f"assets/{asset}.json")()
 
     def encode(self) -> None:
-        words = ["--source", self.plan.source("imagenet256-vavae")]
-        words += ["--tokenizer", *self.plan.tokenizer_weights("imagenet256-vavae")]
+        files = self.plan.inputs("encode", {"latents": "imagenet256-vavae"})
+        words = ["--source", *files["source"], "--tokenizer", *files["tokenizer"]]
         shard = self.folder / "latents/imagenet256-vavae/shard-00000.tar"
         self.call("encode", "imagenet256-vavae", shard, *words, "--shard", "0")()
         manifest = shard.with_name("manifest.json")
         self.call("encode", "imagenet256-vavae", manifest, *words, "--merge", str(shard))()
 
     def sample(self, out, *latents: str) -> Call:
-        images = self.plan.image_set("decm")
+        images = self.plan.image_set("decm-fid50k")
         words = ["--model", self.plan.model("facm"), "--latents", *latents]
-        words += ["--tokenizer", *self.plan.decoder_of("facm/base")]
+        words += ["--tokenizer", *inputs_of_samples(self.plan, "facm/base")["tokenizer"]]
         return self.call("sample", f"facm/base/cm-2/{images}", out, *words)
+
+
+def inputs_of_samples(plan: Plan, run: str) -> dict[str, list[str]]:
+    key = {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": "x"}
+    return plan.inputs("sample", key)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +129,18 @@ def published(tmp_path_factory, paper_plan) -> Published:
     for asset in ("vavae-f16d32", "facm-250ep"):
         result.fetch(asset)
     model = result.folder / "results/facm/base/0/model.safetensors"
-    result.call("adopt", "facm/base", model, "--asset", *result.plan.adopted_from("facm/base"))()
+    result.call(
+        "adopt",
+        "facm/base",
+        model,
+        "--asset",
+        *result.plan.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"],
+    )()
     return result
 
 
 def test_released_weights_are_sampled_without_a_data_set(published, tmp_path):
-    assert published.plan.normalisation_of("facm/base") == []
+    assert inputs_of_samples(published.plan, "facm/base")["latents"] == []
     call = published.sample(tmp_path / "images.tar")
     call()
     images = torch.cat(list(read_images(call.out)))
@@ -143,7 +155,7 @@ def test_released_weights_are_sampled_without_a_data_set(published, tmp_path):
 def test_the_manifest_would_say_the_same(published, tmp_path):
     published.fetch("imagenet-train")
     published.encode()
-    manifest = published.plan.manifest("imagenet256-vavae")
+    manifest = published.plan.file("manifest", latents="imagenet256-vavae")
     calls = published.sample(tmp_path / "without.tar"), published.sample(tmp_path / "with.tar", manifest)
     for call in calls:
         call()
@@ -172,4 +184,6 @@ def test_measured_statistics_need_the_manifest(world, tmp_path):
     call = Call("sample", [*call.arguments[: at + 1], *call.arguments[at + 2 :]], call.outputs)
     with pytest.raises(ConfigError, match="statistics: computed is in the latents' manifest; pass --latents"):
         call()
-    assert world.plan.normalisation_of("cd/base") == [world.plan.manifest("digits-latents")]
+    assert inputs_of_samples(world.plan, "cd/base")["latents"] == [
+        world.plan.file("manifest", latents="digits-latents")
+    ]

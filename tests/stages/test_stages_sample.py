@@ -119,7 +119,11 @@ def test_refuses_a_model_of_another_backbone(world, tmp_path):
 
 
 def test_refuses_other_latents(world, tmp_path):
-    call = replaced(world.sample("cd", "cm-2", tmp_path), "--latents", world.plan.manifest("digits-pixels"))
+    call = replaced(
+        world.sample("cd", "cm-2", tmp_path),
+        "--latents",
+        world.plan.file("manifest", latents="digits-pixels"),
+    )
     refused(call, "tokenizer.kind")
 
 

@@ -28,7 +28,7 @@ CELL = ("cd", "cm-2")
 @pytest.fixture(scope="module")
 def extractor(world: World) -> Extractor:
     protocol = world.plan.parts.protocols["digits"]
-    path = world.plan.extractor("digits")[0]
+    path = world.plan.inputs("reference", {"protocol": "digits"})["extractor"][0]
     return Extractor(protocol, Path(path), world.plan.network(protocol.weights))
 
 
@@ -51,7 +51,7 @@ def tar(world, images, tmp_path):
 
 
 def test_torch_fidelity_gives_our_features(world, extractor, images):
-    net, _ = load_network(world.plan.extractor("digits")[0])
+    net, _ = load_network(world.plan.inputs("reference", {"protocol": "digits"})["extractor"][0])
     with torch.no_grad():
         direct = net.features(images.float() / 127.5 - 1)
         logits = net.head(direct)
@@ -62,7 +62,7 @@ def test_torch_fidelity_gives_our_features(world, extractor, images):
 
 
 def test_distance_equals_torch_fidelity(world, extractor, images):
-    shards = LatentShards(world.plan.manifest("digits-pixels"))
+    shards = LatentShards(world.plan.file("manifest", latents="digits-pixels"))
     real = to_uint8(shards.read(range(len(shards)))[:, 0], "round")
     ours, theirs = (extractor(each)["features"] for each in (images, real))
     expected = fid_statistics_to_metric(
@@ -80,7 +80,9 @@ def test_the_metrics_say_how_they_were_made(world):
     metrics = json.loads(world.score(*CELL).out.read_text())
     assert metrics["images"] == 40 and metrics["evaluations"] == 2
     assert metrics["reference_sha256"] == sha256(world.reference().out)
-    assert metrics["extractor_sha256"] == sha256(world.plan.extractor("digits")[0])
+    assert metrics["extractor_sha256"] == sha256(
+        world.plan.inputs("reference", {"protocol": "digits"})["extractor"][0]
+    )
     assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["trace"] == 100.0
     assert metrics["cell"]["method"] == "cd" and metrics["status"] == "trained"
     assert 1 <= metrics["is"] <= 10
@@ -88,7 +90,7 @@ def test_the_metrics_say_how_they_were_made(world):
 
 def test_real_images_are_near_themselves(world, tar, tmp_path):
     """The scale of the numbers: the first forty digits against all."""
-    shards = LatentShards(world.plan.manifest("digits-pixels"))
+    shards = LatentShards(world.plan.file("manifest", latents="digits-pixels"))
     real = to_uint8(shards.read(range(40))[:, 0], "round")
     call = replaced(world.score(*CELL, tmp_path), "--images", tar(real))
     call()

@@ -34,7 +34,9 @@ def refused(call: Call, *words: str) -> None:
 
 
 def test_refuses_latents_of_another_tokenizer(world: World, tmp_path):
-    call = replaced(world.train("cd", tmp_path), "--latents", world.plan.manifest("digits-pixels"))
+    call = replaced(
+        world.train("cd", tmp_path), "--latents", world.plan.file("manifest", latents="digits-pixels")
+    )
     refused(call, "digits-pixels", "shape", "[1, 8, 8]", "[4, 4, 4]", "tokenizer.kind")
 
 

@@ -7,8 +7,8 @@ from configs import make_plan, raw_config
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
+from fewstep.plan.costs_spec import shard_bytes
 from fewstep.plan.marks import marked, unmarked
-from fewstep.plan.sizes import shard_bytes
 
 
 def over(**files):
