@@ -36,3 +36,7 @@ def behind(plan: Plan, *targets: str) -> dict[str, list[dict[str, str]]]:
 def values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
     """Values of one wildcard."""
     return {job[key] for job in jobs or []}
+
+
+def teacher_file(plan: Plan, run: str) -> list[str]:
+    return plan.inputs("train", {"run": run, "seed": "0"})["teacher"]

@@ -84,8 +84,8 @@ def _line(spec: CostsSpec, asked: CostLine, timed: bool) -> Line:
             line.seconds += work.images / work.rate.rate
             line.sources.add(work.rate.source)
         elif work.network is not None:
-            rates = spec.operations[asked.device]
-            rate = rates.half if work.half else rates.float32
+            rates = spec.operations
+            rate = rates.core if asked.device == "cpu" else rates.half if work.half else rates.float32
             line.seconds += work.images * _operations(spec.networks, work) / rate.rate
             line.sources.add("counted")
         else:

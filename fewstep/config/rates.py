@@ -29,17 +29,18 @@ class Size(Strict):
 
 
 class Operations(Strict):
-    """Floating-point operations that one device does in a second, by the precision of the work."""
+    """Floating-point operations in a second, two for a multiplication with its addition."""
 
-    float32: Rate
-    half: Rate = Field(description="bf16 and fp16")
+    float32: Rate = Field(description="of one GPU")
+    half: Rate = Field(description="of one GPU, in bf16 and fp16")
+    core: Rate = Field(description="of one CPU core")
 
 
 class Costs(Strict):
     """Work of networks that has no rate of its own costs its counted operations at the device's rate."""
 
     start: float = Field(ge=0, description="seconds of a job before its first image")
-    operations: dict[Device, Operations] = Field(description="device -> operations; cpu: of one core")
+    operations: Operations
     read: Rate = Field(description="images read by a tokenizer without a network")
     encode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
         default={}, description="tokenizer -> images (views) encoded"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from .base import Strict
 from .networks import FlowNetwork, Mlp, UNet
 from .references import Ref
+from .ucgm_sampler import UCGMSampling
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
@@ -40,9 +41,7 @@ class Weights(Strict):
     """Where a network's weights come from: a fetched asset, or a run of this workflow."""
 
     asset: Annotated[str | None, Ref("assets")] = None
-    file: Annotated[str | None, Ref("files of", within="asset")] = Field(
-        default=None, description="which file of the asset"
-    )
+    file: Annotated[str | None, Ref("files of", within="asset")] = None
     method: Annotated[str | None, Ref("methods")] = None
 
     @model_validator(mode="after")
@@ -212,33 +211,6 @@ class Guidance(Strict):
         return self
 
 
-class UCGMSampling(Strict):
-    """UCGM-S (arXiv 2505.07447, Algorithm 2): predict data and noise, extrapolate both, mix them anew."""
-
-    condition: Literal["velocity", "end", "next"] = Field(
-        description="target time s of the network: t itself, 1, or the next time"
-    )
-    rho: float = Field(default=0.0, ge=0, le=1, description="share of fresh noise, by variance")
-    kappa: float = Field(default=0.0, ge=0, le=1, description="extrapolation from the third step on")
-    schedule: list[float] = Field(
-        default=[1.0, 1.0, 1.0],
-        min_length=3,
-        max_length=3,
-        description="a, b, c of t = (1 - (1 - g^a)^b)^c, g uniform (Kumaraswamy)",
-    )
-    gaps: list[float] = Field(
-        default=[0.0, 0.0], min_length=2, max_length=2, description="g of the first step, 1 - g of the last"
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> UCGMSampling:
-        if min(self.schedule) <= 0:
-            raise ValueError(f"schedule {self.schedule}: a, b and c must be above 0")
-        if min(self.gaps) < 0 or sum(self.gaps) >= 1:
-            raise ValueError(f"gaps {self.gaps} must not be negative, nor sum to 1")
-        return self
-
-
 class Sampler(Strict):
     kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
     guidance: Literal["none", "recipe"] | Guidance = "none"
@@ -316,9 +288,8 @@ class Protocol(Strict):
     logits: str | None = Field(default=None, description="layer for the Inception score")
     weights: Weights | None = Field(default=None, description="of the extractor; identity has none")
     reference: Weights | None = Field(default=None, description="stored mu, sigma; else computed")
-    reference_latents: Annotated[str | None, Ref("latents")] = Field(
-        default=None, description="images behind a computed one"
-    )
+    reference_latents: Annotated[str | None, Ref("latents")] = None
+
     uint8: Literal["round", "truncate", "none"] = Field(
         default="round", description="how images become bytes; none: they do not (identity)"
     )
@@ -417,9 +388,7 @@ class Recipe(Strict):
     latents: Annotated[str, Ref("latents")]
     backbone: Annotated[str, Ref("backbones")]
     train: Train
-    teacher: Annotated[str | None, Ref("methods")] = Field(
-        default=None, description="method whose weights teach and initialise"
-    )
+    teacher: Annotated[str | None, Ref("methods")] = Field(None, description="it teaches and initialises")
     guidance: Guidance | None = None
     protocols: Annotated[list[str], Ref("protocols")] = Field(
         default=[], description="first the paper's own, then the common one"

@@ -213,7 +213,7 @@ class CostsSpec(Strict):
 
     lines: list[CostLine]
     networks: dict[str, Backbone]
-    operations: dict[Device, Operations]
+    operations: Operations
     start: float = Field(description="seconds of a job before its first image")
 
 

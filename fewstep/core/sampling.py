@@ -25,7 +25,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.settings import Sampler, UCGMSampling
+from ..config.settings import Sampler
+from ..config.ucgm_sampler import UCGMSampling
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 

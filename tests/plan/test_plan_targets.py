@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from configs import ROOT, behind
+from configs import ROOT, behind, teacher_file
 
 from fewstep.config.__main__ import rendered
 from fewstep.config.specs import CellKey, LatentCard, SampleSpec, TrainSpec, dump, read_spec
@@ -42,10 +42,8 @@ def test_teacher_is_adopted_at_paper_scale_and_trained_in_the_demo(paper_plan, d
     assert re.fullmatch(paper_plan.runs_pattern(adopted=True), "teacher/base")
     assert re.fullmatch(demo_plan.runs_pattern(adopted=False), "teacher/base")
     assert not re.fullmatch(demo_plan.runs_pattern(adopted=True), "teacher/base")
-    assert paper_plan.inputs("train", {"run": "decm/base", "seed": "0"})["teacher"] == [
-        "results/teacher/base/0/model.safetensors"
-    ]
-    assert paper_plan.inputs("train", {"run": "teacher/base", "seed": "0"})["teacher"] == []
+    assert teacher_file(paper_plan, "decm/base") == ["results/teacher/base/0/model.safetensors"]
+    assert teacher_file(paper_plan, "teacher/base") == []
 
 
 def test_demo_numbers_stay_below_results_demo(demo_plan):

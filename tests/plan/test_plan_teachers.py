@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from configs import behind, make_plan, raw_config
+from configs import behind, make_plan, raw_config, teacher_file
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
@@ -18,8 +18,8 @@ def test_a_method_may_name_its_own_teacher(scale, request):
     plan = request.getfixturevalue(scale)
     stage, student = plan.run("tcm-stage1"), plan.run("tcm")
     assert (stage.teacher, student.teacher) == ("teacher", "tcm-stage1")
-    assert plan.inputs("train", {"run": "tcm/base", "seed": "0"})["teacher"] == [plan.model("tcm-stage1")]
-    assert plan.inputs("train", {"run": "tcm-stage1/base", "seed": "0"})["teacher"] == [plan.model("teacher")]
+    assert teacher_file(plan, "tcm/base") == [plan.model("tcm-stage1")]
+    assert teacher_file(plan, "tcm-stage1/base") == [plan.model("teacher")]
     assert stage.recipe is student.recipe and student.has_teacher
 
 

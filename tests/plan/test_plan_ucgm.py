@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, teacher_file
 
 from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
@@ -35,10 +35,8 @@ def test_every_hyper_parameter_has_a_mark(paper_plan, method):
 def test_few_steps_start_from_many(paper_plan, method, first):
     """As the same network, a second time apart; guided by what the first stage has learned, no further."""
     run, teacher = paper_plan.run(method), paper_plan.run(first)
-    assert paper_plan.inputs("train", {"run": f"{method}/base", "seed": "0"})["teacher"] == [
-        paper_plan.model(first)
-    ]
-    assert paper_plan.inputs("train", {"run": f"{first}/base", "seed": "0"})["teacher"] == []
+    assert teacher_file(paper_plan, f"{method}/base") == [paper_plan.model(first)]
+    assert teacher_file(paper_plan, f"{first}/base") == []
     assert run.backbone.model_copy(update={"target_time": False}) == teacher.backbone
     assert run.backbone.target_time == method.startswith("rcgm")
     assert run.tokenizer == teacher.tokenizer and run.guidance.scale == 1
