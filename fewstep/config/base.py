@@ -225,12 +225,13 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
             seen.add(name)
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
-    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
-        if node.style is None and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", node.value):
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str | float:
+        if not node.style and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", node.value):
             self.mistakes.append(
                 f"line {node.start_mark.line + 1}: YAML reads {node.value} as text: write the number with a "
                 f"decimal point and a sign (1.0e-4), text in quotes"
             )
+            return float(node.value)
         return str(self.construct_scalar(node))
 
 

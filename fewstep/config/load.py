@@ -220,7 +220,8 @@ class _Reader:
             for name, entry in self._read(shown).items():
                 if name in found:
                     self.mistakes.add(f"{shown}: {name}: stands in {files[name]} too; rename one")
-                found[name], files[name] = entry, shown
+                else:
+                    found[name], files[name] = entry, shown
         methods = _present(merge(found, over))
         for entry in methods.values():
             if isinstance(entry, dict) and isinstance(entry.get("recipe"), str):
