@@ -281,12 +281,34 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def scalars(given: Any) -> Any:
+def complete(
+    given: Mapping[str, Any], repository: Path, command_line: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Lay what Snakemake was given (a preset, the command line, an outer workflow's configuration) on
+    config/config.yaml, and on the preset that it is ``based_on``; both are found in the repository.
+
+    Args:
+        command_line: what ``--config`` gave, if known: Snakemake leaves numbers in lists and mappings text.
+    """
+    given = merge(given, _scalars(command_line or {}))
+    result: dict[str, Any] = {}
+    for file in layers(given):
+        # `load` reads them again, and tells what is wrong.
+        result = merge(result, read_yaml(repository / file, mistakes=Mistakes()))
+    return merge(result, given)  # type: ignore[no-any-return]
+
+
+def layers(given: Mapping[str, Any]) -> list[str]:
+    """Files of the repository that a configuration is laid on."""
+    return ["config/config.yaml", *([str(given["based_on"])] if given.get("based_on") else [])]
+
+
+def _scalars(given: Any) -> Any:
     """``--config`` values as YAML reads them: Snakemake leaves numbers inside of lists and mappings text."""
     if isinstance(given, Mapping):
-        return {key: scalars(value) for key, value in given.items()}
+        return {key: _scalars(value) for key, value in given.items()}
     if isinstance(given, list):
-        return [scalars(value) for value in given]
+        return [_scalars(value) for value in given]
     if not isinstance(given, str):
         return given
     value = yaml.safe_load(given) if re.fullmatch(r"[\w.+-]*|~", given) else given

@@ -19,12 +19,12 @@ from .base import (
     Mistakes,
     Name,
     Strict,
+    layers,
     merge,
     parse,
     parse_entries,
     read_yaml,
     require_known,
-    scalars,
 )
 from .bench import Bench
 from .methods import Method
@@ -49,6 +49,7 @@ class Files(Strict):
 class Root(Strict):
     """config/config.yaml with a preset laid over it."""
 
+    based_on: str | None = Field(default=None, description="a preset that this one is laid over")
     files: Files
     pathvars: dict[Name, str]
     seeds: list[int] = Field(min_length=1)
@@ -121,20 +122,18 @@ def load(
     raw: Mapping[str, Any],
     base: Path = Path(),
     files: Iterable[str | Path] = (),
-    command_line: Mapping[str, Any] | None = None,
 ) -> Config:
     """Validate the configuration that Snakemake merged from its config files.
 
     Args:
-        raw: content of config/config.yaml, with a preset and the command line laid over it.
+        raw: content of config/config.yaml, with a preset and the command line laid over it (`complete`).
         base: folder that relative file names refer to.
-        files: what ``raw`` was read from, to be read again: Snakemake lets the last of two equal keys win.
-        command_line: what ``--config`` gave, whose inner numbers Snakemake leaves as text.
+        files: the presets that Snakemake has read, to be read again: it lets the last of two equal keys win.
 
     Raises:
         ConfigError: one line for every mistake found, in all files, naming file and key.
     """
-    return _Reader(base).load(merge(raw, scalars(command_line or {})), files)
+    return _Reader(base).load(raw, files)
 
 
 class _Reader:
@@ -147,6 +146,8 @@ class _Reader:
     def load(self, raw: Mapping[str, Any], files: Iterable[str | Path]) -> Config:
         for file in files:
             read_yaml(Path(file), mistakes=self.mistakes)
+        for file in layers(raw):
+            self._read(file)
         shown = "config/config.yaml or preset"
         with self.mistakes.caught():
             root = parse(Root, raw, shown)

@@ -32,7 +32,7 @@ class Plan:
     """The configuration with everything resolved: runs, tables and claims with their cells, images, paths.
 
     Args:
-        raw, base, files, command_line: as for `config.load.load`.
+        raw, base, files: as for `config.load.load`.
 
     Raises:
         ConfigError: one line for every mistake.
@@ -43,9 +43,8 @@ class Plan:
         raw: Mapping[str, Any],
         base: Path = Path(),
         files: Iterable[str | Path] = (),
-        command_line: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config = config = load(raw, base, files, command_line)
+        self.config = config = load(raw, base, files)
         self.parts = config.parts
         mistakes = Mistakes()
         variants = find_variants(config, mistakes)

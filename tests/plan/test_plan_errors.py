@@ -10,7 +10,7 @@ import pytest
 from configs import ROOT, make_plan, raw_config
 
 from fewstep.config import ConfigError
-from fewstep.config.base import merge, read_yaml
+from fewstep.config.base import complete, merge, read_yaml
 from fewstep.config.load import load
 
 
@@ -94,6 +94,14 @@ def test_key_standing_twice(tmp_path):
     file.write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ConfigError, match=r"twice\.yaml: line 3: key 'a' stands twice"):
         read_yaml(file)
+
+
+def test_a_preset_based_on_another(tmp_path):
+    (tmp_path / "config").mkdir()
+    for name, lines in {"config": "a: 1\nb: {c: 1, d: 1}\n", "reduced": "b: {c: 2}\n"}.items():
+        (tmp_path / f"config/{name}.yaml").write_text(lines)
+    assert complete({"a": 3, "based_on": "config/reduced.yaml"}, tmp_path) == {"a": 3, "b": {"c": 2, "d": 1}}
+    assert complete({}, tmp_path) == {"a": 1, "b": {"c": 1, "d": 1}}
 
 
 def test_snakemake_shows_the_error_before_any_job(tmp_path):

@@ -1,19 +1,20 @@
 # The plan answers every question about names, paths, inputs and specs; rules only ask it.
-from pathlib import Path
-
 from fewstep.config import ConfigError
+from fewstep.config.base import complete
 from fewstep.plan import Plan
 from fewstep.plan.paths import FILES
 
 # With `config:` in a module statement, the files and the command line are those of another workflow.
-given = workflow.modifier.skip_configfile
+outer = workflow.modifier.skip_configfile
 try:
-    plan = Plan(
-        config,
-        Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1],
-        () if given else workflow.configfiles,
-        {} if given else workflow.config_settings.config,
+    config = complete(
+        config, repository, {} if outer else workflow.config_settings.config
     )
+    workflow.register_pathvars(**config["pathvars"])
+    config["pathvars"] = {
+        name: workflow.pathvars.get(name) for name in config["pathvars"]
+    }
+    plan = Plan(config, repository, () if outer else workflow.configfiles)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
