@@ -149,9 +149,12 @@ class _Reader:
         for file in layers(raw):
             self._read(file)
         shown = "config/config.yaml or preset"
+        root = None
         with self.mistakes.caught():
             root = parse(Root, raw, shown)
-        self.mistakes.refuse()
+        if root is None:
+            self.mistakes.refuse()
+        assert root is not None
         self.root, over = root, root.overrides
         for name in over:
             self._known(name, SECTIONS, "preset", "overrides")
