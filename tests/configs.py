@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.config.base import complete, read_yaml
-from fewstep.plan import Plan
+from fewstep.plan import Plan, Run
 from fewstep.plan.jobs import dependencies
+from fewstep.plan.marks import hyperparameter_sources, values
 
 ROOT = Path(__file__).parent.parent
 
 
 def raw_config(preset: str | None = None) -> dict[str, Any]:
     return complete(read_yaml(ROOT / f"config/{preset}.yaml") if preset else {}, ROOT)
+
+
+def unmarked(run: Run) -> list[str]:
+    """The hyper-parameters whose source is not known."""
+    return sorted({key for key, _ in values(run)} - {entry.key for entry in hyperparameter_sources(run)})
 
 
 def make_plan(raw: dict[str, Any]) -> Plan:
@@ -29,7 +35,7 @@ def behind(plan: Plan, *targets: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
+def wildcard_values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
     """Values of one wildcard."""
     return {job[key] for job in jobs or []}
 

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from ..backbones import build, null_label
-from ..config.losses import Loss
 from ..config.networks import FlowNetwork, UNet
+from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.settings import Backbone, Guidance, LightningDiT
 from ..config.specs import CostLine, CostsSpec, Work
@@ -147,7 +147,7 @@ def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> 
     return counted.total / rows
 
 
-def evaluations(loss: Loss, network: Backbone, teacher: Backbone | None, guided: bool) -> float:
+def evaluations(loss: LossParams, network: Backbone, teacher: Backbone | None, guided: bool) -> float:
     """What a training step costs for each image, in evaluations of its network.
 
     Args:
@@ -158,7 +158,7 @@ def evaluations(loss: Loss, network: Backbone, teacher: Backbone | None, guided:
 
 
 @_once
-def _evaluations(loss: Loss, small: Backbone, teacher: Backbone | None, guided: bool) -> float:
+def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, guided: bool) -> float:
     method = build_method(loss)
     rows = method.group * -(-ROWS // method.group)
     net = _random(small)

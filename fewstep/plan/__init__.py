@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.base import ConfigError, Mistakes, Strict, require_known
+from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Backbone, Weights
-from ..config.specs import CellKey, dump
+from ..config.specs import CellKey
 from . import checks, marks, paths
 from .cells import Resolver
 from .inputs import inputs

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from ..config.base import ConfigError, Mistakes, merge, parse
 from ..config.load import Config
-from ..config.losses import FACMLoss, Loss
 from ..config.methods import Method, Published, Variant
 from ..config.networks import FlowNetwork
+from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.references import check_references
 from ..config.settings import Backbone, Guidance, Recipe, Tokenizer, Train
 from ..config.tables import Row
-from . import checks
+from .checks import check_backbone, check_loss, check_published
 
 BASE = "base"
 
@@ -28,7 +27,7 @@ class Run:
     variant: str
     entry: Method
     recipe: Recipe
-    loss: Loss
+    loss: LossParams
     train: Train
     guidance: Guidance | None
     network: str
@@ -63,13 +62,9 @@ class Run:
 
     @property
     def expanded(self) -> bool:
-        """Whether the velocity stands at time condition 2 - t: a student of FACM without a second time."""
-        return (
-            isinstance(self.loss, FACMLoss)
-            and self.loss.anchor == "expanded"
-            and isinstance(self.backbone, FlowNetwork)
-            and not self.backbone.target_time
-        )
+        """Whether the network has its velocity at the time condition 2 - t."""
+        one_time = isinstance(self.backbone, FlowNetwork) and not self.backbone.target_time
+        return one_time and self.loss.velocity_at_expanded_time
 
 
 def named_teacher(entry: Method, recipe: Recipe) -> str | None:
@@ -115,15 +110,14 @@ def resolve_runs(
             runs[run.name] = run
     for run in runs.values():
         with mistakes.caught():
-            _check_teachers(config, runs, run)
+            _check_loss(config, runs, run)
     return runs
 
 
 def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes: Mistakes) -> Run:
     """Apply a variant's changes; its mistakes are told under the variant's name."""
     parts = config.parts
-    file = config.method_files[name] if variant == BASE else config.root.files.tables
-    key = name if variant == BASE else f"{name}, variant {variant}"
+    file, key = _place(config, name, variant)
     where = f"{file}: {key}"
     own = changes.model_dump(exclude_unset=True)
     method = parse(Method, merge(config.raw_methods[name], own), file, key)
@@ -159,34 +153,33 @@ def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
     )
-    tests: list[Callable[[], None]] = [
-        partial(checks.check_schedule, run.loss, train, f"{where}.loss"),
-        partial(checks.check_backbone, config, network, recipe.latents),
-        partial(checks.check_times, run.loss, run.backbone, f"{where}.loss"),
-        partial(checks.check_reference, run.loss, bool(method.teacher), f"{where}.loss"),
-        partial(checks.check_heads, run.loss, run.backbone, f"{where}.loss"),
-    ]
+    with mistakes.caught():
+        check_backbone(config, network, recipe.latents)
     for part, weights in (("weights", method.weights), ("released", method.released)):
         if weights is not None:
-            tests.append(partial(checks.check_published, config, weights, recipe, f"{where}.{part}"))
-    for test in tests:
-        with mistakes.caught():
-            test()
+            with mistakes.caught():
+                check_published(config, weights, recipe, f"{where}.{part}")
     return run
 
 
-def _check_teachers(config: Config, runs: Mapping[str, Run], run: Run) -> None:
-    """Refuse teachers that go in a circle, and those that a loss cannot learn from."""
-    where = f"{config.method_files[run.method]}: {run.method}"
+def _place(config: Config, method: str, variant: str) -> tuple[str, str]:
+    """File and key that a run's mistakes are told under."""
+    if variant == BASE:
+        return config.method_files[method], method
+    return config.root.files.tables, f"{method}, variant {variant}"
+
+
+def _check_loss(config: Config, runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse teachers that go in a circle, and a loss whose needs are not met."""
     line = [run]
     while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
         names = [each.method for each in line]
         if name in names:
+            where = f"{config.method_files[run.method]}: {run.method}"
             raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")
         if f"{name}/{BASE}" not in runs:  # told already
             return
         line.append(runs[f"{name}/{BASE}"])
-    teacher = line[1] if len(line) > 1 else None
-    if teacher:
-        checks.check_anchor(run.loss, teacher.loss, teacher.method, f"{where}.loss")
-    checks.check_stages(run.loss, teacher.loss if teacher else None, f"{where}.loss")
+    teacher = line[1].loss if len(line) > 1 else None
+    file, key = _place(config, run.method, run.variant)
+    check_loss(run.loss, run.train, run.backbone, teacher, f"{file}: {key}.loss")

@@ -28,7 +28,7 @@ from ..config.specs import (
 )
 from .cells import cell_key, check_sampler
 from .costs_spec import cost_lines
-from .marks import marked
+from .marks import hyperparameter_sources
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -238,7 +238,9 @@ def _report(plan: Plan) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=marked(run) if run.recipe.scale in ("paper", "toy") and not run.adopted else [],
+                parameters=hyperparameter_sources(run)
+                if run.recipe.scale in ("paper", "toy") and not run.adopted
+                else [],
             )
             for name, run in methods.items()
         },

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, unmarked
 
 from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.plan.cells import shared_protocol
-from fewstep.plan.marks import unmarked
 
 
 def over(**files):

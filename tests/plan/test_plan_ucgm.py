@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config, teacher_file
+from configs import make_plan, raw_config, teacher_file, unmarked
 
 from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.marks import unmarked
 
 METHODS = ["ucgm-multistep", "ucgm", "ucgm-multistep-sdvae", "ucgm-sdvae", "ucgm-lightningdit"]
 METHODS += ["rcgm", "rcgm-sdvae", "twinflow"]

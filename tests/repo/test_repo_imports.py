@@ -17,7 +17,7 @@ ROOMS = {
     "common": set(),
     "config": {"common"},
     "plan": {"config", "common"},
-    "methods": {"core", "config"},
+    "methods": {"core", "config", "common"},
     "core": {"config"},
     "backbones": {"core", "config", "common"},
     "data": {"backbones", "core", "config", "common"},
@@ -27,8 +27,8 @@ ROOMS = {
     "environment": {"plan", "config", "common"},
     "bench": {"training", "evaluation", *BELOW},
 }
-# Of the room methods, these may use the parameters.
-READS_PARAMS = {"config", "plan"}
+# Of the room methods, these may use what needs no torch: the parameters, and what is told of a method.
+READS_PARAMS = {"config", "plan", "reporting"}
 
 # Room -> the only third parties that it may import.
 PARTIES = {

@@ -10,7 +10,7 @@ from stages_children import ranks
 from stages_world import World
 
 from fewstep.backbones import dual
-from fewstep.checkpoint import load_card, load_model
+from fewstep.backbones.model_file import load_card, load_model
 
 
 @pytest.mark.parametrize("method", ["decm", "meanflow", "scm", "teacher", "digits-classifier"])
