@@ -14,7 +14,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -62,12 +62,12 @@ class Line:
         self.unknown |= other.unknown
 
 
-def estimate(spec: CostsSpec, timed: bool = True) -> list[Line]:
-    """The lines of the spec with their networks counted; without ``timed``, bytes only."""
-    return [_line(spec, line, timed) for line in spec.lines]
+def estimate(spec: CostsSpec) -> list[Line]:
+    """The lines of the spec with their networks counted."""
+    return [_line(spec, line) for line in spec.lines]
 
 
-def _line(spec: CostsSpec, asked: CostLine, timed: bool) -> Line:
+def _line(spec: CostsSpec, asked: CostLine) -> Line:
     line = Line(asked.rule, asked.device, asked.jobs, kept=asked.kept, temporary=asked.temporary)
     line.sources |= set(asked.sources)
     line.unknown |= dict.fromkeys(asked.unknown)
@@ -75,8 +75,6 @@ def _line(spec: CostsSpec, asked: CostLine, timed: bool) -> Line:
         size = 4 * count * parameters(spec.networks[name])
         line.kept += size
         line.temporary += STATE * size if asked.rule == "train" else 0
-    if not timed:
-        return line
     if asked.work:
         line.seconds += asked.jobs * spec.start
     for work in asked.work:
@@ -127,7 +125,12 @@ def parameters(spec: Backbone) -> int:
 @_once
 def operations(spec: Backbone) -> float:
     """Floating-point operations of one evaluation of one image; see `flops`."""
-    return _forward(_on_meta(spec), spec, 1, "meta")
+    if not isinstance(spec, LightningDiT):
+        return _forward(_on_meta(spec), spec, 1, "meta")
+    # Blocks are alike: two networks of one and two tell the rest.
+    few = [spec.model_copy(update={"depth": depth}) for depth in (1, 2)]
+    one, two = (_forward(_on_meta(each), each, 1, "meta") for each in few)
+    return one + (spec.depth - 1) * (two - one)
 
 
 @_once
@@ -176,7 +179,7 @@ def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, gu
             steps=STEPS,
             rng=Streams(0, step, rows, slice(0, rows), x1.device),
             null=null,
-            jvp=partial(value_and_tangent, formulation="fused"),
+            jvp=value_and_tangent,
             teacher=ClassifierFreeGuidance(frozen, guidance, null, 1.0) if frozen is not None else None,
             teacher_net=frozen,
             target=target,

@@ -9,7 +9,7 @@ import pytest
 from source_files import PACKAGE, area, imports, modules, ours, reached, theirs
 
 COMMANDS = {"fetch", "encode", "adopt", "train", "sample", "reference", "score"}
-COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor"}
+COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor", "costs"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.
