@@ -15,7 +15,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -33,6 +33,8 @@ from ..core.rng import Streams
 from ..flops import Flops, per_step
 from ..methods import build as build_method
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 STATE = 4
 """Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
 ROWS, STEPS = 48, 1000
@@ -102,15 +104,15 @@ def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
     return one * evaluations(work.loss, network, teacher, work.guided)
 
 
-def _once(count: Callable[..., Any]) -> Callable[..., Any]:
+def _once(count: Callable[Given, Found]) -> Callable[Given, Found]:
     """Cache by the arguments' content: specs do not hash."""
-    known: dict[str, Any] = {}
+    known: dict[str, Found] = {}
 
     @wraps(count)
-    def counted(*arguments: Any) -> Any:
-        key = repr(arguments)
+    def counted(*arguments: Given.args, **named: Given.kwargs) -> Found:
+        key = repr((arguments, named))
         if key not in known:
-            known[key] = count(*arguments)
+            known[key] = count(*arguments, **named)
         return known[key]
 
     return counted
@@ -202,14 +204,12 @@ def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
     """A small network of the same kind, with the same outputs and times."""
     if isinstance(spec, LightningDiT):
         side = 4 * spec.patch
-        small = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
-        return spec.model_copy(update={**small, "shape": shape or [spec.shape[0], side, side]})
+        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
+        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
     if isinstance(spec, UNet):
-        small = {"width": 16, "groups": 4, "multipliers": [1, 2], "depth": 1, "classes": 4}
-        attention = [8] if spec.attention else []
-        return spec.model_copy(
-            update={**small, "attention": attention, "shape": shape or [spec.shape[0], 16, 16]}
-        )
+        levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}
+        counts = {"groups": 4, "depth": 1, "classes": 4}
+        return spec.model_copy(update={**levels, **counts, "shape": shape or [spec.shape[0], 16, 16]})
     return spec
 
 

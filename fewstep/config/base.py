@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -115,8 +115,7 @@ def _explain(
 def _message(item: Any, model: type[BaseModel]) -> str:
     kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _fields_at(model, item["loc"][:-1])
-        return f"unknown key, perhaps misspelt{nearest(str(item['loc'][-1]), known)}"
+        return f"unknown key, perhaps misspelt{nearest(str(item['loc'][-1]), _field_names(model), '')}"
     if kind == "missing":
         return "is missing"
     if kind == "string_pattern_mismatch" and context["pattern"] == NAME:
@@ -148,45 +147,12 @@ def nearest(name: str, names: Iterable[str], otherwise: str | None = None) -> st
     return f"; known are {', '.join(sorted(names))}" if otherwise is None else otherwise
 
 
-def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    """Keys that the models at a place may have; of a union, those of every branch left by its tags."""
-    found: list[Any] = [model]
-    for part in location:
-        inner = [step for each in found for step in _step(each, part)]
-        tagged = [each for each in found if part in _tags(each)]
-        found = [each for outer in inner for each in _alternatives(outer)] or tagged or found
-    return [name for each in found if _is_model(each) for name in each.model_fields]
-
-
-def _step(annotation: Any, part: int | str) -> list[Any]:
-    if _is_model(annotation):
-        field = annotation.model_fields.get("root") or annotation.model_fields.get(part)
-        if field is None:
-            return []
-        return [field.annotation] if "root" not in annotation.model_fields else _step(field.annotation, part)
-    return list(get_args(annotation)[-1:]) if get_origin(annotation) in (dict, list) else []
-
-
-def _tags(annotation: Any) -> list[Any]:
-    fields = annotation.model_fields.values() if _is_model(annotation) else ()
-    return [
-        tag
-        for field in fields
-        if get_origin(field.annotation) is Literal
-        for tag in get_args(field.annotation)
-    ]
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (dict, list) or not get_args(annotation):
-        return [annotation]
-    return [each for part in get_args(annotation) if part is not NoneType for each in _alternatives(part)]
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Of a model and of all models in it."""
+    schema = model.model_json_schema()
+    return {
+        name for part in [schema, *schema.get("$defs", {}).values()] for name in part.get("properties", {})
+    }
 
 
 def _keys(location: tuple[int | str, ...], raw: Any) -> Iterable[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, RootModel
+from pydantic import BaseModel, Field, RootModel
 
 from .assets import Asset
 from .base import (
@@ -110,7 +110,7 @@ class Config:
     tables: dict[str, Table]
     claims: list[Claim]
     costs: Costs
-    names: dict[str, Iterable[str]]
+    names: dict[str, Collection[str]]
     """Kind of entry -> the names there are, for references."""
 
     @property
@@ -175,7 +175,7 @@ class _Reader:
         claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
         costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
 
-        names: dict[str, Iterable[str]] = {part: list(entries) for part, entries in raw_parts.items()}
+        names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
         names |= {f"files of {name}": [file.name for file in asset.files] for name, asset in assets.items()}
         names["extractors"] = {protocol.extractor for protocol in parts.protocols.values()}
@@ -322,6 +322,11 @@ def _present(entries: Any) -> Any:
 
 def schemas() -> dict[str, dict[str, Any]]:
     """JSON schemas of the configuration files, for editors; by file stem below workflow/schemas."""
-    files = {"config": Root, "assets": AssetsFile, "settings": Parts, "methods": MethodsFile}
+    files: dict[str, type[BaseModel]] = {
+        "config": Root,
+        "assets": AssetsFile,
+        "settings": Parts,
+        "methods": MethodsFile,
+    }
     files |= {"table": Table, "claims": ClaimsFile, "costs": Costs}
     return {stem: model.model_json_schema() for stem, model in files.items()}

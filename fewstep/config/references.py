@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -52,8 +52,10 @@ def _names(value: Any, keys: bool) -> Iterator[str]:
     yield from [value] if isinstance(value, str) else value if isinstance(value, Collection) else []
 
 
-def _within(owner: BaseModel, fields: str) -> Any:
-    return reduce(lambda found, field: getattr(found, field, None), fields.split("."), owner)
+def _within(owner: Any, fields: str) -> Any:
+    for field in fields.split("."):
+        owner = getattr(owner, field, None)
+    return owner
 
 
 def _marked(model: BaseModel, key: str) -> Iterator[tuple[str, BaseModel, Ref, Any]]:

@@ -45,7 +45,7 @@ def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
         kind: paths.pattern(plan.path(re.sub(r"[{}]", r"\g<0>\g<0>", template)), plan.constraints)
         for kind, template in paths.FILES.items()
     }
-    found: dict[tuple[str, ...], Job] = {}
+    found: dict[tuple[object, ...], Job] = {}
     seen: set[str] = set()
     queue = list(files)
     for file in queue:

@@ -250,13 +250,12 @@ def _report(plan: Plan) -> Strict:
 
 def _costs(plan: Plan) -> Strict:
     lines = cost_lines(plan)
-    networks = {work.network for line in lines for work in line.work}
-    networks |= {work.teacher for line in lines for work in line.work}
-    networks |= {name for line in lines for name in line.models}
+    named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
+    named |= {name for line in lines for name in line.models}
     costs = plan.config.costs
     return CostsSpec(
         lines=lines,
-        networks={name: plan.parts.backbones[name] for name in sorted(networks - {None})},
+        networks={name: plan.parts.backbones[name] for name in sorted(named)},
         operations=costs.operations,
         start=costs.start,
     )
