@@ -149,7 +149,7 @@ def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> 
             net(x, t, t, torch.zeros(rows, dtype=torch.long, device=device))
         else:
             net(x)
-    return counted.total / rows
+    return float(counted.total) / rows
 
 
 def evaluations(loss: LossParams, network: Backbone, teacher: Backbone | None, guided: bool) -> float:
