@@ -42,3 +42,14 @@ def wildcard_values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
 
 def teacher_file(plan: Plan, run: str) -> list[str]:
     return plan.inputs("train", {"run": run, "seed": "0"})["teacher"]
+
+
+def sample_inputs(plan: Plan, run: str) -> dict[str, list[str]]:
+    """What a job that samples from a run reads."""
+    return plan.inputs("sample", {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": "x"})
+
+
+def extractor_file(plan: Plan, protocol: str = "digits") -> str:
+    """The weights of a protocol's extractor."""
+    (file,) = plan.inputs("reference", {"protocol": protocol})["extractor"]
+    return file

@@ -29,8 +29,8 @@ from ..config.specs import CostLine, CostsSpec, Work
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context
+from ..core.operations import OperationCounter, per_step
 from ..core.rng import Streams
-from ..flops import Flops, per_step
 from ..methods import build as build_method
 
 Given = ParamSpec("Given")
@@ -126,7 +126,7 @@ def parameters(spec: Backbone) -> int:
 
 @_once
 def operations(spec: Backbone) -> float:
-    """Floating-point operations of one evaluation of one image; see `flops`."""
+    """Floating-point operations of one evaluation of one image; see `core.operations`."""
     if not isinstance(spec, LightningDiT):
         return _forward(_on_meta(spec), spec, 1, "meta")
     # Blocks are alike: two networks of one and two tell the rest.
@@ -144,7 +144,7 @@ def _on_meta(spec: Backbone) -> nn.Module:
 def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> float:
     """Operations for each of ``rows`` images."""
     x, t = torch.zeros(rows, *spec.shape, device=device), torch.zeros(rows, device=device)
-    with torch.no_grad(), Flops() as counted:
+    with torch.no_grad(), OperationCounter() as counted:
         if isinstance(spec, FlowNetwork):
             net(x, t, t, torch.zeros(rows, dtype=torch.long, device=device))
         else:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import ldm_reference
 import pytest
 import torch
-from configs import make_plan, raw_config
+from child_processes import ranks
+from configs import make_plan, raw_config, sample_inputs
 from PIL import Image
-from stages_children import ranks
-from stages_world import Call
+from tiny_pipeline import Call
 
 from fewstep.backbones import build
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.images import open_images, read_card, read_images
-from fewstep.plan import Plan
 
 NETWORK = {"shape": [4, 8, 8], "classes": 2, "depth": 1, "width": 24, "heads": 2}
 IMAGES = 12
@@ -113,13 +112,8 @@ class Published:
     def sample(self, out, *latents: str) -> Call:
         images = self.plan.image_set("decm-fid50k")
         words = ["--model", self.plan.model("facm"), "--latents", *latents]
-        words += ["--tokenizer", *inputs_of_samples(self.plan, "facm/base")["tokenizer"]]
+        words += ["--tokenizer", *sample_inputs(self.plan, "facm/base")["tokenizer"]]
         return self.call("sample", f"facm/base/cm-2/{images}", out, *words)
-
-
-def inputs_of_samples(plan: Plan, run: str) -> dict[str, list[str]]:
-    key = {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": "x"}
-    return plan.inputs("sample", key)
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +123,13 @@ def published(tmp_path_factory, paper_plan) -> Published:
     for asset in ("vavae-f16d32", "facm-250ep"):
         result.fetch(asset)
     model = result.folder / "results/facm/base/0/model.safetensors"
-    result.call(
-        "adopt",
-        "facm/base",
-        model,
-        "--asset",
-        *result.plan.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"],
-    )()
+    asset = result.plan.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"]
+    result.call("adopt", "facm/base", model, "--asset", *asset)()
     return result
 
 
 def test_released_weights_are_sampled_without_a_data_set(published, tmp_path):
-    assert inputs_of_samples(published.plan, "facm/base")["latents"] == []
+    assert sample_inputs(published.plan, "facm/base")["latents"] == []
     call = published.sample(tmp_path / "images.tar")
     call()
     images = torch.cat(list(read_images(call.out)))
@@ -168,7 +157,7 @@ def test_two_processes_give_the_same_images(published, tmp_path, monkeypatch):
     monkeypatch.setattr(fewstep.sample, "CHUNK", 5)
     one, two = published.sample(tmp_path / "one.tar"), published.sample(tmp_path / "two.tar")
     one()
-    assert ranks(two, tmp_path, fate=five_at_once) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert ranks(two, tmp_path, fault=five_at_once) == [0, 0], (tmp_path / "rank0.log").read_text()
     assert sha256(one.out) == sha256(two.out)
 
 
@@ -178,12 +167,11 @@ def five_at_once() -> None:
     fewstep.sample.CHUNK = 5
 
 
-def test_measured_statistics_need_the_manifest(world, tmp_path):
-    call = world.sample("cd", "cm-2", tmp_path)
+def test_measured_statistics_need_the_manifest(pipeline, tmp_path):
+    call = pipeline.sample("cd", "cm-2", tmp_path)
     at = call.arguments.index("--latents")
     call = Call("sample", [*call.arguments[: at + 1], *call.arguments[at + 2 :]], call.outputs)
     with pytest.raises(ConfigError, match="statistics: computed is in the latents' manifest; pass --latents"):
         call()
-    assert inputs_of_samples(world.plan, "cd/base")["latents"] == [
-        world.plan.file("manifest", latents="digits-latents")
-    ]
+    manifest = pipeline.plan.file("manifest", latents="digits-latents")
+    assert sample_inputs(pipeline.plan, "cd/base")["latents"] == [manifest]
