@@ -24,13 +24,14 @@ from ..backbones import build, null_label
 from ..config.networks import FlowNetwork, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
-from ..config.settings import Backbone, Guidance, LightningDiT
+from ..config.settings import Backbone, Guidance, LdmAutoencoder, LightningDiT, Tokenizer
 from ..config.specs import CostLine, CostsSpec, Work
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context
 from ..core.operations import OperationCounter, per_step
 from ..core.rng import Streams
+from ..data.tokenizers import build_ldm_autoencoder
 from ..methods import build as build_method
 
 Given = ParamSpec("Given")
@@ -39,6 +40,7 @@ STATE = 4
 """Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
 ROWS, STEPS = 48, 1000
 """Batch and length of the training on the tiny network; methods that group rows round the batch up."""
+SD_VAE = LdmAutoencoder(multipliers=[1, 2, 4, 4], attention=[])
 UNITS: dict[Device, str] = {"gpu": "GPU-hours", "cpu": "CPU-seconds"}
 SECONDS: dict[Device, float] = {"gpu": 3600.0, "cpu": 1.0}
 
@@ -83,7 +85,7 @@ def _line(spec: CostsSpec, asked: CostLine) -> Line:
         if work.rate is not None:
             line.seconds += work.images / work.rate.rate
             line.sources.add(work.rate.source)
-        elif work.network is not None:
+        elif work.network is not None or work.tokenizer is not None:
             rates = spec.operations
             rate = rates.core if asked.device == "cpu" else rates.half if work.half else rates.float32
             line.seconds += work.images * _operations(spec.networks, work) / rate.rate
@@ -95,6 +97,8 @@ def _line(spec: CostsSpec, asked: CostLine) -> Line:
 
 def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
     """Of the work on one image."""
+    if work.tokenizer is not None:
+        return tokenizer_operations(work.tokenizer, work.decode)
     assert work.network is not None
     network = networks[work.network]
     one = operations(network)
@@ -133,6 +137,19 @@ def operations(spec: Backbone) -> float:
     few = [spec.model_copy(update={"depth": depth}) for depth in (1, 2)]
     one, two = (_forward(_on_meta(each), each, 1, "meta") for each in few)
     return one + (spec.depth - 1) * (two - one)
+
+
+@_once
+def tokenizer_operations(tokenizer: Tokenizer, decode: bool) -> float:
+    """Of one image through a KL autoencoder of latent diffusion."""
+    network = tokenizer.network or (SD_VAE if tokenizer.kind == "sd-vae" else LdmAutoencoder())
+    channels, *sides = tokenizer.shape
+    autoencoder = build_ldm_autoencoder(network, channels, "meta")
+    factor = 2 ** (len(network.multipliers) - 1)
+    shape = [channels, *sides] if decode else [3, *(factor * side for side in sides)]
+    with torch.no_grad(), OperationCounter() as counted:
+        (autoencoder.decode if decode else autoencoder.encode)(torch.zeros(1, *shape, device="meta"))
+    return float(counted.total)
 
 
 @_once

@@ -183,6 +183,8 @@ class Work(Strict):
     images: float = Field(description="trained on, encoded or scored; of sampling, evaluations")
     rate: Rate | None = Field(default=None, description="declared; None: count the operations")
     network: str | None = Field(default=None, description="key of the spec's networks, to be counted")
+    tokenizer: Tokenizer | None = Field(default=None, description="of published weights, to be counted")
+    decode: bool = Field(default=False, description="by the tokenizer, instead of encoding")
     loss: AnyLossParams | None = Field(default=None, description="train the network; None: evaluate it")
     teacher: str | None = None
     guided: bool = Field(default=False, description="the teacher is evaluated with and without label")

@@ -84,20 +84,22 @@ def _working(rule: str, device: Device, *work: Work, **values: object) -> CostLi
 def _encode(plan: Plan, job: Job) -> CostLine:
     entry = plan.parts.latents[job.key["latents"]]
     images = plan.parts.datasets[entry.dataset].images / entry.shards
-    work = _tokenizing(plan, entry.tokenizer, images * (2 if entry.flip else 1), "encod")
+    work = _tokenizing(plan, entry.tokenizer, images * (2 if entry.flip else 1))
     kept = shard_bytes(entry, plan.parts.tokenizers[entry.tokenizer], images)
     return _working("encode", "gpu", work, kept=kept)
 
 
-def _tokenizing(plan: Plan, tokenizer: str, images: float, verb: str) -> Work:
-    costs = plan.config.costs
-    rate = (costs.encode if verb == "encod" else costs.decode).get(tokenizer)
-    weights = plan.parts.tokenizers[tokenizer].weights
+def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False) -> Work:
+    costs, tokenizer = plan.config.costs, plan.parts.tokenizers[name]
+    rate = (costs.decode if decode else costs.encode).get(name) or (costs.read if tokenizer.plain else None)
+    network = None if rate else _network(plan, tokenizer.weights)
     return Work(
-        name=f"{verb}ing by {tokenizer}",
+        name=f"{'decoding' if decode else 'encoding'} by {name}",
         images=images,
-        rate=rate or (costs.read if weights is None else None),
-        network=None if rate else _network(plan, weights),
+        rate=rate,
+        network=network,
+        tokenizer=None if rate or network else tokenizer,
+        decode=decode,
     )
 
 
@@ -145,7 +147,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
     )
     work = [evaluations]
     if not run.tokenizer.plain:
-        work.append(_tokenizing(plan, latents.tokenizer, protocol.images, "decod"))
+        work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True))
     size = protocol.images * dataset.channels * dataset.resolution**2
     return _working("sample", run.device, *work, temporary=size)
 
