@@ -14,7 +14,7 @@ from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
 from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan
-from fewstep.results import table_lines
+from fewstep.reporting.rows import fill_table
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def statuses(plan: Plan, table: str) -> dict[str, str]:
         for key in plan.tables[table].all_cells
     }
     return {
-        line["row"]: line["status"]
-        for line in table_lines(asked, found, lambda entry: entry["code"] not in (None, "now"))
+        row.row: row.status
+        for row in fill_table(asked, found, lambda entry: entry["code"] not in (None, "now")).rows
     }
 
 

@@ -23,7 +23,8 @@ ROOMS = {
     "data": {"backbones", "core", "config", "common"},
     "training": BELOW,
     "evaluation": BELOW,
-    "reporting": {"config", "common"},
+    # archives of images, which need no torch
+    "reporting": {"evaluation", "config", "common"},
     "environment": {"plan", "config", "common"},
     "bench": {"training", "evaluation", *BELOW},
 }
@@ -43,8 +44,8 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "backbones."},
-    "webdataset": {"data.", "evaluation."},
-    "torch_fidelity": {"evaluation."},
+    "webdataset": {"data."},
+    "torch_fidelity": {"evaluation.fidelity"},
     "huggingface_hub": {"data."},
     "pyarrow": {"data."},
     "sklearn": {"data."},
