@@ -17,9 +17,9 @@ from ..config.settings import Backbone, Weights
 from ..config.specs import CellKey
 from . import checks, marks, paths
 from .cells import Resolver
-from .inputs import inputs
 from .jobs import Job, dependencies
 from .runs import BASE, Run, find_variants, resolve_runs
+from .stage_inputs import inputs
 from .stage_specs import BUILDERS
 
 __all__ = ["BASE", "Plan", "Run"]
