@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..config.networks import Mlp, UNet
-from .dual import Carried, add
 from .layers import LabelEmbedding, TimeEmbedding, without_autocast
 
 
@@ -28,7 +27,7 @@ class Conditioned(nn.Module):
         if self.r_embedder is not None:
             zero(self.r_embedder.mlp[2])
 
-    def condition(self, t: Carried, s: Carried | None, y: Tensor) -> Carried:
+    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
         """Sum of the embeddings of t, s (B,) and the labels y (B,): (B, width), never in half precision.
 
         The derivative with respect to the times passes through here, and costs little.
@@ -36,11 +35,11 @@ class Conditioned(nn.Module):
         with without_autocast(y.device):
             c = self.t_embedder(t)
             if self.y_embedder is not None:
-                c = add(c, self.y_embedder(y))
+                c = c + self.y_embedder(y)
             if self.r_embedder is not None:
                 if s is None:
                     raise ValueError("this network has a target-time embedding: give s")
-                c = add(c, self.r_embedder(s))
+                c = c + self.r_embedder(s)
         return c
 
 
