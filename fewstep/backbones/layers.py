@@ -5,18 +5,13 @@ Attribute names are those of the published checkpoints, so that weights load wit
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays; everything narrower becomes float32."""
-    return torch.promote_types(dtype, torch.float32)
+from ..core.precision import full
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -26,65 +21,26 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def gated(h: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """``h + gate * branch`` with a (B, D) gate on (B, N, D) tokens."""
-    return torch.addcmul(h, gate[:, None], branch)
+class Norm(nn.Module):
+    """Normalisation over the last axis, of three kinds.
 
-
-class Norm(nn.Module, ABC):
-    """Normalisation over the last axis, computed in float32 or better, and what is done to its result.
-
-    Args:
-        gain: whether there is a learned factor for each feature.
+    ``rms`` divides by the root of the mean square and has a learned gain, ``rms-plain`` has none; ``layer``
+    subtracts the mean and divides by the standard deviation, without gain and offset (DiT, SiT).
     """
 
-    def __init__(self, width: int, gain: bool, eps: float = 1e-6) -> None:
+    def __init__(self, kind: str, width: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
+        self.weight = nn.Parameter(torch.ones(width)) if kind == "rms" else None
+        self.normalise = F.layer_norm if kind == "layer" else F.rms_norm
         self.eps = eps
 
     def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """The norm times its gain; ``(1 + scale)`` times that, plus ``shift``, where they are given.
-
-        Args:
-            x: (B, N, D).
-            shift, scale: (B, D).
-        """
-        unit = self.unit(x)
+        """The norm of x (B, ..., D); ``(1 + scale)`` times that plus ``shift`` (B, 1, D), where given."""
         if shift is None or scale is None:
-            return unit if self.weight is None else unit * self.weight
+            return self.normalise(x, x.shape[-1:], weight=self.weight, eps=self.eps)
         # The gain meets the scale before it meets the tokens: one pass over them less.
-        factor = 1 + scale[:, None]
-        factor = factor if self.weight is None else factor * self.weight
-        return torch.addcmul(shift[:, None], unit, factor)
-
-    @abstractmethod
-    def unit(self, x: Tensor) -> Tensor:
-        """The norm itself."""
-
-
-class RMSNorm(Norm):
-    """Divides by the root of the mean square."""
-
-    def __init__(self, width: int, gain: bool = True) -> None:
-        super().__init__(width, gain)
-
-    def unit(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
-
-
-class LayerNorm(Norm):
-    """Subtracts the mean and divides by the standard deviation, without gain and offset (DiT, SiT)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, gain=False)
-
-    def unit(self, x: Tensor) -> Tensor:
-        wide = x.to(at_least_float32(x.dtype))
-        return F.layer_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype)
-
-
-NORMS = {"rms": RMSNorm, "rms-plain": partial(RMSNorm, gain=False), "layer": LayerNorm}
+        factor = 1 + scale if self.weight is None else (1 + scale) * self.weight
+        return torch.addcmul(shift, self.normalise(x, x.shape[-1:], eps=self.eps), factor)
 
 
 class TimeEmbedding(nn.Module):
@@ -103,12 +59,15 @@ class TimeEmbedding(nn.Module):
         self.scale = scale
         self.period = period
 
+    def features(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sinusoids (B, features), computed in ``dtype``."""
+        j = torch.arange(self.half, device=t.device, dtype=dtype)
+        angles = t.to(dtype)[:, None] * (self.scale * self.period ** (-j / self.half))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
     def forward(self, t: Tensor) -> Tensor:
         dtype = self.mlp[0].weight.dtype
-        wide = at_least_float32(dtype)
-        j = torch.arange(self.half, device=t.device, dtype=wide)
-        angles = t.to(wide)[:, None] * (self.scale * self.period ** (-j / self.half))
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
+        return self.mlp(self.features(t, torch.promote_types(dtype, torch.float32)).to(dtype))
 
 
 class LabelEmbedding(nn.Module):
@@ -186,16 +145,15 @@ class RotaryTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate (B, heads, N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
+        cos, sin = self.freqs_cos, self.freqs_sin
         if torch.compiler.is_compiling():  # compilers have real numbers alone
             a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([-b, a], dim=-1).flatten(-2)
-            return x * self.freqs_cos + turned * self.freqs_sin
+            return (x * cos + turned * sin).to(x.dtype)
         # As products of complex numbers: one kernel, the same bits.
-        dtype = torch.promote_types(x.dtype, self.freqs_cos.dtype)
-        wide = at_least_float32(dtype)
-        turns = torch.complex(self.freqs_cos[:, ::2].to(wide), self.freqs_sin[:, ::2].to(wide))
-        pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turns).flatten(-2).to(dtype)
+        pairs = torch.view_as_complex(full(x).unflatten(-1, (-1, 2)))
+        turns = torch.complex(full(cos[:, ::2]), full(sin[:, ::2]))
+        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -208,14 +166,14 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
-        self.k_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
+        self.q_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
+        self.k_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: nn.Module) -> Tensor:
-        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in self.qkv(x).chunk(3, dim=-1))
-        q, k = (z.to(v.dtype) for z in (rope(self.q_norm(q)), rope(self.k_norm(k))))
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -253,16 +211,16 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, qk_norm: bool, norm: str, mlp: str) -> None:
         super().__init__()
-        self.norm1 = NORMS[norm](width)
+        self.norm1 = Norm(norm, width)
         self.attn = Attention(width, heads, qk_norm, norm)
-        self.norm2 = NORMS[norm](width)
+        self.norm2 = Norm(norm, width)
         self.mlp = feed_forward(mlp, width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor, rope: nn.Module) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        h = gated(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
-        return gated(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
+        return torch.addcmul(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
@@ -270,10 +228,10 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, features: int, norm: str) -> None:
         super().__init__()
-        self.norm_final = NORMS[norm](width)
+        self.norm_final = Norm(norm, width)
         self.linear = nn.Linear(width, features)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
         return self.linear(self.norm_final(h, shift, scale))

@@ -10,7 +10,6 @@ DiT; with ``norm: rms-plain`` and ``qk_norm: true`` it is TiT (arXiv 2505.07447)
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..config import settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from ..config import networks
@@ -24,9 +23,9 @@ class Mlp(Conditioned):
         self.shape = tuple(spec.shape)
         self.x_embedder = nn.Linear(size, spec.width)
         self.embed(spec, spec.width)
-        hidden = [
-            layer for _ in range(spec.depth - 1) for layer in (nn.SiLU(), nn.Linear(spec.width, spec.width))
-        ]
+        hidden: list[nn.Module] = []
+        for _ in range(spec.depth - 1):
+            hidden += [nn.SiLU(), nn.Linear(spec.width, spec.width)]
         self.trunk = nn.Sequential(*hidden, nn.SiLU())
         self.final_layer = nn.Linear(spec.width, size)
         self.final_layer_u = nn.Linear(spec.width, size) if spec.outputs == 2 else None

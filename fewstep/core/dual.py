@@ -46,7 +46,7 @@ class Dual:
             raise AttributeError(name)
         method = getattr(Tensor, name)
         if callable(method):
-            return _method(method).__get__(self)
+            return _method(name).__get__(self)
         if name in ("T", "mT", "real", "imag"):
             return Dual(getattr(self.value, name), getattr(self.tangent, name))
         return getattr(self.value, name)
@@ -135,14 +135,13 @@ def _refusal(function: Function) -> ValueError:
     if function in RULES or name.endswith("__setitem__") or (name.endswith("_") and not name.endswith("__")):
         return ValueError(f"{name} would change a value in place, and not its tangent: make a new tensor")
     return ValueError(
-        f"{name} has no rule for tangents: add one to RULES in fewstep/core/dual.py, or choose the"
-        " formulation split"
+        f"{name} has no rule for tangents: add one to TABLE in fewstep/core/dual.py, or use --tangent split"
     )
 
 
-# A rule is called as ``rule(function, y, *args, **kwargs)`` without a graph, for y = function(*args, **kwargs)
-# with duals among the arguments, and returns the tangent of y (a sequence where y is one), or None where y
-# is constant. Below, y' is the tangent of y.
+# A rule is called as rule(function, y, *args, **kwargs), without a graph, where y = function(*args, **kwargs)
+# and some arguments are duals. It returns the tangent of y, one for each item where y is a sequence, or None
+# where y is constant. Below, y' is the tangent of y.
 
 
 def constant(_: Function, y: Any, *args: Any, **options: Any) -> None:
@@ -161,7 +160,7 @@ def linear(function: Function, y: Any, input: Any, *rest: Any, **options: Any) -
 
 
 def unary(rule: Function) -> Function:
-    """Functions of one dual, the first argument x: ``rule(x', x, y, *args, **kwargs)``, x left out of args."""
+    """Functions of one dual x, their first argument, by ``rule(x', x, y, *other arguments)``."""
 
     def of_first(function: Function, y: Any, input: Any, *rest: Any, **options: Any) -> Any:
         if not isinstance(input, Dual) or rest or options:
@@ -207,9 +206,9 @@ def einsum(function: Function, y: Tensor, equation: str, *operands: Any) -> Tens
 def add(_: Function, y: Tensor, input: Any, other: Any, alpha: float = 1) -> Tensor:
     """y = input + alpha other."""
     a, b = tangent_of(input), tangent_of(other)
-    if a is not None and b is not None:
-        return torch.add(a, b, alpha=alpha)
-    return (a if a is not None else b if alpha == 1 else alpha * b).expand(y.shape)
+    if a is None or b is None:
+        return (alpha * b if a is None else a).expand(y.shape)
+    return torch.add(a, b, alpha=alpha)
 
 
 def mul(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
@@ -222,14 +221,14 @@ def mul(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
 
 def addcmul(_: Function, y: Tensor, input: Any, tensor1: Any, tensor2: Any, value: float = 1) -> Tensor:
     """y = input + value tensor1 tensor2."""
-    total, own = tangent_of(input), False
-    for one, other in ((tensor1, tensor2), (tensor2, tensor1)):
-        if isinstance(one, Dual):
-            if own:
-                total.addcmul_(one.tangent, value_of(other), value=value)
-            else:
-                start = y.new_zeros(()) if total is None else total
-                total, own = torch.addcmul(start, one.tangent, value_of(other), value=value), True
+    start, a, b = (tangent_of(x) for x in (input, tensor1, tensor2))
+    total = y.new_zeros(()) if start is None else start
+    if a is not None:
+        total = torch.addcmul(total, a, value_of(tensor2), value=value)
+    if b is not None:
+        # In place where the sum is our own.
+        into = torch.addcmul if a is None else Tensor.addcmul_
+        total = into(total, value_of(tensor1), b, value=value)
     return total.expand(y.shape)
 
 
@@ -243,7 +242,7 @@ def power(_: Function, y: Tensor, input: Any, exponent: Any) -> Tensor:
     x, n = value_of(input), value_of(exponent)
     total = n * x ** (n - 1) * input.tangent if isinstance(input, Dual) else 0
     if isinstance(exponent, Dual):
-        total = total + y * torch.as_tensor(x).log() * exponent.tangent
+        total = total + y * torch.as_tensor(x, dtype=y.dtype).log() * exponent.tangent
     return total
 
 
@@ -371,7 +370,7 @@ def attention(
     whole = [z.reshape(-1, *z.shape[-3:]) for z in whole]
     heads, rows = max(1, most // (tokens * others)), max(1, min(tokens, most // others))
     # Slices of one sample are views, those over several samples want a copy.
-    single = heads <= whole[0].shape[1]
+    single = attn_mask is not None or heads <= whole[0].shape[1]
     found = whole[0]
     parts = zip(*whole) if single else [[z.flatten(0, 1) for z in whole]]
     for part in parts:
@@ -409,12 +408,12 @@ LINEAR = """
     split_with_sizes __getitem__ select narrow index_select gather take_along_dim diagonal unfold fold tril
     triu reshape reshape_as flatten unflatten ravel unsqueeze squeeze expand expand_as broadcast_to repeat
     repeat_interleave tile transpose permute movedim moveaxis swapaxes swapdims roll flip contiguous clone to
-    type type_as float double half bfloat16 interpolate avg_pool1d avg_pool2d adaptive_avg_pool1d
+    type_as float double half bfloat16 interpolate avg_pool1d avg_pool2d adaptive_avg_pool1d
     adaptive_avg_pool2d pixel_shuffle pixel_unshuffle channel_shuffle
 """
 CONSTANT = """
     size dim ndimension numel nelement stride is_contiguous is_floating_point is_complex element_size
-    get_device detach item tolist eq ne lt le gt ge isnan isinf isfinite isclose floor ceil round trunc sign
+    get_device detach eq ne lt le gt ge isnan isinf isfinite isclose floor ceil round trunc sign
     argmax argmin argsort any all nonzero searchsorted bucketize logical_not bool int long zeros_like
     ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor
 """
@@ -425,7 +424,7 @@ TABLE: dict[str, Function] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "outer"), product),
     # A tangent's strides may be others than its value's.
     "view": unary(view),
-    "view_as": unary(lambda dx, x, y, other: dx.reshape(y.shape)),
+    "view_as": lambda f, y, input, other: linear(Tensor.reshape_as, y, input, other),
     "view_as_complex": unary(
         lambda dx, x, y: torch.view_as_complex(dx if dx.stride() == x.stride() else dx.contiguous())
     ),
@@ -476,27 +475,28 @@ TABLE: dict[str, Function] = {
 """One rule for each operation, by its name in torch, whether it is called as a function or as a method."""
 
 RULES: dict[Function, Function] = {
-    getattr(place, name): rule
+    getattr(place, spelled): rule
     for name, rule in TABLE.items()
+    for spelled in (name, f"__{name}__")
     for place in (Tensor, torch, F, torch.linalg)
-    if hasattr(place, name)
+    if callable(getattr(place, spelled, None))
 }
 """The same by function."""
 
 
-def _method(function: Function) -> Function:
+def _method(name: str) -> Function:
     def call(self: Dual, *args: Any, **kwargs: Any) -> Any:
-        return apply(function, (self, *args), kwargs)
+        # By name: torch.compile does not find functions of a closure in RULES.
+        return apply(getattr(Tensor, name), (self, *args), kwargs)
 
     return call
 
 
-METHODS = {name: getattr(Tensor, name) for name in TABLE if callable(getattr(Tensor, name, None))}
-for name in ("add", "sub", "mul", "div", "pow"):
-    METHODS[f"__{name}__"], METHODS[f"__i{name}__"] = getattr(Tensor, name), getattr(Tensor, f"{name}_")
-for name in ("matmul", "neg", "lt", "le", "gt", "ge", "eq", "ne"):
-    METHODS[f"__{name}__"] = getattr(Tensor, name)
-METHODS |= {"__truediv__": Tensor.div, "__itruediv__": Tensor.div_, "__setitem__": Tensor.__setitem__}
-METHODS |= {"__radd__": Tensor.add, "__rmul__": Tensor.mul, "__rsub__": torch.rsub}
-for name, function in METHODS.items():
-    setattr(Dual, name, _method(function))
+METHODS = {name: name for name in TABLE if callable(getattr(Tensor, name, None))}
+METHODS |= {f"__{name}__": name for name in ("matmul", "neg", "lt", "le", "gt", "ge", "eq", "ne")}
+for _name in ("add", "sub", "mul", "div", "pow"):
+    METHODS |= {f"__{_name}__": _name, f"__i{_name}__": f"{_name}_"}
+METHODS |= {"__truediv__": "div", "__itruediv__": "div_", "__setitem__": "__setitem__"}
+METHODS |= {"__radd__": "add", "__rmul__": "mul", "__rsub__": "__rsub__"}
+for _name, _function in METHODS.items():
+    setattr(Dual, _name, _method(_function))
