@@ -36,11 +36,12 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """The norm of x (B, ..., D); ``(1 + scale)`` times that plus ``shift`` (B, 1, D), where given."""
+        unit = self.normalise(x, x.shape[-1:], eps=self.eps)
         if shift is None or scale is None:
-            return self.normalise(x, x.shape[-1:], weight=self.weight, eps=self.eps)
+            return unit if self.weight is None else unit * self.weight
         # The gain meets the scale before it meets the tokens: one pass over them less.
         factor = 1 + scale if self.weight is None else (1 + scale) * self.weight
-        return torch.addcmul(shift, self.normalise(x, x.shape[-1:], eps=self.eps), factor)
+        return torch.addcmul(shift, unit, factor)
 
 
 class TimeEmbedding(nn.Module):

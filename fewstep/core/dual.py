@@ -318,8 +318,10 @@ def view(dx: Tensor, x: Tensor, y: Tensor, *shape: Any) -> Tensor:
     return dx.reshape(y.shape)
 
 
-def dropout(dx: Tensor, x: Tensor, y: Tensor, p: float = 0.5, training: bool = True, **_: bool) -> Tensor:
-    if training and p:
+def dropout(
+    dx: Tensor, x: Tensor, y: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if (training and p) or inplace:
         raise ValueError("dropout draws random numbers, and has no tangent: set it to 0")
     return dx
 
@@ -459,9 +461,9 @@ TABLE: dict[str, Function] = {
     "clamp": unary(lambda dx, x, y, min=None, max=None: dx * (x == y)),
     "tanh": unary(lambda dx, x, y: aten.tanh_backward(dx, y)),
     "sigmoid": unary(lambda dx, x, y: aten.sigmoid_backward(dx, y)),
-    "relu": unary(lambda dx, x, y, **_: dx * (y > 0)),
+    "relu": unary(lambda dx, x, y, inplace=False: dx * (y > 0)),
     # An elementwise derivative is its own transpose.
-    "silu": unary(lambda dx, x, y, **_: aten.silu_backward(dx, x)),
+    "silu": unary(lambda dx, x, y, inplace=False: aten.silu_backward(dx, x)),
     "gelu": unary(lambda dx, x, y, approximate="none": aten.gelu_backward(dx, x, approximate=approximate)),
     "softplus": unary(lambda dx, x, y, beta=1, threshold=20: aten.softplus_backward(dx, x, beta, threshold)),
     "softmax": unary(lambda dx, x, y, dim, **_: y * (dx - (y * dx).sum(dim, keepdim=True))),

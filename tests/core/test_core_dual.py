@@ -48,21 +48,18 @@ WEIGHT = torch.randn(5, 4, generator=torch.Generator().manual_seed(6), dtype=tor
 CONVOLUTION = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 IMAGE = (2, 4, 6, 6)
 
-UNARY = {
-    "reciprocal square sqrt rsqrt exp expm1 log log1p logit sin cos tan atan erf abs tanh sigmoid relu neg": torch,
-    "silu gelu softplus relu": F,
-}
+NUMBERS = """
+    reciprocal square sqrt rsqrt exp expm1 log log1p logit sin cos tan atan erf abs tanh sigmoid relu neg silu
+    gelu softplus
+"""
 
 
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [(place, name) for names, place in UNARY.items() for name in names.split()],
-    ids=lambda given: given if isinstance(given, str) else given.__name__,
-)
-def test_functions_of_a_number(place, name):
-    check(getattr(place, name), A, positive=True)
-    if name in ("sin", "abs", "silu", "gelu", "softplus", "relu", "sigmoid", "tanh", "erf"):
-        check(getattr(place, name), A)
+@pytest.mark.parametrize("name", NUMBERS.split())
+def test_functions_of_a_number(name):
+    function = getattr(torch, name, None) or getattr(F, name)
+    check(function, A, positive=True)
+    if name not in ("sqrt", "rsqrt", "log", "log1p", "logit"):
+        check(function, A)
 
 
 def test_powers():
@@ -146,7 +143,9 @@ def test_the_norm_of_zero_has_no_slope():
         lambda x: x.unbind(1),
         lambda x: torch.split(x, [1, 3], dim=-1),
         lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (2, 2))) * torch.tensor(1 + 2j)),
-        lambda x: torch.view_as_real(torch.view_as_complex(torch.ones(4, 2, dtype=x.dtype) + x[0, 0, :, None])),
+        lambda x: torch.view_as_real(
+            torch.view_as_complex(torch.ones(4, 2, dtype=x.dtype) + x[0, 0, :, None])
+        ),
         lambda x: F.interpolate(x[None], scale_factor=2.0, mode="nearest"),
         lambda x: F.avg_pool2d(F.pad(x, (1, 1, 0, 0), value=3.0), 2),
         lambda x: torch.where(x > 0, x, 0.0) + x.where(x > 0, 2 * x) + x.masked_fill(x > 1, 7.0),
