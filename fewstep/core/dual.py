@@ -2,7 +2,7 @@
 
 A network is called with duals in place of tensors and returns duals. Every operation on the way calls
 ``Dual.__torch_function__``: the value is computed as ever, with its graph, and the tangent by the
-operation's rule in :data:`RULES`, without a graph, because no objective here differentiates its
+operation's rule in :data:`TABLE`, without a graph, because no objective here differentiates its
 derivatives. Graph and memory are those of a plain forward. Wrappers, hooks, block checkpointing and
 compilation see one ordinary forward.
 """
@@ -29,8 +29,8 @@ Function: TypeAlias = Callable[..., Any]
 class Dual:
     """A value with its graph and a tangent of the same shape and dtype without one.
 
-    A dataclass and a pytree node, because the hooks of DistributedDataParallel and FSDP2 look for tensors
-    in those.
+    It has the methods, operators and attributes of a tensor, but is no Tensor to ``isinstance``. A dataclass
+    and a pytree node, because the hooks of DistributedDataParallel and FSDP2 look for tensors in those.
     """
 
     value: Tensor
@@ -41,11 +41,10 @@ class Dual:
         return apply(function, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
-        """The attributes of a tensor, and its methods without a rule, which refuse."""
+        """Attributes of the value, and methods without a rule, which refuse."""
         if name.startswith("__"):
             raise AttributeError(name)
-        method = getattr(Tensor, name)
-        if callable(method):
+        if callable(getattr(Tensor, name)):
             return _method(name).__get__(self)
         if name in ("T", "mT", "real", "imag"):
             return Dual(getattr(self.value, name), getattr(self.tangent, name))
@@ -58,18 +57,6 @@ class Dual:
     @property
     def shape(self) -> torch.Size:
         return self.value.shape
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return torch.reciprocal(self) * other
-
-    def __rpow__(self, base: Any) -> Any:
-        return torch.pow(base, self)
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
 
 
 MaybeDual: TypeAlias = Tensor | Dual
@@ -100,12 +87,7 @@ def value_of(x: Any) -> Any:
     return type(x)([value_of(item) for item in x]) if type(x) in (list, tuple) else x
 
 
-def tangent_of(x: Any) -> Tensor | None:
-    """The tangent of a dual, None of anything else."""
-    return x.tangent if isinstance(x, Dual) else None
-
-
-def direction(x: MaybeDual) -> Tensor:
+def tangent_of(x: MaybeDual) -> Tensor:
     """The tangent of a dual, zeros for a plain tensor."""
     return x.tangent if isinstance(x, Dual) else torch.zeros_like(x)
 
@@ -114,11 +96,17 @@ def apply(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """``function`` of arguments with duals among them: duals, or plain values where it is constant.
 
     Raises:
-        ValueError: the function has no rule, or works in place.
+        ValueError: the function has no rule, works in place, or would lose the graph of a value.
     """
     rule = RULES.get(function)
     if rule is None or (kwargs and (kwargs.get("inplace") or kwargs.get("out") is not None)):
         raise _refusal(function)
+    if not torch.is_grad_enabled() and any(isinstance(x, Dual) and x.value.requires_grad for x in args):
+        # torch.autograd.Function passes on what is no tensor as it is, and records no graph for it.
+        raise ValueError(
+            f"{function.__name__} of a value with graph and tangent inside torch.no_grad, a"
+            " torch.autograd.Function or reentrant checkpointing: its gradient would be lost"
+        )
     values = [x.value if isinstance(x, Dual) else value_of(x) for x in args]
     value = function(*values, **{name: value_of(x) for name, x in kwargs.items()})
     with torch.no_grad():
@@ -132,7 +120,8 @@ def apply(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _refusal(function: Function) -> ValueError:
     name = torch.overrides.resolve_name(function) or function.__name__
-    if function in RULES or name.endswith("__setitem__") or (name.endswith("_") and not name.endswith("__")):
+    last = name.rpartition(".")[2]
+    if function in RULES or last.strip("_") in IN_PLACE or (last.endswith("_") and not last.endswith("__")):
         return ValueError(f"{name} would change a value in place, and not its tangent: make a new tensor")
     return ValueError(
         f"{name} has no rule for tangents: add one to TABLE in fewstep/core/dual.py, or use --tangent split"
@@ -151,10 +140,9 @@ def constant(_: Function, y: Any, *args: Any, **options: Any) -> None:
 def linear(function: Function, y: Any, input: Any, *rest: Any, **options: Any) -> Any:
     """Functions that are linear in their first argument, a tensor or a list of tensors."""
     if isinstance(input, list | tuple):
-        return function([direction(x) for x in input], *rest, **options)
-    if not isinstance(input, Dual) or (
-        isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
-    ):
+        return function([tangent_of(x) for x in input], *rest, **options)
+    whole_numbers = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+    if whole_numbers or not isinstance(input, Dual):
         return None
     return function(input.tangent, *map(value_of, rest), **options)
 
@@ -163,7 +151,7 @@ def unary(rule: Function) -> Function:
     """Functions of one dual x, their first argument, by ``rule(x', x, y, *other arguments)``."""
 
     def of_first(function: Function, y: Any, input: Any, *rest: Any, **options: Any) -> Any:
-        if not isinstance(input, Dual) or rest or options:
+        if rest or options or not isinstance(input, Dual):
             _only_first(function, input, *rest, *options.values())
         return rule(input.tangent, input.value, y, *rest, **options)
 
@@ -183,21 +171,12 @@ def affine(
     return function(input.tangent, weight, None, *rest, **options)
 
 
-def product(function: Function, y: Tensor, input: Any, other: Any) -> Tensor:
-    """Functions that are linear in each of two arguments."""
-    terms = []
-    if isinstance(input, Dual):
-        terms.append(function(input.tangent, value_of(other)))
-    if isinstance(other, Dual):
-        terms.append(function(value_of(input), other.tangent))
-    return sum(terms[1:], terms[0])
-
-
-def einsum(function: Function, y: Tensor, equation: str, *operands: Any) -> Tensor:
-    values = value_of(operands)
+def product(function: Function, y: Tensor, *factors: Any) -> Tensor:
+    """Functions that are linear in each argument, such as matmul, and einsum after its equation."""
+    values = value_of(factors)
     terms = [
-        function(equation, *values[:index], x.tangent, *values[index + 1 :])
-        for index, x in enumerate(operands)
+        function(*values[:index], x.tangent, *values[index + 1 :])
+        for index, x in enumerate(factors)
         if isinstance(x, Dual)
     ]
     return sum(terms[1:], terms[0])
@@ -205,37 +184,39 @@ def einsum(function: Function, y: Tensor, equation: str, *operands: Any) -> Tens
 
 def add(_: Function, y: Tensor, input: Any, other: Any, alpha: float = 1) -> Tensor:
     """y = input + alpha other."""
-    a, b = tangent_of(input), tangent_of(other)
-    if a is None or b is None:
-        return (alpha * b if a is None else a).expand(y.shape)
-    return torch.add(a, b, alpha=alpha)
+    if isinstance(input, Dual) and isinstance(other, Dual):
+        return torch.add(input.tangent, other.tangent, alpha=alpha)
+    return (input.tangent if isinstance(input, Dual) else alpha * other.tangent).expand(y.shape)
 
 
 def mul(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
-    a, b = tangent_of(input), tangent_of(other)
-    if a is None:
-        return value_of(input) * b
-    first = a * value_of(other)
-    return first if b is None else first.addcmul_(input.value, b)
+    if not isinstance(input, Dual):
+        return input * other.tangent
+    first = input.tangent * value_of(other)
+    return first.addcmul_(input.value, other.tangent) if isinstance(other, Dual) else first
 
 
 def addcmul(_: Function, y: Tensor, input: Any, tensor1: Any, tensor2: Any, value: float = 1) -> Tensor:
     """y = input + value tensor1 tensor2."""
-    start, a, b = (tangent_of(x) for x in (input, tensor1, tensor2))
-    total = y.new_zeros(()) if start is None else start
-    if a is not None:
-        total = torch.addcmul(total, a, value_of(tensor2), value=value)
-    if b is not None:
+    total = input.tangent if isinstance(input, Dual) else y.new_zeros(())
+    if isinstance(tensor1, Dual):
+        total = torch.addcmul(total, tensor1.tangent, value_of(tensor2), value=value)
+    if isinstance(tensor2, Dual):
         # In place where the sum is our own.
-        into = torch.addcmul if a is None else Tensor.addcmul_
-        total = into(total, value_of(tensor1), b, value=value)
+        into = Tensor.addcmul_ if isinstance(tensor1, Dual) else torch.addcmul
+        total = into(total, value_of(tensor1), tensor2.tangent, value=value)
     return total.expand(y.shape)
 
 
 def div(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
-    a, b = tangent_of(input), tangent_of(other)
-    top = a if b is None else -y * b if a is None else torch.addcmul(a, y, b, value=-1)
-    return top / value_of(other)
+    if not isinstance(other, Dual):
+        return input.tangent / other
+    top = (
+        torch.addcmul(input.tangent, y, other.tangent, value=-1)
+        if isinstance(input, Dual)
+        else -y * other.tangent
+    )
+    return top / other.value
 
 
 def power(_: Function, y: Tensor, input: Any, exponent: Any) -> Tensor:
@@ -248,13 +229,15 @@ def power(_: Function, y: Tensor, input: Any, exponent: Any) -> Tensor:
 
 def where(function: Function, y: Tensor, *args: Any) -> Tensor:
     """Of ``torch.where(condition, input, other)`` and of ``input.where(condition, other)``."""
+    tensors = [x if isinstance(x, Tensor | Dual) else y.new_zeros(()) for x in args]
+    return function(*(x if x.dtype == torch.bool else tangent_of(x) for x in tensors))
 
-    def along(x: Any) -> Any:
-        if not isinstance(x, Tensor | Dual):
-            return 0
-        return x if x.dtype == torch.bool else direction(x)
 
-    return function(*map(along, args))
+def view(dx: Tensor, x: Tensor, y: Tensor, *shape: Any) -> Tensor:
+    if isinstance(shape[0], torch.dtype):
+        raise ValueError("view as another dtype has no rule for tangents")
+    # A tangent's strides may be others than its value's.
+    return dx.reshape(y.shape)
 
 
 def vector_norm(
@@ -272,13 +255,7 @@ def _normalised(dx: Tensor, unit: Tensor, scale: Tensor, axes: list[int]) -> Ten
 
 
 def layer_norm(
-    dx: Tensor,
-    x: Tensor,
-    y: Tensor,
-    shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
+    dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
     axes, dx = [*range(-len(shape), 0)], full(dx)
     unit, _, scale = torch.native_layer_norm(full(x), shape, None, None, eps)
@@ -287,7 +264,7 @@ def layer_norm(
 
 
 def rms_norm(
-    dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+    dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Any = None, eps: float | None = None
 ) -> Tensor:
     axes, wide = [*range(-len(shape), 0)], full(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -299,23 +276,11 @@ def rms_norm(
 
 
 def group_norm(
-    dx: Tensor,
-    x: Tensor,
-    y: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
+    dx: Tensor, x: Tensor, y: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
     rows, drows = (z.reshape(len(z), groups, -1) for z in (x, dx))
     dy = layer_norm(drows, rows, y, rows.shape[2:], eps=eps).view(x.shape)
     return dy if weight is None else dy * weight.view(-1, *[1] * (x.dim() - 2))
-
-
-def view(dx: Tensor, x: Tensor, y: Tensor, *shape: Any) -> Tensor:
-    if isinstance(shape[0], torch.dtype):
-        raise ValueError("view as another dtype has no rule for tangents")
-    return dx.reshape(y.shape)
 
 
 def dropout(
@@ -334,12 +299,12 @@ code, where every slice makes the code longer."""
 
 
 def attention(
-    function: Function,
+    _: Function,
     y: Tensor,
     query: Any,
     key: Any,
     value: Any,
-    attn_mask: Tensor | None = None,
+    attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -355,27 +320,24 @@ def attention(
     """
     if dropout_p or enable_gqa:
         raise ValueError("attention with dropout or with grouped queries has no rule for tangents")
-    tokens, others, most = y.shape[-2], value.shape[-2], MANY
-    if y.device.type == "cpu" and not torch.compiler.is_compiling():
-        most = SCORES
+    tokens, keys = y.shape[-2], value.shape[-2]
+    most = SCORES if y.device.type == "cpu" and not torch.compiler.is_compiling() else MANY
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
-        attn_mask = torch.ones(tokens, others, dtype=torch.bool, device=y.device).tril()
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(*y.shape[:-1], others)
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=y.dtype).masked_fill_(~attn_mask, -torch.inf)
+        attn_mask = torch.ones(tokens, keys, dtype=torch.bool, device=y.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=y.dtype).masked_fill_(~attn_mask, -torch.inf)
     # First what is sliced by query, then what is sliced by head alone.
-    whole = [torch.empty_like(y), y, value_of(query), direction(query)]
-    whole += [z for x in (key, value) for z in (value_of(x), direction(x))]
-    whole = [z.to(y.dtype) for z in whole] + ([] if attn_mask is None else [attn_mask])
+    whole = [torch.empty_like(y), y, value_of(query), tangent_of(query)]
+    whole += [z for x in (key, value) for z in (value_of(x), tangent_of(x))]
+    whole = [z.to(y.dtype) for z in whole]
+    whole += [] if attn_mask is None else [attn_mask.expand(*y.shape[:-1], keys)]
     whole = [z.reshape(-1, *z.shape[-3:]) for z in whole]
-    heads, rows = max(1, most // (tokens * others)), max(1, min(tokens, most // others))
+    heads, rows = max(1, most // (tokens * keys)), max(1, min(tokens, most // keys))
     # Slices of one sample are views, those over several samples want a copy.
     single = attn_mask is not None or heads <= whole[0].shape[1]
     found = whole[0]
-    parts = zip(*whole) if single else [[z.flatten(0, 1) for z in whole]]
-    for part in parts:
+    for part in zip(*whole) if single else [[z.flatten(0, 1) for z in whole]]:
         for head in range(0, len(part[0]), heads):
             out, o, q, dq, k, dk, v, dv, *mask = (z[head : head + heads] for z in part)
             for row in range(0, tokens, rows):
@@ -388,85 +350,71 @@ def attention(
 
 
 def _attention_slice(
-    o: Tensor,
-    q: Tensor,
-    dq: Tensor,
-    k: Tensor,
-    dk: Tensor,
-    v: Tensor,
-    dv: Tensor,
-    mask: Tensor | None,
-    scale: float,
+    o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, mask: Any, scale: float
 ) -> Tensor:
     """The rule of `attention` on some rows (heads, n, E) of o, q and dq, and all keys of these heads."""
-    start = (q.new_zeros(()), 0) if mask is None else (mask, 1)
-    P = torch.baddbmm(start[0], q, k.mT, beta=start[1], alpha=scale).softmax(-1)
+    start, beta = (q.new_zeros(()), 0) if mask is None else (mask, 1)
+    P = torch.baddbmm(start, q, k.mT, beta=beta, alpha=scale).softmax(-1)
     H = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT, beta=scale, alpha=scale).mul_(P)
     return torch.baddbmm(torch.bmm(P.to(v.dtype), dv), H, v).addcmul_(H.sum(-1, keepdim=True), o, value=-1)
 
 
 LINEAR = """
-    view_as_real real imag neg positive sum mean cumsum cat concat stack chunk split tensor_split unbind
-    split_with_sizes __getitem__ select narrow index_select gather take_along_dim diagonal unfold fold tril
-    triu reshape reshape_as flatten unflatten ravel unsqueeze squeeze expand expand_as broadcast_to repeat
-    repeat_interleave tile transpose permute movedim moveaxis swapaxes swapdims roll flip contiguous clone to
-    type_as float double half bfloat16 interpolate avg_pool1d avg_pool2d adaptive_avg_pool1d
-    adaptive_avg_pool2d pixel_shuffle pixel_unshuffle channel_shuffle
+    neg positive sum mean cumsum cat concat stack chunk split tensor_split split_with_sizes unbind __getitem__
+    select narrow index_select gather diagonal unfold fold tril triu reshape reshape_as flatten unflatten
+    unsqueeze squeeze expand expand_as broadcast_to repeat repeat_interleave tile transpose permute movedim
+    swapaxes roll flip contiguous clone to type_as float double half bfloat16 view_as_real real imag
+    interpolate avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d pixel_shuffle pixel_unshuffle
 """
 CONSTANT = """
-    size dim ndimension numel nelement stride is_contiguous is_floating_point is_complex element_size
-    get_device detach eq ne lt le gt ge isnan isinf isfinite isclose floor ceil round trunc sign
-    argmax argmin argsort any all nonzero searchsorted bucketize logical_not bool int long zeros_like
-    ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor
+    size dim numel stride is_contiguous is_floating_point is_complex get_device detach len bool int long eq ne
+    lt le gt ge isnan isinf isfinite floor ceil round sign argmax argmin argsort any all nonzero searchsorted
+    bucketize zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty
+    new_full new_tensor
 """
 TABLE: dict[str, Function] = {
     **dict.fromkeys(LINEAR.split(), linear),
     **dict.fromkeys(CONSTANT.split(), constant),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d"), affine),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "outer"), product),
-    # A tangent's strides may be others than its value's.
-    "view": unary(view),
-    "view_as": lambda f, y, input, other: linear(Tensor.reshape_as, y, input, other),
-    "view_as_complex": unary(
-        lambda dx, x, y: torch.view_as_complex(dx if dx.stride() == x.stride() else dx.contiguous())
-    ),
-    "pad": unary(lambda dx, x, y, pad, mode="constant", value=None: F.pad(dx, pad, mode)),
-    "masked_fill": unary(lambda dx, x, y, mask, value: dx.masked_fill(mask, 0)),
-    "add": add,
+    **dict.fromkeys(("matmul", "mm", "bmm", "einsum"), product),
+    **dict.fromkeys(("add", "radd"), add),
+    **dict.fromkeys(("mul", "rmul"), mul),
+    **dict.fromkeys(("div", "truediv"), div),
     "sub": lambda f, y, input, other, alpha=1: add(f, y, input, other, -alpha),
     "rsub": lambda f, y, input, other, alpha=1: add(f, y, other, input, -alpha),
-    "mul": mul,
-    "multiply": mul,
-    "addcmul": addcmul,
-    "div": div,
-    "true_divide": div,
+    "rtruediv": lambda f, y, input, other: div(f, y, other, input),
     "pow": power,
-    "einsum": einsum,
+    "rpow": lambda f, y, input, other: power(f, y, other, input),
+    "addcmul": addcmul,
     "where": where,
     "reciprocal": unary(lambda dx, x, y: -dx * y.square()),
     "square": unary(lambda dx, x, y: 2 * x * dx),
     "sqrt": unary(lambda dx, x, y: dx / (2 * y)),
     "rsqrt": unary(lambda dx, x, y: -0.5 * y**3 * dx),
     "exp": unary(lambda dx, x, y: y * dx),
-    "expm1": unary(lambda dx, x, y: (y + 1) * dx),
     "log": unary(lambda dx, x, y: dx / x),
     "log1p": unary(lambda dx, x, y: dx / (1 + x)),
-    "logit": unary(lambda dx, x, y, eps=None: dx / (x * (1 - x))),
+    "logit": unary(lambda dx, x, y: dx / (x * (1 - x))),
     "sin": unary(lambda dx, x, y: x.cos() * dx),
     "cos": unary(lambda dx, x, y: -x.sin() * dx),
-    "tan": unary(lambda dx, x, y: (1 + y.square()) * dx),
-    "atan": unary(lambda dx, x, y: dx / (1 + x.square())),
     "erf": unary(lambda dx, x, y: 2 / torch.pi**0.5 * (-x.square()).exp() * dx),
     "abs": unary(lambda dx, x, y: x.sgn() * dx),
     "clamp": unary(lambda dx, x, y, min=None, max=None: dx * (x == y)),
     "tanh": unary(lambda dx, x, y: aten.tanh_backward(dx, y)),
     "sigmoid": unary(lambda dx, x, y: aten.sigmoid_backward(dx, y)),
     "relu": unary(lambda dx, x, y, inplace=False: dx * (y > 0)),
-    # An elementwise derivative is its own transpose.
+    # The derivative of a function of one number is its own transpose.
     "silu": unary(lambda dx, x, y, inplace=False: aten.silu_backward(dx, x)),
     "gelu": unary(lambda dx, x, y, approximate="none": aten.gelu_backward(dx, x, approximate=approximate)),
     "softplus": unary(lambda dx, x, y, beta=1, threshold=20: aten.softplus_backward(dx, x, beta, threshold)),
     "softmax": unary(lambda dx, x, y, dim, **_: y * (dx - (y * dx).sum(dim, keepdim=True))),
+    "masked_fill": unary(lambda dx, x, y, mask, value: dx.masked_fill(mask, 0)),
+    "pad": unary(lambda dx, x, y, pad, mode="constant", value=None: F.pad(dx, pad, mode)),
+    "view": unary(view),
+    "view_as": lambda f, y, input, other: linear(Tensor.reshape_as, y, input, other),
+    "view_as_complex": unary(
+        lambda dx, x, y: torch.view_as_complex(dx if dx.stride() == x.stride() else dx.contiguous())
+    ),
     "vector_norm": unary(vector_norm),
     "layer_norm": unary(layer_norm),
     "rms_norm": unary(rms_norm),
@@ -474,31 +422,30 @@ TABLE: dict[str, Function] = {
     "dropout": unary(dropout),
     "scaled_dot_product_attention": attention,
 }
-"""One rule for each operation, by its name in torch, whether it is called as a function or as a method."""
+"""The rule of each operation by its name in torch, where it may be a function, a method and an operator."""
+
+OPERATORS = """
+    add radd sub rsub mul rmul truediv rtruediv pow rpow matmul neg abs lt le gt ge eq ne bool len
+"""
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ipow", "setitem")
 
 RULES: dict[Function, Function] = {
-    getattr(place, spelled): rule
+    getattr(place, name): rule
     for name, rule in TABLE.items()
-    for spelled in (name, f"__{name}__")
     for place in (Tensor, torch, F, torch.linalg)
-    if callable(getattr(place, spelled, None))
-}
+    if callable(getattr(place, name, None))
+} | {getattr(Tensor, f"__{name}__"): TABLE[name] for name in OPERATORS.split()}
 """The same by function."""
 
 
 def _method(name: str) -> Function:
     def call(self: Dual, *args: Any, **kwargs: Any) -> Any:
-        # By name: torch.compile does not find functions of a closure in RULES.
+        # By its name: torch.compile does not find a function of this closure in RULES.
         return apply(getattr(Tensor, name), (self, *args), kwargs)
 
     return call
 
 
-METHODS = {name: name for name in TABLE if callable(getattr(Tensor, name, None))}
-METHODS |= {f"__{name}__": name for name in ("matmul", "neg", "lt", "le", "gt", "ge", "eq", "ne")}
-for _name in ("add", "sub", "mul", "div", "pow"):
-    METHODS |= {f"__{_name}__": _name, f"__i{_name}__": f"{_name}_"}
-METHODS |= {"__truediv__": "div", "__itruediv__": "div_", "__setitem__": "__setitem__"}
-METHODS |= {"__radd__": "add", "__rmul__": "mul", "__rsub__": "__rsub__"}
-for _name, _function in METHODS.items():
-    setattr(Dual, _name, _method(_function))
+for _name in (*TABLE, *(f"__{name}__" for name in (*OPERATORS.split(), *IN_PLACE))):
+    if callable(getattr(Tensor, _name, None)):
+        setattr(Dual, _name, _method(_name))

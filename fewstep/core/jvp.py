@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from .dual import direction, make_dual, value_of
+from .dual import make_dual, tangent_of, value_of
 from .heads import Output
 from .wrappers import unwrap
 
@@ -64,7 +64,7 @@ def forward_with_jvp(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor
         ValueError: an operation of the network without a rule for tangents (dual.py).
     """
     output = net(*map(make_dual, inputs, tangents), y)
-    return _each(value_of, output), _each(direction, output)
+    return _each(value_of, output), _each(tangent_of, output)
 
 
 def _functorch(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
