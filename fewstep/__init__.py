@@ -1,3 +1,3 @@
 """fewstep: the tables and figures of few-step image-generation papers as one Snakemake DAG."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

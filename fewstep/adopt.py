@@ -23,12 +23,12 @@ from .backbones import build
 from .backbones.convention import ours
 from .backbones.state import inherit
 from .checkpoint import save_model
+from .common.cli import parser, run
+from .common.files import sha256
 from .config import ConfigError, digest, read_spec
 from .config.settings import LightningDiT
 from .config.specs import AdoptSpec
-from .core.rng import fold
-from .files import sha256
-from .stage import parser, run
+from .core.rng import fold_in
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             "converted": converted,
         },
         "latents": {"tokenizer": spec.tokenizer.model_dump(mode="json")},
-        "recipe": spec.recipe and spec.recipe.model_dump(mode="json"),
+        "sampler": spec.sampler and spec.sampler.model_dump(mode="json"),
         "spec": digest(spec),
         "code": None,
     }
@@ -102,7 +102,7 @@ def adopt(
     tensors, converted = ours(tensors, backbone, reverse)
     # The target-time embedding that published teachers lack starts at random, but always the same.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(0, "adopt"))
+        torch.manual_seed(fold_in(0, "adopt"))
         net = build(backbone)
     inherit(net, tensors, str(path))
     _try(net, backbone, path)

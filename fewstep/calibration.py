@@ -8,7 +8,7 @@ from torch import nn
 from .config.specs import TrainSpec
 from .core.guidance import calibrate
 from .core.path import interpolate
-from .core.rng import fold, generator
+from .core.rng import fold_in, generator
 from .data.loader import Loader
 from .data.shards import LatentShards
 
@@ -25,7 +25,7 @@ def calibrated(
     if teacher is None or guidance is None or isinstance(guidance.eta, float) or guidance.normalise == "none":
         return None
     count = guidance.calibration
-    loader = Loader(shards, fold(spec.seed, "calibration"), count)
+    loader = Loader(shards, fold_in(spec.seed, "calibration"), count)
     batch = loader.rows(0, slice(0, count), device)
     low, high = guidance.interval
     draws = torch.rand(count, generator=generator(spec.seed, "calibration", "t"))

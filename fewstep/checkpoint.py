@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .backbones import build
 from .backbones.state import inherit
+from .common.files import atomic
 from .config.settings import Backbone, Tokenizer
-from .files import atomic
 
 
 def save_model(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from operator import ge, gt, le, lt
 from statistics import mean, stdev
 
+from .common.cli import metrics_parser, run
+from .common.files import write_text
 from .config import read_spec
 from .config.specs import CellKey, ClaimsSpec
 from .config.tables import CellName, Claim
-from .files import write_text
 from .results import Line, Metrics, load_metrics, number, spread, to_csv, value_of
-from .stage import metrics_parser, run
 
 _RELATIONS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 EXPECTED = {"holds": "yes", "fails": "no"}
@@ -81,7 +81,7 @@ def _key(spec: ClaimsSpec, claim: Claim, cell: CellName, seed: int) -> CellKey:
         variant=cell.variant,
         seed=0 if cell.method in spec.once else seed,
         sampler=cell.sampler,
-        nfe=cell.nfe,
+        steps=cell.steps,
         protocol=spec.protocols[claim.id],
     )
 
@@ -93,7 +93,7 @@ def _std(values: Sequence[float]) -> str:
 
 def _name(cell: CellName) -> str:
     variant = "" if cell.variant == "base" else f"/{cell.variant}"
-    return f"{cell.method}{variant} {cell.sampler} {cell.nfe}"
+    return f"{cell.method}{variant} {cell.sampler} {cell.steps}"
 
 
 def surprising(line: Line) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
 from .config.specs import EncodeSpec
 from .core.precision import exact_convolutions
@@ -29,7 +30,6 @@ from .data.shards import ShardCard, write_shard
 from .data.sources import Source, open_source
 from .data.statistics import published
 from .data.tokenizers import Coder, open_tokenizer, weights_digest
-from .stage import parser, run
 
 BATCH = 32
 """Images encoded at once unless told otherwise; the last bits of convolutions may depend on it."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_network
+from .common.files import sha256
 from .config import ConfigError
 from .config.settings import Backbone, Protocol
 from .core.frechet import GaussianStats
 from .data.records import read_record
-from .files import sha256
 
 
 class Extractor:

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .common.cli import parser, run
+from .common.files import atomic, write_text
 from .config import ConfigError, read_spec
 from .config.assets import Asset, AssetFile, Moons
 from .config.specs import FetchSpec
 from .data.download import download, verify
 from .data.records import RecordBody, RecordFile, folder_of, inside
-from .files import atomic, write_text
-from .stage import parser, run
 
 KNOWN = ".known.json"
 

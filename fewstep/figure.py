@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .common.cli import parser, run
+from .common.files import atomic, write_text
 from .config import read_spec
 from .config.specs import TableSpec
-from .files import atomic, write_text
 from .provenance import code_digest
 from .results import load_metrics, table_lines, to_csv
-from .stage import parser, run
 
 
 def main(argv: list[str] | None = None) -> None:

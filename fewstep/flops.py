@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .core.method import Batch, Context, Loss, Method, parts
+from .core.method import Batch, Context, Loss, Method, loss_parts
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -95,7 +95,7 @@ def _count(
 ) -> int:
     # Compiled blocks would hide their products from the count; uncompiled they are the same.
     with torch.compiler.set_stance("force_eager"), Flops() as flops:
-        for part in (part for loss in method.updates(step) for part in parts(loss)):
+        for part in (part for loss in method.updates(step) for part in loss_parts(loss)):
             for batch, context in slices:
                 value: Tensor = part(net, batch, context).loss
                 value.backward()

@@ -21,7 +21,7 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from .files import atomic
+from .common.files import atomic
 
 
 class ImageWriter:

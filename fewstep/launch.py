@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from .common.gres import gpus_in
+
 TORCHRUN = "torch.distributed.run"
 SAVE_SECONDS = 600
 """Time that torchrun leaves its processes between SIGTERM and SIGKILL (its own default is 30)."""
@@ -53,16 +55,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if given.nodes < 1 or given.gpus < 0:
         arguments.error(f"--nodes {given.nodes} --gpus {given.gpus}: at least one node, no negative GPUs")
     return given
-
-
-def gpus_in(gres: str) -> int:
-    """GPUs in a Slurm resource: "gpu" is 1, "gpu:4" and "gpu:h100:4" are 4, "" is 0."""
-    name, *rest = gres.split(":")
-    if not gres:
-        return 0
-    if name != "gpu" or len(rest) > 2:
-        raise ValueError(f"gres {gres!r}: expected gpu:COUNT or gpu:MODEL:COUNT")
-    return int(rest[-1]) if rest and rest[-1].isdigit() else 1
 
 
 def command(given: argparse.Namespace) -> list[str]:

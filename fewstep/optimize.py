@@ -33,4 +33,6 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
     if options.decay == "constant":
         return options.lr
     done = (step - options.warmup) / max(1, steps - options.warmup)
-    return options.lr * (options.final + (1 - options.final) * (1 + math.cos(math.pi * done)) / 2)
+    return options.lr * (
+        options.final_lr_ratio + (1 - options.final_lr_ratio) * (1 + math.cos(math.pi * done)) / 2
+    )

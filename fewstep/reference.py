@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .common.cli import parser, run
+from .common.files import atomic
 from .config import digest, read_spec
 from .config.specs import ReferenceSpec
 from .data.shards import LatentShards
 from .features import Extractor, Features, asset_file
-from .files import atomic
 from .images import finished
 from .ranks import Ranks
-from .stage import parser, run
 
 CHUNK = 250
 

@@ -16,11 +16,11 @@ from markupsafe import Markup, escape
 
 from . import __version__
 from .claims import bound, right_values, surprising
+from .common.cli import parser, run
+from .common.files import write_text
 from .config import read_spec
 from .config.specs import ReportSpec
-from .files import write_text
 from .results import STATUSES, Line, further, metric_name, precise, read_csv, short, spread
-from .stage import parser, run
 from .table import MARK_TEXTS, MARKS, MINIATURE, by_row, is_wide, notes
 
 _METHODS = Path(__file__).parent / "methods"
@@ -93,7 +93,7 @@ def _table(spec: ReportSpec, lines: Sequence[Line]) -> dict[str, Any]:
     own = metric_name(lines[0]["metric"], spec.scale) if lines else ""
     return {
         "wide": wide,
-        "nfes": [line["nfe_label"] for line in by_row(lines)[0][1]] if wide else [],
+        "step_counts": [line["nfe_label"] for line in by_row(lines)[0][1]] if wide else [],
         "groups": groups,
         "metric": own,
         "reported_metric": metric_name(lines[0]["metric"], "paper") if lines else "",

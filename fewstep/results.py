@@ -106,23 +106,23 @@ def _row_lines(
     spec: TableSpec, row: Row, cells: RowCells, metrics: Metrics, today: Callable[[str], str]
 ) -> Iterable[Line]:
     table = spec.table
-    nfes = row.nfe or table.nfe or []
+    step_counts = row.steps or table.steps or []
     extras = _extra_metrics(spec)
     run = spec.runs.get(row.id)
-    for column, nfe in enumerate(nfes):
+    for column, steps in enumerate(step_counts):
         keys = {name: cells.cells[name][column] for name in spec.protocols if name in cells.cells}
         first = next(iter(keys), "")
         asked = keys.get(first, [])
         ours = gather(metrics, asked, table.metric)
-        reported = row.reported.get(table.metric, [None] * len(nfes))[column]
+        reported = row.reported.get(table.metric, [None] * len(step_counts))[column]
         line: Line = {
             "table": spec.name,
             "row": row.id,
             "group": row.group,
             "label": row.label,
             "params": row.params,
-            "nfe": str(nfe),
-            "nfe_label": row.nfe_label[column] if row.nfe_label else str(nfe),
+            "steps": str(steps),
+            "nfe_label": row.nfe_label[column] if row.nfe_label else str(steps),
             "sampler": asked[0].sampler if asked else "",
             "method": row.method or "",
             "variant": row.variant if row.method else "",
@@ -130,7 +130,7 @@ def _row_lines(
             "reported": number(reported),
         }
         for name in extras:
-            line[f"reported_{name}"] = number(row.reported.get(name, [None] * len(nfes))[column])
+            line[f"reported_{name}"] = number(row.reported.get(name, [None] * len(step_counts))[column])
         line |= {"ours": "", "ours_std": "", "seeds": "", "images": "", "evaluations": ""}
         if ours is not None:
             line["ours"], line["ours_std"] = number(ours.mean), number(ours.std)
@@ -174,8 +174,8 @@ def _ranked(lines: Sequence[Line]) -> list[Line]:
 
     Lower is better.
     """
-    for nfe in {line["nfe_label"] for line in lines}:
-        column = [line for line in lines if line["nfe_label"] == nfe]
+    for steps in {line["nfe_label"] for line in lines}:
+        column = [line for line in lines if line["nfe_label"] == steps]
         values = sorted(float(line["ours"]) for line in column if line["ours"])
         for line in column:
             line["rank"] = str(1 + values.index(float(line["ours"]))) if line["ours"] else ""

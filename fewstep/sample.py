@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .backbones import null_label
 from .checkpoint import check_tokenizer, load_network
+from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
 from .config.networks import FlowNetwork
 from .config.specs import SampleSpec
@@ -28,7 +29,6 @@ from .data.manifest import Normalisation, known_normalisation, read_manifest
 from .data.tokenizers import open_tokenizer, weights_digest
 from .images import finished, write_images
 from .ranks import Ranks
-from .stage import parser, run
 
 CHUNK = 250
 """Images made together. Part of the result: the last bits of a network's output depend on it."""
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     card = {
         "spec": digest(spec),
         "model": card,
-        "evaluations": evaluations(spec.sampler, spec.nfe, spec.guidance is not None),
+        "evaluations": evaluations(spec.sampler, spec.steps, spec.guidance is not None),
         "sampler": spec.sampler.model_dump(mode="json"),
         "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
         "images": spec.images,
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             velocity_beyond(net) if spec.expanded else net, spec.guidance, null_label(spec.backbone), y
         )
         x0 = noise(spec, indices, "start").to(ranks.device)
-        latents = sample(spec.sampler, field, x0, spec.nfe, lambda step: noise(spec, indices, step))
+        latents = sample(spec.sampler, field, x0, spec.steps, lambda step: noise(spec, indices, step))
         images = decoder.decode(normalisation.denormalise(latents))
         if list(images.shape[1:]) != spec.image:
             raise ValueError(

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .common.cli import parser, run
+from .common.files import sha256, write_text
 from .config import digest, read_spec
 from .config.settings import Protocol
 from .config.specs import ScoreSpec
 from .core.frechet import frechet_distance
 from .core.mmd import mmd_squared
 from .features import Extractor, Features, asset_file, describe
-from .files import sha256, write_text
 from .images import ImageTar, open_images
 from .ranks import Ranks
 from .reference import read_statistics
-from .stage import parser, run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,7 +153,7 @@ def compute(protocol: Protocol, ours: Features, reference: Reference) -> dict[st
     that factor.
     """
     asked = set(protocol.metrics)
-    scale = 1.0 if protocol.trace is None else protocol.trace / float(reference.sigma.trace())
+    scale = 1.0 if protocol.feature_scale is None else protocol.feature_scale / float(reference.sigma.trace())
     values: dict[str, float] = {}
     if "fid" in asked:
         values["fid"] = scale * frechet_distance(*ours.statistics(), reference.mu, reference.sigma)

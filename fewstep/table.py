@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from .common.cli import metrics_parser, run
+from .common.files import write_text
 from .config import read_spec
 from .config.specs import TableSpec
-from .files import write_text
 from .provenance import code_digest
 from .results import FULL, Line, load_metrics, metric_name, precise, short, spread, table_lines, to_csv
-from .stage import metrics_parser, run
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -27,8 +27,8 @@ MARK_TEXTS = {
 
 def is_wide(lines: Sequence[Line]) -> bool:
     """Whether all rows share the same several NFE, so that the table has one column for each."""
-    nfes = {tuple(line["nfe_label"] for line in row) for _, row in by_row(lines)}
-    return len(nfes) == 1 and len(next(iter(nfes))) > 1
+    step_counts = {tuple(line["nfe_label"] for line in row) for _, row in by_row(lines)}
+    return len(step_counts) == 1 and len(next(iter(step_counts))) > 1
 
 
 def by_row(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:

@@ -29,24 +29,24 @@ from .backbones import build
 from .backbones.state import inherit
 from .calibration import calibrated
 from .checkpoint import check_tokenizer, load_model, load_network, save_model
+from .common.cli import parser, run
+from .common.files import atomic
 from .config import digest, read_spec
 from .config.networks import FlowNetwork
 from .config.settings import ConstantEma
 from .config.specs import TrainSpec
 from .core.ema import Approach, Ema
-from .core.guidance import Guided
+from .core.guidance import ClassifierFreeGuidance
 from .core.jvp import value_and_tangent
-from .core.method import Batch, Context, Loss, Terms, parts
-from .core.rng import Streams, fold
+from .core.method import Batch, Context, Loss, LossOutput, loss_parts
+from .core.rng import Streams, fold_in
 from .data.loader import Loader, rows_at_once, split_batch
 from .data.shards import LatentShards
-from .files import atomic
 from .flops import per_step
 from .methods import build as build_method
 from .optimize import learning_rate, make_optimizer
 from .provenance import code_digest
 from .selftest import SelfTest
-from .stage import parser, run
 from .state import STOPPED, Curve, Progress, State, StopRequest
 
 
@@ -118,10 +118,10 @@ class Trainer:
         )
         shards = LatentShards(given.latents)
         shards.check(spec.latents)
-        self.loader = Loader(shards, spec.seed, spec.train.batch)
+        self.loader = Loader(shards, spec.seed, spec.train.global_batch_size)
         self.method = build_method(spec.loss)
         self.rows = split_batch(
-            spec.train.batch,
+            spec.train.global_batch_size,
             self.accelerator.num_processes,
             self.accelerator.process_index,
             given.device_batch or rows_at_once(spec.latents.shape),
@@ -131,7 +131,7 @@ class Trainer:
 
     def _build(self) -> None:
         spec, accelerator = self.spec, self.accelerator
-        torch.manual_seed(fold(spec.seed, "initial weights"))
+        torch.manual_seed(fold_in(spec.seed, "initial weights"))
         net = build(spec.backbone)
         extra = self.method.extra()
         self.teacher_net: nn.Module | None = None
@@ -281,7 +281,7 @@ class Trainer:
                 shown = {"loss": f"{values['loss']:.3f}", "grad": f"{norm:.2f}"}
         return shown
 
-    def _update(self, step: int, loss: Loss, slices: list[tuple[Batch, Context]]) -> tuple[Terms, float]:
+    def _update(self, step: int, loss: Loss, slices: list[tuple[Batch, Context]]) -> tuple[LossOutput, float]:
         """One optimizer update over the global batch; non-finite ones are counted and skipped."""
         accelerator = self.accelerator
         total = self._backward(loss, slices, accelerator.backward)
@@ -298,14 +298,14 @@ class Trainer:
             self._count_skipped(step, total)
         if accelerator.num_processes > 1:
             total = {name: accelerator.reduce(value, reduction="mean") for name, value in total.items()}
-        return Terms(total.pop("loss"), total), norm
+        return LossOutput(total.pop("loss"), total), norm
 
     def _backward(
         self, loss: Loss, slices: list[tuple[Batch, Context]], backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
         """Gradients of the loss over the slices, and its value and terms; one graph is held at a time."""
         share, total = 1 / len(slices), {"loss": torch.zeros((), device=self.device)}
-        work = [(part, *each) for each in slices for part in parts(loss)]
+        work = [(part, *each) for each in slices for part in loss_parts(loss)]
         for number, (part, batch, context) in enumerate(work):
             with wrap.reducing(self.accelerator, self.modules, now=number + 1 == len(work)):
                 terms = part(self.net, batch, context)
@@ -329,7 +329,7 @@ class Trainer:
     def _count_skipped(self, step: int, terms: dict[str, Tensor]) -> None:
         self.progress.skipped += 1
         self.progress.in_a_row += 1
-        if self.progress.in_a_row >= self.spec.train.patience:
+        if self.progress.in_a_row >= self.spec.train.max_skipped_updates:
             saved = self.state.saved()
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
             raise FloatingPointError(
@@ -342,17 +342,17 @@ class Trainer:
         null = spec.backbone.classes if isinstance(spec.backbone, FlowNetwork) else 0
         teacher = None
         if self.teacher_net is not None:
-            teacher = Guided(self.teacher_net, spec.guidance, null, self.progress.eta)
+            teacher = ClassifierFreeGuidance(self.teacher_net, spec.guidance, null, self.progress.eta)
         return Context(
             step=step,
             steps=spec.train.steps,
-            rng=Streams(spec.seed, step, spec.train.batch, rows, self.device),
+            rng=Streams(spec.seed, step, spec.train.global_batch_size, rows, self.device),
             null=null,
-            tangent=lambda net, inputs, tangents, y: value_and_tangent(
+            jvp=lambda net, inputs, tangents, y: value_and_tangent(
                 net, inputs, tangents, y, self.given.tangent
             ),
             teacher=teacher,
-            network=self.teacher_net,
+            teacher_net=self.teacher_net,
             target=self.target,
             label_dropout=spec.label_dropout,
             extra=self.extra,
@@ -371,7 +371,7 @@ class Trainer:
             "variant": spec.variant,
             "seed": spec.seed,
             "steps": spec.train.steps,
-            "batch": spec.train.batch,
+            "batch": spec.train.global_batch_size,
             "ema": spec.train.ema.model_dump(mode="json"),
             "latents": spec.latents.model_dump() | {"weights": self.loader.shards.manifest.weights},
             "guidance_eta": self.progress.eta,

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from fewstep.config.base import merge, read_yaml
+from fewstep.config.base import complete, read_yaml
 from fewstep.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -14,8 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 def raw_config(preset: str | None = None) -> dict[str, Any]:
     """config/config.yaml, with a preset laid over it."""
-    raw = read_yaml(ROOT / "config/config.yaml")
-    return merge(raw, read_yaml(ROOT / f"config/{preset}.yaml")) if preset else raw
+    return complete(read_yaml(ROOT / f"config/{preset}.yaml") if preset else {}, ROOT)
 
 
 def make_plan(raw: dict[str, Any]) -> Plan:

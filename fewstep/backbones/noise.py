@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..core.path import expand
+from ..core.path import append_dims
 from .lightningdit import LightningDiT
 
 STEPS = 1000
@@ -50,6 +50,6 @@ class NoiseDiT(LightningDiT):
         """Velocity (B, C, H, W) at points x of the straight path and times t (B,); s is ignored."""
         k, t = step(t)
         r = torch.hypot(t, 1 - t)
-        e = super().forward(x / expand(r, x).to(x.dtype), k.to(x.dtype), None, y)
+        e = super().forward(x / append_dims(r, x).to(x.dtype), k.to(x.dtype), None, y)
         assert isinstance(e, Tensor)
-        return (x - e) / expand(t, x).to(x.dtype)
+        return (x - e) / append_dims(t, x).to(x.dtype)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_text
-from ..stage import run
+from ..common.cli import run
+from ..common.files import write_text
 
 BENCHMARKS = ("encode", "load", "sample", "score", "train-step")
 

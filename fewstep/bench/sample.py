@@ -24,7 +24,7 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
     coder = vavae_of(True) if given.large else autoencoder()
     labels = torch.arange(given.batch, device=DEVICE) % spec.classes
 
-    def case(nfe: int) -> Case:
+    def case(steps: int) -> Case:
         clock = Clock()
 
         def timed(*inputs: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
             draws = [torch.randn(spec.shape, generator=generator(0, "start", k)) for k in range(given.batch)]
             field = guided_field(timed, None, spec.classes, labels)
             sampler = Sampler(kind="euler")
-            x = sample(sampler, field, torch.stack(draws).to(DEVICE), nfe, lambda _: torch.stack(draws))
+            x = sample(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
             to_uint8(coder.decode(x), "round").cpu()
 
-        return Case(f"euler, {nfe} steps", call, given.batch, "images", clock, "in the network")
+        return Case(f"euler, {steps} steps", call, given.batch, "images", clock, "in the network")
 
     return [case(1), case(8)]

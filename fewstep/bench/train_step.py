@@ -27,9 +27,9 @@ from ..config.bench import Bench
 from ..config.losses import DECMLoss, FACMLoss
 from ..config.settings import Backbone, Guidance, LightningDiT
 from ..config.specs import BenchSpec
-from ..core.guidance import Guided
+from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
-from ..core.method import Batch, Context, Method, parts
+from ..core.method import Batch, Context, Method, loss_parts
 from ..core.rng import Streams
 from ..methods import build as build_method
 from .cases import DEVICE, Call, Case, machine
@@ -40,7 +40,7 @@ BLOCKS["both"] = (True, "inductor")
 """How blocks are treated: recomputed or not, and by which compiler."""
 REFERENCE = "functorch"
 CONSISTENCY = "consistency"
-Step = Callable[[nn.Module, Guided | None, str], None]
+Step = Callable[[nn.Module, ClassifierFreeGuidance | None, str], None]
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -180,7 +180,7 @@ def _network(spec: Backbone) -> nn.Module:
 
 def _arranged(
     student: nn.Module, teacher: nn.Module | None, spec: BenchSpec, kind: str
-) -> tuple[nn.Module, Guided | None]:
+) -> tuple[nn.Module, ClassifierFreeGuidance | None]:
     """Both networks with their blocks treated as ``kind`` says; the weights are shared."""
     checkpoint, compiler = BLOCKS[kind]
     net = _twin(spec.backbone, student)
@@ -189,7 +189,7 @@ def _arranged(
         return net, None
     frozen = _twin(spec.teacher, teacher).requires_grad_(False)
     wrap.arrange(frozen, compile=compiler, dynamic=None)
-    return net, Guided(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
+    return net, ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
 
 
 def _twin(spec: Backbone, net: nn.Module) -> nn.Module:
@@ -206,7 +206,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
     rows = Batch(x1, x0, y)  # one object, so that the parts of a step ask the teacher once
     t = torch.rand(batch, generator=draws).to(DEVICE)
 
-    def consistency(net: nn.Module, _teacher: Guided | None, formulation: str) -> None:
+    def consistency(net: nn.Module, _teacher: ClassifierFreeGuidance | None, formulation: str) -> None:
         ends = torch.ones_like(t)
         with _autocast(spec.precision):
             given = (x1, t, ends), (x0, ends, 0 * ends), y
@@ -216,7 +216,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
         net.zero_grad(set_to_none=True)
 
     def complete(
-        method: Method, steps: int, net: nn.Module, teacher: Guided | None, formulation: str
+        method: Method, steps: int, net: nn.Module, teacher: ClassifierFreeGuidance | None, formulation: str
     ) -> None:
         for number in range(steps):
             ctx = Context(
@@ -224,11 +224,11 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
                 steps=steps,
                 rng=Streams(0, number, batch, slice(0, batch), DEVICE),
                 null=spec.backbone.classes,
-                tangent=partial(value_and_tangent, formulation=formulation),
+                jvp=partial(value_and_tangent, formulation=formulation),
                 teacher=teacher,
             )
             for update in method.updates(number):
-                for part in parts(update):
+                for part in loss_parts(update):
                     with _autocast(spec.precision):
                         loss = part(net, rows, ctx).loss
                     loss.backward()

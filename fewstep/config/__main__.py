@@ -1,12 +1,12 @@
-"""Write the JSON schemas that editors use: python -m fewstep.config workflow/schemas."""
+"""Write the JSON schemas by which editors complete and check config/: python -m fewstep.config FOLDER."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
-from ..files import write_text
+from ..common.files import write_text
 from .load import schemas
 
 
@@ -15,6 +15,14 @@ def rendered() -> dict[str, str]:
     return {f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas().items()}
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
+    """Write every schema into the folder given."""
+    arguments = argparse.ArgumentParser(prog="python -m fewstep.config", description=__doc__)
+    arguments.add_argument("folder", type=Path, help="where to write: workflow/schemas")
+    folder = arguments.parse_args(argv).folder
     for name, text in rendered().items():
-        write_text(Path(sys.argv[1]) / name, text)
+        write_text(folder / name, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -117,7 +117,19 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def known(name: str, names: Iterable[str], file: str, key: str) -> None:
+def complete(given: Mapping[str, Any], repository: Path) -> dict[str, Any]:
+    """Lay what Snakemake was given (a preset, the command line, an outer workflow's configuration) on
+    config/config.yaml, and on the preset that it is ``based_on``; both are found in the repository.
+    """
+    rest = {key: value for key, value in given.items() if key != "based_on"}
+    layers = ["config/config.yaml", *([given["based_on"]] if "based_on" in given else [])]
+    result: dict[str, Any] = {}
+    for layer in [*(read_yaml(repository / name) for name in layers), rest]:
+        result = merge(result, layer)
+    return result
+
+
+def require_known(name: str, names: Iterable[str], file: str, key: str) -> None:
     """Raise a ConfigError unless ``name`` is one of ``names``, proposing the nearest."""
     names = list(names)
     if name in names:

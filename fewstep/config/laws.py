@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .base import Strict
 
 
-class TimeLaw(Strict):
+class TimeDistribution(Strict):
     """Distribution of the training time t in [0, 1]."""
 
     law: Literal["uniform", "segments", "arctan", "logit-normal", "beta"] = "uniform"
@@ -22,7 +22,7 @@ class TimeLaw(Strict):
     beta: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _complete(self) -> TimeLaw:
+    def _complete(self) -> TimeDistribution:
         normal = self.law in ("arctan", "logit-normal")
         if (self.law == "segments") != (self.segments is not None):
             raise ValueError("segments belongs to, and is needed by, law: segments")

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter
 
 from .assets import Asset
-from .base import ConfigError, Strict, known, merge, parse, parse_all, read_yaml
+from .base import ConfigError, Strict, merge, parse, parse_all, read_yaml, require_known
 from .bench import Bench
 from .costs import Costs
 from .methods import Method
-from .settings import Backbone, Dataset, Latents, Protocol, Sampler, Setting, Tokenizer, Weights
+from .settings import Backbone, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer, Weights
 from .tables import Claim, Row, Table
 
 
@@ -43,7 +43,7 @@ class Root(Strict):
         default="trained", description="released: adopt published few-step models, and train nothing"
     )
     bench: Bench
-    replace_settings: dict[str, str] = {}
+    replace_recipes: dict[str, str] = {}
     overrides: dict[str, dict[str, Any]] = Field(
         default={}, description="laid over the files, by file; an entry that is null is taken out"
     )
@@ -58,7 +58,7 @@ class Parts(Strict):
     backbones: dict[str, Backbone]
     samplers: dict[str, Sampler]
     protocols: dict[str, Protocol]
-    settings: dict[str, Setting]
+    recipes: dict[str, Recipe]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
     root = parse(Root, dict(raw), "config/config.yaml or preset")
     over = root.overrides
     for name in over:
-        known(name, ["assets", "settings", "methods", "tables"], "preset", "overrides")
+        require_known(name, ["assets", "settings", "methods", "tables"], "preset", "overrides")
 
     def file(name: str) -> tuple[str, dict[str, Any]]:
         path = getattr(root.files, name)
@@ -110,38 +110,40 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
     raw_methods, method_files = _methods(root.files.methods, base, over.get("methods", {}))
     methods = {}
     for name, entry in raw_methods.items():
-        if "setting" in entry:
-            entry["setting"] = root.replace_settings.get(entry["setting"], entry["setting"])
+        if "recipe" in entry:
+            entry["recipe"] = root.replace_recipes.get(entry["recipe"], entry["recipe"])
         shown = method_files[name]
         method = methods[name] = parse(Method, entry, shown, name)
-        known(method.setting, parts.settings, shown, f"{name}.setting")
+        require_known(method.recipe, parts.recipes, shown, f"{name}.recipe")
         if method.backbone is not None:
-            known(method.backbone, parts.backbones, shown, f"{name}.backbone")
+            require_known(method.backbone, parts.backbones, shown, f"{name}.backbone")
         for sampler in method.samplers.values():
-            known(sampler, parts.samplers, shown, f"{name}.samplers")
-    for name, setting in parts.settings.items():
-        if setting.teacher is not None:
-            known(setting.teacher, methods, settings_file, f"settings.{name}.teacher")
+            require_known(sampler, parts.samplers, shown, f"{name}.samplers")
+    for name, recipe in parts.recipes.items():
+        if recipe.teacher is not None:
+            require_known(recipe.teacher, methods, settings_file, f"recipes.{name}.teacher")
     for name, tokenizer in parts.tokenizers.items():
         _check_weights(tokenizer.weights, assets, methods, settings_file, f"tokenizers.{name}.weights")
         if tokenizer.statistics_file is not None:
             assert tokenizer.weights is not None and tokenizer.weights.asset is not None
             files = [entry.name for entry in assets[tokenizer.weights.asset].files]
-            known(tokenizer.statistics_file, files, settings_file, f"tokenizers.{name}.statistics_file")
+            require_known(
+                tokenizer.statistics_file, files, settings_file, f"tokenizers.{name}.statistics_file"
+            )
     for name, protocol in parts.protocols.items():
         _check_weights(protocol.weights, assets, methods, settings_file, f"protocols.{name}.weights")
 
     tables = {}
     table_files = sorted((base / root.files.tables).glob("*.yaml"))
     for name in over.get("tables", {}):
-        known(name, [path.stem for path in table_files], "preset", "overrides.tables")
+        require_known(name, [path.stem for path in table_files], "preset", "overrides.tables")
     for path in table_files:
         shown = f"{root.files.tables}/{path.name}"
         if over.get("tables", {}).get(path.stem, {}) is None:
             continue
         raw_table = _merge_table(read_yaml(path), over.get("tables", {}).get(path.stem, {}), shown)
         if (source := raw_table.get("rows_of")) is not None:
-            known(source, [other.stem for other in table_files], shown, "rows_of")
+            require_known(source, [other.stem for other in table_files], shown, "rows_of")
             if raw_table["rows"]:
                 raise ConfigError(f"{shown}: rows and rows_of are both given; keep one")
             other = read_yaml(path.with_stem(source))
@@ -150,7 +152,7 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
         for row in tables[path.stem].rows:
             _check_row(row, methods, parts, shown)
     for target in [] if root.targets == "all" else root.targets:
-        known(
+        require_known(
             target,
             [*(path.stem for path in table_files), "claims", "report"],
             "config/config.yaml",
@@ -164,8 +166,8 @@ def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
     for claim in claims:
         for cell in [claim.left, *claim.right]:
             where = f"claims.{claim.id}"
-            known(cell.method, methods, root.files.claims, f"{where}.method")
-            known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
+            require_known(cell.method, methods, root.files.claims, f"{where}.method")
+            require_known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
     costs = parse(Costs, read_yaml(base / root.files.costs), root.files.costs)
     _check_costs(costs, assets, parts, root.files.costs)
     return Config(root, assets, parts, raw_methods, methods, method_files, tables, claims, costs)
@@ -195,10 +197,10 @@ def _methods(
 
 def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
     for name, dataset in parts.datasets.items():
-        known(dataset.asset, assets, file, f"datasets.{name}.asset")
+        require_known(dataset.asset, assets, file, f"datasets.{name}.asset")
     for name, latents in parts.latents.items():
-        known(latents.dataset, parts.datasets, file, f"latents.{name}.dataset")
-        known(latents.tokenizer, parts.tokenizers, file, f"latents.{name}.tokenizer")
+        require_known(latents.dataset, parts.datasets, file, f"latents.{name}.dataset")
+        require_known(latents.tokenizer, parts.tokenizers, file, f"latents.{name}.tokenizer")
         encoded = parts.datasets[latents.dataset].format == "latents-safetensors"
         if encoded and parts.tokenizers[latents.tokenizer].posterior == "moments":
             raise ConfigError(
@@ -210,16 +212,18 @@ def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
             raise ConfigError(f"{file}: latents.{name}.shards: {latents.shards} shards for {images} images")
     for name, protocol in parts.protocols.items():
         if protocol.reference_latents is not None:
-            known(protocol.reference_latents, parts.latents, file, f"protocols.{name}.reference_latents")
+            require_known(
+                protocol.reference_latents, parts.latents, file, f"protocols.{name}.reference_latents"
+            )
         if protocol.reference is not None and protocol.reference.asset is not None:
-            known(protocol.reference.asset, assets, file, f"protocols.{name}.reference.asset")
-    for name, setting in parts.settings.items():
-        where = f"settings.{name}"
-        known(setting.latents, parts.latents, file, f"{where}.latents")
-        known(setting.backbone, parts.backbones, file, f"{where}.backbone")
-        classes = parts.datasets[parts.latents[setting.latents].dataset].classes
-        for protocol_name in setting.protocols:
-            known(protocol_name, parts.protocols, file, f"{where}.protocols")
+            require_known(protocol.reference.asset, assets, file, f"protocols.{name}.reference.asset")
+    for name, recipe in parts.recipes.items():
+        where = f"recipes.{name}"
+        require_known(recipe.latents, parts.latents, file, f"{where}.latents")
+        require_known(recipe.backbone, parts.backbones, file, f"{where}.backbone")
+        classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
+        for protocol_name in recipe.protocols:
+            require_known(protocol_name, parts.protocols, file, f"{where}.protocols")
             protocol = parts.protocols[protocol_name]
             if protocol.labels == "balanced" and protocol.images % classes:
                 raise ConfigError(
@@ -239,7 +243,7 @@ def _check_costs(costs: Costs, assets: Mapping[str, Asset], parts: Parts, file: 
     }
     for key, allowed in names.items():
         for name in getattr(costs, key):
-            known(name, allowed, file, key)
+            require_known(name, allowed, file, key)
 
 
 def _check_weights(
@@ -248,7 +252,7 @@ def _check_weights(
     if weights is None:
         return
     if weights.method is not None:
-        known(weights.method, methods, file, f"{key}.method")
+        require_known(weights.method, methods, file, f"{key}.method")
         return
     assert weights.asset is not None
     check_file(weights.asset, weights.file, assets, file, key)
@@ -256,20 +260,20 @@ def _check_weights(
 
 def check_file(asset: str, name: str | None, assets: Mapping[str, Asset], file: str, key: str) -> None:
     """Refuse an asset, or a file of it, that config/assets.yaml does not have."""
-    known(asset, assets, file, f"{key}.asset")
+    require_known(asset, assets, file, f"{key}.asset")
     if name is None:
         raise ConfigError(f"{file}: {key}.file: name the file of asset {asset!r}")
-    known(name, [entry.name for entry in assets[asset].files], file, f"{key}.file")
+    require_known(name, [entry.name for entry in assets[asset].files], file, f"{key}.file")
 
 
 def _check_row(row: Row, methods: Mapping[str, Method], parts: Parts, file: str) -> None:
     if row.method is None:
         return
-    known(row.method, methods, file, f"rows.{row.id}.method")
+    require_known(row.method, methods, file, f"rows.{row.id}.method")
     samplers = row.sampler if isinstance(row.sampler, dict) else {0: row.sampler}
     for sampler in samplers.values():
         if sampler is not None:
-            known(sampler, parts.samplers, file, f"rows.{row.id}.sampler")
+            require_known(sampler, parts.samplers, file, f"rows.{row.id}.sampler")
 
 
 def _merge_table(raw: dict[str, Any], over: dict[str, Any], file: str) -> dict[str, Any]:
@@ -277,7 +281,9 @@ def _merge_table(raw: dict[str, Any], over: dict[str, Any], file: str) -> dict[s
     rows = dict(over.get("rows", {}))
     merged: dict[str, Any] = merge(raw, {key: value for key, value in over.items() if key != "rows"})
     for name in rows:
-        known(name, [row["id"] for row in raw.get("rows", [])], "preset", f"overrides.tables of {file}")
+        require_known(
+            name, [row["id"] for row in raw.get("rows", [])], "preset", f"overrides.tables of {file}"
+        )
     merged["rows"] = [merge(row, rows.get(row.get("id"), {})) for row in raw.get("rows", [])]
     return merged
 

@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 
 from .base import Strict
 from .laws import Enhancement as Enhancement
-from .laws import TimeLaw as TimeLaw
+from .laws import TimeDistribution as TimeDistribution
 
 
 class FlowMatchingLoss(Strict):
     name: Literal["flow_matching"]
-    times: TimeLaw = TimeLaw()
+    times: TimeDistribution = TimeDistribution()
     cosine: bool = Field(default=False, description="add 1 - cos(F, v) over channels")
     expanded: bool = Field(default=False, description="half of the batch conditioned on 2 - t (FACM stage 1)")
 
@@ -24,7 +24,7 @@ class FlowMatchingLoss(Strict):
 class ConsistencyTerms(Strict):
     """What the losses built on the consistency residual share."""
 
-    times: TimeLaw = TimeLaw(law="segments", segments=100)
+    times: TimeDistribution = TimeDistribution(law="segments", segments=100)
     clamp: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
     alpha_power: float = Field(default=0.5, gt=0, description="alpha(t) = 1 - t^p")
     beta: bool = Field(default=True, description="weight the loss by cos(pi t / 2)")
@@ -68,8 +68,10 @@ class DECMLoss(ConsistencyTerms):
 
 class MeanFlowLoss(Strict):
     name: Literal["meanflow"]
-    times: TimeLaw = TimeLaw(law="arctan", mean=-0.8, std=1.6)
-    equal: float = Field(default=0.0, ge=0, le=1, description="share of the batch with s = t")
+    times: TimeDistribution = TimeDistribution(law="arctan", mean=-0.8, std=1.6)
+    flow_matching_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="share of the batch with s = t"
+    )
     norm_power: float = Field(default=1.0, ge=0, le=1)
     norm_constant: float = Field(default=1e-3, gt=0)
     omega: float = Field(
@@ -89,31 +91,38 @@ class FlowMapLoss(Strict):
 
 class SplitMeanFlowLoss(FlowMapLoss):
     name: Literal["splitmeanflow"]
-    times: TimeLaw = TimeLaw()
-    equal: float = Field(default=0.5, ge=0, le=1, description="share of the batch with s = t, which learns v")
+    times: TimeDistribution = TimeDistribution()
+    flow_matching_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="share of the batch with s = t, which learns v"
+    )
     norm_power: float = Field(default=0.0, ge=0, le=1)
     norm_constant: float = Field(default=1e-3, gt=0)
 
 
 class IMeanFlowLoss(FlowMapLoss):
     name: Literal["imeanflow"]
-    times: TimeLaw = TimeLaw(law="logit-normal", mean=0.4, std=1.0)
-    equal: float = Field(default=0.5, ge=0, le=1, description="share of the batch with s = t")
+    times: TimeDistribution = TimeDistribution(law="logit-normal", mean=0.4, std=1.0)
+    flow_matching_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="share of the batch with s = t"
+    )
     norm_power: float = Field(default=1.0, ge=0, le=1)
     norm_constant: float = Field(default=1e-6, gt=0, description="c, beside a mean of squares")
 
 
 class SoFlowLoss(FlowMapLoss):
     name: Literal["soflow"]
-    equal: float = Field(default=0.75, ge=0, le=1, description="share of the batch that learns v at s = t")
-    times: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=0.2, std=1.0), description="of t in that share"
+    flow_matching_fraction: float = Field(
+        default=0.75, ge=0, le=1, description="share of the batch that learns v at s = t"
     )
-    consistency_times: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=-0.2, std=0.8), description="of t elsewhere"
+    times: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=0.2, std=1.0), description="of t in that share"
     )
-    end_times: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=1.0, std=0.8), description="of s elsewhere, raised to t"
+    consistency_times: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=-0.2, std=0.8), description="of t elsewhere"
+    )
+    end_times: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=1.0, std=0.8),
+        description="of s elsewhere, raised to t",
     )
     ratio: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         default=[0.1, 0.002],
@@ -136,8 +145,8 @@ class AYFLoss(FlowMapLoss):
     objective: Literal["emd", "lmd"] = Field(
         default="emd", description="emd: the residual at the left end (Eulerian); lmd: at the right end"
     )
-    gaps: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=-0.8, std=1.0),
+    gaps: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=-0.8, std=1.0),
         description="of s - t; t is uniform on the rest",
     )
     warmup: int = Field(default=10_000, ge=0, description="emd: steps over which the tangent is ramped in")
@@ -147,7 +156,7 @@ class AYFLoss(FlowMapLoss):
 
 class DuMoLoss(Strict):
     name: Literal["dumo"]
-    times: TimeLaw = TimeLaw()
+    times: TimeDistribution = TimeDistribution()
     enhance: Enhancement | None = Field(default=None, description="null: learn from x1 - x0")
     direction: Literal["head", "conditional"] = Field(
         default="head", description="along which x_t moves: the velocity head (H), or the sample's v* (C)"
@@ -189,7 +198,7 @@ class DuMoLoss(Strict):
 
 class SCMLoss(Strict):
     name: Literal["scm"]
-    times: TimeLaw = TimeLaw(law="arctan", mean=-0.8, std=1.6)
+    times: TimeDistribution = TimeDistribution(law="arctan", mean=-0.8, std=1.6)
     warmup: int = Field(default=10_000, ge=0, description="steps over which the tangent is ramped in")
     constant: float = Field(default=0.1, gt=0, description="c of g / (rms(g) + c)")
     learned_weight: bool = Field(default=True, description="uncertainty weight w(t), trained jointly")
@@ -244,16 +253,17 @@ class CTMLoss(Strict):
     solver: Literal["heun", "euler"] = "heun"
     solver_steps: int = Field(default=39, gt=0, description="most grid steps from t to u")
     dsm: float = Field(default=1.0, ge=0, description="weight of denoising score matching")
-    times: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=1.2, std=1.2), description="of denoising score matching"
+    times: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=1.2, std=1.2),
+        description="of denoising score matching",
     )
     target_decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class TCMLoss(Strict):
     name: Literal["tcm"]
-    times: TimeLaw = Field(
-        default=TimeLaw(law="logit-normal", mean=0.8, std=1.6), description="of t in stage 1"
+    times: TimeDistribution = Field(
+        default=TimeDistribution(law="logit-normal", mean=0.8, std=1.6), description="of t in stage 1"
     )
     q: float = Field(default=4.0, gt=1, description="the step in noise shrinks by this factor ...")
     double: int = Field(default=10_000, gt=0, description="... every so many training steps")
@@ -287,7 +297,7 @@ class FollowedTarget(Strict):
 
 class UCGMLoss(FollowedTarget):
     name: Literal["ucgm"]
-    times: TimeLaw = TimeLaw(law="beta", alpha=1.0, beta=0.8)
+    times: TimeDistribution = TimeDistribution(law="beta", alpha=1.0, beta=0.8)
     ratio: float = Field(
         default=1.0, ge=0, le=1, description="consistency ratio lambda: 0 flow matching, 1 consistency"
     )
@@ -306,7 +316,7 @@ class UCGMLoss(FollowedTarget):
 class RecursiveTerms(FollowedTarget):
     """RCGM's chain of segments."""
 
-    times: TimeLaw = TimeLaw()
+    times: TimeDistribution = TimeDistribution()
     segments: int = Field(default=2, gt=0, description="N, jumps of the target network after the first step")
     delta: float = Field(default=0.01, gt=0, lt=1, description="length of the first step")
     clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")

@@ -20,18 +20,18 @@ class Published(Strict):
     reverse: bool = Field(
         default=False, description="their t is 1 at noise, and their velocity noise - data: converted"
     )
-    recipe: str | None = Field(default=None, description="sampler that their authors evaluate them with")
+    sampler: str | None = Field(default=None, description="sampler that their authors evaluate them with")
 
 
 class Method(Strict):
-    """One entry of config/methods/. ``train`` and ``guidance`` hold what differs from the setting."""
+    """One entry of config/methods/. ``train`` and ``guidance`` hold what differs from the recipe."""
 
     title: str
     paper: str = ""
-    setting: str
+    recipe: str
     loss: Loss
     teacher: bool | str = Field(
-        default=True, description="learn from, and start as, the setting's teacher, or the method named here"
+        default=True, description="learn from, and start as, the recipe's teacher, or the method named here"
     )
     weights: Published | None = Field(
         default=None, description="adopt these published weights instead of training"
@@ -41,7 +41,7 @@ class Method(Strict):
     )
     train: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
-    backbone: str | None = Field(default=None, description="instead of the setting's")
+    backbone: str | None = Field(default=None, description="instead of the recipe's")
     samplers: dict[int | Literal["default"], str] = Field(
         default={}, description="sampler for each number of steps"
     )

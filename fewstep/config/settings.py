@@ -210,7 +210,7 @@ class Guidance(Strict):
 
 class Sampler(Strict):
     kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
-    guidance: Literal["none", "setting"] | Guidance = "none"
+    guidance: Literal["none", "recipe"] | Guidance = "none"
     shift: float = Field(default=1.0, gt=0, description="timestep shift of the grid; 1 is uniform")
     switch: float = Field(
         default=0.5, ge=0, lt=1, description="mix: time at which re-noising starts; 0: after step one"
@@ -289,7 +289,7 @@ class Protocol(Strict):
     uint8: Literal["round", "truncate", "none"] = Field(
         default="round", description="how images become bytes; none: they do not (identity)"
     )
-    trace: float | None = Field(
+    feature_scale: float | None = Field(
         default=None, gt=0, description="rescale features so that the reference has this variance"
     )
     seed: int = 0
@@ -338,7 +338,7 @@ class Optimizer(Strict):
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     decay: Literal["constant", "cosine"] = "constant"
-    final: float = Field(default=0.0, ge=0, le=1, description="last over first lr (cosine)")
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="last over first lr (cosine)")
 
 
 class PowerEma(Strict):
@@ -359,12 +359,14 @@ Ema = Annotated[PowerEma | ConstantEma, Field(discriminator="kind")]
 
 class Train(Strict):
     steps: int = Field(gt=0)
-    batch: int = Field(gt=0, description="global batch; processes and accumulation divide it")
+    global_batch_size: int = Field(gt=0, description="global batch; processes and accumulation divide it")
     optimizer: Optimizer
     ema: Ema
     precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: int = Field(default=1, gt=0)
-    patience: int = Field(default=10, gt=0, description="skipped non-finite updates in a row before stopping")
+    max_skipped_updates: int = Field(
+        default=10, gt=0, description="skipped non-finite updates in a row before stopping"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Train:
@@ -373,7 +375,7 @@ class Train(Strict):
         return self
 
 
-class Setting(Strict):
+class Recipe(Strict):
     """Data, network, guidance, training budget and evaluation of a family of runs."""
 
     scale: Literal["paper", "small", "demo", "toy"] = Field(

@@ -43,7 +43,7 @@ class AdoptSpec(Strict):
     file: str
     tokenizer: Tokenizer = Field(description="of the latents that the weights were trained on")
     reverse: bool = Field(default=False, description="their t is 1 at noise, their velocity noise - data")
-    recipe: Sampler | None = Field(default=None, description="how their authors sample from them")
+    sampler: Sampler | None = Field(default=None, description="how their authors sample from them")
 
 
 class LatentCard(Strict):
@@ -87,7 +87,7 @@ class SampleSpec(Strict):
     )
     sampler: Sampler
     guidance: Guidance | None
-    nfe: int
+    steps: int
     images: int
     labels: str
     uint8: str
@@ -110,7 +110,7 @@ class CellKey(Strict):
     variant: str
     seed: int
     sampler: str
-    nfe: int
+    steps: int
     protocol: str
 
 
@@ -141,7 +141,7 @@ class TableSpec(Strict):
     """A table or figure. Its curves and samples come in the order of ``ordered_runs``, then of seeds."""
 
     name: str = Field(description="stem of config/tables/NAME.yaml")
-    scale: str = Field(description="scale of its settings; only `paper` stands under the paper's numbers")
+    scale: str = Field(description="scale of its recipes; only `paper` stands under the paper's numbers")
     protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
     further: dict[str, str] = Field(default={}, description="further metric -> the protocol that it is of")
     table: Table
@@ -156,7 +156,7 @@ class TableSpec(Strict):
 
     @model_validator(mode="after")
     def _rows(self) -> TableSpec:
-        labels = {row.id: len(row.nfe or self.table.nfe or []) for row in self.table.rows}
+        labels = {row.id: len(row.steps or self.table.steps or []) for row in self.table.rows}
         for row in self.rows:
             if row.id not in labels:
                 raise ValueError(f"cells for row {row.id}, which the table does not have")

@@ -16,7 +16,7 @@ Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid"
 class Row(Strict):
     """One row of a table, or one line of a figure.
 
-    Without ``method`` the row is `reported only`. ``nfe`` counts sampler steps; guidance during
+    Without ``method`` the row is `reported only`. ``steps`` counts sampler steps; guidance during
     sampling doubles the network evaluations, which the metrics then say.
     """
 
@@ -29,7 +29,7 @@ class Row(Strict):
     sampler: str | dict[int | Literal["default"], str] | None = Field(
         default=None, description="instead of the method's samplers: one name, or one for each NFE"
     )
-    nfe: list[int] | None = Field(default=None, description="instead of the table's")
+    steps: list[int] | None = Field(default=None, description="instead of the table's")
     nfe_label: list[str] = Field(default=[], description="as printed, where it is not the number")
     reported: dict[str, Numbers] = Field(default={}, description="metric -> one number for each NFE")
     params: str = Field(default="", description="number of parameters, as printed")
@@ -59,7 +59,8 @@ class Table(Strict):
     )
     parameter: str | None = Field(
         default=None,
-        description="sweep: of the rows' losses, e.g. loss.equal; rows that lack it are horizontal lines",
+        description="sweep: of the rows' losses, e.g. loss.flow_matching_fraction; rows without it are "
+        "horizontal lines",
     )
     axis: str = Field(default="", description="sweep: what a reader calls the parameter")
     seeds: list[int] | None = Field(default=None, min_length=1, description="instead of the configuration's")
@@ -72,7 +73,7 @@ class Table(Strict):
         default=False, description="made when asked for by its name only, not among `targets: all`"
     )
     ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
-    nfe: list[int] | None = None
+    steps: list[int] | None = None
     tolerance: Tolerance = Tolerance()
     columns: int = Field(default=10, gt=0, description="grid: images of each class")
     classes: list[int] | None = Field(default=None, description="grid: which classes; default the first ten")
@@ -97,18 +98,18 @@ class Table(Strict):
         if len(ids) != len(set(ids)):
             raise ValueError(f"row ids stand twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         for row in self.rows:
-            nfe = row.nfe or self.nfe
-            if nfe is None and self.kind != "training":
-                raise ValueError(f"row {row.id}: no nfe, neither in the row nor in the table")
-            if self.kind in ("sweep", "scatter") and len(nfe or []) != 1:
-                raise ValueError(f"row {row.id}: kind {self.kind} shows one number of steps, not {nfe}")
+            steps = row.steps or self.steps
+            if steps is None and self.kind != "training":
+                raise ValueError(f"row {row.id}: no steps, neither in the row nor in the table")
+            if self.kind in ("sweep", "scatter") and len(steps or []) != 1:
+                raise ValueError(f"row {row.id}: kind {self.kind} shows one number of steps, not {steps}")
             for metric, values in row.reported.items():
-                if nfe is not None and len(values) != len(nfe):
+                if steps is not None and len(values) != len(steps):
                     raise ValueError(
-                        f"row {row.id}: {len(values)} reported {metric} values for {len(nfe)} NFE {nfe}"
+                        f"row {row.id}: {len(values)} reported {metric} values for {len(steps)} NFE {steps}"
                     )
-            if row.nfe_label and nfe is not None and len(row.nfe_label) != len(nfe):
-                raise ValueError(f"row {row.id}: nfe_label and nfe differ in length")
+            if row.nfe_label and steps is not None and len(row.nfe_label) != len(steps):
+                raise ValueError(f"row {row.id}: nfe_label and steps differ in length")
         return self
 
 
@@ -118,7 +119,7 @@ class CellName(Strict):
     method: str
     variant: str = "base"
     sampler: str
-    nfe: int = Field(gt=0)
+    steps: int = Field(gt=0)
 
 
 class Claim(Strict):

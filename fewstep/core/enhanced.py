@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..config.losses import Enhancement
 from .heads import average_velocity
 from .method import Batch, Context
-from .path import expand
-from .point import Point, dropped
-from .precision import full
+from .path import append_dims
+from .path_sample import PathSample, dropped
+from .precision import upcast
 
 
 def share(enhancement: Enhancement, t: Tensor) -> Tensor:
@@ -39,10 +39,10 @@ def share(enhancement: Enhancement, t: Tensor) -> Tensor:
 
 def blend(v: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
     """(1 - w) v + w reference, (B, C, H, W), for weights (B,); w above 1 extrapolates."""
-    return full(v) + expand(weight, v) * (full(reference) - full(v))
+    return upcast(v) + append_dims(weight, v) * (upcast(reference) - upcast(v))
 
 
-class Enhanced(Point):
+class EnhancedSample(PathSample):
     """A point of the path whose ``v`` is the enhanced velocity.
 
     Labels are dropped in a share ``ctx.label_dropout`` of the rows, under a teacher as well.
@@ -96,4 +96,4 @@ class Enhanced(Point):
         # Of dropped rows one's own prediction is the unconditional one.
         mean = blend(self.line, self.own, torch.full_like(self.t, e.beyond))
         plain = self._dropped | (self.t < e.start)
-        return torch.where(expand(plain, mean), mean, guided)
+        return torch.where(append_dims(plain, mean), mean, guided)

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from ..config.settings import Guidance
 from .heads import average_velocity
-from .path import expand
+from .path import append_dims
 
 TINY = 1e-8
 
 
-class Guided:
+class ClassifierFreeGuidance:
     """The guided field of a network; conditional and unconditional rows go through it in one batch.
 
     Args:
@@ -76,7 +76,7 @@ class Guided:
                 factor = self.eta / (norm + TINY)
                 if g.normalise == "rescale":
                     factor = factor.clamp(max=1)
-                difference = expand(factor, x) * difference
+                difference = append_dims(factor, x) * difference
             return conditional.index_add(0, inside, difference, alpha=g.scale - 1)
 
 
@@ -84,7 +84,7 @@ def guided_field(
     net: nn.Module, guidance: Guidance | None, null: int, y: Tensor, eta: float | None = None
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The field (x, t, s) -> F that a sampler follows, for labels ``y`` (B,), guided for every s."""
-    guided = Guided(net, guidance, null, eta)
+    guided = ClassifierFreeGuidance(net, guidance, null, eta)
     return lambda x, t, s: guided.field(x, t, s, y)
 
 

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from .path import expand
-from .precision import full
+from .path import append_dims
+from .precision import upcast
 
 Output: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 """What a network returns: F(x, t, s, y), or velocity and flow map, (B, C, H, W) each."""
@@ -25,6 +25,6 @@ def average_velocity(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor)
 def merged(output: Output, t: Tensor, s: Tensor) -> Tensor:
     """One output as it is; of two, row by row, that which belongs to the times t, s (B,)."""
     if isinstance(output, Tensor):
-        return full(output)
+        return upcast(output)
     velocity, flow_map = output
-    return full(velocity).where(expand(s == t, velocity), full(flow_map))
+    return upcast(velocity).where(append_dims(s == t, velocity), upcast(flow_map))

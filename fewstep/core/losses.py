@@ -13,14 +13,14 @@ from torch.nn.functional import cosine_similarity
 
 from ..config.losses import ConsistencyTerms
 from .method import Context
-from .path import expand
-from .point import Point
-from .precision import full
+from .path import append_dims
+from .path_sample import PathSample
+from .precision import upcast
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
     """Mean over C, H, W of (a - b)^2, shape (B,)."""
-    return (full(a) - full(b)).square().flatten(1).mean(1)
+    return (upcast(a) - upcast(b)).square().flatten(1).mean(1)
 
 
 def adaptive(e: Tensor, p: float, c: float) -> Tensor:
@@ -43,7 +43,7 @@ def velocity_loss(F: Tensor, v: Tensor, cosine: bool, huber: float | None = None
     """
     loss = pseudo_huber(mean_square(F, v), huber)
     if cosine:
-        loss = loss + (1 - cosine_similarity(full(F), full(v), dim=1)).flatten(1).mean(1)
+        loss = loss + (1 - cosine_similarity(upcast(F), upcast(v), dim=1)).flatten(1).mean(1)
     return loss
 
 
@@ -52,7 +52,7 @@ def consistency_residual(F: Tensor, v: Tensor, dF_scaled: Tensor) -> Tensor:
 
     DE-CM, arXiv 2602.10764, below Eq. 7, for any end time s.
     """
-    return full(F.detach()) - full(v) - full(dF_scaled)
+    return upcast(F.detach()) - upcast(v) - upcast(dF_scaled)
 
 
 def rms(g: Tensor) -> Tensor:
@@ -67,12 +67,12 @@ def bounded(x: Tensor, bound: float | None) -> Tensor:
 
 def follow_residual(F: Tensor, g: Tensor, weight: Tensor, terms: ConsistencyTerms) -> Tensor:
     """Adaptive distance of F to its target sg(F) - weight * clamp(g), shape (B,)."""
-    target = full(F.detach()) - expand(weight, g) * bounded(g, terms.clamp)
+    target = upcast(F.detach()) - append_dims(weight, g) * bounded(g, terms.clamp)
     return adaptive(mean_square(F, target), terms.norm_power, terms.norm_constant)
 
 
 def consistency_loss(
-    net: nn.Module, at: Point, ctx: Context, terms: ConsistencyTerms
+    net: nn.Module, at: PathSample, ctx: Context, terms: ConsistencyTerms
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Continuous-time consistency towards s = 1, shape (B,), and what to log of it.
 
@@ -82,8 +82,8 @@ def consistency_loss(
     """
     gap = 1 - at.t
     ends = torch.ones_like(at.t)
-    directions = (expand(gap, at.x) * at.v, gap, torch.zeros_like(gap))
-    F, dF_scaled = ctx.tangent(net, (at.x, at.t, ends), directions, at.y)
+    directions = (append_dims(gap, at.x) * at.v, gap, torch.zeros_like(gap))
+    F, dF_scaled = ctx.jvp(net, (at.x, at.t, ends), directions, at.y)
     g = consistency_residual(F, at.v, dF_scaled)
     loss = follow_residual(F, g, 1 - at.t.pow(terms.alpha_power), terms)
     if terms.beta:

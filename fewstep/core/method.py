@@ -41,11 +41,11 @@ class Context:
     """Named random streams over the rows of the global batch; the same for any world size."""
     null: int
     """Label of the unconditional class."""
-    tangent: Callable[..., tuple[Tensor, Tensor]]
+    jvp: Callable[..., tuple[Tensor, Tensor]]
     """value_and_tangent of core/jvp.py."""
     teacher: Velocity | None = None
     """Guided teacher velocity (no grad), or None when learning from data alone."""
-    network: nn.Module | None = None
+    teacher_net: nn.Module | None = None
     """The frozen teacher's network, without guidance, for methods that jump with it; None without one."""
     target: nn.Module | None = None
     """Moving average of the network, frozen, of decay Method.target_decay; None where that is None."""
@@ -53,7 +53,7 @@ class Context:
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
     memo: dict[str, Any] = field(default_factory=dict)
-    """What the updates of one step share, which get the same context; see `point.draw`."""
+    """What the updates of one step share, which get the same context; see `path_sample.sample_path`."""
 
     def follow(self, net: nn.Module) -> nn.Module:
         """The network that gives targets: the moving average if there is one, else ``net`` itself."""
@@ -61,17 +61,17 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossOutput:
     """A scalar loss (mean over the rows given) and what else is worth a line in the log."""
 
     loss: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
-Loss = Callable[[nn.Module, Batch, Context], Terms]
+Loss = Callable[[nn.Module, Batch, Context], LossOutput]
 
 
-class Sum:
+class SummedLoss:
     """A loss in parts, whose gradients add up: the trainer goes backward through one before it evaluates the
     next, and so holds the graph of one part at a time. Called, it is the sum of its parts.
 
@@ -85,15 +85,15 @@ class Sum:
         self.__name__ = self.__qualname__ = name
         self.parts = parts
 
-    def __call__(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def __call__(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         terms = [part(net, batch, ctx) for part in self.parts]
         logs = {name: value for each in terms for name, value in each.logs.items()}
-        return Terms(torch.stack([each.loss for each in terms]).sum(), logs)
+        return LossOutput(torch.stack([each.loss for each in terms]).sum(), logs)
 
 
-def parts(loss: Loss) -> Sequence[Loss]:
+def loss_parts(loss: Loss) -> Sequence[Loss]:
     """The parts of a sum; any other loss is its own."""
-    return loss.parts if isinstance(loss, Sum) else (loss,)
+    return loss.parts if isinstance(loss, SummedLoss) else (loss,)
 
 
 class Method(ABC):

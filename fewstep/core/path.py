@@ -10,17 +10,17 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def expand(t: Tensor, x: Tensor) -> Tensor:
+def append_dims(t: Tensor, x: Tensor) -> Tensor:
     """Give per-sample numbers ``t`` (B,) trailing axes of length one, to multiply ``x`` (B, ...)."""
     return t.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
     """x_t = t x1 + (1 - t) x0 for times ``t`` (B,); shapes of x0 and x1 (B, ...)."""
-    t = expand(t, x0)
+    t = append_dims(t, x0)
     return t * x1 + (1 - t) * x0
 
 
 def flow_map(x: Tensor, t: Tensor, s: Tensor, F: Tensor) -> Tensor:
     """f(x, t, s) = x + (s - t) F: where the average velocity ``F`` carries ``x`` from t to s, (B, ...)."""
-    return x + expand(s - t, x) * F
+    return x + append_dims(s - t, x) * F

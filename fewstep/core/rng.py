@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def fold(seed: int, *purpose: str | int) -> int:
+def fold_in(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose; any change of the arguments gives an unrelated one.
 
     torch's generator on the CPU takes in the low 32 bits alone, so that n^2 / 2^33 pairs of n streams
@@ -19,7 +19,7 @@ def fold(seed: int, *purpose: str | int) -> int:
     return _seed(hashlib.sha256(text.encode()))
 
 
-def fold_each(seed: int, purpose: str, positions: Iterable[int]) -> Iterator[int]:
+def fold_in_each(seed: int, purpose: str, positions: Iterable[int]) -> Iterator[int]:
     """``fold(seed, purpose, p)`` of each position p, in a third of the time."""
     shared = hashlib.sha256(f"{seed}\0{purpose}\0".encode())
     for position in positions:
@@ -34,7 +34,7 @@ def _seed(hashed: hashlib._Hash) -> int:
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator seeded with ``fold(seed, *purpose)``."""
-    return torch.Generator().manual_seed(fold(seed, *purpose))
+    return torch.Generator().manual_seed(fold_in(seed, *purpose))
 
 
 class Streams:

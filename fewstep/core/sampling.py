@@ -39,18 +39,18 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     return t
 
 
-def evaluations(sampler: Sampler, nfe: int, guided: bool) -> int:
+def evaluations(sampler: Sampler, steps: int, guided: bool) -> int:
     """Rows through the network per sample: one per step, two where guidance asks both ways.
 
     Raises:
-        ValueError: the sampler cannot take ``nfe`` steps.
+        ValueError: the sampler cannot take ``steps`` steps.
     """
-    _check(sampler, nfe)
-    return nfe * (2 if guided else 1)
+    _check(sampler, steps)
+    return steps * (2 if guided else 1)
 
 
-def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable[[int], Tensor]) -> Tensor:
-    """Carry noise ``x0`` (B, ...) at t = 0 to t = 1 in ``nfe`` steps; shape and dtype of x0.
+def sample(sampler: Sampler, field: Field, x0: Tensor, steps: int, noise: Callable[[int], Tensor]) -> Tensor:
+    """Carry noise ``x0`` (B, ...) at t = 0 to t = 1 in ``steps`` steps; shape and dtype of x0.
 
     * euler: x += (t_(i+1) - t_i) F(x, t_i, s = t_i).
     * jump: x += (t_(i+1) - t_i) F(x, t_i, s = t_(i+1)); with gamma > 0 the jump ends at u > t_(i+1)
@@ -70,16 +70,16 @@ def sample(sampler: Sampler, field: Field, x0: Tensor, nfe: int, noise: Callable
     The state is kept in float64, so that many short steps add up.
 
     Raises:
-        ValueError: the sampler cannot take ``nfe`` steps.
+        ValueError: the sampler cannot take ``steps`` steps.
     """
-    _check(sampler, nfe)
+    _check(sampler, steps)
     if sampler.ucgm is not None:
-        return _sample_ucgm(sampler.ucgm, field, x0, nfe, noise)
-    grid = [*sampler.times, 1.0] if sampler.times else time_grid(nfe, sampler.shift).tolist()
+        return _sample_ucgm(sampler.ucgm, field, x0, steps, noise)
+    grid = [*sampler.times, 1.0] if sampler.times else time_grid(steps, sampler.shift).tolist()
     x = x0.double()
     with torch.no_grad():
         for i, (now, after) in enumerate(pairwise(grid)):
-            end = _end(sampler, i, now, after, last=i == nfe - 1)
+            end = _end(sampler, i, now, after, last=i == steps - 1)
             times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
             F = field(x.float(), times, torch.full_like(times, end)).double()
             reached = max(end, after)
@@ -103,13 +103,13 @@ def ucgm_grid(options: UCGMSampling, steps: int) -> Tensor:
 
 
 def _sample_ucgm(
-    options: UCGMSampling, field: Field, x0: Tensor, nfe: int, noise: Callable[[int], Tensor]
+    options: UCGMSampling, field: Field, x0: Tensor, steps: int, noise: Callable[[int], Tensor]
 ) -> Tensor:
     """UCGM's sampler; see `sample`."""
     x, before = x0.double(), None
     kappa, rho = options.kappa, options.rho
     with torch.no_grad():
-        for i, (now, after) in enumerate(pairwise(ucgm_grid(options, nfe).tolist())):
+        for i, (now, after) in enumerate(pairwise(ucgm_grid(options, steps).tolist())):
             end = {"velocity": now, "end": 1.0, "next": after}[options.condition]
             times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
             u = field(x.float(), times, torch.full_like(times, end)).double()
@@ -137,13 +137,13 @@ def _end(sampler: Sampler, i: int, now: float, after: float, last: bool) -> floa
     return 1.0
 
 
-def _check(sampler: Sampler, nfe: int) -> None:
-    if nfe < 1:
-        raise ValueError(f"nfe is {nfe}: a sampler takes at least one step")
-    if sampler.times is not None and nfe != len(sampler.times):
-        raise ValueError(f"nfe is {nfe}: the sampler names the times of {len(sampler.times)} steps")
-    if sampler.kind == "mix" and nfe == 1:
+def _check(sampler: Sampler, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: a sampler takes at least one step")
+    if sampler.times is not None and steps != len(sampler.times):
+        raise ValueError(f"steps is {steps}: the sampler names the times of {len(sampler.times)} steps")
+    if sampler.kind == "mix" and steps == 1:
         raise ValueError(
-            "nfe is 1: the mix sampler spends its first step on a jump to noisy data and needs a second "
+            "steps is 1: the mix sampler spends its first step on a jump to noisy data and needs a second "
             "to reach the data; use kind: cm for one step"
         )

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .heads import average_velocity
-from .path import expand
-from .point import Point
-from .precision import full
+from .path import append_dims
+from .path_sample import PathSample
+from .precision import upcast
 from .rng import Streams
 
 QUARTER = 1.57
@@ -26,7 +26,7 @@ QUARTER = 1.57
 
 
 class Start(NamedTuple):
-    """Where a residual is taken; a `Point` is one too."""
+    """Where a residual is taken; a `PathSample` is one too."""
 
     x: Tensor
     """(B, C, H, W)"""
@@ -47,7 +47,7 @@ def end_times(t: Tensor, rng: Streams, near: float, length: float) -> Tensor:
 
 
 def chain_residual(
-    u: Tensor, at: Start | Point, s: Tensor, target: nn.Module, segments: int, delta: float | Tensor
+    u: Tensor, at: Start | PathSample, s: Tensor, target: nn.Module, segments: int, delta: float | Tensor
 ) -> Tensor:
     """How far a small step and a chain of jumps land from one jump, over the step; (B, C, H, W), no graph.
 
@@ -63,41 +63,41 @@ def chain_residual(
         segments: N.
         delta: step, one or per sample (B,).
     """
-    u, v, gap = full(u.detach()), full(at.v), s - at.t
+    u, v, gap = upcast(u.detach()), upcast(at.v), s - at.t
     delta = torch.as_tensor(delta, dtype=gap.dtype, device=gap.device)
     short = gap <= delta
     first = torch.minimum(gap, delta)
     piece = (gap - first) / segments
-    moved, now = expand(first, v) * v, at.t + first
+    moved, now = append_dims(first, v) * v, at.t + first
     with torch.no_grad():
         for i in range(segments):
             after = s if i + 1 == segments else now + piece
             jump = average_velocity(target, (at.x + moved).to(at.x.dtype), now, after, at.y)
-            moved = moved + expand(after - now, jump) * jump
+            moved = moved + append_dims(after - now, jump) * jump
             now = after
     # A row that is short is not divided by what may be zero.
     step = torch.where(short, torch.ones_like(first), first)
-    xi = (moved - expand(gap, u) * u) / expand(step, u)
-    return torch.where(expand(short, u), v - u, xi)
+    xi = (moved - append_dims(gap, u) * u) / append_dims(step, u)
+    return torch.where(append_dims(short, u), v - u, xi)
 
 
-def central_residual(at: Point, target: nn.Module, epsilon: float) -> Tensor:
+def central_residual(at: PathSample, target: nn.Module, epsilon: float) -> Tensor:
     """Central difference of the predicted data along the path, (B, C, H, W), no graph.
 
         xi = [f(x_b, b) - f(x_a, a)] / (b - a),   a, b = t -+ epsilon cut to [0, 1],   x_a = x_t + (a - t) v,
 
     with f(x, t) = x + (1 - t) u-(x, t, 1). O(epsilon^2) at the exact map, O(epsilon) where it is cut.
     """
-    v = full(at.v)
+    v = upcast(at.v)
     ends = (at.t - epsilon).clamp(min=0), (at.t + epsilon).clamp(max=1)
     width = ends[1] - ends[0]
     xi = v
     with torch.no_grad():
         for t, sign in zip(ends, (-1, 1), strict=True):
-            x = (at.x + expand(t - at.t, v) * v).to(at.x.dtype)
+            x = (at.x + append_dims(t - at.t, v) * v).to(at.x.dtype)
             u = average_velocity(target, x, t, torch.ones_like(t), at.y)
             # Small numbers over a small width: scaled one by one, for the sake of bf16.
-            xi = xi + sign * expand((1 - t) / width, u) * u
+            xi = xi + sign * append_dims((1 - t) / width, u) * u
     return xi
 
 

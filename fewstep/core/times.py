@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..config.losses import TimeLaw
+from ..config.losses import TimeDistribution
 from .beta import beta_quantile
 from .rng import Streams
 
@@ -28,7 +28,7 @@ def karras_grid(points: int, device: torch.device | str = "cpu", rho: float = 7.
     return sigma, times
 
 
-def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
+def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
     """Times in [0, 1], shape (B,), float32, drawn from the stream ``name``; equal names, equal times.
 
     * uniform: t ~ U(0, 1).
@@ -53,7 +53,7 @@ def sample_times(law: TimeLaw, rng: Streams, name: str) -> Tensor:
     return torch.sigmoid(n)
 
 
-def sample_interval(law: TimeLaw, rng: Streams, equal: float) -> tuple[Tensor, Tensor]:
+def sample_interval(law: TimeDistribution, rng: Streams, equal: float) -> tuple[Tensor, Tensor]:
     """Two draws of ``law``, sorted: t <= s, each (B,), float32. A share ``equal`` of the rows has s = t."""
     one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
     t, s = torch.minimum(one, other), torch.maximum(one, other)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..common.files import atomic
 from ..config import ConfigError
 from ..config.settings import Dataset
-from ..files import atomic
 from .classes import WORDNET, check_folders, check_label
 from .images import SUFFIXES, ImageFile
 from .records import Record

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..common.files import sha256
 from ..config.assets import AssetFile
-from ..files import sha256
 
 PAUSES = (1.0, 4.0, 15.0)
 """Seconds between the attempts at one mirror."""

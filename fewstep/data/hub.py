@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..common.files import write_text
 from ..config import ConfigError, Strict
 from ..config.assets import Asset, AssetFile
-from ..files import write_text
 from .download import verify
 
 Result = TypeVar("Result")

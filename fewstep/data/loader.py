@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Batch
-from ..core.rng import fold_each, generator
+from ..core.rng import fold_in_each, generator
 from .shards import LatentShards
 
 
@@ -32,7 +32,9 @@ def split_batch(batch: int, processes: int, rank: int, most: int, group: int = 1
     """
     if batch % (processes * group):
         groups = f" into groups of {group} rows" if group > 1 else ""
-        raise ValueError(f"train.batch: {batch} does not divide among {processes} processes{groups}")
+        raise ValueError(
+            f"train.global_batch_size: {batch} does not divide among {processes} processes{groups}"
+        )
     if most < group:
         raise ValueError(f"--device-batch {most}: below the {group} rows that the loss treats together")
     own = batch // processes
@@ -66,7 +68,7 @@ class Loader:
         at = positions(step, self._batch)[rows]
         samples = self._samples(at)
         if self.shards.views == 2:
-            views = torch.tensor([seed & 1 for seed in fold_each(self._seed, "view", at.tolist())])
+            views = torch.tensor([seed & 1 for seed in fold_in_each(self._seed, "view", at.tolist())])
         else:
             views = torch.zeros_like(at)
         draws = self._normal("posterior", at) if self.shards.moments else None
@@ -80,7 +82,7 @@ class Loader:
 
         def draw(first: int) -> None:
             draws, part = torch.Generator(), slice(first, None, self._threads)
-            seeds = fold_each(self._seed, purpose, at[part].tolist())
+            seeds = fold_in_each(self._seed, purpose, at[part].tolist())
             for row, seed in zip(noise[part], seeds, strict=True):
                 row.normal_(generator=draws.manual_seed(seed))
 

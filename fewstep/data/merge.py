@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..common.files import atomic, sha256, write_text
 from ..config import ConfigError, digest
 from ..config.specs import EncodeSpec
-from ..files import atomic, sha256, write_text
 from .manifest import IndexEntry, Manifest, ShardEntry, normalisation
 from .shards import Scan, map_arrays, scan_shard
 from .statistics import Published

@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..common.files import atomic, sha256
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
-from ..files import atomic, sha256
 from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from ..common.files import sha256
 from ..config import ConfigError, Strict
 from ..config.settings import Tokenizer
-from ..files import sha256
 from .records import read_record
 
 USUAL = 0.1

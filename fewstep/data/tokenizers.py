@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_network
+from ..common.files import sha256
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
-from ..files import sha256
 from . import vavae
 from .records import Record, read_record
 

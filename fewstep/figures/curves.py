@@ -33,13 +33,13 @@ def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
             if paper
             else ["Ours, miniature", "Reported by the paper, full scale"]
         )
-        nfes = sorted({int(line["nfe"]) for line in lines})
+        step_counts = sorted({int(line["steps"]) for line in lines})
         for axis, title in zip(axes, titles, strict=True):
             axis.set(xscale="log", yscale="log", xlabel="Number of steps", title=title)
             full = paper or axis is not axes[0]
             axis.set_ylabel(metric_name(spec.table.metric, "paper" if full else spec.scale))
             axis.margins(x=0.06, y=0.08)
-            style.plain_numbers(axis, nfes)
+            style.plain_numbers(axis, step_counts)
             if not axis.lines:
                 axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", color="#888888")
         labels = {line["row"]: line["label"] for line in lines}
@@ -61,7 +61,7 @@ def _plot(axis: Axes, row: Sequence[Line], column: str, index: int, beside: bool
     points = [line for line in row if line[column]]
     if not points:
         return
-    x = [int(line["nfe"]) for line in points]
+    x = [int(line["steps"]) for line in points]
     y = [float(line[column]) for line in points]
     look = style.look(index)
     if column == "reported":

@@ -32,23 +32,23 @@ def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
     Where the table has costs, they stand at the right.
     """
     rows = _by_row(lines)
-    nfes = list(dict.fromkeys(line["nfe_label"] for line in lines))
+    step_counts = list(dict.fromkeys(line["nfe_label"] for line in lines))
     with rc_context(style.SETTINGS):
         figure, (axis,) = style.panels(1, width=7.6, height=1.3 + 0.31 * len(rows))
         for place, row in enumerate(rows):
             found = [float(line["ours"]) for line in row if line["ours"]]
             if found:
                 axis.plot([min(found), max(found)], [place, place], color="#cccccc", lw=1.4, zorder=1)
-        for index, nfe in enumerate(nfes):
+        for index, steps in enumerate(step_counts):
             points = [
                 (float(line["ours"]), place)
                 for place, row in enumerate(rows)
                 for line in row
-                if line["nfe_label"] == nfe and line["ours"]
+                if line["nfe_label"] == steps and line["ours"]
             ]
             look = style.look(index)
             x, y = zip(*points, strict=True) if points else ((), ())
-            axis.scatter(x, y, c=look["color"], marker=look["marker"], s=38, label=f"{nfe} NFE", zorder=2)
+            axis.scatter(x, y, c=look["color"], marker=look["marker"], s=38, label=f"{steps} NFE", zorder=2)
         axis.set_xlabel(metric_name(spec.table.metric, spec.scale))
         axis.set_yticks(range(len(rows)), [row[0]["label"] for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -56,7 +56,9 @@ def draw(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
         _logarithmic(axis, any(line["ours"] for line in lines))
         if any(row[0].get("cost") for row in rows):
             _costs(axis, rows)
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.85 / (0.31 * len(rows))), ncols=len(nfes))
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.85 / (0.31 * len(rows))), ncols=len(step_counts)
+        )
         style.save(figure, path)
 
 
@@ -79,8 +81,8 @@ def draw_price(spec: TableSpec, lines: Sequence[Line], path: Path) -> None:
         figure, (axis,) = style.panels(1, width=8.4, height=6.4)
         axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=34, zorder=2)
         axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
-        nfe = first[0]["nfe_label"]
-        axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {nfe} NFE")
+        steps = first[0]["nfe_label"]
+        axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {steps} NFE")
         axis.margins(x=0.14, y=0.12)
         _logarithmic(axis, bool(points), both=True)
         figure.tight_layout()

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..config.losses import AutoencoderLoss
 from ..core.losses import mean_square
-from ..core.method import Batch, Context, Loss, Method, Terms
+from ..core.method import Batch, Context, Loss, LossOutput, Method
 from ..core.wrappers import unwrap
 
 
@@ -29,7 +29,7 @@ class Autoencoder(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p, x = self.params, batch.x1
         with torch.no_grad():
             shape = unwrap(net).encode(x[:1]).shape[1:]
@@ -37,4 +37,6 @@ class Autoencoder(Method):
         reconstruction, latent = net(x, noise)
         error = mean_square(reconstruction, x).mean()
         size = latent.square().mean()
-        return Terms(error + p.penalty * size, {"loss_mse": error.detach(), "latent_square": size.detach()})
+        return LossOutput(
+            error + p.penalty * size, {"loss_mse": error.detach(), "latent_square": size.detach()}
+        )

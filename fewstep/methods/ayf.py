@@ -37,10 +37,10 @@ from torch import Tensor, nn
 
 from ..config.losses import AYFLoss
 from ..core.losses import consistency_residual, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 from ..core.times import sample_times
 
 
@@ -50,31 +50,31 @@ class AYF(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         gap = sample_times(p.gaps, ctx.rng, "gap")
-        at = Point(batch, ctx, (1 - gap) * ctx.rng.uniform("t"))
+        at = PathSample(batch, ctx, (1 - gap) * ctx.rng.uniform("t"))
         gap = gap.to(at.t.dtype)
         F, g = (self._eulerian if p.objective == "emd" else self._lagrangian)(net, at, gap, ctx)
         residual = rms(g)
-        g = g / (expand(residual, g) + p.constant)
-        loss = mean_square(F, full(F.detach()) - g).mean()
-        return Terms(loss, {"loss_ayf": loss.detach(), "residual_ayf": residual.mean()})
+        g = g / (append_dims(residual, g) + p.constant)
+        loss = mean_square(F, upcast(F.detach()) - g).mean()
+        return LossOutput(loss, {"loss_ayf": loss.detach(), "residual_ayf": residual.mean()})
 
-    def _eulerian(self, net: nn.Module, at: Point, gap: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _eulerian(self, net: nn.Module, at: PathSample, gap: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """F and its residual at the left end."""
         p = self.params
-        directions = (expand(gap, at.x) * at.v, gap, torch.zeros_like(gap))
-        F, dF_scaled = ctx.tangent(net, (at.x, at.t, at.t + gap), directions, at.y)
+        directions = (append_dims(gap, at.x) * at.v, gap, torch.zeros_like(gap))
+        F, dF_scaled = ctx.jvp(net, (at.x, at.t, at.t + gap), directions, at.y)
         rho = p.rho * min(1.0, ctx.step / p.warmup) if p.warmup else p.rho
         return F, consistency_residual(F, at.v, rho * dF_scaled)
 
-    def _lagrangian(self, net: nn.Module, at: Point, gap: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _lagrangian(self, net: nn.Module, at: PathSample, gap: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """F and its residual at the right end."""
         s = at.t + gap
         directions = (torch.zeros_like(at.x), torch.zeros_like(gap), gap)
-        F, dF_scaled = ctx.tangent(net, (at.x, at.t, s), directions, at.y)
-        landed = flow_map(at.x, at.t, s, full(F.detach()))
+        F, dF_scaled = ctx.jvp(net, (at.x, at.t, s), directions, at.y)
+        landed = flow_map(at.x, at.t, s, upcast(F.detach()))
         with torch.no_grad():
-            there = ctx.teacher(landed, s, at.y) if ctx.teacher else full(net(landed, s, s, at.y))
+            there = ctx.teacher(landed, s, at.y) if ctx.teacher else upcast(net(landed, s, s, at.y))
         return F, consistency_residual(F, there, -dF_scaled)

@@ -25,8 +25,8 @@ from torch import nn
 
 from ..config.losses import CDLoss
 from ..core.losses import consistency_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.point import draw
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path_sample import sample_path
 
 
 class CD(Method):
@@ -35,6 +35,6 @@ class CD(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
-        loss, logs = consistency_loss(net, draw(self.params.times, batch, ctx), ctx, self.params)
-        return Terms(loss.mean(), logs)
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        loss, logs = consistency_loss(net, sample_path(self.params.times, batch, ctx), ctx, self.params)
+        return LossOutput(loss.mean(), logs)

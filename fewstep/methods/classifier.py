@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ..config.losses import ClassifierLoss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.precision import upcast
 
 
 class Classifier(Method):
@@ -24,9 +24,9 @@ class Classifier(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         x = batch.x1 + self.params.noise * ctx.rng.normal_like("noise", batch.x1)
-        logits = full(net(x))
+        logits = upcast(net(x))
         loss = cross_entropy(logits, batch.y, label_smoothing=self.params.smoothing)
         accuracy = (logits.argmax(1) == batch.y).float().mean()
-        return Terms(loss, {"loss_ce": loss.detach(), "accuracy": accuracy})
+        return LossOutput(loss, {"loss_ce": loss.detach(), "accuracy": accuracy})

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from ..config.losses import CTMLoss
 from ..core.losses import mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map, interpolate
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map, interpolate
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 from ..core.times import karras_grid, sample_times
 
 
@@ -47,7 +47,7 @@ class CTM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         if ctx.target is None:
             raise ValueError("ctm needs the moving average of CTM.target_decay as ctx.target")
@@ -56,7 +56,7 @@ class CTM(Method):
         i = ctx.rng.integers("t", p.points - 1)
         j = i + 1 + _below(p.points - 1 - i, ctx.rng.uniform("s"))
         k = i + 1 + _below((j - i).clamp(max=p.solver_steps), ctx.rng.uniform("u"))
-        at = Point(batch, ctx, times[i])
+        at = PathSample(batch, ctx, times[i])
         u, s = times[k], times[j]
         own = self._to_data(ctx.target, _jump(net, at.x, at.t, s, at.y), s, at.y)
         with torch.no_grad():
@@ -66,34 +66,34 @@ class CTM(Method):
         residual = (rms((own - target).detach()) / (u - at.t)).mean()
         logs = {"loss_ctm": loss.detach(), "residual_ctm": residual}
         if p.dsm:
-            point = Point(batch, ctx, sample_times(p.times, ctx.rng, "dsm"))
+            point = PathSample(batch, ctx, sample_times(p.times, ctx.rng, "dsm"))
             dsm = mean_square(net(point.x, point.t, point.t, point.y), point.v).mean()
             logs["loss_dsm"] = dsm.detach()
             loss = loss + p.dsm * dsm
-        return Terms(loss, logs)
+        return LossOutput(loss, logs)
 
     def _to_data(self, target: nn.Module, x: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """Where the moving average carries x from s to the data, with the gradient of x."""
         return _jump(target, x, s, torch.ones_like(s), y)
 
-    def _solve(self, at: Point, times: Tensor, i: Tensor, k: Tensor, ctx: Context) -> Tensor:
+    def _solve(self, at: PathSample, times: Tensor, i: Tensor, k: Tensor, ctx: Context) -> Tensor:
         """x_u: Heun steps of the teacher from grid point i to grid point k, (B, C, H, W)."""
         assert ctx.teacher is not None
-        x = full(at.x).clone()
+        x = upcast(at.x).clone()
         for n in range(int((k - i).max())):
             rows = (i + n < k).nonzero()[:, 0]
             now, after, y = times[i[rows] + n], times[i[rows] + n + 1], at.y[rows]
-            start, gap = x[rows], expand(after - now, x)
-            v = full(ctx.teacher(start.to(at.x.dtype), now, y))
+            start, gap = x[rows], append_dims(after - now, x)
+            v = upcast(ctx.teacher(start.to(at.x.dtype), now, y))
             if self.params.solver == "heun":
-                v = (v + full(ctx.teacher((start + gap * v).to(at.x.dtype), after, y))) / 2
+                v = (v + upcast(ctx.teacher((start + gap * v).to(at.x.dtype), after, y))) / 2
             x[rows] = start + gap * v
         return x.to(at.x.dtype)
 
 
 def _jump(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
     """f(x, t, s), in x's precision."""
-    return flow_map(x, t, s, full(net(x, t, s, y))).to(x.dtype)
+    return flow_map(x, t, s, upcast(net(x, t, s, y))).to(x.dtype)
 
 
 def _below(count: Tensor, uniform: Tensor) -> Tensor:

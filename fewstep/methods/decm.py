@@ -42,10 +42,10 @@ from torch import Tensor, nn
 
 from ..config.losses import DECMLoss
 from ..core.losses import consistency_loss, follow_residual, rms, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Sum, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point, draw
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method, SummedLoss
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample, sample_path
+from ..core.precision import upcast
 
 
 class DECM(Method):
@@ -55,50 +55,50 @@ class DECM(Method):
         """The first update, and noise to noisy every ``freq`` steps; the latter alone without cm and fm."""
         p = self.params
         anchor = (self.anchor,) if p.fm else ()
-        jump = Sum("noise_to_noisy", self.jump, *anchor)
+        jump = SummedLoss("noise_to_noisy", self.jump, *anchor)
         if not (p.cm or p.fm):
             return (jump,)
-        towards_data = Sum("towards_data", *((self.consistency,) if p.cm else ()), *anchor)
+        towards_data = SummedLoss("towards_data", *((self.consistency,) if p.cm else ()), *anchor)
         return (towards_data, jump) if p.n2n and step % p.freq == 0 else (towards_data,)
 
-    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_cm, lines 8 to 15."""
-        loss, logs = consistency_loss(net, draw(self.params.times, batch, ctx), ctx, self.params)
-        return Terms(loss.mean(), logs)
+        loss, logs = consistency_loss(net, sample_path(self.params.times, batch, ctx), ctx, self.params)
+        return LossOutput(loss.mean(), logs)
 
-    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_fm and L'_fm, which have the same point and another network."""
-        at = draw(self.params.times, batch, ctx)
+        at = sample_path(self.params.times, batch, ctx)
         v = at.v  # before there is a graph to hold
         loss = velocity_loss(net(at.x, at.t, at.t, at.y), v, cosine=True).mean()
-        return Terms(loss, {"loss_fm": loss.detach()})
+        return LossOutput(loss, {"loss_fm": loss.detach()})
 
-    def jump(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def jump(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_n2n, lines 18 to 28."""
         p = self.params
-        at = draw(p.times, batch, ctx)
-        near = Point(batch, ctx, torch.minimum(p.r_max * ctx.rng.uniform("r"), at.t))
+        at = sample_path(p.times, batch, ctx)
+        near = PathSample(batch, ctx, torch.minimum(p.r_max * ctx.rng.uniform("r"), at.t))
         gap = at.t - near.t
         # Rows with t = r have gap 0, w2 = 0 and so no gradient; nothing is divided by the gap.
         directions = (
-            expand(p.weight_left * gap, near.x) * near.v,
+            append_dims(p.weight_left * gap, near.x) * near.v,
             p.weight_left * gap,
             -p.weight_right * gap,
         )
-        F, dF_scaled = ctx.tangent(net, (near.x, near.t, at.t), directions, near.y)
-        own = full(F.detach())
+        F, dF_scaled = ctx.jvp(net, (near.x, near.t, at.t), directions, near.y)
+        own = upcast(F.detach())
         right = self._right_velocity(net, flow_map(near.x, near.t, at.t, own), at, ctx)
         both = p.weight_left + p.weight_right
-        g = own - (p.weight_left * near.v + p.weight_right * right + full(dF_scaled)) / both
+        g = own - (p.weight_left * near.v + p.weight_right * right + upcast(dF_scaled)) / both
         weight = 1 - (1 - gap).sqrt() if p.n2n_weight == "root" else gap / 2
         loss = follow_residual(F, g, weight, p).mean()
-        return Terms(loss, {"loss_n2n": loss.detach(), "residual_n2n": rms(g).mean()})
+        return LossOutput(loss, {"loss_n2n": loss.detach(), "residual_n2n": rms(g).mean()})
 
-    def _right_velocity(self, net: nn.Module, landed: Tensor, at: Point, ctx: Context) -> Tensor:
+    def _right_velocity(self, net: nn.Module, landed: Tensor, at: PathSample, ctx: Context) -> Tensor:
         """v_psi: the velocity at the right end t, where the jump has ``landed``; (B, C, H, W)."""
         if self.params.n2n_target == "interpolant":
             return at.v
         if ctx.teacher is not None:
             return ctx.teacher(landed, at.t, at.y)
         with torch.no_grad():
-            return full(net(landed, at.t, at.t, at.y))
+            return upcast(net(landed, at.t, at.t, at.y))

@@ -49,11 +49,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import DuMoLoss
-from ..core.enhanced import Enhanced
+from ..core.enhanced import EnhancedSample
 from ..core.losses import bounded, mean_square, pseudo_huber, rms, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims
+from ..core.precision import upcast
 from ..core.segments import sine_gain
 from ..core.times import sample_times
 
@@ -65,26 +65,26 @@ class DuMo(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
+        at = EnhancedSample(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         if p.difference == "tangent":
             v, u, xi = self._tangent(net, at, ctx)
         else:
             v, u = net(at.x, at.t, torch.ones_like(at.t), at.y)
-            at.own = full(v.detach())
-            xi = self._difference(ctx.follow(net), at, full(u.detach()))
+            at.own = upcast(v.detach())
+            xi = self._difference(ctx.follow(net), at, upcast(u.detach()))
         towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
-        target = full(u.detach()) + expand(gain, xi) * towards
+        target = upcast(u.detach()) + append_dims(gain, xi) * towards
         loss_u = (weight * pseudo_huber(mean_square(u, target), p.huber_u)).mean()
         loss_v = velocity_loss(v, at.v, p.cosine_v, p.huber_v).mean()
         logs = {"loss_v": loss_v.detach(), "loss_u": loss_u.detach(), "residual_u": rms(xi).mean()}
-        return Terms(loss_v + p.weight_u * loss_u, logs)
+        return LossOutput(loss_v + p.weight_u * loss_u, logs)
 
-    def _along(self, at: Enhanced) -> Tensor:
+    def _along(self, at: EnhancedSample) -> Tensor:
         """w, (B, C, H, W)."""
-        return at.own if self.params.direction == "head" else full(at.v)
+        return at.own if self.params.direction == "head" else upcast(at.v)
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, (B,); b may lie beyond 1."""
@@ -94,7 +94,7 @@ class DuMo(Method):
         assert p.delta is not None
         return (t - p.delta).clamp(min=0) if p.difference == "central" else t, t + p.delta
 
-    def _difference(self, target: nn.Module, at: Enhanced, u: Tensor) -> Tensor:
+    def _difference(self, target: nn.Module, at: EnhancedSample, u: Tensor) -> Tensor:
         """xi by a difference quotient; ``u`` without a graph."""
         w = self._along(at)
         a, b = self._ends(at.t)
@@ -103,21 +103,21 @@ class DuMo(Method):
         first = self._map(target, at, w, a) if self.params.difference == "central" else u
         second = self._map(target, at, w, b.clamp(max=1))
         # Small numbers over a small gap: scaled one by one, for the sake of bf16.
-        xi = w - (expand((1 - a) / gap, u) * first - expand((1 - b) / gap, u) * second)
-        return torch.where(expand(beyond, u), full(at.v) - u, xi)
+        xi = w - (append_dims((1 - a) / gap, u) * first - append_dims((1 - b) / gap, u) * second)
+        return torch.where(append_dims(beyond, u), upcast(at.v) - u, xi)
 
-    def _map(self, target: nn.Module, at: Enhanced, w: Tensor, t: Tensor) -> Tensor:
+    def _map(self, target: nn.Module, at: EnhancedSample, w: Tensor, t: Tensor) -> Tensor:
         """u- at x_t moved along w to the times ``t`` (B,), (B, C, H, W), without a graph."""
         with torch.no_grad():
-            x = at.x + expand(t - at.t, w) * w
-            return full(target(x.to(at.x.dtype), t, torch.ones_like(t), at.y)[1])
+            x = at.x + append_dims(t - at.t, w) * w
+            return upcast(target(x.to(at.x.dtype), t, torch.ones_like(t), at.y)[1])
 
-    def _tangent(self, net: nn.Module, at: Enhanced, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def _tangent(self, net: nn.Module, at: EnhancedSample, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """v and u with their graph, and xi from the derivative of the network itself."""
         w, gap, ends = self._along(at), 1 - at.t, torch.ones_like(at.t)
-        directions = ((expand(gap, w) * w).to(at.x.dtype), gap, torch.zeros_like(gap))
-        (v, u), (_, du_scaled) = ctx.tangent(net, (at.x, at.t, ends), directions, at.y)
-        return v, u, w - full(u.detach()) + full(du_scaled)
+        directions = ((append_dims(gap, w) * w).to(at.x.dtype), gap, torch.zeros_like(gap))
+        (v, u), (_, du_scaled) = ctx.jvp(net, (at.x, at.t, ends), directions, at.y)
+        return v, u, w - upcast(u.detach()) + upcast(du_scaled)
 
     def _gain(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """g(t) and the weight of the loss, (B,)."""

@@ -29,25 +29,25 @@ from torch import nn
 
 from ..config.losses import FACMLoss
 from ..core.losses import consistency_loss, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Sum, Terms
-from ..core.point import draw
+from ..core.method import Batch, Context, Loss, LossOutput, Method, SummedLoss
+from ..core.path_sample import sample_path
 
 
 class FACM(Method):
     params: FACMLoss
 
     def updates(self, step: int) -> Sequence[Loss]:
-        return (Sum("loss", self.consistency, self.anchor),)
+        return (SummedLoss("loss", self.consistency, self.anchor),)
 
-    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def consistency(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_cm."""
-        loss, logs = consistency_loss(net, draw(self.params.times, batch, ctx), ctx, self.params)
-        return Terms(loss.mean(), logs)
+        loss, logs = consistency_loss(net, sample_path(self.params.times, batch, ctx), ctx, self.params)
+        return LossOutput(loss.mean(), logs)
 
-    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def anchor(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_fm."""
-        at = draw(self.params.times, batch, ctx)
+        at = sample_path(self.params.times, batch, ctx)
         condition = 2 - at.t if self.params.anchor == "expanded" else at.t
         v = at.v  # before there is a graph to hold
         loss = velocity_loss(net(at.x, condition, condition, at.y), v, cosine=True).mean()
-        return Terms(loss, {"loss_fm": loss.detach()})
+        return LossOutput(loss, {"loss_fm": loss.detach()})

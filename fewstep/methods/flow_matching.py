@@ -25,8 +25,8 @@ from torch import nn
 
 from ..config.losses import FlowMatchingLoss
 from ..core.losses import velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.point import draw
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path_sample import sample_path
 
 
 class FlowMatching(Method):
@@ -35,11 +35,11 @@ class FlowMatching(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
-        at = draw(self.params.times, batch, ctx)
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        at = sample_path(self.params.times, batch, ctx)
         condition = at.t
         if self.params.expanded:
             condition = torch.where(ctx.rng.uniform("expanded") < 0.5, 2 - at.t, at.t)
         F = net(at.x, condition, condition, at.y)
         loss = velocity_loss(F, at.v, self.params.cosine).mean()
-        return Terms(loss, {"loss_fm": loss.detach()})
+        return LossOutput(loss, {"loss_fm": loss.detach()})

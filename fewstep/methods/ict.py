@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 from ..config.losses import ICTLoss
 from ..core.losses import mean_square, pseudo_huber, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 from ..core.times import karras_grid
 
 
@@ -54,19 +54,19 @@ class ICT(Method):
         stage = steps // (int(math.log2(last // first)) + 1)
         return min(first * 2 ** (step // max(stage, 1)), last) + 1
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         sigma, times = karras_grid(self.points(ctx.step, ctx.steps), batch.x1.device)
         i = self._interval(sigma, ctx)
-        at = Point(batch, ctx, times[i])
+        at = PathSample(batch, ctx, times[i])
         r, end = times[i + 1].to(at.t.dtype), torch.ones_like(at.t)
-        own = flow_map(at.x, at.t, end, full(net(at.x, at.t, end, at.y)))
+        own = flow_map(at.x, at.t, end, upcast(net(at.x, at.t, end, at.y)))
         with torch.no_grad():
-            x_r = (at.x + expand(r - at.t, at.x) * at.v).to(at.x.dtype)
-            target = flow_map(x_r, r, end, full(net(x_r, r, end, at.y)))
+            x_r = (at.x + append_dims(r - at.t, at.x) * at.v).to(at.x.dtype)
+            target = flow_map(x_r, r, end, upcast(net(x_r, r, end, at.y)))
         distance = pseudo_huber(mean_square(own, target), self.params.huber)
         loss = (distance / (sigma[i] - sigma[i + 1]).to(distance.dtype)).mean()
         residual = (rms((own - target).detach()) / (r - at.t)).mean()
-        return Terms(loss, {"loss_ict": loss.detach(), "residual_ict": residual})
+        return LossOutput(loss, {"loss_ict": loss.detach(), "residual_ict": residual})
 
     def _interval(self, sigma: Tensor, ctx: Context) -> Tensor:
         """Index (B,) of the noisy end of each row's interval."""

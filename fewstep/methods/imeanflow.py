@@ -9,7 +9,7 @@ which is regressed to the velocity itself instead of to a target that contains t
 
 The derivative is taken along the network's own velocity u, as V would be at sampling time: along x1 - x0,
 MeanFlow's choice, V would see the noise that it is to predict. t and s are two draws from ``times``, sorted;
-a share ``equal`` of the rows has s = t.
+a share ``flow_matching_fraction`` of the rows has s = t.
 
 Mapping: print has noise at tau = 1 and v = e - x. With t = 1 - tau, s = 1 - r the average velocity changes
 sign, F(x, t, s) = -u(z, r, tau), and V = u + (tau - r) du becomes F - (s - t) dF.
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from ..config.losses import IMeanFlowLoss
 from ..core.heads import average_velocity, merged
 from ..core.losses import adaptive, mean_square
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand
-from ..core.point import Point
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims
+from ..core.path_sample import PathSample
 from ..core.times import sample_interval
 
 
@@ -46,14 +46,14 @@ class IMeanFlow(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
-        t, s = sample_interval(self.params.times, ctx.rng, self.params.equal)
-        at = Point(batch, ctx, t)
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        t, s = sample_interval(self.params.times, ctx.rng, self.params.flow_matching_fraction)
+        at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         gap = s - at.t
         own = average_velocity(net, at.x, at.t, at.t, at.y)
-        along = expand(gap, at.x) * own.detach().to(at.x.dtype)
-        both = ctx.tangent(net, (at.x, at.t, s), (along, gap, torch.zeros_like(gap)), at.y)
+        along = append_dims(gap, at.x) * own.detach().to(at.x.dtype)
+        both = ctx.jvp(net, (at.x, at.t, s), (along, gap, torch.zeros_like(gap)), at.y)
         # The derivative carries no graph: this is print's stop-gradient.
         F, dF_scaled = (merged(output, at.t, s) for output in both)
         mf, fm = self._distance(F - dF_scaled, at.v), self._distance(own, at.v)
@@ -62,7 +62,7 @@ class IMeanFlow(Method):
             "loss_fm": fm.mean().detach(),
             "residual_mf": mean_square(F.detach() - dF_scaled, at.v).sqrt().mean(),
         }
-        return Terms((mf + fm).mean(), logs)
+        return LossOutput((mf + fm).mean(), logs)
 
     def _distance(self, prediction: Tensor, v: Tensor) -> Tensor:
         return adaptive(mean_square(prediction, v), self.params.norm_power, self.params.norm_constant)

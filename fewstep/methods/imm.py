@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import IMMLoss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 
 SHORTEST = 1e-4
 """Least distance of t from the data and of s from t in weights that divide by it."""
@@ -54,20 +54,20 @@ class IMM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         t = p.first + (1 - SHORTEST - p.first) * self._shared(ctx.rng.uniform("t"))
-        at = Point(batch, ctx, t)
+        at = PathSample(batch, ctx, t)
         s = at.t + (1 - at.t) * self._shared(ctx.rng.uniform("s"))
         r = torch.minimum(self.nearer(at.t), s)
-        own = flow_map(at.x, at.t, s, full(net(at.x, at.t, s, at.y)))
+        own = flow_map(at.x, at.t, s, upcast(net(at.x, at.t, s, at.y)))
         with torch.no_grad():
-            x_r = (at.x + expand(r - at.t, at.x) * at.v).to(at.x.dtype)
-            other = flow_map(x_r, r, s, full(net(x_r, r, s, at.y)))
+            x_r = (at.x + append_dims(r - at.t, at.x) * at.v).to(at.x.dtype)
+            other = flow_map(x_r, r, s, upcast(net(x_r, r, s, at.y)))
         gap = (s - at.t)[:: p.particles].clamp(min=SHORTEST)
         discrepancy = self._discrepancy(own, other, gap)
         loss = (self.weight(at.t[:: p.particles]) * discrepancy).mean()
-        return Terms(loss, {"loss_imm": loss.detach(), "mmd_imm": discrepancy.mean().detach()})
+        return LossOutput(loss, {"loss_imm": loss.detach(), "mmd_imm": discrepancy.mean().detach()})
 
     def nearer(self, t: Tensor) -> Tensor:
         """r before it is bounded by s, (B,)."""

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from ..config.losses import KDLoss
 from ..core.losses import mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.precision import upcast
 
 
 class KD(Method):
@@ -38,12 +38,14 @@ class KD(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         start = batch.x0.new_zeros(len(batch.x0))
         F = net(batch.x0, start, torch.ones_like(start), batch.y)
-        target = self._solve(net, batch, ctx) - full(batch.x0)
+        target = self._solve(net, batch, ctx) - upcast(batch.x0)
         loss = mean_square(F, target).mean()
-        return Terms(loss, {"loss_kd": loss.detach(), "residual_kd": rms(full(F.detach()) - target).mean()})
+        return LossOutput(
+            loss, {"loss_kd": loss.detach(), "residual_kd": rms(upcast(F.detach()) - target).mean()}
+        )
 
     @torch.no_grad()
     def _solve(self, net: nn.Module, batch: Batch, ctx: Context) -> Tensor:
@@ -53,10 +55,10 @@ class KD(Method):
         def velocity(x: Tensor, t: float) -> Tensor:
             times = batch.x0.new_full((len(x),), t)
             if ctx.teacher is not None:
-                return full(ctx.teacher(x.to(dtype), times, batch.y))
-            return full(net(x.to(dtype), times, times, batch.y))
+                return upcast(ctx.teacher(x.to(dtype), times, batch.y))
+            return upcast(net(x.to(dtype), times, times, batch.y))
 
-        x, h = full(batch.x0), 1 / p.solver_steps
+        x, h = upcast(batch.x0), 1 / p.solver_steps
         for i in range(p.solver_steps):
             v = velocity(x, i * h)
             if p.solver == "heun":

@@ -30,10 +30,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..config.losses import RCGMLoss
-from ..core.enhanced import Enhanced
+from ..core.enhanced import EnhancedSample
 from ..core.losses import bounded, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.precision import upcast
 from ..core.segments import chain_residual, end_times
 from ..core.times import sample_times
 
@@ -44,12 +44,12 @@ class RCGM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
+        at = EnhancedSample(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = end_times(at.t, ctx.rng, p.near, p.near_length)
         u = net(at.x, at.t, s, at.y)
         xi = chain_residual(u, at, s, ctx.follow(net), p.segments, p.delta)
         towards = bounded(xi, p.clip)
-        loss = mean_square(u, full(u.detach()) + towards).mean()
-        return Terms(loss, {"loss_rcgm": loss.detach(), "residual_rcgm": rms(xi).mean()})
+        loss = mean_square(u, upcast(u.detach()) + towards).mean()
+        return LossOutput(loss, {"loss_rcgm": loss.detach(), "residual_rcgm": rms(xi).mean()})

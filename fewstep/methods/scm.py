@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from ..config.losses import SCMLoss
 from ..core.losses import consistency_residual, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand
-from ..core.point import draw
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims
+from ..core.path_sample import sample_path
 
 
 class LogVariance(nn.Module):
@@ -63,22 +63,22 @@ class SCM(Method):
         with torch.random.fork_rng(devices=[]):
             return LogVariance() if self.params.learned_weight else None
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        at = draw(p.times, batch, ctx)
+        at = sample_path(p.times, batch, ctx)
         gap = 1 - at.t
-        directions = (expand(gap, at.x) * at.v, gap, torch.zeros_like(gap))
-        F, dF_scaled = ctx.tangent(net, (at.x, at.t, torch.ones_like(at.t)), directions, at.y)
+        directions = (append_dims(gap, at.x) * at.v, gap, torch.zeros_like(gap))
+        F, dF_scaled = ctx.jvp(net, (at.x, at.t, torch.ones_like(at.t)), directions, at.y)
         rho = min(1.0, ctx.step / p.warmup) if p.warmup else 1.0
         g = consistency_residual(F, at.v, rho * dF_scaled)
         residual = rms(g)
-        g = expand(torch.cos(math.pi / 2 * at.t), g) * g
-        g = g / (expand(rms(g), g) + p.constant)
+        g = append_dims(torch.cos(math.pi / 2 * at.t), g) * g
+        g = g / (append_dims(rms(g), g) + p.constant)
         e = mean_square(F, F.detach() - g)
         logs = {"loss_cm": e.mean().detach(), "residual_cm": residual.mean()}
         if not p.learned_weight:
-            return Terms(e.mean(), logs)
+            return LossOutput(e.mean(), logs)
         if ctx.extra is None:
             raise ValueError("learned_weight needs the module that SCM.extra returns as ctx.extra")
         w = ctx.extra(at.t)
-        return Terms((torch.exp(-w) * e + w).mean(), {**logs, "log_variance": w.mean().detach()})
+        return LossOutput((torch.exp(-w) * e + w).mean(), {**logs, "log_variance": w.mean().detach()})

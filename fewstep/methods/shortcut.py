@@ -32,10 +32,10 @@ from ..config.losses import ShortcutLoss
 from ..config.settings import Guidance
 from ..core.guidance import differences
 from ..core.losses import bounded, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
+from ..core.method import Batch, Context, Loss, LossOutput, Method
 from ..core.path import flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 
 
 class Shortcut(Method):
@@ -44,35 +44,35 @@ class Shortcut(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         long = ctx.rng.uniform("bootstrap") < p.bootstrap
         jumps = 2 ** ctx.rng.integers("size", p.grid.bit_length() - 1)  # 1, 2, ..., M / 2
         jumps = torch.where(long, jumps, torch.full_like(jumps, p.grid))
         t = (ctx.rng.uniform("t") * jumps).floor() / jumps
-        at = Point(batch, ctx, t)
+        at = PathSample(batch, ctx, t)
         s = torch.where(long, ((t * jumps).round() + 1) / jumps, t).to(at.t.dtype)
-        target = torch.empty_like(full(at.x))
+        target = torch.empty_like(upcast(at.x))
         rows, short = long.nonzero()[:, 0], (~long).nonzero()[:, 0]
-        target[short] = full(at.velocity(short))
+        target[short] = upcast(at.velocity(short))
         target[rows] = self._two_jumps(at, rows, s[rows], jumps[rows], ctx)
         F = net(at.x, at.t, s, at.y)
         e = mean_square(F, target)
         loss = e.mean()
-        gap = rms(full(F.detach()) - target)
+        gap = rms(upcast(F.detach()) - target)
         logs = {"loss_shortcut": loss.detach()}
         for name, mask in {"velocity": ~long, "residual": long}.items():
             logs[f"{name}_shortcut"] = gap.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
-        return Terms(loss, logs)
+        return LossOutput(loss, logs)
 
     @torch.no_grad()
-    def _two_jumps(self, at: Point, rows: Tensor, s: Tensor, jumps: Tensor, ctx: Context) -> Tensor:
+    def _two_jumps(self, at: PathSample, rows: Tensor, s: Tensor, jumps: Tensor, ctx: Context) -> Tensor:
         """Average velocity from t to s of two jumps by the moving average, of ``rows`` (N,)."""
         x, t, y = at.x[rows], at.t[rows], at.y[rows]
         middle = (t + s) / 2
         smallest = (2 * jumps == self.params.grid).nonzero()[:, 0]
         first = self._jump(x, t, middle, y, smallest, ctx)
-        landed = bounded(flow_map(full(x), t, middle, first), self.params.clamp).to(x.dtype)
+        landed = bounded(flow_map(upcast(x), t, middle, first), self.params.clamp).to(x.dtype)
         second = self._jump(landed, middle, s, y, smallest, ctx)
         return bounded((first + second) / 2, self.params.clamp)
 
@@ -83,7 +83,7 @@ class Shortcut(Method):
         s = s.index_copy(0, smallest, t[smallest])
         scale = 1.0 if ctx.teacher is not None else self.params.guidance
         if scale == 1 or not len(smallest):
-            return full(ctx.target(x, t, s, y))
+            return upcast(ctx.target(x, t, s, y))
         guidance = Guidance(scale=scale)
         F, difference = differences(ctx.target, guidance, ctx.null, x, t, s, y, smallest)
         return F.index_add(0, smallest, difference, alpha=scale - 1)

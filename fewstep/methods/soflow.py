@@ -1,8 +1,8 @@
 """SoFlow, solution flow models (arXiv 2512.15657; objective and constants as released): no derivative.
 
-A share ``equal`` of the rows learns the velocity at s = t. On the others t < l < s lie on one solution of
-the ODE, l a share ``ratio`` of the way from t to s, and both ends must lead to the same place (the limit of
-section 3 of arXiv 2303.01469 for any s):
+A share ``flow_matching_fraction`` of the rows learns the velocity at s = t. On the others t < l < s
+lie on one solution of the ODE, l a share ``ratio`` of the way from t to s, and both ends must lead to the
+same place (the limit of section 3 of arXiv 2303.01469 for any s):
 
     x_l   = x_t + (l - t) v,
     delta = (f(x_t, t, s) - sg f(x_l, l, s)) / (l - t),
@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from ..config.losses import SoFlowLoss
 from ..core.losses import adaptive, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 from ..core.times import sample_times
 
 SHORTEST = 1e-4
@@ -55,32 +55,32 @@ class SoFlow(Method):
         first, last = self.params.ratio
         return float(first * (last / first) ** (ctx.step / ctx.steps))
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        still = ctx.rng.uniform("equal") < p.equal
+        still = ctx.rng.uniform("equal") < p.flow_matching_fraction
         t = sample_times(p.consistency_times, ctx.rng, "t").clamp(max=1 - 2 * SHORTEST)
         s = torch.maximum(sample_times(p.end_times, ctx.rng, "s"), t + 2 * SHORTEST)
         t = torch.where(still, sample_times(p.times, ctx.rng, "velocity"), t)
-        at = Point(batch, ctx, t)
+        at = PathSample(batch, ctx, t)
         s = torch.where(still, t, s).to(at.t.dtype)
         F = net(at.x, at.t, s, at.y)
-        step = self._step(net, at, s, full(F.detach()), self.ratio(ctx))
-        e = adaptive(mean_square(F, full(F.detach()) - step), p.norm_power, p.norm_constant)
+        step = self._step(net, at, s, upcast(F.detach()), self.ratio(ctx))
+        e = adaptive(mean_square(F, upcast(F.detach()) - step), p.norm_power, p.norm_constant)
         loss = torch.where(still, e, e / 2).mean()
         count = (~still).sum().clamp(min=1)
         residual = rms(step).masked_fill(still, 0).sum() / count
-        return Terms(loss, {"loss_sof": loss.detach(), "residual_sof": residual})
+        return LossOutput(loss, {"loss_sof": loss.detach(), "residual_sof": residual})
 
     @torch.no_grad()
-    def _step(self, net: nn.Module, at: Point, s: Tensor, own: Tensor, ratio: float) -> Tensor:
+    def _step(self, net: nn.Module, at: PathSample, s: Tensor, own: Tensor, ratio: float) -> Tensor:
         """What is taken off F: F - v where s = t, elsewhere delta; (B, C, H, W)."""
-        step = own - full(at.v)
+        step = own - upcast(at.v)
         rows = (s > at.t).nonzero()[:, 0]
         if len(rows):
             x, t, s, y = at.x[rows], at.t[rows], s[rows], at.y[rows]
             shift = torch.maximum(ratio * (s - t), torch.full_like(t, SHORTEST))
-            x_l = (x + expand(shift, x) * at.v[rows]).to(x.dtype)
+            x_l = (x + append_dims(shift, x) * at.v[rows]).to(x.dtype)
             there = flow_map(x, t, s, own[rows])
-            behind = flow_map(full(x_l), t + shift, s, full(net(x_l, t + shift, s, y)))
-            step[rows] = (there - behind) / expand(shift, x)
+            behind = flow_map(upcast(x_l), t + shift, s, upcast(net(x_l, t + shift, s, y)))
+            step[rows] = (there - behind) / append_dims(shift, x)
         return step

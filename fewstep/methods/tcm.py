@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from ..config.losses import TCMLoss
 from ..core.losses import mean_square, pseudo_huber, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, flow_map
-from ..core.point import Point
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, flow_map
+from ..core.path_sample import PathSample
+from ..core.precision import upcast
 from ..core.times import HIGHEST, LOWEST, sample_times
 
 
@@ -49,15 +49,15 @@ class TCM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         t, pinned = self._times(ctx)
-        at = Point(batch, ctx, t)
+        at = PathSample(batch, ctx, t)
         v = at.v if p.direction == "teacher" else batch.x1 - batch.x0
         r, end = self.nearer(at.t, ctx.step), torch.ones_like(at.t)
-        own = flow_map(at.x, at.t, end, full(net(at.x, at.t, end, at.y)))
+        own = flow_map(at.x, at.t, end, upcast(net(at.x, at.t, end, at.y)))
         with torch.no_grad():
-            x_r = (at.x + expand(r - at.t, at.x) * v).to(at.x.dtype)
+            x_r = (at.x + append_dims(r - at.t, at.x) * v).to(at.x.dtype)
             target = flow_map(x_r, r, end, self._nearer_data(net, x_r, r, at.y, ctx))
         e = mean_square(own, target)
         noise = (1 - at.t) / at.t
@@ -67,7 +67,7 @@ class TCM(Method):
             inner, edge = 1 / (1 - p.boundary_share), p.boundary_weight / p.boundary_share
             loss = loss * torch.where(pinned, edge, inner)
         residual = (rms((own - target).detach()) / (r - at.t)).mean()
-        return Terms(loss.mean(), {"loss_tcm": loss.mean().detach(), "residual_tcm": residual})
+        return LossOutput(loss.mean(), {"loss_tcm": loss.mean().detach(), "residual_tcm": residual})
 
     def nearer(self, t: Tensor, step: int) -> Tensor:
         """r, (B,): the time of a noise level smaller by the share of this training step."""
@@ -91,12 +91,12 @@ class TCM(Method):
     def _nearer_data(self, net: nn.Module, x: Tensor, r: Tensor, y: Tensor, ctx: Context) -> Tensor:
         """F(x, r, 1), of the frozen network beyond the boundary; (B, C, H, W)."""
         end, boundary = torch.ones_like(r), self.params.boundary
-        F = full(net(x, r, end, y))
+        F = upcast(net(x, r, end, y))
         if boundary is None:
             return F
-        if ctx.network is None:
-            raise ValueError("tcm with a boundary needs the network of stage 1 as ctx.network")
+        if ctx.teacher_net is None:
+            raise ValueError("tcm with a boundary needs the network of stage 1 as ctx.teacher_net")
         rows = (r > boundary).nonzero()[:, 0]
         if len(rows):
-            F[rows] = full(ctx.network(x[rows], r[rows], end[rows], y[rows]))
+            F[rows] = upcast(ctx.teacher_net(x[rows], r[rows], end[rows], y[rows]))
         return F

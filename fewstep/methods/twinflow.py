@@ -38,12 +38,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import TwinFlowLoss
-from ..core.enhanced import Enhanced
+from ..core.enhanced import EnhancedSample
 from ..core.heads import average_velocity
 from ..core.losses import bounded, mean_square, rms
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand, interpolate
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims, interpolate
+from ..core.precision import upcast
 from ..core.segments import Start, chain_residual, end_times
 from ..core.times import sample_times
 
@@ -54,56 +54,56 @@ class TwinFlow(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         twin = ctx.rng.spread(p.share)
         t = sample_times(p.times, ctx.rng, "t").masked_fill(twin, 0)
-        at = Enhanced(batch, ctx, t, p.enhance, net)
+        at = EnhancedSample(batch, ctx, t, p.enhance, net)
         s = end_times(at.t, ctx.rng, p.near, p.near_length).masked_fill(twin, 1)
         u = net(at.x, at.t, s, at.y)
         base, xi = self._base(u, at, s, twin, ctx.follow(net))
         total = base.sum() / len(t)
         logs = {"loss_base": total.detach(), "residual_rcgm": rms(xi).sum() / len(t)}
         if p.share == 0:
-            return Terms(total, logs)
+            return LossOutput(total, logs)
         adversarial, rectified, gap = self._twin(u, at, twin.nonzero()[:, 0], net, batch, ctx)
         # Means over all rows, so that parts of a batch average to the whole however they are cut.
         logs["loss_adv"] = adversarial.sum().detach() / len(t)
         logs["loss_rectify"] = rectified.sum().detach() / len(t)
         logs["gap_twin"] = rms(gap).sum() / (p.share * len(t))
-        return Terms(total + (adversarial.sum() + p.rectify_weight * rectified.sum()) / len(t), logs)
+        return LossOutput(total + (adversarial.sum() + p.rectify_weight * rectified.sum()) / len(t), logs)
 
     def _base(
-        self, u: Tensor, at: Enhanced, s: Tensor, twin: Tensor, target: nn.Module
+        self, u: Tensor, at: EnhancedSample, s: Tensor, twin: Tensor, target: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """RCGM's loss of the rows that learn it (N,), and its residual."""
         p = self.params
-        v = full(at.v).where(expand(~twin, at.x), full(at.line))
+        v = upcast(at.v).where(append_dims(~twin, at.x), upcast(at.line))
         rows = torch.arange(len(s), device=s.device) if p.base_everywhere else (~twin).nonzero()[:, 0]
         start, s, u = Start(at.x[rows], at.t[rows], v[rows], at.y[rows]), s[rows], u[rows]
         xi = chain_residual(u, start, s, target, p.segments, p.delta)
         towards = bounded(xi, p.clip)
-        loss = self._metric(mean_square(u, full(u.detach()) + towards))
+        loss = self._metric(mean_square(u, upcast(u.detach()) + towards))
         if p.time_weight:
             loss = loss * (torch.tan((1 - (s - start.t)) * math.pi / 2.5) + 1)
         return loss, xi
 
     def _twin(
-        self, u: Tensor, at: Enhanced, rows: Tensor, net: nn.Module, batch: Batch, ctx: Context
+        self, u: Tensor, at: EnhancedSample, rows: Tensor, net: nn.Module, batch: Batch, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L_adv and L_rectify of ``rows`` (N,), and v_real - v_fake (N, C, H, W)."""
         p = self.params
         u, y = u[rows], at.y[rows]
-        fake = batch.x0[rows] + full(u.detach())
+        fake = batch.x0[rows] + upcast(u.detach())
         noise = ctx.rng.normal_like("twin noise", batch.x0)[rows]
         t = ctx.rng.uniform("twin t")[rows].to(at.t.dtype)
         x = interpolate(noise, fake, t).to(at.x.dtype)
         v_fake = net(x, 2 - t, 2 - t, y)
         with torch.no_grad():
-            gap = average_velocity(net, x, t, t, y) - full(v_fake)
+            gap = average_velocity(net, x, t, t, y) - upcast(v_fake)
         towards = bounded(gap, p.rectify_clamp)
         adversarial = self._metric(mean_square(v_fake, fake - noise))
-        return adversarial, self._metric(mean_square(u, full(u.detach()) + towards)), gap
+        return adversarial, self._metric(mean_square(u, upcast(u.detach()) + towards)), gap
 
     def _metric(self, e: Tensor) -> Tensor:
         """Of mean squares e (B,): themselves, or near their root (the release's robust loss)."""

@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config.losses import UCGMLoss
-from ..core.enhanced import Enhanced
+from ..core.enhanced import EnhancedSample
 from ..core.losses import bounded, rms, velocity_loss
-from ..core.method import Batch, Context, Loss, Method, Terms
-from ..core.path import expand
-from ..core.precision import full
+from ..core.method import Batch, Context, Loss, LossOutput, Method
+from ..core.path import append_dims
+from ..core.precision import upcast
 from ..core.segments import central_residual, chain_residual, sine_gain
 from ..core.times import sample_times
 
@@ -49,23 +49,23 @@ class UCGM(Method):
     def updates(self, step: int) -> Sequence[Loss]:
         return (self.loss,)
 
-    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> Terms:
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        at = Enhanced(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
+        at = EnhancedSample(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = torch.ones_like(at.t) if p.ratio > 0 else at.t
         u = net(at.x, at.t, s, at.y)
         xi = self._residual(u, at, ctx.follow(net))
         towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
-        aim = full(u.detach()) + expand(gain, xi) * towards
+        aim = upcast(u.detach()) + append_dims(gain, xi) * towards
         error = velocity_loss(u, aim, p.cosine, p.huber)
         loss = (weight * error).mean()
-        return Terms(loss, {"loss_ucgm": loss.detach(), "residual_ucgm": rms(xi).mean()})
+        return LossOutput(loss, {"loss_ucgm": loss.detach(), "residual_ucgm": rms(xi).mean()})
 
-    def _residual(self, u: Tensor, at: Enhanced, target: nn.Module) -> Tensor:
+    def _residual(self, u: Tensor, at: EnhancedSample, target: nn.Module) -> Tensor:
         p = self.params
         if p.ratio == 0:
-            return full(at.v) - full(u.detach())
+            return upcast(at.v) - upcast(u.detach())
         if p.ratio == 1:
             return central_residual(at, target, p.epsilon)
         return chain_residual(u, at, torch.ones_like(at.t), target, 1, (1 - p.ratio) * (1 - at.t))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..config.base import known
+from ..config.base import require_known
 from ..config.settings import Weights
 from ..config.specs import CellKey, dump
 from .cells import Cells
@@ -71,7 +71,7 @@ class Plan(Cells):
         return [self.record(published.asset)] if published else []
 
     def latents_of(self, run: str) -> str:
-        return self.manifest(self.runs[run].setting.latents)
+        return self.manifest(self.runs[run].recipe.latents)
 
     def normalisation_of(self, run: str) -> list[str]:
         """The manifest, where the tokenizer's own files do not say how its latents are normalised."""
@@ -107,7 +107,7 @@ class Plan(Cells):
 
     def metrics(self, key: CellKey) -> str:
         return self.path(
-            f"<results>/{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.nfe}/{key.protocol}.json"
+            f"<results>/{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}/{key.protocol}.json"
         )
 
     # Tables and figures
@@ -120,7 +120,7 @@ class Plan(Cells):
     def table_images(self, name: str) -> list[str]:
         files = (
             self.images_of(
-                f"{key.method}/{key.variant}", str(key.seed), f"{key.sampler}-{key.nfe}", key.protocol
+                f"{key.method}/{key.variant}", str(key.seed), f"{key.sampler}-{key.steps}", key.protocol
             )
             for key in self.picture_cells(name)
         )
@@ -188,7 +188,7 @@ class Plan(Cells):
         }
         if kind == "cells":
             return "(" + _alternatives(self.parts.samplers) + r")-\d+"
-        known(kind, names, "workflow", "pattern")
+        require_known(kind, names, "workflow", "pattern")
         return _alternatives(names[kind])
 
 

@@ -21,16 +21,16 @@ class Cells(Runs):
         super().__init__(raw, base)
         self._check()
 
-    def sampler_of(self, row: Row, nfe: int) -> str:
+    def sampler_of(self, row: Row, steps: int) -> str:
         """The row's own sampler, or the method's for this number of steps."""
         assert row.method is not None
         if isinstance(row.sampler, str):
             return row.sampler
         samplers = row.sampler or self.config.methods[row.method].samplers
-        sampler = samplers.get(nfe, samplers.get("default"))
+        sampler = samplers.get(steps, samplers.get("default"))
         if sampler is None:
             file = self.config.method_files[row.method]
-            raise ConfigError(f"{file}: {row.method}.samplers: none for {nfe} steps, and no default")
+            raise ConfigError(f"{file}: {row.method}.samplers: none for {steps} steps, and no default")
         return sampler
 
     def run_of(self, row: Row) -> Run | None:
@@ -42,7 +42,7 @@ class Cells(Runs):
 
     def protocols(self, row: Row) -> list[str]:
         run = self.run_of(row)
-        return run.setting.protocols if run else []
+        return run.recipe.protocols if run else []
 
     def row_cells(self, table: Table, row: Row, protocol: str) -> list[list[CellKey]]:
         """Cells of a row: for each NFE, one for each seed."""
@@ -51,8 +51,8 @@ class Cells(Runs):
             return []
         seeds = self.table_seeds(table, run)
         return [
-            [self._key(run, seed, self.sampler_of(row, nfe), nfe, protocol) for seed in seeds]
-            for nfe in row.nfe or table.nfe or []
+            [self._key(run, seed, self.sampler_of(row, steps), steps, protocol) for seed in seeds]
+            for steps in row.steps or table.steps or []
         ]
 
     def table_seeds(self, table: Table, run: Run) -> list[int]:
@@ -79,7 +79,7 @@ class Cells(Runs):
         )
 
     def scale(self, method: str) -> str:
-        return self.run(method).setting.scale
+        return self.run(method).recipe.scale
 
     def picture_cells(self, name: str) -> list[CellKey]:
         """Cells whose samples a figure shows: those of a grid, or of each row's first seed."""
@@ -121,7 +121,7 @@ class Cells(Runs):
     def table_protocols(self, name: str) -> list[str]:
         """Protocols of a table's runs: first the paper's own, then the others."""
         runs = self.table_runs(name).values()
-        return list(dict.fromkeys(key for run in runs for key in run.setting.protocols))
+        return list(dict.fromkeys(key for run in runs for key in run.recipe.protocols))
 
     def further(self, name: str) -> dict[str, str]:
         """Further metric of a table -> its protocol: the first that has it, if possible for every run.
@@ -135,7 +135,7 @@ class Cells(Runs):
             having = [
                 key for key in self.table_protocols(name) if metric in self.parts.protocols[key].metrics
             ]
-            shared = [key for key in having if all(key in run.setting.protocols for run in runs)]
+            shared = [key for key in having if all(key in run.recipe.protocols for run in runs)]
             if not having:
                 names = ", ".join(self.table_protocols(name))
                 raise ConfigError(
@@ -172,14 +172,14 @@ class Cells(Runs):
         ]
 
     def claim_protocol(self, claim: Claim) -> str:
-        """The protocol under which a claim compares its cells: the first that all their settings name."""
+        """The protocol under which a claim compares its cells: the first that all their recipes name."""
         runs = [self.run(cell.method, cell.variant) for cell in [claim.left, *claim.right]]
-        named = [run.setting.protocols for run in runs]
+        named = [run.recipe.protocols for run in runs]
         shared = [protocol for protocol in named[0] if all(protocol in others for others in named)]
         if not shared:
             raise ConfigError(
                 f"{self.config.root.files.claims}: {claim.id}: no protocol evaluates all of its cells; "
-                f"their settings name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
+                f"their recipes name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
             )
         return shared[0]
 
@@ -195,7 +195,7 @@ class Cells(Runs):
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
                 for seed in self.seeds(run, self.claim_seeds(claim)):
-                    keys.append(self._key(run, seed, cell.sampler, cell.nfe, protocol))
+                    keys.append(self._key(run, seed, cell.sampler, cell.steps, protocol))
         return _unique(keys)
 
     def image_set(self, protocol: str) -> str:
@@ -207,45 +207,45 @@ class Cells(Runs):
     def image_sets(self) -> dict[str, Protocol]:
         return {self.image_set(name): protocol for name, protocol in self.parts.protocols.items()}
 
-    def check_sampler(self, run: Run, name: str, nfe: int, where: str) -> None:
+    def check_sampler(self, run: Run, name: str, steps: int, where: str) -> None:
         """Refuse a number of steps that a sampler cannot do."""
         sampler = self.parts.samplers[name]
-        if nfe < 1:
-            raise ConfigError(f"{where}: nfe {nfe} is not positive")
-        if sampler.kind == "mix" and nfe < 2:
-            raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {nfe}")
-        if sampler.times is not None and nfe != len(sampler.times):
+        if steps < 1:
+            raise ConfigError(f"{where}: steps {steps} is not positive")
+        if sampler.kind == "mix" and steps < 2:
+            raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {steps}")
+        if sampler.times is not None and steps != len(sampler.times):
             raise ConfigError(
-                f"{where}: sampler {name!r} names the times of {len(sampler.times)} steps, not of {nfe}"
+                f"{where}: sampler {name!r} names the times of {len(sampler.times)} steps, not of {steps}"
             )
-        if sampler.guidance == "setting" and run.setting.guidance is None:
-            raise ConfigError(f"{where}: sampler {name!r}: setting {run.entry.setting} has no guidance")
+        if sampler.guidance == "recipe" and run.recipe.guidance is None:
+            raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
         inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
         if inner or sampler.kind in ("mix", "jump"):
             check_jump(run.backbone, name, where)
-        if not run.setting.protocols:
-            raise ConfigError(f"{where}: setting {run.entry.setting} names no protocol to evaluate by")
+        if not run.recipe.protocols:
+            raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")
 
-    def _key(self, run: Run, seed: int, sampler: str, nfe: int, protocol: str) -> CellKey:
+    def _key(self, run: Run, seed: int, sampler: str, steps: int, protocol: str) -> CellKey:
         return CellKey(
-            method=run.method, variant=run.variant, seed=seed, sampler=sampler, nfe=nfe, protocol=protocol
+            method=run.method, variant=run.variant, seed=seed, sampler=sampler, steps=steps, protocol=protocol
         )
 
     def _check(self) -> None:
         """Fail now on what would otherwise show only when a cell, or the report, is asked for."""
         files = self.config.root.files
-        for name, setting in self.parts.settings.items():
-            own: dict[str, Strict | None] = {"train": setting.train, "guidance": setting.guidance}
-            marks.check(setting.provenance, own, files.settings, f"settings.{name}.provenance")
+        for name, recipe in self.parts.recipes.items():
+            own: dict[str, Strict | None] = {"train": recipe.train, "guidance": recipe.guidance}
+            marks.check(recipe.provenance, own, files.settings, f"recipes.{name}.provenance")
         for name in self.config.methods:
             run = self.run(name)
             own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
             marks.check(run.entry.provenance, own, self.config.method_files[name], f"{name}.provenance")
-            above = self.run(run.setting.teacher).backbone if run.taught and run.setting.teacher else None
+            above = self.run(run.recipe.teacher).backbone if run.taught and run.recipe.teacher else None
             where = f"{self.config.method_files[name]}: {name}.backbone"
             check_prediction(run.backbone, run.adopted, above, where)
         for name in self.config.tables:
-            scales = {run.setting.scale for run in self.table_runs(name).values()}
+            scales = {run.recipe.scale for run in self.table_runs(name).values()}
             if "toy" in scales and len(scales) > 1:
                 raise ConfigError(
                     f"{files.tables}/{name}.yaml: rows: toys stand beside {', '.join(scales - {'toy'})}"
@@ -256,15 +256,15 @@ class Cells(Runs):
             if row.method is None:
                 continue
             run = self.run(row.method, row.variant)
-            for nfe in row.nfe or self.config.tables[name].nfe or []:
+            for steps in row.steps or self.config.tables[name].steps or []:
                 where = f"{files.tables}/{name}.yaml: rows.{row.id}"
-                self.check_sampler(run, self.sampler_of(row, nfe), nfe, where)
+                self.check_sampler(run, self.sampler_of(row, steps), steps, where)
         for claim in self.config.claims:
             if len({self.scale(cell.method) == "toy" for cell in [claim.left, *claim.right]}) > 1:
                 raise ConfigError(f"{files.claims}: {claim.id}: toys cannot be compared with others")
             for cell in [claim.left, *claim.right]:
                 run = self.run(cell.method, cell.variant)
-                self.check_sampler(run, cell.sampler, cell.nfe, f"{files.claims}: {claim.id}")
+                self.check_sampler(run, cell.sampler, cell.steps, f"{files.claims}: {claim.id}")
 
 
 def _unique(keys: Iterable[CellKey]) -> list[CellKey]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.base import ConfigError, known
+from ..config.base import ConfigError, require_known
 from ..config.load import Config, check_file
 from ..config.losses import (
     AYFLoss,
@@ -25,7 +25,7 @@ from ..config.losses import (
 )
 from ..config.methods import Published
 from ..config.networks import FlowNetwork
-from ..config.settings import Backbone, LightningDiT, Setting, Train
+from ..config.settings import Backbone, LightningDiT, Recipe, Train
 
 
 def check_backbone(config: Config, name: str, latents: str) -> None:
@@ -45,7 +45,7 @@ def check_backbone(config: Config, name: str, latents: str) -> None:
             )
 
 
-def check_published(config: Config, weights: Published, setting: Setting, where: str) -> None:
+def check_published(config: Config, weights: Published, recipe: Recipe, where: str) -> None:
     """Refuse weights of other latents: such a network trains and samples without complaint, and badly.
 
     ``where`` names file and key.
@@ -53,14 +53,14 @@ def check_published(config: Config, weights: Published, setting: Setting, where:
     file, _, key = where.partition(": ")
     parts = config.parts
     check_file(weights.asset, weights.file, config.assets, file, key)
-    known(weights.tokenizer, parts.tokenizers, file, f"{key}.tokenizer")
-    if weights.recipe is not None:
-        known(weights.recipe, parts.samplers, file, f"{key}.recipe")
-    ours = parts.latents[setting.latents].tokenizer
+    require_known(weights.tokenizer, parts.tokenizers, file, f"{key}.tokenizer")
+    if weights.sampler is not None:
+        require_known(weights.sampler, parts.samplers, file, f"{key}.sampler")
+    ours = parts.latents[recipe.latents].tokenizer
     if weights.tokenizer != ours:
         raise ConfigError(
             f"{where}.tokenizer: {weights.asset} was trained on latents of {weights.tokenizer}, but the "
-            f"setting's come from {ours}; choose weights and a setting that agree"
+            f"recipe's come from {ours}; choose weights and a recipe that agree"
         )
 
 
@@ -70,9 +70,10 @@ def check_schedule(loss: Loss, train: Train, where: str) -> None:
         raise ConfigError(f"{where}.freq: {loss.freq} is beyond the {train.steps} training steps")
     if isinstance(loss, SCMLoss | AYFLoss) and loss.warmup > train.steps:
         raise ConfigError(f"{where}.warmup: {loss.warmup} is beyond the {train.steps} training steps")
-    if isinstance(loss, IMMLoss) and train.batch % loss.particles:
+    if isinstance(loss, IMMLoss) and train.global_batch_size % loss.particles:
         raise ConfigError(
-            f"{where}.particles: train.batch {train.batch} does not divide into groups of {loss.particles}"
+            f"{where}.particles: train.global_batch_size {train.global_batch_size} does not divide into "
+            f"groups of {loss.particles}"
         )
 
 
@@ -145,5 +146,5 @@ def check_anchor(loss: Loss, teacher: Loss, name: str, where: str) -> None:
     if isinstance(loss, FACMLoss) and loss.anchor == "expanded" and not seen:
         raise ConfigError(
             f"{where}.anchor: expanded needs a teacher with loss.expanded: true, which {name} has not; "
-            "choose anchor: target, or a setting with another teacher"
+            "choose anchor: target, or a recipe with another teacher"
         )

@@ -116,9 +116,9 @@ def _models(plan: Cells, found: Needs, tally: _Tally) -> None:
         if run.adopted:
             tally.jobs("adopt", 1).kept += size
             continue
-        network = run.entry.backbone or run.setting.backbone
+        network = run.entry.backbone or run.recipe.backbone
         rate = plan.config.costs.train.get(network, {}).get(run.loss.name)
-        images = run.train.steps * run.train.batch
+        images = run.train.steps * run.train.global_batch_size
         line = tally.jobs("train", 1, (f"{run.loss.name} on {network}", rate, images))
         line.kept += size
         line.temporary += STATE * size
@@ -128,12 +128,14 @@ def _evaluate(plan: Cells, found: Needs, tally: _Tally) -> None:
     rates = plan.config.costs
     for (name, _, cell, _), protocol_name in found.images.items():
         run, protocol = plan.runs[name], plan.parts.protocols[protocol_name]
-        latents = plan.parts.latents[run.setting.latents]
+        latents = plan.parts.latents[run.recipe.latents]
         dataset = plan.parts.datasets[latents.dataset]
-        network = run.entry.backbone or run.setting.backbone
-        sampler, _, nfe = cell.rpartition("-")
+        network = run.entry.backbone or run.recipe.backbone
+        sampler, _, steps = cell.rpartition("-")
         both = 1 if plan.parts.samplers[sampler].guidance == "none" else 2
-        work = [(f"evaluations of {network}", rates.forward.get(network), protocol.images * int(nfe) * both)]
+        work = [
+            (f"evaluations of {network}", rates.forward.get(network), protocol.images * int(steps) * both)
+        ]
         if not run.tokenizer.plain:
             decode = rates.decode.get(latents.tokenizer)
             work.append((f"decoding by {latents.tokenizer}", decode, protocol.images))

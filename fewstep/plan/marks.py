@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..config.base import Strict, known
+from ..config.base import Strict, require_known
 from ..config.settings import Mark
 from ..config.specs import HyperParameter
 from .runs import Run
 
-BOOKKEEPING = {"loss.name", "train.log_every", "train.patience"}
+BOOKKEEPING = {"loss.name", "train.log_every", "train.max_skipped_updates"}
 """Keys that no weight depends on."""
 
 
 def marked(run: Run) -> list[HyperParameter]:
     """The hyper-parameters that have a mark, in the order of the configuration."""
-    marks = {**run.setting.provenance, **run.entry.provenance}
+    marks = {**run.recipe.provenance, **run.entry.provenance}
     found = ((key, value, _mark(key, marks)) for key, value in values(run))
     return [HyperParameter(key=key, value=_text(value), mark=mark) for key, value, mark in found if mark]
 
 
 def unmarked(run: Run) -> list[str]:
-    """The keys that neither setting nor method marks."""
+    """The keys that neither recipe nor method marks."""
     return sorted({key for key, _ in values(run)} - {entry.key for entry in marked(run)})
 
 
@@ -44,7 +44,7 @@ def check(marks: Mapping[str, Mark], parts: Mapping[str, Strict | None], file: s
     leaves = [name for part, model in parts.items() if model for name, _ in _leaves(part, model.model_dump())]
     keys = {name[:end] for name in leaves for end in _ends(name)}
     for name in marks:
-        known(name, keys, file, key)
+        require_known(name, keys, file, key)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

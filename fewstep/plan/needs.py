@@ -77,11 +77,11 @@ class _Walk:
 
     def image(self, key: CellKey) -> None:
         run = self.plan.run(key.method, key.variant)
-        name = (run.name, key.seed, f"{key.sampler}-{key.nfe}", self.plan.image_set(key.protocol))
+        name = (run.name, key.seed, f"{key.sampler}-{key.steps}", self.plan.image_set(key.protocol))
         self.found.images.setdefault(name, key.protocol)
         self.model(run.name, key.seed)
         if run.tokenizer.measured:
-            self.latent(run.setting.latents)
+            self.latent(run.recipe.latents)
         self.weights(run.tokenizer.weights)
 
     def model(self, name: str, seed: int) -> None:
@@ -92,7 +92,7 @@ class _Walk:
         if run.published is not None:
             self.found.assets[run.published.asset] = None
             return
-        self.latent(run.setting.latents)
+        self.latent(run.recipe.latents)
         if run.teacher is not None:
             self.weights(Weights(method=run.teacher))
 

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.base import ConfigError, known, merge, parse
+from ..config.base import ConfigError, merge, parse, require_known
 from ..config.load import Config, load
 from ..config.losses import FACMLoss, Loss
 from ..config.methods import Method, Published, Variant
 from ..config.networks import FlowNetwork
-from ..config.settings import Backbone, Guidance, Setting, Tokenizer, Train, Weights
+from ..config.settings import Backbone, Guidance, Recipe, Tokenizer, Train, Weights
 from ..config.tables import Row
 from .checks import (
     check_anchor,
@@ -36,7 +36,7 @@ class Run:
     method: str
     variant: str
     entry: Method
-    setting: Setting
+    recipe: Recipe
     loss: Loss
     train: Train
     guidance: Guidance | None
@@ -57,7 +57,7 @@ class Run:
     @property
     def teacher(self) -> str | None:
         """The method that teaches the run and whose weights it starts from."""
-        return None if self.adopted else named_teacher(self.entry, self.setting)
+        return None if self.adopted else named_teacher(self.entry, self.recipe)
 
     @property
     def taught(self) -> bool:
@@ -75,11 +75,11 @@ class Run:
         )
 
 
-def named_teacher(entry: Method, setting: Setting) -> str | None:
-    """The teacher of an entry in its setting, whether or not published weights spare its training."""
+def named_teacher(entry: Method, recipe: Recipe) -> str | None:
+    """The teacher of an entry in its recipe, whether or not published weights spare its training."""
     if isinstance(entry.teacher, str):
         return entry.teacher
-    return setting.teacher if entry.teacher else None
+    return recipe.teacher if entry.teacher else None
 
 
 class Runs:
@@ -108,9 +108,9 @@ class Runs:
         Raises:
             ConfigError: neither config/methods/ nor a table defines it.
         """
-        known(method, self.config.methods, "config/methods", "method")
+        require_known(method, self.config.methods, "config/methods", "method")
         variants = [run.variant for run in self.runs.values() if run.method == method]
-        known(variant, variants, "config/tables", f"variant of {method}")
+        require_known(variant, variants, "config/tables", f"variant of {method}")
         return self.runs[f"{method}/{variant}"]
 
     def available(self, run: Run) -> bool:
@@ -163,30 +163,30 @@ class Runs:
         file = self.config.method_files[name] if variant == BASE else files.tables
         where = name if variant == BASE else f"{name}, variant {variant}"
         method = parse(Method, merge(self.config.raw_methods[name], changes), file, where)
-        setting = self.parts.settings[method.setting]
-        train = parse(Train, merge(setting.train.model_dump(), method.train), file, where, "train")
+        recipe = self.parts.recipes[method.recipe]
+        train = parse(Train, merge(recipe.train.model_dump(), method.train), file, where, "train")
         guidance = None
-        if setting.guidance is not None:
-            merged = merge(setting.guidance.model_dump(), method.guidance)
+        if recipe.guidance is not None:
+            merged = merge(recipe.guidance.model_dump(), method.guidance)
             guidance = parse(Guidance, merged, file, where, "guidance")
         elif method.guidance:
-            raise ConfigError(f"{file}: {where}.guidance: setting {method.setting} has no guidance")
-        teacher = named_teacher(method, setting)
+            raise ConfigError(f"{file}: {where}.guidance: recipe {method.recipe} has no guidance")
+        teacher = named_teacher(method, recipe)
         if method.teacher and teacher is None:
-            raise ConfigError(f"{file}: {where}.teacher: setting {method.setting} names no teacher")
+            raise ConfigError(f"{file}: {where}.teacher: recipe {method.recipe} names no teacher")
         if teacher == name:
             raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
         if teacher is not None:
-            known(teacher, self.config.methods, file, f"{where}.teacher")
+            require_known(teacher, self.config.methods, file, f"{where}.teacher")
         released = method.released if self.config.root.weights == "released" and variant == BASE else None
         published = method.weights or released
         for key, weights in (("weights", method.weights), ("released", method.released)):
             if weights is not None:
-                check_published(self.config, weights, setting, f"{file}: {where}.{key}")
+                check_published(self.config, weights, recipe, f"{file}: {where}.{key}")
         check_schedule(method.loss, train, f"{file}: {where}.loss")
-        latents = self.parts.latents[setting.latents]
-        network = method.backbone or setting.backbone
-        check_backbone(self.config, network, setting.latents)
+        latents = self.parts.latents[recipe.latents]
+        network = method.backbone or recipe.backbone
+        check_backbone(self.config, network, recipe.latents)
         check_times(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
         check_reference(method.loss, bool(method.teacher), f"{file}: {where}.loss")
         check_heads(method.loss, self.parts.backbones[network], f"{file}: {where}.loss")
@@ -194,7 +194,7 @@ class Runs:
             method=name,
             variant=variant,
             entry=method,
-            setting=setting,
+            recipe=recipe,
             loss=method.loss,
             train=train,
             guidance=guidance,
@@ -217,7 +217,7 @@ class Runs:
             ConfigError: they go in a circle.
         """
         line = [run]
-        while (name := named_teacher(line[-1].entry, line[-1].setting)) is not None:
+        while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
             names = [each.method for each in line]
             if name in names:
                 raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")

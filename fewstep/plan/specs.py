@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..config.base import ConfigError, Strict, known
+from ..config.base import ConfigError, Strict, require_known
 from ..config.settings import Guidance, Sampler
 from ..config.specs import (
     AdoptSpec,
@@ -32,7 +32,7 @@ from .runs import Run
 
 def spec(plan: Cells, stage: str, name: str) -> Strict:
     """The spec of a stage; ``name`` is its path below <results>/specs/<stage>/."""
-    known(stage, _SPECS, "workflow", "stage")
+    require_known(stage, _SPECS, "workflow", "stage")
     return _SPECS[stage](plan, *name.split("/"))
 
 
@@ -77,7 +77,7 @@ def _adopt(plan: Cells, method: str, variant: str) -> Strict:
         file=weights.file,
         tokenizer=plan.parts.tokenizers[weights.tokenizer],
         reverse=weights.reverse,
-        recipe=plan.parts.samplers[weights.recipe] if weights.recipe else None,
+        sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
     )
 
 
@@ -89,10 +89,10 @@ def _train(plan: Cells, method: str, variant: str, seed: str) -> Strict:
         seed=int(seed),
         loss=run.loss,
         backbone=run.backbone,
-        latents=_latents(plan, run.setting.latents),
+        latents=_latents(plan, run.recipe.latents),
         teacher=run.taught,
         guidance=run.guidance if run.taught else None,
-        label_dropout=0.0 if run.taught else run.setting.label_dropout,
+        label_dropout=0.0 if run.taught else run.recipe.label_dropout,
         train=run.train,
     )
 
@@ -100,7 +100,7 @@ def _train(plan: Cells, method: str, variant: str, seed: str) -> Strict:
 def _bench(plan: Cells, _name: str) -> Strict:
     bench = plan.config.root.bench
     for name in bench.methods:
-        known(name, plan.config.methods, "config/config.yaml or preset", "bench.methods")
+        require_known(name, plan.config.methods, "config/config.yaml or preset", "bench.methods")
     runs = [plan.run(name) for name in bench.methods]
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
@@ -116,8 +116,8 @@ def _bench(plan: Cells, _name: str) -> Strict:
 
 def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> Strict:
     run = plan.run(method, variant)
-    name, nfe = _split_cell(plan, cell)
-    plan.check_sampler(run, name, nfe, f"cell {method}/{variant}/{cell}")
+    name, steps = _split_cell(plan, cell)
+    plan.check_sampler(run, name, steps, f"cell {method}/{variant}/{cell}")
     protocol = plan.image_sets[images]
     sampler = plan.parts.samplers[name]
     return SampleSpec(
@@ -125,12 +125,12 @@ def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> S
         expanded=run.expanded,
         sampler=sampler.model_copy(update={"guidance": "none"}),
         guidance=_sampling_guidance(run, sampler),
-        nfe=nfe,
+        steps=steps,
         images=protocol.images,
         labels=protocol.labels,
         uint8=protocol.uint8,
         seed=protocol.seed,
-        latents=_latents(plan, run.setting.latents),
+        latents=_latents(plan, run.recipe.latents),
         image=_image(plan, run),
         decoder=plan.network(run.tokenizer.weights),
     )
@@ -142,14 +142,14 @@ def _sampling_guidance(run: Run, sampler: Sampler) -> Guidance | None:
         return None
     if isinstance(sampler.guidance, Guidance):
         return sampler.guidance
-    assert run.setting.guidance is not None
-    return run.setting.guidance.model_copy(update={"normalise": "none"})
+    assert run.recipe.guidance is not None
+    return run.recipe.guidance.model_copy(update={"normalise": "none"})
 
 
 def _split_cell(plan: Cells, cell: str) -> tuple[str, int]:
-    name, _, nfe = cell.rpartition("-")
-    known(name, plan.parts.samplers, plan.config.root.files.settings, "samplers")
-    return name, int(nfe)
+    name, _, steps = cell.rpartition("-")
+    require_known(name, plan.parts.samplers, plan.config.root.files.settings, "samplers")
+    return name, int(steps)
 
 
 def _reference(plan: Cells, protocol: str) -> Strict:
@@ -166,9 +166,11 @@ def _reference(plan: Cells, protocol: str) -> Strict:
 
 
 def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protocol: str) -> Strict:
-    name, nfe = _split_cell(plan, cell)
+    name, steps = _split_cell(plan, cell)
     entry = plan.parts.protocols[protocol]
-    key = CellKey(method=method, variant=variant, seed=int(seed), sampler=name, nfe=nfe, protocol=protocol)
+    key = CellKey(
+        method=method, variant=variant, seed=int(seed), sampler=name, steps=steps, protocol=protocol
+    )
     return ScoreSpec(
         cell=key,
         protocol=entry,
@@ -179,7 +181,7 @@ def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protoco
 
 def _image(plan: Cells, run: Run) -> list[int]:
     """(C, H, W) of the images of a run's data set."""
-    dataset = plan.parts.datasets[plan.parts.latents[run.setting.latents].dataset]
+    dataset = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset]
     return [dataset.channels, dataset.resolution, dataset.resolution]
 
 
@@ -217,7 +219,7 @@ def _table(plan: Cells, name: str) -> Strict:
 
 def _scale(runs: Iterable[Run]) -> str:
     """Scale of a result: the paper's only if every run behind it has it. Beside others, toys do not count."""
-    scales = {run.setting.scale for run in runs}
+    scales = {run.recipe.scale for run in runs}
     return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
 
 
@@ -240,7 +242,7 @@ def _report(plan: Cells, _name: str) -> Strict:
     names = [name for name in plan.wanted if name in plan.config.tables]
     runs = [run for name in names for run in plan.table_runs(name).values()]
     methods = {run.method: run for run in runs}
-    protocols = dict.fromkeys(key for run in runs for key in run.setting.protocols)
+    protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     tables = {name: plan.config.tables[name] for name in names}
     return ReportSpec(
         title=root.title,
@@ -262,7 +264,7 @@ def _report(plan: Cells, _name: str) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=marked(run) if run.setting.scale in ("paper", "toy") and not run.adopted else [],
+                parameters=marked(run) if run.recipe.scale in ("paper", "toy") and not run.adopted else [],
             )
             for name, run in methods.items()
         },

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from fewstep import adopt
 from fewstep.checkpoint import check_tokenizer, load_card, load_model
+from fewstep.common.cli import run
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest, dump
 from fewstep.config.settings import Sampler, Tokenizer
 from fewstep.config.specs import AdoptSpec
-from fewstep.files import sha256
-from fewstep.stage import run
 
 TOKENIZER = Tokenizer(kind="pixels", shape=[4, 6, 4])
 RECIPE = Sampler(kind="euler", shift=0.3)
@@ -24,7 +24,7 @@ RECIPE = Sampler(kind="euler", shift=0.3)
 
 def adopt_spec(backbone, file) -> AdoptSpec:
     return AdoptSpec(
-        method="teacher", backbone=backbone, asset="released", file=file, tokenizer=TOKENIZER, recipe=RECIPE
+        method="teacher", backbone=backbone, asset="released", file=file, tokenizer=TOKENIZER, sampler=RECIPE
     )
 
 
@@ -104,7 +104,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
             "converted": [],
         },
         "latents": {"tokenizer": TOKENIZER.model_dump(mode="json")},
-        "recipe": RECIPE.model_dump(mode="json"),
+        "sampler": RECIPE.model_dump(mode="json"),
         "spec": digest(adopt_spec(backbone, file)),
         "backbone": backbone.model_dump(mode="json"),
         "code": None,

@@ -11,7 +11,7 @@ from test_backbones_dual import FLAGS, as_pair, directions
 from torch import Tensor
 
 from fewstep.core.jvp import FORMULATIONS, TOLERANCES, value_and_tangent
-from fewstep.core.precision import full
+from fewstep.core.precision import upcast
 
 
 def evaluate(net, given, formulation: str, precision: str) -> dict[str, list[Tensor]]:
@@ -19,7 +19,7 @@ def evaluate(net, given, formulation: str, precision: str) -> dict[str, list[Ten
     autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
     with autocast:
         values, tangents = map(as_pair, value_and_tangent(net, *given, formulation))
-        loss = sum((full(v) * full(d) + full(v).square()).mean() for v, d in zip(values, tangents))
+        loss = sum((upcast(v) * upcast(d) + upcast(v).square()).mean() for v, d in zip(values, tangents))
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     gradients = torch.autograd.grad(loss, weights)
     return {"value": [value.detach() for value in values], "tangent": tangents, "gradient": gradients}

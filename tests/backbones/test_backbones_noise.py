@@ -99,8 +99,8 @@ def test_what_a_prediction_of_noise_cannot_have() -> None:
     ],
 )
 def test_such_a_network_neither_learns_nor_teaches(methods, settings, words) -> None:
-    student = {"student": {"title": "S", "setting": "imagenet256-sdvae", "loss": {"name": "scm"}}}
-    overrides = {"methods": {**student, **methods}, "settings": {"settings": settings}}
+    student = {"student": {"title": "S", "recipe": "imagenet256-sdvae", "loss": {"name": "scm"}}}
+    overrides = {"methods": {**student, **methods}, "settings": {"recipes": settings}}
     with pytest.raises(ConfigError) as error:
         make_plan(merge(raw_config(), {"overrides": overrides}))
     for word in words:
@@ -110,5 +110,5 @@ def test_such_a_network_neither_learns_nor_teaches(methods, settings, words) -> 
 def test_its_cells_are_planned(paper_plan: Plan) -> None:
     assert paper_plan.run("teacher-dit").adopted
     cells = paper_plan.table_cells("teachers")
-    assert len(cells) == 6 * 1 + 2 and {key.nfe for key in cells} == {250}
+    assert len(cells) == 6 * 1 + 2 and {key.steps for key in cells} == {250}
     assert not paper_plan.normalisation_of("teacher-dit/base")

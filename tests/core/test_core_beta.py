@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.losses import TimeLaw
+from fewstep.config.losses import TimeDistribution
 from fewstep.core.beta import beta_cdf, beta_quantile
 from fewstep.core.rng import Streams
 from fewstep.core.times import sample_times
@@ -37,7 +37,7 @@ def test_quantiles_undo_the_distribution_and_rise(a, b):
 
 def test_the_law_of_training_times():
     """Mean a / (a + b), variance a b / ((a + b)^2 (a + b + 1)); rows do not depend on how they are cut."""
-    law = TimeLaw(law="beta", alpha=2.4, beta=0.8)
+    law = TimeDistribution(law="beta", alpha=2.4, beta=0.8)
     t = sample_times(law, Streams(0, 0, 20_000, slice(None)), "t")
     assert t.dtype == torch.float32 and float(t.min()) >= 0 and float(t.max()) <= 1
     assert float(t.mean()) == pytest.approx(0.75, abs=0.006)
@@ -49,4 +49,4 @@ def test_the_law_of_training_times():
 @pytest.mark.parametrize("given", [{"law": "beta"}, {"law": "beta", "alpha": 1.0}, {"alpha": 1.0}])
 def test_its_parameters_belong_to_it(given):
     with pytest.raises(ValueError, match="alpha and beta belong to"):
-        TimeLaw(**given)
+        TimeDistribution(**given)

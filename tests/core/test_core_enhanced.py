@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from fewstep.config.losses import Enhancement
-from fewstep.core.enhanced import Enhanced, blend, share
+from fewstep.core.enhanced import EnhancedSample, blend, share
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
-from fewstep.core.path import expand, interpolate
+from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
 
 ROWS = 64
@@ -23,7 +23,7 @@ class Field(nn.Module):
 
     def forward(self, x, t, s, y):
         assert torch.equal(t, s)
-        return torch.sin(x + expand(t + y.to(x.dtype), x)) + self.shift
+        return torch.sin(x + append_dims(t + y.to(x.dtype), x)) + self.shift
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_the_moved_pair_is_the_line_with_the_blended_velocity(batch):
     zeta, t = 1.7, T
     x = interpolate(batch.x0, batch.x1, t)
     F = Field(0.0)(x, t, t, batch.y)
-    data = batch.x1 + zeta * (x + expand(1 - t, x) * F - batch.x1)
-    noise = batch.x0 + zeta * (x - expand(t, x) * F - batch.x0)
+    data = batch.x1 + zeta * (x + append_dims(1 - t, x) * F - batch.x1)
+    noise = batch.x0 + zeta * (x - append_dims(t, x) * F - batch.x0)
     torch.testing.assert_close(interpolate(noise, data, t), x, rtol=0, atol=1e-14)
     v = blend(batch.x1 - batch.x0, F, torch.full_like(t, zeta))
     torch.testing.assert_close(data - noise, v, rtol=0, atol=1e-13)
@@ -67,21 +67,21 @@ def test_the_window():
 def test_a_teacher_moves_all_rows_but_those_without_label(batch):
     teacher = Field(1.0)
     e = Enhancement(zeta=2.0, beyond=0.4)
-    point = Enhanced(batch, context(field_of(teacher), dropout=0.3), T, e, Field(9.0))
+    point = EnhancedSample(batch, context(field_of(teacher), dropout=0.3), T, e, Field(9.0))
     line = batch.x1 - batch.x0
     gone = point.y == 4
     assert 0 < int(gone.sum()) < ROWS
     assert torch.equal(point.v[gone], line[gone])
     told = teacher(point.x, T, T, point.y)
-    weight = expand(torch.where(T < 0.25, 0.4, 2.0), line)
+    weight = append_dims(torch.where(T < 0.25, 0.4, 2.0), line)
     torch.testing.assert_close(point.v[~gone], ((1 - weight) * line + weight * told)[~gone])
-    assert torch.equal(Enhanced(batch, context(), T, None, teacher).v, line)
+    assert torch.equal(EnhancedSample(batch, context(), T, None, teacher).v, line)
 
 
 def test_the_own_form_asks_the_network_with_label_and_its_average_without(batch):
     net, average = Field(0.3), Field(-0.2)
     e = Enhancement(reference="own", zeta=0.44)
-    point = Enhanced(batch, context(target=average, dropout=0.3), T, e, net)
+    point = EnhancedSample(batch, context(target=average, dropout=0.3), T, e, net)
     line, gone = batch.x1 - batch.x0, point.y == 4
     conditional = net(point.x, T, T, point.y)
     unconditional = average(point.x, T, T, torch.full_like(batch.y, 4))
@@ -93,4 +93,4 @@ def test_the_own_form_asks_the_network_with_label_and_its_average_without(batch)
 
 def test_a_missing_teacher_is_named(batch):
     with pytest.raises(ValueError, match=r"enhance\.reference: teacher needs a teacher"):
-        _ = Enhanced(batch, context(), T, Enhancement(zeta=1.0), Field(0.0)).v
+        _ = EnhancedSample(batch, context(), T, Enhancement(zeta=1.0), Field(0.0)).v

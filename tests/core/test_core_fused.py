@@ -58,7 +58,7 @@ def loss(
         steps=10,
         rng=Streams(3, 0, ROWS, rows),
         null=3,
-        tangent=lambda *given: value_and_tangent(*given, formulation),
+        jvp=lambda *given: value_and_tangent(*given, formulation),
         teacher=teacher,
     )
     params = {"facm": FACMLoss, "decm": DECMLoss}[name](name=name)

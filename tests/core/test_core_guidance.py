@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.config.settings import Guidance
-from fewstep.core.guidance import Guided, calibrate, guided_field
+from fewstep.core.guidance import ClassifierFreeGuidance, calibrate, guided_field
 
 NULL = 3
 
@@ -40,24 +40,24 @@ def both(net, point):
 @pytest.mark.parametrize("guidance", [None, Guidance(scale=1.0), Guidance(scale=1.0, normalise="unit")])
 def test_no_guidance_is_the_conditional_field_in_one_pass(guidance, net, point, both):
     counting = Counting(net)
-    assert torch.equal(Guided(counting, guidance, NULL)(*point), both[0])
+    assert torch.equal(ClassifierFreeGuidance(counting, guidance, NULL)(*point), both[0])
     assert counting.rows == [6]
 
 
 def test_guidance_extrapolates_in_one_batch(net, point, both):
     counting = Counting(net)
-    velocity = Guided(counting, Guidance(scale=1.75), NULL)(*point)
+    velocity = ClassifierFreeGuidance(counting, Guidance(scale=1.75), NULL)(*point)
     torch.testing.assert_close(velocity, both[0] + 0.75 * (both[0] - both[1]))
     assert counting.rows == [12] and not velocity.requires_grad
 
 
 def test_scale_zero_is_the_unconditional_field(net, point, both):
-    torch.testing.assert_close(Guided(net, Guidance(scale=0.0), NULL)(*point), both[1])
+    torch.testing.assert_close(ClassifierFreeGuidance(net, Guidance(scale=0.0), NULL)(*point), both[1])
 
 
 def test_interval_includes_its_ends_and_masks_by_sample(net, point, both):
     counting = Counting(net)
-    velocity = Guided(counting, Guidance(scale=3.0, interval=[0.2, 0.9]), NULL)(*point)
+    velocity = ClassifierFreeGuidance(counting, Guidance(scale=3.0, interval=[0.2, 0.9]), NULL)(*point)
     assert counting.rows == [9], "samples outside have no unconditional row"
     inside = torch.tensor([False, False, True, True, True, False])
     torch.testing.assert_close(velocity[~inside], both[0][~inside])
@@ -67,12 +67,12 @@ def test_interval_includes_its_ends_and_masks_by_sample(net, point, both):
 def test_unconditional_pass_is_skipped_outside_the_interval(net, point):
     x, t, y = point
     counting = Counting(net)
-    Guided(counting, Guidance(scale=3.0, interval=[0.15, 1.0]), NULL)(x[:2], t[:2], y[:2])
+    ClassifierFreeGuidance(counting, Guidance(scale=3.0, interval=[0.15, 1.0]), NULL)(x[:2], t[:2], y[:2])
     assert counting.rows == [2]
 
 
 def test_channels(net, point, both):
-    velocity = Guided(net, Guidance(scale=3.0, channels=2), NULL)(*point)
+    velocity = ClassifierFreeGuidance(net, Guidance(scale=3.0, channels=2), NULL)(*point)
     torch.testing.assert_close(velocity[:, 2:], both[0][:, 2:])
     torch.testing.assert_close(velocity[:, :2], (3 * both[0] - 2 * both[1])[:, :2])
 
@@ -81,16 +81,20 @@ def test_normalisation(net, point, both):
     difference = both[0] - both[1]
     norms = difference.flatten(1).norm(dim=1)
     eta = float(norms.median())
-    unit = Guided(net, Guidance(scale=2.0, normalise="unit", eta=eta), NULL)(*point) - both[0]
+    unit = ClassifierFreeGuidance(net, Guidance(scale=2.0, normalise="unit", eta=eta), NULL)(*point) - both[0]
     torch.testing.assert_close(unit.flatten(1).norm(dim=1), torch.full_like(norms, eta), rtol=1e-5, atol=0)
-    rescaled = Guided(net, Guidance(scale=2.0, normalise="rescale"), NULL, eta)(*point) - both[0]
+    rescaled = (
+        ClassifierFreeGuidance(net, Guidance(scale=2.0, normalise="rescale"), NULL, eta)(*point) - both[0]
+    )
     torch.testing.assert_close(rescaled.flatten(1).norm(dim=1), norms.clamp(max=eta), rtol=1e-5, atol=0)
     short = norms < eta
     torch.testing.assert_close(rescaled[short], difference[short])
 
 
 def test_equal_predictions_stay_finite(point):
-    velocity = Guided(lambda x, t, s, y: x, Guidance(scale=2.0, normalise="unit", eta=1.0), NULL)(*point)
+    velocity = ClassifierFreeGuidance(
+        lambda x, t, s, y: x, Guidance(scale=2.0, normalise="unit", eta=1.0), NULL
+    )(*point)
     assert torch.equal(velocity, point[0])
 
 
@@ -106,7 +110,7 @@ def test_calibration_summarises_the_norms_inside_the_interval(net, point, both):
 
 def test_missing_calibration_is_refused(net):
     with pytest.raises(ValueError, match="calibrate"):
-        Guided(net, Guidance(scale=2.0, normalise="rescale"), NULL)
+        ClassifierFreeGuidance(net, Guidance(scale=2.0, normalise="rescale"), NULL)
 
 
 def test_guided_field_serves_any_target_time(net, point):
@@ -120,5 +124,5 @@ def test_guided_field_serves_any_target_time(net, point):
 
 def test_half_precision_outputs_are_combined_in_float32(point):
     x, t, y = point
-    velocity = Guided(lambda x, t, s, y: x.bfloat16(), Guidance(scale=2.0), NULL)(x, t, y)
+    velocity = ClassifierFreeGuidance(lambda x, t, s, y: x.bfloat16(), Guidance(scale=2.0), NULL)(x, t, y)
     assert velocity.dtype == torch.float32

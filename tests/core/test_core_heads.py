@@ -60,8 +60,8 @@ def test_euler_follows_the_velocity_and_cm_the_flow_map(point):
     x, _, y = point
     field = guided_field(TwoHeads(), None, 5, y)
 
-    def run(kind, nfe):
-        return sample(Sampler(kind=kind), field, x, nfe, lambda step: torch.zeros_like(x))
+    def run(kind, steps):
+        return sample(Sampler(kind=kind), field, x, steps, lambda step: torch.zeros_like(x))
 
     torch.testing.assert_close(run("euler", 2), 4 * x)
     # to the data at once; then from half of it

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.losses import TimeLaw
-from fewstep.core.rng import Streams, fold, fold_each
+from fewstep.config.losses import TimeDistribution
+from fewstep.core.rng import Streams, fold_in, fold_in_each
 from fewstep.core.times import sample_times
 
 TOTAL = 200_000
@@ -24,7 +24,7 @@ def test_rows_of_a_split_equal_the_whole():
             streams.normal("a"),
             streams.integers("a", 9),
             streams.normal_like("a", like),
-            sample_times(TimeLaw(law="arctan", mean=0.0, std=1.0), streams, "t"),
+            sample_times(TimeDistribution(law="arctan", mean=0.0, std=1.0), streams, "t"),
         )
 
     whole, one, two = draws(slice(0, 8)), draws(slice(0, 4)), draws(slice(4, 8))
@@ -39,12 +39,12 @@ def test_streams_depend_on_name_step_and_seed_alone():
     assert torch.equal(draw(0, 1, "t"), draw(0, 1, "t"))
     others = [draw(1, 1, "t"), draw(0, 2, "t"), draw(0, 1, "s")]
     assert not any(torch.equal(draw(0, 1, "t"), other) for other in others)
-    assert fold(0, "a", 1) != fold(0, "a1")
+    assert fold_in(0, "a", 1) != fold_in(0, "a1")
 
 
 def test_seeds_of_many_positions_are_those_of_each():
     positions = [0, 9, 10, 1_281_167, 2**40]
-    assert list(fold_each(3, "noise", positions)) == [fold(3, "noise", p) for p in positions]
+    assert list(fold_in_each(3, "noise", positions)) == [fold_in(3, "noise", p) for p in positions]
 
 
 def test_streams_leave_the_global_generator_alone(streams):
@@ -58,25 +58,25 @@ def quantiles(t):
 
 
 def test_arctan_law(streams):
-    t = sample_times(TimeLaw(law="arctan", mean=-0.8, std=1.6), streams, "t")
+    t = sample_times(TimeDistribution(law="arctan", mean=-0.8, std=1.6), streams, "t")
     assert t.dtype == torch.float32 and t.shape == (TOTAL,)
     assert float(t.mean()) == pytest.approx(0.645, abs=0.002)
     assert quantiles(t) == pytest.approx([0.10, 0.41, 0.73, 0.90, 0.98], abs=0.007)
 
 
 def test_logit_normal_law(streams):
-    t = sample_times(TimeLaw(law="logit-normal", mean=0.8, std=1.6), streams, "t")
+    t = sample_times(TimeDistribution(law="logit-normal", mean=0.8, std=1.6), streams, "t")
     normal = torch.tensor([-1.6449, -0.6745, 0, 0.6745, 1.6449])
     assert quantiles(t) == pytest.approx(torch.sigmoid(0.8 + 1.6 * normal).tolist(), abs=0.005)
 
 
 def test_segments_law(streams):
-    t = sample_times(TimeLaw(law="segments", segments=4), streams, "t")
+    t = sample_times(TimeDistribution(law="segments", segments=4), streams, "t")
     values, counts = t.unique(return_counts=True)
     assert values.tolist() == [0, 0.25, 0.5, 0.75]
     assert (counts / TOTAL).tolist() == pytest.approx([0.25] * 4, abs=0.005)
 
 
 def test_uniform_law(streams):
-    t = sample_times(TimeLaw(), streams, "t")
+    t = sample_times(TimeDistribution(), streams, "t")
     assert quantiles(t) == pytest.approx([0.05, 0.25, 0.5, 0.75, 0.95], abs=0.005)

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from fewstep.config.settings import Sampler
-from fewstep.core.path import expand, flow_map, interpolate
+from fewstep.core.path import append_dims, flow_map, interpolate
 from fewstep.core.sampling import evaluations, sample, time_grid
 
 STD = torch.tensor([0.4, 1.0, 1.6]).reshape(3, 1, 1)
@@ -17,7 +17,7 @@ def q(t):
 
 def exact(x, t, s):
     """Average velocity of the flow from N(0, I) to N(0, STD^2)."""
-    t, s = expand(t, x), expand(s, x)
+    t, s = append_dims(t, x), append_dims(s, x)
     return x / q(t) * (STD**2 * (s + t) - (2 - s - t)) / (q(s) + q(t))
 
 
@@ -42,8 +42,8 @@ class Recorder:
         self.asked.append(k)
         return torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(100 + k))
 
-    def run(self, kind, x0, nfe, **given):
-        return sample(Sampler(kind=kind, **given), self, x0, nfe, self.noise)
+    def run(self, kind, x0, steps, **given):
+        return sample(Sampler(kind=kind, **given), self, x0, steps, self.noise)
 
 
 def test_path_and_flow_map_meet_their_ends(x0):
@@ -61,12 +61,12 @@ def test_time_grid():
     assert float(time_grid(2, 0.3)[1]) == pytest.approx(0.15 / 0.65)
 
 
-@pytest.mark.parametrize("nfe", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("shift", [1.0, 0.3])
-def test_jumps_of_the_exact_map_are_exact_in_any_number_of_steps(nfe, shift, x0):
+def test_jumps_of_the_exact_map_are_exact_in_any_number_of_steps(steps, shift, x0):
     field = Recorder()
-    torch.testing.assert_close(field.run("jump", x0, nfe, shift=shift), STD * x0, rtol=1e-5, atol=1e-5)
-    assert len(field.calls) == nfe and field.asked == []
+    torch.testing.assert_close(field.run("jump", x0, steps, shift=shift), STD * x0, rtol=1e-5, atol=1e-5)
+    assert len(field.calls) == steps and field.asked == []
 
 
 def test_one_consistency_step_is_the_flow_map(x0):
@@ -92,13 +92,13 @@ def test_consistency_steps_of_the_exact_map_keep_the_distribution():
     torch.testing.assert_close(x.std(0), STD, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("nfe", [1, 2, 5])
-def test_gamma_runs_from_jumps_to_consistency_steps(nfe, x0):
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_gamma_runs_from_jumps_to_consistency_steps(steps, x0):
     """gamma = 1 are consistency steps, and gamma near 0 nears plain jumps."""
-    assert torch.equal(Recorder().run("jump", x0, nfe, gamma=1.0), Recorder().run("cm", x0, nfe))
-    plain = Recorder().run("jump", x0, nfe)
-    near = [Recorder().run("jump", x0, nfe, gamma=gamma) - plain for gamma in (1e-2, 1e-3)]
-    if nfe == 1:
+    assert torch.equal(Recorder().run("jump", x0, steps, gamma=1.0), Recorder().run("cm", x0, steps))
+    plain = Recorder().run("jump", x0, steps)
+    near = [Recorder().run("jump", x0, steps, gamma=gamma) - plain for gamma in (1e-2, 1e-3)]
+    if steps == 1:
         assert all(torch.equal(gap, torch.zeros_like(gap)) for gap in near)
     else:
         assert float(near[0].norm() / near[1].norm()) == pytest.approx(10, rel=0.05)
@@ -139,7 +139,7 @@ def test_euler_converges_at_first_order(x0):
 
 
 @pytest.mark.parametrize(
-    ("nfe", "switch", "calls", "asked"),
+    ("steps", "switch", "calls", "asked"),
     [
         (2, 0.5, [(0, 0.5), (0.5, 1)], []),
         (4, 0.5, [(0, 0.25), (0.25, 0.25), (0.5, 1), (0.75, 1)], [2]),
@@ -147,9 +147,9 @@ def test_euler_converges_at_first_order(x0):
         (4, 0.9, [(0, 0.25), (0.25, 0.25), (0.5, 0.5), (0.75, 1)], []),
     ],
 )
-def test_mix_jumps_then_euler_then_renoises(nfe, switch, calls, asked, x0):
+def test_mix_jumps_then_euler_then_renoises(steps, switch, calls, asked, x0):
     field = Recorder()
-    field.run("mix", x0, nfe, switch=switch)
+    field.run("mix", x0, steps, switch=switch)
     assert field.calls == calls and field.asked == asked
 
 

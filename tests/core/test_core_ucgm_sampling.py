@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.config.settings import Sampler
-from fewstep.core.path import expand
+from fewstep.core.path import append_dims
 from fewstep.core.sampling import sample, ucgm_grid
 
 STD = torch.tensor([0.4, 1.0, 1.6]).reshape(3, 1, 1)
@@ -20,7 +20,7 @@ def q(t):
 
 def exact(x, t, s):
     """Average velocity of the flow from N(0, I) to N(0, STD^2)."""
-    t, s = expand(t.double(), x), expand(s.double(), x)
+    t, s = append_dims(t.double(), x), append_dims(s.double(), x)
     return x / q(t) * (STD.double() ** 2 * (s + t) - (2 - s - t)) / (q(s) + q(t))
 
 
@@ -28,36 +28,36 @@ def make(kind="ucgm", **given):
     return Sampler(kind=kind, ucgm=given) if kind == "ucgm" else Sampler(kind=kind)
 
 
-def run(sampler, x0, nfe, field=exact):
+def run(sampler, x0, steps, field=exact):
     fresh = torch.Generator().manual_seed(9)
-    return sample(sampler, field, x0, nfe, lambda i: torch.randn(x0.shape, generator=fresh))
+    return sample(sampler, field, x0, steps, lambda i: torch.randn(x0.shape, generator=fresh))
 
 
 def draws(n, seed=0):
     return torch.randn(n, 3, 1, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("nfe", [1, 2, 7])
-def test_without_extrapolation_and_noise_it_is_euler(nfe):
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_without_extrapolation_and_noise_it_is_euler(steps):
     torch.testing.assert_close(
-        run(make(condition="velocity"), draws(32), nfe),
-        run(make("euler"), draws(32), nfe),
+        run(make(condition="velocity"), draws(32), steps),
+        run(make("euler"), draws(32), steps),
         rtol=1e-7,
         atol=1e-7,
     )
 
 
-@pytest.mark.parametrize("nfe", [1, 3])
-def test_with_the_flow_map_to_the_next_time_it_jumps(nfe):
-    found = run(make(condition="next", schedule=[1.2, 0.8, 1.1]), draws(32), nfe)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_with_the_flow_map_to_the_next_time_it_jumps(steps):
+    found = run(make(condition="next", schedule=[1.2, 0.8, 1.1]), draws(32), steps)
     torch.testing.assert_close(found, STD * draws(32), rtol=1e-6, atol=1e-6)
 
 
 def test_fresh_noise_keeps_the_distribution_and_old_noise_does_not():
     """rho = 1 is exact for the exact map. What rho = 0 predicts as noise at t = 0 is the noise itself."""
     x0 = draws(200_000)
-    for nfe, gap in [(2, 0.3), (4, 0.5)]:
-        x = run(make(condition="end", rho=1.0, gaps=[0.0, gap]), x0, nfe)
+    for steps, gap in [(2, 0.3), (4, 0.5)]:
+        x = run(make(condition="end", rho=1.0, gaps=[0.0, gap]), x0, steps)
         torch.testing.assert_close(x.std(0), STD.double(), rtol=0.01, atol=0)
     x = run(make(condition="end", gaps=[0.0, 0.5]), x0, 2)
     # x_(1/2) = (STD + 1) z / 2 where the deviation should be sqrt(STD^2 + 1) / 2
@@ -78,7 +78,7 @@ def test_order_of_the_extrapolation(kappa, order):
 
 
 @pytest.mark.parametrize(
-    ("gaps", "schedule", "nfe", "times"),
+    ("gaps", "schedule", "steps", "times"),
     [
         ([0.001, 0.3], [1.0, 1.0, 1.0], 2, [0.001, 0.7, 1]),
         ([0.001, 0.3], [1.0, 1.0, 1.0], 1, [0.001, 1]),
@@ -87,8 +87,8 @@ def test_order_of_the_extrapolation(kappa, order):
         ([0.0, 0.0], [2.0, 3.0, 1.0], 2, [0, 1 - 0.75**3, 1]),
     ],
 )
-def test_the_times(gaps, schedule, nfe, times):
-    grid = ucgm_grid(make(condition="end", gaps=gaps, schedule=schedule).ucgm, nfe)
+def test_the_times(gaps, schedule, steps, times):
+    grid = ucgm_grid(make(condition="end", gaps=gaps, schedule=schedule).ucgm, steps)
     assert grid.tolist() == pytest.approx(times, abs=1e-4)
 
 

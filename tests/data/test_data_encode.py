@@ -19,6 +19,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from fewstep import encode
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.base import merge
@@ -31,7 +32,6 @@ from fewstep.data.shards import LatentShards, map_arrays, scan_shard
 from fewstep.data.sources import open_source
 from fewstep.data.statistics import Published
 from fewstep.fetch import fetch
-from fewstep.files import sha256
 from fewstep.plan import Plan
 
 IMAGES = Dataset(asset="in", format="imagefolder", resolution=16, classes=3, images=23)

@@ -16,6 +16,7 @@ from latents_made import DIGITS, Made, pixel_latents
 
 from fewstep.backbones import build
 from fewstep.checkpoint import save_model
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec, digest
@@ -24,7 +25,6 @@ from fewstep.data.records import read_record
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
-from fewstep.files import sha256
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep import methods
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
-from fewstep.core.path import expand
+from fewstep.core.path import append_dims
 from fewstep.core.rng import Streams
 
 ROWS = 256
@@ -32,7 +32,7 @@ class ExactMap(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
         t, s = torch.where(t > 1, 2 - t, t), torch.where(t > 1, 2 - s, s)
-        t, s = expand(t, x), expand(s, x)
+        t, s = append_dims(t, x), append_dims(s, x)
         F = x / _q(t) * (STD**2 * (s + t) - (2 - s - t)) / (_q(s) + _q(t))
         return F + self.perturbation * torch.sin(3 * x + 2 * t + 5 * s)
 
@@ -128,7 +128,7 @@ def exact_context() -> Callable[..., Context]:
             steps=100,
             rng=Streams(0, step, ROWS, slice(None)),
             null=1,
-            tangent=value_and_tangent,
+            jvp=value_and_tangent,
             teacher=teacher if taught else None,
             extra=extra,
         )
@@ -142,7 +142,7 @@ def taught(exact_context) -> Callable[..., Context]:
 
     def make(step: int = 0, teacher: bool = True) -> Context:
         ctx = exact_context(step, taught=teacher)
-        ctx.target, ctx.network = ExactMap(), ExactMap()
+        ctx.target, ctx.teacher_net = ExactMap(), ExactMap()
         return ctx
 
     return make

@@ -31,7 +31,7 @@ def context(step=0, rows=slice(None), teacher=None, **given) -> Context:
         steps=10,
         rng=Streams(3, step, 8, rows),
         null=3,
-        tangent=value_and_tangent,
+        jvp=value_and_tangent,
         teacher=teacher,
         **given,
     )
@@ -157,7 +157,9 @@ class TestDECM:
     def test_rows_with_equal_ends_do_not_train(self, tiny, tiny_batch):
         """r = t = 0: gap and weight vanish."""
         params = {"cm": False, "fm": False, "r_max": 0.0}
-        (loss,) = build("decm", **params, times=config.TimeLaw(law="arctan", mean=99.0, std=1e-3)).updates(0)
+        (loss,) = build(
+            "decm", **params, times=config.TimeDistribution(law="arctan", mean=99.0, std=1e-3)
+        ).updates(0)
         net = tiny("decm")
         terms = loss(net, tiny_batch, context(teacher=teacher))
         gradients = torch.autograd.grad(terms.loss, list(net.parameters()))
@@ -209,7 +211,7 @@ def test_scm_warms_up_the_tangent(tiny, tiny_batch):
         (loss,) = build("scm", warmup=4, learned_weight=False).updates(step)
         ctx = context(0, teacher=teacher)
         ctx.step = step
-        ctx.tangent = tangent if shifted else value_and_tangent
+        ctx.jvp = tangent if shifted else value_and_tangent
         return float(loss(tiny("scm"), tiny_batch, ctx).logs["residual_cm"])
 
     assert residual(0, True) == residual(0, False)

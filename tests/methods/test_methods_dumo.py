@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from fewstep import methods
-from fewstep.config.losses import DuMoLoss, Enhancement, TimeLaw
-from fewstep.core.enhanced import Enhanced
+from fewstep.config.losses import DuMoLoss, Enhancement, TimeDistribution
+from fewstep.core.enhanced import EnhancedSample
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
-from fewstep.core.path import expand, interpolate
+from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
 
 TAUGHT = Enhancement(zeta=1.0, start=0.0)
@@ -65,7 +65,7 @@ class TestLinearGaussian:
 
     def test_a_central_difference_is_of_second_order(self, exact_heads, exact_context, gaussian_batch):
         """Against the derivative, at a wrong map too, on times away from the ends."""
-        times = TimeLaw(law="segments", segments=2)
+        times = TimeDistribution(law="segments", segments=2)
         middle = {"times": times, "enhance": TAUGHT}
         batch = rows_of(gaussian_batch, exact_context().rng.integers("t", 2) == 1)
         for perturbation in (0.0, 0.3):
@@ -117,7 +117,7 @@ def drawn(step, batch):
 def residual(net, batch, ctx, t, **given):
     """xi at given times, (B, C, H, W)."""
     method = build(**given)
-    at = Enhanced(batch, ctx, t, method.params.enhance, net)
+    at = EnhancedSample(batch, ctx, t, method.params.enhance, net)
     if method.params.difference == "tangent":
         return method._tangent(net, at, ctx)[2]
     v, u = net(at.x, t, t, at.y)
@@ -138,9 +138,9 @@ class FixedPoint(nn.Module):
         factor, now, one = torch.ones_like(x), t, torch.ones_like(x)
         for _ in range(math.ceil(math.log(1e-6) / math.log(self.ratio))):
             after = 1 - self.ratio * (1 - now)
-            factor = factor * (1 + expand(after - now, x) * self.exact(one, now, now, y)[0])
+            factor = factor * (1 + append_dims(after - now, x) * self.exact(one, now, now, y)[0])
             now = after
-        return v, (factor - 1) * x / expand((1 - t).clamp(min=1e-9), x) + self.slope * x
+        return v, (factor - 1) * x / append_dims((1 - t).clamp(min=1e-9), x) + self.slope * x
 
 
 class Mixture(nn.Module):
@@ -168,7 +168,7 @@ class Mixture(nn.Module):
 
     def forward(self, x, t, s, y):
         weights, means, _ = self.posterior(x, t)
-        left = expand((1 - t).clamp(min=1e-12), x)
+        left = append_dims((1 - t).clamp(min=1e-12), x)
         v = ((weights * means).sum(1).reshape(x.shape) - x) / left
         level = self.cdf(x.flatten(), t)
         low, high = torch.full_like(level, -9.0), torch.full_like(level, 9.0)
@@ -236,7 +236,7 @@ class TestByHand:
         line = batch.x1 - batch.x0
         w = v.detach() if direction == "head" else line
         after = 1 - ratio * (1 - t)
-        moved = net(x + expand(after - t, x) * w, after, after, batch.y)[1].detach()
+        moved = net(x + append_dims(after - t, x) * w, after, after, batch.y)[1].detach()
         loss_v = (v - line).square().mean()
         surrogate = (u - w).square().mean() + ratio / (1 - ratio) * (u - moved).square().mean()
         regression = (u - ((1 - ratio) * w + ratio * moved)).square().mean()
@@ -251,8 +251,8 @@ class TestByHand:
         v, u = net(x, t, t, batch.y)
         line, b = batch.x1 - batch.x0, t + 0.4
         moved = net(x + 0.4 * v, b, b, batch.y)[1]
-        change = (x + 0.4 * v + expand(1 - b, x) * moved - x - expand(1 - t, x) * u) / 0.4
-        xi = torch.where(expand(b >= 1, x), line - u, change).clamp(-0.5, 0.5).detach()
+        change = (x + 0.4 * v + append_dims(1 - b, x) * moved - x - append_dims(1 - t, x) * u) / 0.4
+        xi = torch.where(append_dims(b >= 1, x), line - u, change).clamp(-0.5, 0.5).detach()
         expected = self.pull(net, (v - line).square().mean() + (u - u.detach() - xi).square().mean())
         torch.testing.assert_close(gradient(net, batch, ctx, delta=0.4, clip=0.5)[0], expected)
 
@@ -261,8 +261,8 @@ class TestByHand:
         xi = residual(net, batch, ctx, t, difference="central", delta=0.005)
         v, u = net(x, t, t, batch.y)
         gain, weight = 4 * (1 - t) / torch.sin(1.57 * (1 - t)), torch.cos(1.57 * (1 - t))
-        target = (u + expand(gain, x) * xi).detach()
-        loss_u = (expand(weight, x) * (u - target).square()).mean()
+        target = (u + append_dims(gain, x) * xi).detach()
+        loss_u = (append_dims(weight, x) * (u - target).square()).mean()
         expected = self.pull(net, (v - batch.x1 + batch.x0).square().mean() + loss_u)
         found = gradient(net, batch, ctx, difference="central", delta=0.005, gain="sine")[0]
         torch.testing.assert_close(found, expected)

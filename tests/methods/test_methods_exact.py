@@ -21,7 +21,7 @@ OBJECTIVES = {
     "facm target": config.FACMLoss(name="facm", anchor="target", **RAW),
     "decm": config.DECMLoss(name="decm", **RAW),
     "meanflow": config.MeanFlowLoss(name="meanflow", norm_power=0.0),
-    "meanflow equal": config.MeanFlowLoss(name="meanflow", norm_power=0.0, equal=0.5),
+    "meanflow equal": config.MeanFlowLoss(name="meanflow", norm_power=0.0, flow_matching_fraction=0.5),
     "scm": config.SCMLoss(name="scm", warmup=0, learned_weight=False),
 }
 for right, left in [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.7, 0.3), (1.0, 0.25)]:

@@ -9,11 +9,11 @@ from torch import nn
 from fewstep import methods
 from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.path import expand, interpolate
+from fewstep.core.path import append_dims, interpolate
 
-UNIFORM = config.TimeLaw()
-SPLIT = config.SplitMeanFlowLoss(name="splitmeanflow", equal=0.3)
-SPLIT_ONLY = config.SplitMeanFlowLoss(name="splitmeanflow", equal=0.0)
+UNIFORM = config.TimeDistribution()
+SPLIT = config.SplitMeanFlowLoss(name="splitmeanflow", flow_matching_fraction=0.3)
+SPLIT_ONLY = config.SplitMeanFlowLoss(name="splitmeanflow", flow_matching_fraction=0.0)
 IMPROVED = config.IMeanFlowLoss(name="imeanflow", norm_power=0.0)
 EXACT = {
     "splitmeanflow": SPLIT,
@@ -31,7 +31,7 @@ def evaluate(params, net, batch, ctx):
 
 def phi(x, t, s):
     """dF/dp of the perturbed exact map."""
-    return torch.sin(3 * x + 2 * expand(t, x) + 5 * expand(s, x))
+    return torch.sin(3 * x + 2 * append_dims(t, x) + 5 * append_dims(s, x))
 
 
 def by_hand(g, slope):
@@ -59,7 +59,7 @@ def test_without_a_teacher_lmd_follows_its_own_velocity(exact_map, exact_context
 
 def test_soflow_vanishes_to_the_order_of_one_euler_step(exact_map, exact_context, gaussian_batch):
     def residual(ratio, net):
-        params = config.SoFlowLoss(name="soflow", equal=0.0, ratio=[ratio, ratio])
+        params = config.SoFlowLoss(name="soflow", flow_matching_fraction=0.0, ratio=[ratio, ratio])
         return float(evaluate(params, net, gaussian_batch, exact_context()).logs["residual_sof"])
 
     coarse, middle, fine = (residual(ratio, exact_map()) for ratio in (0.08, 0.04, 0.02))
@@ -73,11 +73,11 @@ def test_soflow_finds_the_limit_of_its_ratio(exact_map, exact_context, gaussian_
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
     params = config.SoFlowLoss(
         name="soflow",
-        equal=0.0,
+        flow_matching_fraction=0.0,
         ratio=[1e-4, 1e-4],
         norm_power=0.0,
-        consistency_times=config.TimeLaw(law="logit-normal", mean=-2.0, std=0.3),
-        end_times=config.TimeLaw(law="logit-normal", mean=2.0, std=0.3),
+        consistency_times=config.TimeDistribution(law="logit-normal", mean=-2.0, std=0.3),
+        end_times=config.TimeDistribution(law="logit-normal", mean=2.0, std=0.3),
     )
     t = torch.sigmoid(-2.0 + 0.3 * ctx.rng.normal("t")).double()
     s = torch.sigmoid(2.0 + 0.3 * ctx.rng.normal("s")).double()
@@ -86,7 +86,7 @@ def test_soflow_finds_the_limit_of_its_ratio(exact_map, exact_context, gaussian_
     F, dF = value_and_tangent(
         net, (x, t, s), (v, torch.ones_like(t), torch.zeros_like(t)), batch.y, "functorch"
     )
-    g = F.detach() - v - expand(s - t, x) * dF
+    g = F.detach() - v - append_dims(s - t, x) * dF
     expected = by_hand(g, phi(x, t, s)) / 2
     assert float(gradient(params, net, batch, ctx)) == pytest.approx(float(expected), rel=2e-3)
 
@@ -100,7 +100,7 @@ def test_soflow_shortens_its_steps(exact_context):
 
 def test_soflow_with_the_velocity_alone_is_flow_matching(exact_map, exact_context, gaussian_batch):
     net, ctx = exact_map(0.4), exact_context()
-    params = config.SoFlowLoss(name="soflow", equal=1.0, times=UNIFORM, norm_power=0.0)
+    params = config.SoFlowLoss(name="soflow", flow_matching_fraction=1.0, times=UNIFORM, norm_power=0.0)
     t = ctx.rng.uniform("velocity").double()
     x = interpolate(gaussian_batch.x0, gaussian_batch.x1, t)
     g = net(x, t, t, gaussian_batch.y).detach() - ctx.teacher(x, t, gaussian_batch.y)
@@ -115,10 +115,10 @@ def test_split_puts_two_jumps_together(exact_map, exact_context, gaussian_batch)
     x = interpolate(batch.x0, batch.x1, t)
 
     def jump(x, t, s):
-        return x + expand(s - t, x) * net(x, t, s, batch.y)
+        return x + append_dims(s - t, x) * net(x, t, s, batch.y)
 
     with torch.no_grad():
-        g = net(x, t, s, batch.y) - (jump(jump(x, t, m), m, s) - x) / expand(s - t, x)
+        g = net(x, t, s, batch.y) - (jump(jump(x, t, m), m, s) - x) / append_dims(s - t, x)
     torch.testing.assert_close(gradient(SPLIT_ONLY, net, batch, ctx), by_hand(g, phi(x, t, s)))
 
 
@@ -144,7 +144,7 @@ def test_improved_meanflow_differentiates_the_value_and_the_velocity(
 ):
     """Along the network's own velocity; the derivative itself is held fixed."""
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
-    params = IMPROVED.model_copy(update={"times": UNIFORM, "equal": 0.0})
+    params = IMPROVED.model_copy(update={"times": UNIFORM, "flow_matching_fraction": 0.0})
     draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
     t, s = draws.min(0).values, draws.max(0).values
     x = interpolate(batch.x0, batch.x1, t)
@@ -152,7 +152,9 @@ def test_improved_meanflow_differentiates_the_value_and_the_velocity(
     along = (own, torch.ones_like(t), torch.zeros_like(t))
     F, dF = value_and_tangent(net, (x, t, s), along, batch.y, "functorch")
     v = ctx.teacher(x, t, batch.y)
-    expected = by_hand(F.detach() - expand(s - t, x) * dF - v, phi(x, t, s)) + by_hand(own - v, phi(x, t, t))
+    expected = by_hand(F.detach() - append_dims(s - t, x) * dF - v, phi(x, t, s)) + by_hand(
+        own - v, phi(x, t, t)
+    )
     torch.testing.assert_close(gradient(params, net, batch, ctx), expected)
 
 
@@ -168,13 +170,13 @@ def test_align_your_flow_follows_its_residual(objective, exact_map, exact_contex
     v = ctx.teacher(x, t, batch.y)
     along = (v, one, none) if objective == "emd" else (torch.zeros_like(x), none, one)
     F, dF = value_and_tangent(net, (x, t, s), along, batch.y, "functorch")
-    F, scaled = F.detach(), expand(s - t, x) * dF
+    F, scaled = F.detach(), append_dims(s - t, x) * dF
     g = (
         F - v - scaled
         if objective == "emd"
-        else F + scaled - ctx.teacher(x + expand(s - t, x) * F, s, batch.y)
+        else F + scaled - ctx.teacher(x + append_dims(s - t, x) * F, s, batch.y)
     )
-    g = g / (expand(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
+    g = g / (append_dims(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
     torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, s)))
 
 
@@ -186,7 +188,7 @@ def test_both_ends_of_align_your_flow_are_limits_of_difference_quotients(
     h = 1e-5
 
     def f(x, t, s):
-        return x + expand(s - t, x) * net(x, t, s, batch.y)
+        return x + append_dims(s - t, x) * net(x, t, s, batch.y)
 
     def terms(objective):
         params = config.AYFLoss(name="ayf", objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
@@ -259,13 +261,15 @@ class Labelled(nn.Module):
         self.exact = exact
 
     def forward(self, x, t, s, y):
-        return self.exact(x, t, s, y) + expand((y == 1).to(x), x)
+        return self.exact(x, t, s, y) + append_dims((y == 1).to(x), x)
 
 
 def test_meanflow_guides_itself_inside_of_its_times(exact_map, exact_context, gaussian_batch):
     """v moves away from the velocity without a label, but for rows without one and at other times."""
     guide = {"omega": 0.2, "kappa": 0.92, "guided": [0.25, 0.75]}
-    params = config.MeanFlowLoss(name="meanflow", times=UNIFORM, equal=1.0, norm_power=0.0, **guide)
+    params = config.MeanFlowLoss(
+        name="meanflow", times=UNIFORM, flow_matching_fraction=1.0, norm_power=0.0, **guide
+    )
     net, batch, ctx = Labelled(exact_map(0.4)), gaussian_batch, exact_context()
     draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
     t = draws.min(0).values
@@ -276,7 +280,7 @@ def test_meanflow_guides_itself_inside_of_its_times(exact_map, exact_context, ga
     own = net.exact(x, t, t, batch.y).detach()
     inside = (t >= 0.25) & (t <= 0.75) & ~dropped
     mixed = 0.2 * v + 0.92 * own - 0.12 * (own + 1)
-    expected = torch.where(expand(inside, x), mixed, v)
+    expected = torch.where(append_dims(inside, x), mixed, v)
     g = net(x, t, t, batch.y).detach() - expected
     torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, t)))
 
@@ -298,7 +302,7 @@ def test_improved_meanflow_trains_both_heads(tiny, tiny_batch, exact_context):
     ctx = exact_context(taught=False)
     ctx.rng = type(ctx.rng)(3, 0, 8, slice(None))
     for equal, reached in ((0.0, {"velocity", "flow_map"}), (1.0, {"velocity"})):
-        params = IMPROVED.model_copy(update={"equal": equal})
+        params = IMPROVED.model_copy(update={"flow_matching_fraction": equal})
         loss = evaluate(params, net, tiny_batch, ctx).loss
         gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
         names = [name.split(".")[0] for name, _ in net.named_parameters()]

@@ -14,7 +14,7 @@ import torch
 from fewstep import methods
 from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.path import expand, interpolate
+from fewstep.core.path import append_dims, interpolate
 
 RAW = {"clamp": None, "norm_power": 0.0}
 
@@ -33,7 +33,7 @@ def problem(exact_map, exact_context, gaussian_batch):
 
 
 def phi(x, t, s):
-    return torch.sin(3 * x + 2 * expand(t, x) + 5 * expand(s, x))
+    return torch.sin(3 * x + 2 * append_dims(t, x) + 5 * append_dims(s, x))
 
 
 def left_residual(net, batch, ctx, t, s):
@@ -42,7 +42,7 @@ def left_residual(net, batch, ctx, t, s):
     v = ctx.teacher(x, t, batch.y)
     tangents = (v, torch.ones_like(t), torch.zeros_like(t))
     F, dF = value_and_tangent(net, (x, t, s), tangents, batch.y, "functorch")
-    return x, F.detach() - v - expand(s - t, x) * dF
+    return x, F.detach() - v - append_dims(s - t, x) * dF
 
 
 def segments(ctx):
@@ -50,7 +50,7 @@ def segments(ctx):
 
 
 def by_hand(weight, g, slope):
-    return (2 * expand(weight, g) * g * slope).mean()
+    return (2 * append_dims(weight, g) * g * slope).mean()
 
 
 def test_consistency(problem):
@@ -73,7 +73,7 @@ def test_consistency_with_adaptive_weight(problem):
     s, alpha = torch.ones_like(t), 1 - t.sqrt()
     x, g = left_residual(net, batch, ctx, t, s)
     g = g.clamp(-1, 1)
-    e = (expand(alpha, g) * g).square().flatten(1).mean(1)
+    e = (append_dims(alpha, g) * g).square().flatten(1).mean(1)
     weight = torch.cos(math.pi / 2 * t) * alpha / (e + 1e-3).sqrt()
     torch.testing.assert_close(gradient(config.CDLoss(name="cd")), by_hand(weight, g, phi(x, t, s)))
 
@@ -85,8 +85,8 @@ def test_noise_to_noisy(problem):
     x, left = left_residual(net, batch, ctx, r, t)
     still, one = torch.zeros_like(t), torch.ones_like(t)
     F, F_s = value_and_tangent(net, (x, r, t), (torch.zeros_like(x), still, one), batch.y, "functorch")
-    landed = x + expand(t, x) * F.detach()
-    right = F.detach() + expand(t, x) * F_s - ctx.teacher(landed, t, batch.y)
+    landed = x + append_dims(t, x) * F.detach()
+    right = F.detach() + append_dims(t, x) * F_s - ctx.teacher(landed, t, batch.y)
     g = (0.7 * right + 0.3 * left) / (0.7 + 0.3)
     params = {"fm": False, "cm": False, "r_max": 0.0, "weight_right": 0.7, "weight_left": 0.3, **RAW}
     for law, weight in {"root": 1 - (1 - t).sqrt(), "linear": t / 2}.items():
@@ -99,7 +99,7 @@ def test_meanflow(problem):
     draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
     t, s = draws.min(0).values, draws.max(0).values
     x, g = left_residual(net, batch, ctx, t, s)
-    params = config.MeanFlowLoss(name="meanflow", times=config.TimeLaw(), norm_power=0.0)
+    params = config.MeanFlowLoss(name="meanflow", times=config.TimeDistribution(), norm_power=0.0)
     torch.testing.assert_close(gradient(params), by_hand(torch.ones_like(t), g, phi(x, t, s)))
 
 
@@ -109,10 +109,10 @@ def test_scm(problem, exact_context):
     t = ctx.rng.uniform("t").double()
     s = torch.ones_like(t)
     x, g = left_residual(net, batch, ctx, t, s)
-    g = expand(torch.cos(math.pi / 2 * t), g) * g
-    g = g / (expand(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
+    g = append_dims(torch.cos(math.pi / 2 * t), g) * g
+    g = g / (append_dims(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
     expected = by_hand(torch.ones_like(t), g, phi(x, t, s))
-    params = {"times": config.TimeLaw(), "warmup": 0}
+    params = {"times": config.TimeDistribution(), "warmup": 0}
     plain = config.SCMLoss(name="scm", learned_weight=False, **params)
     weighted = config.SCMLoss(name="scm", **params)
     torch.testing.assert_close(gradient(plain), expected)

@@ -15,8 +15,8 @@ from torch import nn
 
 from fewstep import methods
 from fewstep.config import losses as config
-from fewstep.core.path import expand, flow_map, interpolate
-from fewstep.core.point import Point
+from fewstep.core.path import append_dims, flow_map, interpolate
+from fewstep.core.path_sample import PathSample
 
 STD = torch.linspace(0.3, 1.7, 6, dtype=torch.float64).reshape(3, 2, 1)
 
@@ -133,7 +133,7 @@ class TestShortcut:
         """Start, end and target of a jump of size 1 / jumps from every row."""
         count = torch.full((len(batch.x1),), jumps)
         t = (ctx.rng.uniform("t") * count).floor() / count
-        at = Point(batch, ctx, t)
+        at = PathSample(batch, ctx, t)
         s = at.t + 1 / jumps
         method = methods.build(self.params(**given))
         return at, s, method._two_jumps(at, torch.arange(len(t)), s, count, ctx)
@@ -184,7 +184,7 @@ class TestShortcut:
     def test_the_guided_step_is_the_conditional_one_moved_away(self, exact_map, taught, gaussian_batch):
         class Labelled(nn.Module):
             def forward(self, x, t, s, y):
-                return torch.ones_like(x) * expand(y.double(), x)
+                return torch.ones_like(x) * append_dims(y.double(), x)
 
         ctx = taught(teacher=False)
         ctx.target = Labelled()

@@ -12,7 +12,7 @@ from fewstep import methods
 from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Context
-from fewstep.core.path import expand, interpolate
+from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
 from fewstep.core.segments import Start, central_residual, chain_residual, end_times, sine_gain
 
@@ -61,10 +61,10 @@ class TestChain:
         first = at.t + delta
         middle = (first + s) / 2
         x1 = at.x + delta * at.v
-        jump1 = expand(middle - first, x1) * net(x1, first, middle, at.y)
-        jump2 = expand(s - middle, x1) * net(x1 + jump1, middle, s, at.y)
+        jump1 = append_dims(middle - first, x1) * net(x1, first, middle, at.y)
+        jump2 = append_dims(s - middle, x1) * net(x1 + jump1, middle, s, at.y)
         u = net(at.x, at.t, s, at.y)
-        expected = at.v - (expand(s - at.t, u) * u - jump1 - jump2) / delta
+        expected = at.v - (append_dims(s - at.t, u) * u - jump1 - jump2) / delta
         torch.testing.assert_close(self.xi(net, start, 2, delta), expected.detach(), rtol=0, atol=1e-11)
 
     def test_short_rows_are_flow_matching(self, exact_map, start):
@@ -92,7 +92,7 @@ def test_central_difference_is_the_derivative_of_the_prediction(exact_map, start
     one = torch.ones_like(at.t)
     inputs, tangents = (at.x, at.t, one), (at.v, one, torch.zeros_like(one))
     u, du = value_and_tangent(net, inputs, tangents, at.y, "functorch")
-    expected = at.v - u.detach() + expand(1 - at.t, u) * du
+    expected = at.v - u.detach() + append_dims(1 - at.t, u) * du
     assert rms(central_residual(at, net, 1e-4) - expected) < 1e-6
 
 
@@ -149,12 +149,12 @@ class TestUCGM:
         one = torch.ones_like(t)
         x = interpolate(batch.x0, batch.x1, t)
         v, t2 = ctx.teacher(x, t, batch.y), 1 - ratio * (1 - t)
-        x2 = x + expand(t2 - t, x) * v
+        x2 = x + append_dims(t2 - t, x) * v
 
         def raw(net):
-            f = x + expand(1 - t, x) * net(x, t, one, batch.y)
-            f2 = x2 + expand(1 - t2, x) * net(x2, t2, one, batch.y).detach()
-            return (expand(1 / (1 - t), x) * (f - f2)).square().mean()
+            f = x + append_dims(1 - t, x) * net(x, t, one, batch.y)
+            f2 = x2 + append_dims(1 - t2, x) * net(x2, t2, one, batch.y).detach()
+            return (append_dims(1 / (1 - t), x) * (f - f2)).square().mean()
 
         def surrogate(net):
             u, u2 = net(x, t, one, batch.y), net(x2, t2, one, batch.y).detach()
@@ -162,7 +162,7 @@ class TestUCGM:
 
         expected = gradient(None, other=raw)
         assert gradient(None, other=surrogate) == pytest.approx(expected, rel=1e-10)
-        uniform = config.TimeLaw()
+        uniform = config.TimeDistribution()
         params = config.UCGMLoss(
             name="ucgm", ratio=ratio, times=uniform, enhance=TAUGHT, **{**PLAIN, "gain": "ratio"}
         )
@@ -170,7 +170,7 @@ class TestUCGM:
         assert gradient(params) == pytest.approx(expected, rel=1e-8)
 
     def test_ratio_zero_is_flow_matching(self, gradient):
-        uniform = config.TimeLaw()
+        uniform = config.TimeDistribution()
         ours = config.UCGMLoss(name="ucgm", ratio=0.0, times=uniform, enhance=TAUGHT, **PLAIN)
         theirs = config.FlowMatchingLoss(name="flow_matching", times=uniform)
         assert gradient(ours) == pytest.approx(gradient(theirs), rel=1e-12)
@@ -183,17 +183,19 @@ class TestUCGM:
         one, x = torch.ones_like(t), interpolate(batch.x0, batch.x1, t)
         at = Start(x, t, ctx.teacher(x, t, batch.y), batch.y)
         gain, weight = sine_gain(t)
-        move = expand(gain, x) * central_residual(at, net, 0.005).clamp(-0.5, 0.5)
+        move = append_dims(gain, x) * central_residual(at, net, 0.005).clamp(-0.5, 0.5)
         e = move.square().flatten(1).mean(1)
         slope = one if huber is None else 1 / (2 * (e + huber**2).sqrt())
-        phi = torch.sin(3 * x + expand(2 * t + 5, x))
-        expected = (expand(-2 * weight * slope, x) * move * phi).mean().item()
-        params = config.UCGMLoss(name="ucgm", times=config.TimeLaw(), enhance=TAUGHT, clip=0.5, huber=huber)
+        phi = torch.sin(3 * x + append_dims(2 * t + 5, x))
+        expected = (append_dims(-2 * weight * slope, x) * move * phi).mean().item()
+        params = config.UCGMLoss(
+            name="ucgm", times=config.TimeDistribution(), enhance=TAUGHT, clip=0.5, huber=huber
+        )
         assert gradient(params, net) == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("ratio", [0.999, 1.0])
     def test_residual_at_the_exact_map_only(self, ratio, exact_map, exact_context, gaussian_batch):
-        params = config.UCGMLoss(name="ucgm", ratio=ratio, times=config.TimeLaw(), enhance=TAUGHT)
+        params = config.UCGMLoss(name="ucgm", ratio=ratio, times=config.TimeDistribution(), enhance=TAUGHT)
         (loss,) = methods.build(params).updates(0)
         exact, wrong = (
             float(loss(exact_map(p), gaussian_batch, exact_context()).logs["residual_ucgm"]) for p in (0, 0.1)
@@ -225,7 +227,7 @@ class TestRCGM:
         x = interpolate(batch.x0, batch.x1, t)
         at = Start(x, t, ctx.teacher(x, t, batch.y), batch.y)
         xi = chain_residual(net(x, t, s, batch.y), at, s, net, 3, 0.02).clamp(-1, 1)
-        phi = torch.sin(3 * x + expand(2 * t + 5 * s, x))
+        phi = torch.sin(3 * x + append_dims(2 * t + 5 * s, x))
         params = config.RCGMLoss(name="rcgm", segments=3, delta=0.02, enhance=TAUGHT, near=near)
         assert gradient(params, net) == pytest.approx((-2 * xi * phi).mean().item(), rel=1e-9)
 

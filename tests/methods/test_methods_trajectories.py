@@ -12,7 +12,7 @@ from fewstep import methods
 from fewstep.config import losses as config
 from fewstep.core.losses import mean_square
 from fewstep.core.path import flow_map, interpolate
-from fewstep.core.point import Point
+from fewstep.core.path_sample import PathSample
 
 
 class TestICT:
@@ -78,7 +78,7 @@ class TestCTM:
         times = torch.linspace(0, 1, 65, dtype=torch.float64)
         i = torch.arange(256) % 40
         k = i + torch.arange(256) % 25
-        at = Point(gaussian_batch, ctx, times[i])
+        at = PathSample(gaussian_batch, ctx, times[i])
         solved = method._solve(at, times, i, k, ctx)
         F = exact_map()(at.x, at.t, times[k], at.y)
         torch.testing.assert_close(solved, flow_map(at.x, at.t, times[k], F), rtol=2e-3, atol=2e-3)
@@ -174,10 +174,10 @@ class TestTCM:
 
     def test_beyond_the_boundary_the_frozen_network_answers(self, exact_map, taught, gaussian_batch):
         net, ctx = Recorder(exact_map()), taught()
-        ctx.network = Recorder(exact_map())
+        ctx.teacher_net = Recorder(exact_map())
         terms(self.second, net, gaussian_batch, ctx)
         r = net.asked[1][1]
-        (asked,) = ctx.network.asked
+        (asked,) = ctx.teacher_net.asked
         assert torch.equal(asked[1], r[r > 0.4]) and 0 < len(asked[1]) < len(r)
 
     def test_boundary_rows_count_by_their_weight(self, exact_map, taught, gaussian_batch):
@@ -208,7 +208,7 @@ class TestTCM:
         torch.testing.assert_close(x_r, interpolate(gaussian_batch.x0, gaussian_batch.x1, r))
 
     def test_stage_two_asks_for_the_first(self, exact_map, exact_context, gaussian_batch):
-        with pytest.raises(ValueError, match=r"network of stage 1 as ctx\.network"):
+        with pytest.raises(ValueError, match=r"network of stage 1 as ctx\.teacher_net"):
             terms(self.second, exact_map(), gaussian_batch, exact_context())
         with pytest.raises(ValueError, match="no velocity"):
             config.TCMLoss(name="tcm", boundary=0.5, direction="teacher")

@@ -12,7 +12,7 @@ from fewstep import methods
 from fewstep.config import losses as config
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
-from fewstep.core.path import expand
+from fewstep.core.path import append_dims
 from fewstep.core.rng import Streams
 
 MEAN, STD = 0.7, 0.5
@@ -20,7 +20,7 @@ ALL = {"share": 1.0, "target_decay": None, "target_warmup": False}
 
 
 def gaussian_velocity(x, t, mean, std):
-    t = expand(t, x)
+    t = append_dims(t, x)
     slope = (t * std**2 - (1 - t)) / (t**2 * std**2 + (1 - t) ** 2)
     return mean + slope * (x - t * mean)
 

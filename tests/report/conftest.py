@@ -30,13 +30,13 @@ def make_spec():
                                 method=row.method,
                                 variant=row.variant,
                                 seed=seed,
-                                sampler=sampler_of(row, nfe),
-                                nfe=nfe,
+                                sampler=sampler_of(row, steps),
+                                steps=steps,
                                 protocol=protocol,
                             )
                             for seed in seeds
                         ]
-                        for nfe in row.nfe or table.nfe or []
+                        for steps in row.steps or table.steps or []
                     ]
                     for protocol in protocols
                 },
@@ -64,7 +64,7 @@ def metric():
             "fid": fid,
             "is": None,
             "images": 50000,
-            "evaluations": key.nfe,
+            "evaluations": key.steps,
             "protocol": {},
             "reference_sha256": "0" * 64,
             "status": "trained",

@@ -10,9 +10,9 @@ from fewstep.config.specs import CellKey, ClaimsSpec
 from fewstep.config.tables import CellName, Claim
 from fewstep.results import read_csv
 
-TEACHER = CellName(method="teacher", sampler="euler", nfe=1)
-DECM = CellName(method="decm", sampler="cm", nfe=1)
-FACM = CellName(method="facm", sampler="cm", nfe=1)
+TEACHER = CellName(method="teacher", sampler="euler", steps=1)
+DECM = CellName(method="decm", sampler="cm", steps=1)
+FACM = CellName(method="facm", sampler="cm", steps=1)
 
 
 def claim(left, relation, right, factor=1.0, **more) -> Claim:
@@ -91,7 +91,7 @@ def test_known_failures_are_no_surprise_in_miniature_and_are_at_full_scale(metri
 
 
 def test_claims_among_cells_trained_once_need_one_seed(metric):
-    other = CellName(method="teacher", sampler="euler-guided", nfe=1)
+    other = CellName(method="teacher", sampler="euler-guided", steps=1)
     key = CellKey(**other.model_dump(), seed=0, protocol="p")
     found = numbers(metric, teacher=[8.0]) | {key: metric(key, 7.0)}
     (line,) = stage.check(spec_of(claim(other, "<", [TEACHER])), found)

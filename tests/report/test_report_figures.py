@@ -35,7 +35,7 @@ def call(spec, tmp_path, *arguments):
 def test_curve(make_spec, metric, write_json, tmp_path, scale):
     spec = make_spec("figure1", scale=scale, seeds=(0, 1))
     keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
-    files = [write_json(metric(key, 1.0 + key.nfe / 10 + key.seed)) for key in keys]
+    files = [write_json(metric(key, 1.0 + key.steps / 10 + key.seed)) for key in keys]
     out, lines = call(spec, tmp_path, "--metrics", *files, "--images", "--curves")
     assert colours(out) > 100
     width, height = Image.open(out).size

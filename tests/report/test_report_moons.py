@@ -47,7 +47,7 @@ def test_a_sweep_shows_every_seed(spec_file, metric, write_json, tmp_path, lowes
     """Unbiased estimates may be negative, where a logarithm ends."""
     path, spec = spec_file("dumo-figure3")
     keys = [key for row in spec.rows for column in row.cells["moons"] for key in column]
-    assert {key.seed for key in keys} == {0, 1, 2} and {key.nfe for key in keys} == {1}
+    assert {key.seed for key in keys} == {0, 1, 2} and {key.steps for key in keys} == {1}
     values = {
         key: lowest + 2e-3 * spec.parameters.get(row.id, 0.5) + 1e-4 * key.seed
         for row in spec.rows
@@ -152,14 +152,14 @@ def test_a_parameter_that_the_losses_lack_is_named():
     ("change", "message"),
     [
         ({"kind": "sweep"}, "parameter"),
-        ({"kind": "curve", "parameter": "loss.equal"}, "parameter"),
-        ({"kind": "scatter", "nfe": [1, 2]}, "one number of steps"),
+        ({"kind": "curve", "parameter": "loss.flow_matching_fraction"}, "parameter"),
+        ({"kind": "scatter", "steps": [1, 2]}, "one number of steps"),
     ],
 )
 def test_impossible_figures_are_refused(change, message):
     rows = [{"id": "a", "label": "a", "method": "meanflow-moons"}]
     with pytest.raises(ValidationError, match=message):
-        Table.model_validate({"title": "t", "paper": "p", "nfe": [1], "rows": rows} | change)
+        Table.model_validate({"title": "t", "paper": "p", "steps": [1], "rows": rows} | change)
 
 
 @pytest.mark.parametrize("scale", ["paper", "demo"])
@@ -168,9 +168,9 @@ def test_claims_about_toys_keep_their_seeds_and_what_is_known(metric, scale):
         "id": "c",
         "statement": "one head is worse",
         "source": "p",
-        "left": {"method": "meanflow-moons", "sampler": "cm", "nfe": 1},
+        "left": {"method": "meanflow-moons", "sampler": "cm", "steps": 1},
         "relation": "<",
-        "right": [{"method": "dumo-moons", "sampler": "cm", "nfe": 1}],
+        "right": [{"method": "dumo-moons", "sampler": "cm", "steps": 1}],
         "metric": "mmd",
         "seeds": [3, 4],
         "miniature": "fails",
@@ -181,7 +181,7 @@ def test_claims_about_toys_keep_their_seeds_and_what_is_known(metric, scale):
     found = {}
     for method, value in (("meanflow-moons", 0.004), ("dumo-moons", 0.002)):
         for seed in (3, 4):
-            key = CellKey(method=method, variant="base", seed=seed, sampler="cm", nfe=1, protocol="moons")
+            key = CellKey(method=method, variant="base", seed=seed, sampler="cm", steps=1, protocol="moons")
             found[key] = metric(key, 0.0, mmd=value)
     (line,) = claims_stage.check(spec, found)
     assert (line["holds"], line["seeds"], line["expected"], line["scale"]) == ("no", "0/2", "fails", "toy")

@@ -105,9 +105,9 @@ def reported_cells() -> dict[tuple[str, str, str, int], float]:
     for name in ("table1", "table3", "table4"):
         content = table(name)
         for row in content.rows:
-            for nfe, value in zip(row.nfe or content.nfe, row.reported["fid"], strict=True):
+            for steps, value in zip(row.steps or content.steps, row.reported["fid"], strict=True):
                 if row.method is not None:
-                    found[row.method, row.variant, sampler_of(row, nfe), nfe] = value
+                    found[row.method, row.variant, sampler_of(row, steps), steps] = value
     return found
 
 
@@ -117,7 +117,7 @@ def test_the_papers_own_numbers_meet_every_claim():
     compare = {"<": lt, "<=": le, ">": gt, ">=": ge}
     for claim in claims:
         left, *right = (
-            known.get((cell.method, cell.variant, cell.sampler, cell.nfe))
+            known.get((cell.method, cell.variant, cell.sampler, cell.steps))
             for cell in [claim.left, *claim.right]
         )
         if left is None and not claim.source.startswith("DE-CM"):

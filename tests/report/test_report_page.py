@@ -73,7 +73,7 @@ def page(make_spec, metric, tmp_path):
                     target=f"results/{name}.csv",
                 )
             )
-        one, two = (CellName(method="decm", sampler="cm", nfe=nfe) for nfe in (1, 2))
+        one, two = (CellName(method="decm", sampler="cm", steps=steps) for steps in (1, 2))
         claims = [
             Claim(id=sign, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
             for sign in ("<", ">=")

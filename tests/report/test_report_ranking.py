@@ -32,7 +32,7 @@ def measured(spec, metric):
         for column in row.cells["digits"]:
             for key in column:
                 if row.id in VALUES:
-                    value = VALUES[row.id] * (1 + key.nfe if row.id == "decm" else 1 + 1 / key.nfe) / 2
+                    value = VALUES[row.id] * (1 + key.steps if row.id == "decm" else 1 + 1 / key.steps) / 2
                     model = {"flops_per_step": FLOPS.get(row.id)}
                     found[key] = metric(key, value, model=model)
     return found
@@ -46,8 +46,8 @@ def test_rows_are_ordered_by_the_first_column_and_ranked_in_each(make_spec, metr
     lines = lines_of(spec_of(make_spec), metric)
     order = list(dict.fromkeys(line["row"] for line in lines))
     assert order[:5] == ["decm", "scm", "meanflow", "teacher", "flow-matching"]
-    ranks = {(line["row"], line["nfe"]): line["rank"] for line in lines}
-    assert [ranks["decm", nfe] for nfe in ("1", "2", "4", "50")] == ["1", "2", "3", "5"]
+    ranks = {(line["row"], line["steps"]): line["rank"] for line in lines}
+    assert [ranks["decm", steps] for steps in ("1", "2", "4", "50")] == ["1", "2", "3", "5"]
     assert ranks["scm", "50"] == "1" and ranks["cd", "1"] == ""
 
 

@@ -17,8 +17,8 @@ def cells(spec, row, protocol="decm"):
     return next(entry for entry in spec.rows if entry.id == row).cells[protocol]
 
 
-def line(lines, row, nfe):
-    return next(entry for entry in lines if (entry["row"], entry["nfe"]) == (row, str(nfe)))
+def line(lines, row, steps):
+    return next(entry for entry in lines if (entry["row"], entry["steps"]) == (row, str(steps)))
 
 
 def lines_of(spec, *contents):
@@ -72,7 +72,7 @@ def test_further_metrics_have_columns_of_one_protocol_each(make_spec, metric, na
     own = metric(keys["decm"], 1.72) | {"is": 290.125}
     common = metric(keys["common"], 1.9) | {"kid": 0.000123456, "recall": 0.62, "is": 1.0}
     lines = lines_of(spec, own, common)
-    found = line(lines, row, keys["decm"].nfe)
+    found = line(lines, row, keys["decm"].steps)
     assert (found["ours_is"], found["ours_kid"], found["ours_recall"]) == ("290.125", "0.000123456", "0.62")
     assert {entry["ours_kid"] for entry in lines if entry["row"] != row} == {""}
     text = stage.markdown(spec, lines)

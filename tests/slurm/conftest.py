@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from slurm_bench import TABLE, Bench
 from slurm_cluster import FIGURES, Cluster, why_not
+from slurm_workdir import TABLE, Workdir
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +36,16 @@ def cluster(new_cluster: Callable[[], Cluster]) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def built(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def built(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """The reduced table 1, from data to csv, made on the cluster without a fault. Read only."""
-    bench = Bench(tmp_path_factory.mktemp("built"), cluster)
-    with bench.snakemake(TABLE) as run:
+    workdir = Workdir(tmp_path_factory.mktemp("built"), cluster)
+    with workdir.snakemake(TABLE) as run:
         run.finish()
-    return bench
+    return workdir
 
 
 @pytest.fixture
-def bench(built: Bench, cluster: Cluster, tmp_path: Path) -> Bench:
+def workdir(built: Workdir, cluster: Cluster, tmp_path: Path) -> Workdir:
     """A copy to work in, with one model still to be trained."""
     return built.copy(tmp_path / "work", cluster)
 

@@ -12,6 +12,7 @@ from configs import ROOT
 
 from fewstep import doctor
 from fewstep.config.base import read_yaml
+from fewstep.environment import Check, cluster, examine, machine, profiles_of
 
 SLURM = read_yaml(ROOT / "profiles/slurm/config.yaml")
 
@@ -21,8 +22,8 @@ def _in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def checks(profile: Path, name: str) -> list[doctor.Check]:
-    return [check for check in doctor.examine(profile) if check.name.startswith(name)]
+def checks(profile: Path, name: str) -> list[Check]:
+    return [check for check in examine([profile]) if check.name.startswith(name)]
 
 
 def test_the_miniature_can_run_here(capsys):
@@ -48,67 +49,75 @@ def test_paper_scale_names_what_is_missing(monkeypatch, tmp_path):
 
 def test_no_room(monkeypatch):
     usage = type("Usage", (), {"free": 1e9})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
     (disk,) = checks(ROOT / "profiles/local", "disk")
     assert disk.state == "fail" and disk.text.startswith("1 GB free")
 
 
 def test_gpus_that_are_not_there(monkeypatch):
-    monkeypatch.setattr(doctor, "ask", lambda *_: "")
-    assert doctor.gpus({"set-resources": {"train": {"gres": "gpu:h100:8"}}}).state == "fail"
-    monkeypatch.setattr(doctor, "ask", lambda *_: "GPU 0: H200\nGPU 1: H200\n")
-    assert doctor.gpus({"set-resources": {"train": {"gpu": 2}}}).state == "ok"
+    monkeypatch.setattr(machine, "run_command", lambda *_: "")
+    assert machine.gpus({"set-resources": {"train": {"gres": "gpu:h100:8"}}}).state == "fail"
+    monkeypatch.setattr(machine, "run_command", lambda *_: "GPU 0: H200\nGPU 1: H200\n")
+    assert machine.gpus({"set-resources": {"train": {"gpu": 2}}}).state == "ok"
 
 
 def test_a_folder_of_someone_else(monkeypatch, demo_plan):
     def refused(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refused)
-    check = doctor.folder_works(demo_plan, shared=True)
+    monkeypatch.setattr(machine.tempfile, "NamedTemporaryFile", refused)
+    check = machine.results_folder(demo_plan, shared=True)
     assert check.state == "fail" and "Permission denied" in check.text
 
 
 def test_a_bad_configuration_is_one_line(tmp_path):
     (tmp_path / "config.yaml").write_text("configfile: [nowhere.yaml]\n")
-    (check,) = doctor.examine(tmp_path)
+    (check,) = examine([tmp_path])
     assert check.state == "fail" and "nowhere.yaml" in check.text
+
+
+def test_from_another_folder(monkeypatch, tmp_path):
+    """A preset is found beside its profile, config/ in the repository."""
+    monkeypatch.chdir(tmp_path)
+    first = next(examine([ROOT / "profiles/demo"], ROOT))
+    assert first.state == "ok" and "table3" in first.text
 
 
 def test_what_slurm_forgets():
     profile = {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 20}
-    assert doctor.status(profile, "MinJobAge = 300 sec").state == "ok"
-    short = doctor.status(profile, "MinJobAge = 30 sec")
+    assert cluster.job_status(profile, "MinJobAge = 300 sec").state == "ok"
+    short = cluster.job_status(profile, "MinJobAge = 30 sec")
     assert short.state == "fail" and "or less" in short.text
-    assert doctor.status({}, "AccountingStorageType = accounting_storage/none").state == "fail"
-    assert doctor.status({}, "AccountingStorageType = accounting_storage/slurmdbd").state == "ok"
+    assert cluster.job_status({}, "AccountingStorageType = accounting_storage/none").state == "fail"
+    assert cluster.job_status({}, "AccountingStorageType = accounting_storage/slurmdbd").state == "ok"
 
 
 def test_job_arrays(paper_plan):
     """What version 2.8 of the executor would wait for for ever."""
 
-    def check(**changes: object) -> doctor.Check:
-        (found,) = doctor.arrays({**SLURM, **changes}, paper_plan)
+    def check(**changes: object) -> Check:
+        (found,) = cluster.job_arrays({**SLURM, **changes}, paper_plan)
         return found
 
     assert check().state == "ok"
     few = check(jobs=100)
     assert few.state == "fail" and "shards and 100 jobs; Snakemake would wait for ever" in few.text
     assert "sacct" in check(**{"slurm-status-command": "sacct"}).text
-    assert not list(doctor.arrays({"jobs": 1}, paper_plan))
+    assert not list(cluster.job_arrays({"jobs": 1}, paper_plan))
 
 
 def test_an_overlay_replaces_entries(tmp_path):
     profile = ROOT / "profiles/slurm"
     (tmp_path / "config.yaml").write_text("executor: local\n")
-    named = {check.name for check in doctor.examine(profile, tmp_path)}
+    named = {check.name for check in examine([profile, tmp_path])}
     assert "GPUs" in named and "Slurm" not in named
 
 
-def test_profiles_of_a_call():
+def test_profiles_of_a_call(tmp_path):
+    (tmp_path / "b").mkdir()
     words = ["snakemake", "--profile", "a", "--profile=b", "--workflow-profile", "c", "-n", "doctor"]
-    assert doctor.profiles_of(words) == ["a", "b", "c"]
-    assert doctor.profiles_of(["snakemake", "doctor"]) == []
+    assert profiles_of(words, [tmp_path / "other", tmp_path]) == [Path("a"), tmp_path / "b", Path("c")]
+    assert profiles_of(["snakemake", "doctor"], []) == []
 
 
 @pytest.mark.parametrize(
@@ -116,11 +125,13 @@ def test_profiles_of_a_call():
     [("MaxTime=1-02:30:00 X", 1590), ("MaxTime=00:30:00", 30), ("MaxTime=UNLIMITED", None), ("", None)],
 )
 def test_minutes(text, found):
-    assert doctor.minutes(text) == found
+    assert cluster.time_limit(text) == found
 
 
 def test_no_torch_is_needed():
-    code = "import sys; sys.modules['torch'] = None; import fewstep.doctor as d; print(d.packages().name)"
+    code = (
+        "import sys; sys.modules['torch'] = None; from fewstep.environment import machine; machine.packages()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -129,7 +140,7 @@ def test_on_a_cluster(cluster, monkeypatch, tmp_path):
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, cluster.env[name])
 
-    def found(resources: dict, name: str, **default) -> doctor.Check:
+    def found(resources: dict, name: str, **default) -> Check:
         sizes = {"default-resources": default, "set-resources": {"train": resources}, "set-threads": {}}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({**SLURM, **sizes}))
         (check,) = checks(tmp_path, name)

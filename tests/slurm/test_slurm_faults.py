@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from configs import ROOT
-from slurm_bench import MODEL, RUN, STEPS, Bench, asked, eventually, same
 from slurm_cluster import Cluster, note
+from slurm_workdir import MODEL, RUN, STEPS, Workdir, asked, eventually, same
 
 from fewstep.checkpoint import load_model
 
@@ -24,116 +24,116 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("limi
 def limited(
     request: pytest.FixtureRequest,
     new_cluster: Callable[[], Cluster],
-    built: Bench,
+    built: Workdir,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Future[tuple[Bench, list[int], str]] | None]:
+) -> Iterator[Future[tuple[Workdir, list[int], str]] | None]:
     """A training that its time limit ends three times, beside the other tests: Slurm takes minutes."""
     if not any(item.name == "test_the_time_limit_comes_three_times" for item in request.session.items):
         yield None
         return
-    bench = built.copy(tmp_path_factory.mktemp("limited") / "work", new_cluster())
+    workdir = built.copy(tmp_path_factory.mktemp("limited") / "work", new_cluster())
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(end_three_times, bench)
+        yield pool.submit(end_three_times, workdir)
 
 
-def end_three_times(bench: Bench) -> tuple[Bench, list[int], str]:
+def end_three_times(workdir: Workdir) -> tuple[Workdir, list[int], str]:
     """Steps of the states saved when Slurm signalled that the time was up, and what Snakemake said.
 
     Slurm looks at the limits every 30 s. So that no training waits for minutes, its limit is lowered once
     it is in its loop: to less than two minutes from now, the signal being due 100 s before.
     """
-    bench.edit(slurm_extra="--signal=TERM@100")
+    workdir.edit(slurm_extra="--signal=TERM@100")
     steps: list[int] = []
-    with bench.snakemake(MODEL) as run:
+    with workdir.snakemake(MODEL) as run:
         for _ in range(3):
-            with bench.held() as job:
-                minutes = int(bench.ask("squeue", "-h", "-j", job, "-o", "%M").split(":")[-2])
-                bench.ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
-                eventually(lambda: asked(bench))
-            steps.append(eventually(lambda: 0 if bench.trainers() else bench.saved()))
-        return bench, steps, run.finish()
+            with workdir.held() as job:
+                minutes = int(workdir.ask("squeue", "-h", "-j", job, "-o", "%M").split(":")[-2])
+                workdir.ask("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
+                eventually(lambda: asked(workdir))
+            steps.append(eventually(lambda: 0 if workdir.trainers() else workdir.saved()))
+        return workdir, steps, run.finish()
 
 
-def without_a_fault(bench: Bench, built: Bench) -> None:
+def without_a_fault(workdir: Workdir, built: Workdir) -> None:
     """The result is that of the training without a fault, bit for bit, and nothing else is left."""
-    assert same(bench.model, built.model)
-    assert {path.name for path in bench.model.parent.iterdir()} == {
-        bench.model.name,
-        f"{bench.model.name}.lock",
+    assert same(workdir.model, built.model)
+    assert {path.name for path in workdir.model.parent.iterdir()} == {
+        workdir.model.name,
+        f"{workdir.model.name}.lock",
         "train.jsonl",
         "benchmark.tsv",
         "tensorboard",
     }
 
 
-def test_preempted_and_then_its_node_is_lost(bench: Bench, built: Bench, cluster: Cluster):
+def test_preempted_and_then_its_node_is_lost(workdir: Workdir, built: Workdir, cluster: Cluster):
     """Both times Slurm requeues the job under its old number; Snakemake only waits."""
-    bench.edit(slurm_partition="spot")
-    with bench.snakemake(MODEL) as run:
-        with bench.held() as job:
+    workdir.edit(slurm_partition="spot")
+    with workdir.snakemake(MODEL) as run:
+        with workdir.held() as job:
             words = ["-p", "gpu", "-N2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"]
-            bench.ask("sbatch", *words)
-            eventually(lambda: asked(bench))
-        step = eventually(bench.saved)
-        eventually(lambda: not bench.trainers())
-        with bench.held() as again:
-            node = bench.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+            workdir.ask("sbatch", *words)
+            eventually(lambda: asked(workdir))
+        step = eventually(workdir.saved)
+        eventually(lambda: not workdir.trainers())
+        with workdir.held() as again:
+            node = workdir.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
             cluster.crash(node)
         try:
             text = run.finish()
         finally:
             cluster.repair(node)
-    assert again == job and bench.jobs("train") == [job]
+    assert again == job and workdir.jobs("train") == [job]
     assert "Trying to restart" not in text
     (other,) = {"n1", "n2"} - {node}
-    assert bench.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%N %T").split() == [other, "COMPLETED"]
-    assert bench.resumed() == step
-    without_a_fault(bench, built)
+    assert workdir.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%N %T").split() == [other, "COMPLETED"]
+    assert workdir.resumed() == step
+    without_a_fault(workdir, built)
     note("preempted", f"saved and resumed at step {step} of {STEPS}, requeued by Slurm")
     note("node lost", f"resumed at step {step} on {other}, requeued by Slurm")
 
 
-def test_snakemake_is_killed_twice(bench: Bench, built: Bench, cluster: Cluster):
+def test_snakemake_is_killed_twice(workdir: Workdir, built: Workdir, cluster: Cluster):
     """Its job goes on. The next Snakemake submits it again, and the new job takes over where the old one
     is; what was finished in the meantime is not made again."""
-    with bench.snakemake(MODEL) as run, bench.held() as first:
+    with workdir.snakemake(MODEL) as run, workdir.held() as first:
         run.kill()
-        bench.unlock()
-        with bench.snakemake(MODEL) as run:
-            step = eventually(bench.resumed)
-            (second,) = bench.jobs("train", "RUNNING")
+        workdir.unlock()
+        with workdir.snakemake(MODEL) as run:
+            step = eventually(workdir.resumed)
+            (second,) = workdir.jobs("train", "RUNNING")
             run.kill()
     assert cluster.states(first) != "COMPLETED"
     eventually(lambda: cluster.states(second) == "COMPLETED")
-    written = bench.model.stat().st_mtime_ns
-    bench.unlock()
-    with bench.snakemake(MODEL) as run:
+    written = workdir.model.stat().st_mtime_ns
+    workdir.unlock()
+    with workdir.snakemake(MODEL) as run:
         run.finish()
-    assert bench.jobs("train") == [first, second]
-    assert bench.model.stat().st_mtime_ns == written
-    without_a_fault(bench, built)
+    assert workdir.jobs("train") == [first, second]
+    assert workdir.model.stat().st_mtime_ns == written
+    without_a_fault(workdir, built)
     note("Snakemake killed", f"a second job took over at step {step} of {STEPS}; the third had nothing to do")
 
 
-def test_two_nodes_are_stopped_resume_and_train_the_same(built: Bench, bench: Bench, tmp_path: Path):
+def test_two_nodes_are_stopped_resume_and_train_the_same(built: Workdir, workdir: Workdir, tmp_path: Path):
     """The overlay for several nodes. Every process is told of the signal; those on one node do the same."""
-    bench.edit("slurm-multinode")
-    with bench.snakemake(MODEL) as run:
-        with bench.held(processes=2) as job:
-            bench.ask("scancel", "--signal=TERM", job)
-            eventually(lambda: asked(bench))
-        step = eventually(bench.saved)
-        told = bench.log()
+    workdir.edit("slurm-multinode")
+    with workdir.snakemake(MODEL) as run:
+        with workdir.held(processes=2) as job:
+            workdir.ask("scancel", "--signal=TERM", job)
+            eventually(lambda: asked(workdir))
+        step = eventually(workdir.saved)
+        told = workdir.log()
         run.finish()
     for rank in (0, 1):
         assert f"process {rank} of 2: asked to stop by SIGTERM" in told
     assert step % 10 == 0, "processes confer every tenth step"
-    assert bench.resumed() == step
-    (again,) = bench.jobs("train", "COMPLETED")
-    shown = bench.ask("squeue", "-h", "-t", "all", "-j", again, "-o", "%D %N")
+    assert workdir.resumed() == step
+    (again,) = workdir.jobs("train", "COMPLETED")
+    shown = workdir.ask("squeue", "-h", "-t", "all", "-j", again, "-o", "%D %N")
     assert shown.split() == ["2", "n[1-2]"]
-    assert same(bench.model, on_one_node(built, tmp_path, processes=2))
-    ours, theirs = (load_model(each.model)[0] for each in (bench, built))
+    assert same(workdir.model, on_one_node(built, tmp_path, processes=2))
+    ours, theirs = (load_model(each.model)[0] for each in (workdir, built))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=2e-3, atol=2e-5)
@@ -141,7 +141,7 @@ def test_two_nodes_are_stopped_resume_and_train_the_same(built: Bench, bench: Be
     note("stopped by a signal on two nodes", f"saved and resumed at step {step} of {STEPS}")
 
 
-def on_one_node(built: Bench, folder: Path, processes: int) -> Path:
+def on_one_node(built: Workdir, folder: Path, processes: int) -> Path:
     """The same spec trained in a plain shell, without Slurm."""
     out = folder / "shell/model.safetensors"
     words = ["--spec", built.results / f"specs/train/{RUN}.json"]
@@ -154,12 +154,12 @@ def on_one_node(built: Bench, folder: Path, processes: int) -> Path:
     return out
 
 
-def test_the_time_limit_comes_three_times(limited: Future[tuple[Bench, list[int], str]], built: Bench):
-    bench, steps, text = limited.result()
+def test_the_time_limit_comes_three_times(limited: Future[tuple[Workdir, list[int], str]], built: Workdir):
+    workdir, steps, text = limited.result()
     assert 0 < steps[0] < steps[1] < steps[2] < STEPS
-    jobs = bench.jobs("train")
-    assert len(jobs) == 4 and bench.jobs("train", "COMPLETED") == jobs[-1:]
+    jobs = workdir.jobs("train")
+    assert len(jobs) == 4 and workdir.jobs("train", "COMPLETED") == jobs[-1:]
     assert text.count("Trying to restart job") == 3, "Snakemake alone submits it again"
-    assert bench.resumed() == steps[-1]
-    without_a_fault(bench, built)
+    assert workdir.resumed() == steps[-1]
+    without_a_fault(workdir, built)
     note("time limit", f"saved and resumed at steps {', '.join(map(str, steps))} of {STEPS}")

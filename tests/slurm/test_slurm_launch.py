@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from configs import ROOT
-from slurm_bench import eventually
+from slurm_workdir import eventually
 
 from fewstep import launch
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from configs import ROOT
-from slurm_bench import profile
+from slurm_workdir import profile
 
 SLURM, OVERLAY = profile("slurm"), profile("slurm-multinode")
 RULES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
 
 
-def test_the_readme_shows_the_lines_to_edit():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_clusters_shows_the_lines_to_edit():
+    text = (ROOT / ".github/docs/cluster.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(default-resources:\n.*?)```", text, re.DOTALL)
     lines = (ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8").splitlines()
     assert not set(block.splitlines()) - set(lines)

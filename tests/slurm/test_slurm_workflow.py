@@ -7,13 +7,13 @@ import re
 from datetime import datetime
 
 import pytest
-from slurm_bench import COMPUTED, TABLE, Bench, profile
 from slurm_cluster import note
+from slurm_workdir import COMPUTED, TABLE, Workdir, profile
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-def test_table_1_from_data_to_csv(built: Bench):
+def test_table_1_from_data_to_csv(built: Workdir):
     with (built.folder / TABLE).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["row"] for row in rows if row["ours"]} == set(COMPUTED)
@@ -28,7 +28,7 @@ def test_table_1_from_data_to_csv(built: Bench):
         note("round trip of a job of the rule score", f"{(end - begin).seconds} s")
 
 
-def test_shards_are_one_array(built: Bench):
+def test_shards_are_one_array(built: Workdir):
     """One submission for all shards of a set; a single one stays an ordinary job."""
     tasks = [job.split("_") for job in built.jobs("encode")]
     assert sorted(len(task) for task in tasks) == [1, 2, 2]

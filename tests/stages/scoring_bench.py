@@ -85,7 +85,7 @@ def reference_call(world: World, folder: Path, asset: Path, chosen: Protocol) ->
 def score_call(
     world: World, folder: Path, images: Path, reference: Path, chosen: Protocol, **changes
 ) -> Call:
-    cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", nfe=1, protocol="made-up")
+    cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=1, protocol="made-up")
     spec = ScoreSpec(
         cell=cell, protocol=chosen, extractor=world.plan.network(chosen.weights), image=[1, 8, 8]
     )

@@ -63,7 +63,7 @@ def _child(call: Call, log: Path, environment: dict[str, str], fate: Callable | 
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     if fate:
         fate(**how)
-    from fewstep.stage import run
+    from fewstep.common.cli import run
 
     run(lambda _: importlib.import_module(f"fewstep.{call.stage}").main(call.arguments))
 

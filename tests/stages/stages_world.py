@@ -14,7 +14,7 @@ from configs import make_plan, raw_config
 
 from fewstep.config.base import merge
 
-TRAIN = {"steps": 8, "batch": 32, "optimizer": {"warmup": 2}}
+TRAIN = {"steps": 8, "global_batch_size": 32, "optimizer": {"warmup": 2}}
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NETWORK = {"depth": 1, "width": 16, "heads": 2}
 TINY: dict[str, Any] = {

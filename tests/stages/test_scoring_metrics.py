@@ -101,7 +101,7 @@ def test_rescaled_features_rescale_every_distance(world, published, tmp_path):
     plain = json.loads(score_call(world, tmp_path, images, made, chosen)().read_text())
     with np.load(made) as content:
         trace = float(content["sigma"].trace())
-    scaled = protocol(len(OURS), trace=4 * trace)
+    scaled = protocol(len(OURS), feature_scale=4 * trace)
     twice = json.loads(score_call(world, tmp_path, images, made, scaled)().read_text())
     assert twice["fid"] == pytest.approx(4 * plain["fid"], rel=1e-9)
     assert (twice["precision"], twice["recall"]) == (plain["precision"], plain["recall"])

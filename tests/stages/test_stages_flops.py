@@ -11,7 +11,7 @@ from fewstep import flops
 from fewstep.backbones import build
 from fewstep.config.settings import LightningDiT
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.method import Batch, Context, Method, Terms
+from fewstep.core.method import Batch, Context, LossOutput, Method
 from fewstep.core.rng import Streams
 from fewstep.wrap import arrange
 
@@ -25,12 +25,12 @@ class Counted(Method):
         return (self.one, self.other) if step % 3 == 0 else (self.one,)
 
     def one(self, net, batch, ctx):
-        return Terms(net(batch.x1, ctx.rng.uniform("t"), ctx.rng.uniform("s"), batch.y).square().mean())
+        return LossOutput(net(batch.x1, ctx.rng.uniform("t"), ctx.rng.uniform("s"), batch.y).square().mean())
 
     def other(self, net, batch, ctx):
         with torch.no_grad():
             net(batch.x1, ctx.rng.uniform("t"), ctx.rng.uniform("s"), batch.y)
-        return Terms(sum(weight.sum() for weight in net.parameters() if weight.requires_grad))
+        return LossOutput(sum(weight.sum() for weight in net.parameters() if weight.requires_grad))
 
 
 @pytest.fixture

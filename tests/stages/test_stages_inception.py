@@ -11,10 +11,10 @@ import torch
 from stages_world import Call
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from fewstep.common.files import sha256
 from fewstep.config.specs import CellKey, ScoreSpec, dump
 from fewstep.data.records import RecordBody, RecordFile
 from fewstep.features import Extractor, Features
-from fewstep.files import sha256
 from fewstep.images import write_images
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def test_score(weights, protocol, tmp_path):
     }
     with write_images(tmp_path / "images.tar", card) as writer:
         writer.append(pictures(), torch.zeros(6, dtype=torch.int64))
-    cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", nfe=2, protocol="decm")
+    cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=2, protocol="decm")
     spec = tmp_path / "score.json"
     spec.write_text(dump(ScoreSpec(cell=cell, protocol=protocol, extractor=None, image=[3, 32, 32])))
     words = ["--spec", str(spec), "--images", str(tmp_path / "images.tar"), "--extractor", str(weights)]

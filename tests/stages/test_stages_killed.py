@@ -16,9 +16,9 @@ from stages_children import child, die_at_rename
 from stages_world import Call, World
 
 from fewstep.checkpoint import load_model
+from fewstep.common.files import sha256
 from fewstep.config.specs import AdoptSpec, dump
 from fewstep.data.records import RecordBody, RecordFile
-from fewstep.files import sha256
 
 
 def merge_call(world: World, folder: Path) -> Call:
@@ -128,5 +128,5 @@ def test_the_table_shows_the_number(world, tmp_path):
     call()
     metrics = json.loads(world.score("cd", "cm-2").out.read_text())
     lines = csv.DictReader(call.out.read_text().splitlines())
-    found = [line for line in lines if (line["method"], line["sampler"], line["nfe"]) == ("cd", "cm", "2")]
+    found = [line for line in lines if (line["method"], line["sampler"], line["steps"]) == ("cd", "cm", "2")]
     assert found and all(float(line["ours"]) == pytest.approx(metrics["fid"], rel=1e-3) for line in found)

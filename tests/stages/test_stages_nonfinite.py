@@ -10,8 +10,8 @@ import torch
 from stages_world import World
 
 from fewstep.checkpoint import load_model
+from fewstep.common.cli import run
 from fewstep.methods.cd import CD
-from fewstep.stage import run
 from fewstep.train import Trainer
 
 
@@ -75,7 +75,7 @@ def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypat
 
 
 def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
-    patient = world.varied({"methods": {"cd": {"train": {"patience": 3}}}})
+    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {1, 4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "2")
     with pytest.raises(FloatingPointError) as error:
@@ -89,7 +89,7 @@ def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
 
 def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_path, monkeypatch):
     """A state saved amid bad updates counts them, so that a restart does not begin at zero again."""
-    patient = world.varied({"methods": {"cd": {"train": {"patience": 3}}}})
+    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "1")
     with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
@@ -110,7 +110,7 @@ def test_a_shell_sees_one_line(capsys, error):
 
 
 def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(world, tmp_path, monkeypatch):
-    hasty = world.varied({"methods": {"cd": {"train": {"patience": 1}}}})
+    hasty = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 1}}}})
     poison(monkeypatch, {0})
     with pytest.raises(FloatingPointError, match=r"step 0: 1 non-finite .* last good state: none"):
         hasty.train("cd", tmp_path)()

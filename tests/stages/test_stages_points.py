@@ -25,7 +25,7 @@ MOONS = {
     "settings": {
         "datasets": {"moons": {"images": 300}, "moons-held-out": {"images": 200}},
         "protocols": {"moons": {"images": 260}},
-        "settings": {"moons": {"train": {"steps": 30, "batch": 64, "optimizer": {"warmup": 2}}}},
+        "settings": {"moons": {"train": {"steps": 30, "global_batch_size": 64, "optimizer": {"warmup": 2}}}},
     },
 }
 METHODS = ("meanflow-moons", "dumo-moons")
@@ -107,11 +107,11 @@ PIXELS = {
             "cifar10": {
                 "latents": "digits-pixels",
                 "protocols": ["digits"],
-                "train": {"steps": 3, "batch": 8, "precision": "no"},
+                "train": {"steps": 3, "global_batch_size": 8, "precision": "no"},
             }
         },
     },
-    "methods": {"meanflow-cifar10": {"train": {"batch": 8, "optimizer": {"warmup": 1}}}},
+    "methods": {"meanflow-cifar10": {"train": {"global_batch_size": 8, "optimizer": {"warmup": 1}}}},
 }
 
 

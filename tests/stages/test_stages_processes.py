@@ -13,7 +13,7 @@ from stages_children import ranks
 from stages_world import World
 
 from fewstep.checkpoint import load_model
-from fewstep.files import sha256
+from fewstep.common.files import sha256
 
 # Gradients are summed in another order, and Adam divides them by their own size.
 CLOSE = {"rtol": 2e-3, "atol": 2e-5}
@@ -85,11 +85,11 @@ def test_torchrun(world, single, tmp_path):
 
 
 def test_a_batch_that_processes_cannot_share(world, tmp_path):
-    call = world.varied({"methods": {"cd": {"train": {"batch": 33}}}}).train("cd", tmp_path)
+    call = world.varied({"methods": {"cd": {"train": {"global_batch_size": 33}}}}).train("cd", tmp_path)
     assert ranks(call, tmp_path) == [1, 1]
     for rank in (0, 1):
         text = (tmp_path / f"rank{rank}.log").read_text()
-        assert "error: train.batch: 33 does not divide among 2 processes" in text
+        assert "error: train.global_batch_size: 33 does not divide among 2 processes" in text
         assert "Traceback" not in text
     assert not call.out.exists()
 

@@ -11,9 +11,9 @@ from stages_children import ranks
 from stages_world import Call
 
 from fewstep.backbones import build
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.files import sha256
 from fewstep.images import open_images, read_card, read_images
 
 NETWORK = {"shape": [4, 8, 8], "classes": 2, "depth": 1, "width": 24, "heads": 2}

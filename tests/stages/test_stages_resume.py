@@ -10,7 +10,7 @@ from stages_children import child, ranks, signal_at_step
 from stages_world import Call, World, alone
 
 from fewstep.checkpoint import load_model
-from fewstep.files import sha256
+from fewstep.common.files import sha256
 from fewstep.state import STOPPED
 
 METHODS = ["decm", "scm"]  # two updates a step; a module trained beside the network

@@ -13,9 +13,9 @@ from test_stages_train import refused, replaced
 
 import fewstep.sample
 from fewstep.checkpoint import load_model, save_model
+from fewstep.common.files import sha256
 from fewstep.config import read_spec
 from fewstep.config.specs import SampleSpec
-from fewstep.files import sha256
 from fewstep.images import read_card, read_images, to_uint8
 from fewstep.sample import draw_labels, noise
 
@@ -66,7 +66,7 @@ def test_models_share_noise_and_labels(world, tmp_path, monkeypatch):
     """Differences between methods are then not differences of luck."""
     seen: dict[str, list] = {}
 
-    def spying(sampler, field, x0, nfe, again):
+    def spying(sampler, field, x0, steps, again):
         seen.setdefault("start", []).append(x0.clone())
         seen.setdefault("again", []).append(again(0).clone())
         return torch.zeros_like(x0)
@@ -80,7 +80,7 @@ def test_models_share_noise_and_labels(world, tmp_path, monkeypatch):
 
 def test_guidance_doubles_the_evaluations(world, tmp_path):
     # The tiny teacher hardly knows its labels; a large scale shows that they are asked for.
-    strong = world.varied({"settings": {"settings": {"digits": {"guidance": {"scale": 1000.0}}}}})
+    strong = world.varied({"settings": {"recipes": {"digits": {"guidance": {"scale": 1000.0}}}}})
     plain = strong.sample("teacher", "euler-4", tmp_path)
     guided = strong.sample("teacher", "euler-guided-4", tmp_path / "guided")
     plain()

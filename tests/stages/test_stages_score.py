@@ -15,11 +15,11 @@ from test_stages_train import refused, replaced
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from fewstep.checkpoint import load_model, load_network, save_model
+from fewstep.common.files import sha256
 from fewstep.config import ConfigError
 from fewstep.data.records import RecordBody, RecordFile
 from fewstep.data.shards import LatentShards
 from fewstep.features import Extractor, asset_file
-from fewstep.files import sha256
 from fewstep.images import read_card, read_images, to_uint8, write_images
 
 CELL = ("cd", "cm-2")

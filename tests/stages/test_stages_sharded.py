@@ -14,8 +14,8 @@ from test_stages_processes import close
 from test_stages_resume import same, states
 
 from fewstep.checkpoint import load_card
+from fewstep.common.files import sha256
 from fewstep.core.wrappers import held
-from fewstep.files import sha256
 from fewstep.state import STOPPED
 
 SHARDED = ("--shard", "fsdp2")

@@ -73,7 +73,7 @@ def test_the_plan_refuses_a_network_for_other_data(world, key, value, words):
     """Before any job, rather than by a shape error in the first step."""
     with pytest.raises(ConfigError) as error:
         world.varied({"settings": {"backbones": {"lightningdit-digits": {key: value}}}})
-    for word in [f"settings.yaml: backbones.lightningdit-digits.{key}", *words]:
+    for word in [f"recipes.yaml: backbones.lightningdit-digits.{key}", *words]:
         assert word in str(error.value)
 
 
@@ -195,7 +195,7 @@ def test_split_batch_refuses():
 
 
 def test_learning_rate():
-    options = Optimizer(lr=1.0, warmup=4, decay="cosine", final=0.1)
+    options = Optimizer(lr=1.0, warmup=4, decay="cosine", final_lr_ratio=0.1)
     rates = [learning_rate(options, step, 24) for step in range(25)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[14] == pytest.approx(0.55)

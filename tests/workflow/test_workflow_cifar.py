@@ -14,7 +14,7 @@ from fewstep.plan.needs import needs
 
 def test_the_table_trains_both_methods_on_pixels_from_scratch(paper_plan):
     cells = paper_plan.table_cells("dumo-table3")
-    assert {(key.method, key.sampler, key.nfe, key.protocol) for key in cells} == {
+    assert {(key.method, key.sampler, key.steps, key.protocol) for key in cells} == {
         ("meanflow-cifar10", "cm", 1, "cifar10"),
         ("dumo-cifar10", "cm", 1, "cifar10"),
         ("dumo-cifar10", "cm", 2, "cifar10"),
@@ -25,7 +25,7 @@ def test_the_table_trains_both_methods_on_pixels_from_scratch(paper_plan):
     for name in ("meanflow-cifar10/base", "dumo-cifar10/base"):
         run = paper_plan.runs[name]
         assert paper_plan.teacher_of(name) == [] and run.guidance is None
-        assert not run.backbone.conditional and run.setting.label_dropout == 0
+        assert not run.backbone.conditional and run.recipe.label_dropout == 0
         assert unmarked(run) == [] and paper_plan.seeds(run, [0, 1]) == [0, 1]
     assert paper_plan.run("dumo-cifar10").backbone.outputs == 2
 

@@ -66,7 +66,7 @@ def test_training_time_follows_from_steps_batch_and_rate():
     plan = make_plan(raw)
     expected = sum(
         plan.runs[name].train.steps
-        * plan.runs[name].train.batch
+        * plan.runs[name].train.global_batch_size
         / plan.config.costs.train["lightningdit-xl1"][plan.runs[name].loss.name].rate
         + plan.config.costs.start
         for name, _ in needs(plan, ["figure4"]).models

@@ -28,7 +28,7 @@ def test_the_added_head_is_a_second_final_layer(paper_plan, method, added):
 @pytest.mark.parametrize("method", ["dumo", "dumo-512"])
 def test_the_student_starts_as_its_teacher(paper_plan, method):
     run = paper_plan.run(method)
-    teacher = paper_plan.run(run.setting.teacher)
+    teacher = paper_plan.run(run.recipe.teacher)
     assert run.backbone == teacher.backbone.model_copy(update={"outputs": 2})
     assert run.tokenizer == teacher.tokenizer
 
@@ -47,29 +47,31 @@ def test_the_ablation_differs_in_nothing_but_the_method(paper_plan):
 
 def test_two_steps_meet_at_the_time_of_the_siblings(paper_plan, demo_plan):
     for plan in (paper_plan, demo_plan):
-        (cell,) = [key for key in plan.table_cells("dumo-table1") if (key.method, key.nfe) == ("dumo", 2)][:1]
+        (cell,) = [key for key in plan.table_cells("dumo-table1") if (key.method, key.steps) == ("dumo", 2)][
+            :1
+        ]
         assert plan.parts.samplers[cell.sampler].times == [0, 0.7]
 
 
 def test_images_of_512_pixels(paper_plan):
     run = paper_plan.run("dumo-512")
-    dataset = paper_plan.parts.datasets[paper_plan.parts.latents[run.setting.latents].dataset]
+    dataset = paper_plan.parts.datasets[paper_plan.parts.latents[run.recipe.latents].dataset]
     assert (dataset.resolution, dataset.crop) == (512, "adm")
     factor = dataset.resolution // run.tokenizer.shape[1]
     assert factor == 8 and run.backbone.patch == 4
-    assert run.setting.protocols == ["common-512"]
+    assert run.recipe.protocols == ["common-512"]
 
 
 @pytest.mark.parametrize("kind", ["mix", "jump"])
 def test_a_flow_map_without_target_time_does_not_jump_to_inner_times(kind):
-    change = {"dumo-table1": {"rows": {"dumo": {"sampler": kind, "nfe": [4], "reported": {"fid": [None]}}}}}
+    change = {"dumo-table1": {"rows": {"dumo": {"sampler": kind, "steps": [4], "reported": {"fid": [None]}}}}}
     with pytest.raises(ConfigError, match=f"rows.dumo: sampler '{kind}' jumps to inner times"):
         over(tables=change)
 
 
 def test_named_times_are_of_as_many_steps():
     change = {
-        "dumo-table1": {"rows": {"dumo": {"sampler": "cm-t70", "nfe": [4], "reported": {"fid": [None]}}}}
+        "dumo-table1": {"rows": {"dumo": {"sampler": "cm-t70", "steps": [4], "reported": {"fid": [None]}}}}
     }
     with pytest.raises(ConfigError, match="names the times of 2 steps, not of 4"):
         over(tables=change)

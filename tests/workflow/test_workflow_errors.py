@@ -10,7 +10,7 @@ import pytest
 from configs import ROOT, make_plan, raw_config
 
 from fewstep.config import ConfigError
-from fewstep.config.base import merge, read_yaml
+from fewstep.config.base import complete, merge, read_yaml
 from fewstep.config.load import load
 
 
@@ -31,12 +31,12 @@ def over(**overrides) -> dict:
             ["methods/consistency.yaml", "decm.train.optimizer.lr", "1.0e-4"],
         ),
         (
-            {"settings": {"settings": {"digits": {"train": {"steps": "200"}}}}},
+            {"settings": {"recipes": {"digits": {"train": {"steps": "200"}}}}},
             ["settings.yaml", "digits.train.steps", "without quotes"],
         ),
         (
-            {"methods": {"decm": {"setting": "digit"}}},
-            ["methods/consistency.yaml", "decm.setting", "did you mean 'digits'"],
+            {"methods": {"decm": {"recipe": "digit"}}},
+            ["methods/consistency.yaml", "decm.recipe", "did you mean 'digits'"],
         ),
         (
             {"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}},
@@ -48,17 +48,17 @@ def over(**overrides) -> dict:
             ["table3.yaml", "freq-5", "otherwise"],
         ),
         (
-            {"tables": {"table4": {"rows": {"mix": {"nfe": [1, 8, 12, 16]}}}}},
+            {"tables": {"table4": {"rows": {"mix": {"steps": [1, 8, 12, 16]}}}}},
             ["table4.yaml", "mix", "at least 2"],
         ),
         ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
         (
-            {"settings": {"settings": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
+            {"settings": {"recipes": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
             ["settings.yaml", "warmup", "200"],
         ),
         ({"settings": {"protocols": {"digits": {"images": 1999}}}}, ["digits.images", "1999", "10 classes"]),
         (
-            {"settings": {"settings": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
+            {"settings": {"recipes": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
             ["interval", "rise"],
         ),
         ({"methods": {"teacher": {"teacher": True}}}, ["teacher", "cannot teach itself"]),
@@ -94,6 +94,14 @@ def test_key_standing_twice(tmp_path):
     file.write_text("a: 1\nb: 2\na: 3\n")
     with pytest.raises(ConfigError, match=r"twice\.yaml: line 3: key 'a' stands twice"):
         read_yaml(file)
+
+
+def test_a_preset_based_on_another(tmp_path):
+    (tmp_path / "config").mkdir()
+    for name, lines in {"config": "a: 1\nb: {c: 1, d: 1}\n", "reduced": "b: {c: 2}\n"}.items():
+        (tmp_path / f"config/{name}.yaml").write_text(lines)
+    assert complete({"a": 3, "based_on": "config/reduced.yaml"}, tmp_path) == {"a": 3, "b": {"c": 2, "d": 1}}
+    assert complete({}, tmp_path) == {"a": 1, "b": {"c": 1, "d": 1}}
 
 
 def test_snakemake_shows_the_error_before_any_job(tmp_path):

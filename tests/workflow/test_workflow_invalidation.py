@@ -24,7 +24,7 @@ def all_specs(plan: Plan) -> dict[str, str]:
     for table in plan.config.tables:
         cells += plan.table_cells(table)
     for key in cells:
-        run, cell = f"{key.method}/{key.variant}", f"{key.sampler}-{key.nfe}"
+        run, cell = f"{key.method}/{key.variant}", f"{key.sampler}-{key.steps}"
         names.add(("sample", f"{run}/{cell}/{plan.image_set(key.protocol)}"))
         names.add(("score", f"{run}/{key.seed}/{cell}/{key.protocol}"))
         if plan.parts.protocols[key.protocol].reference_latents:
@@ -71,7 +71,9 @@ def tables(**changes) -> dict:
         pytest.param(
             tables(
                 figure1={
-                    "rows": {"scm": {"nfe": [1, 2, 4, 8, 50], "reported": {"fid": [3.34, 1.94] + [None] * 3}}}
+                    "rows": {
+                        "scm": {"steps": [1, 2, 4, 8, 50], "reported": {"fid": [3.34, 1.94] + [None] * 3}}
+                    }
                 }
             ),
             ["sample/scm/base/cm-8/*", "score/scm/base/0/cm-8/*", "table/figure1"],
@@ -83,12 +85,12 @@ def tables(**changes) -> dict:
             id="a caption: table and report",
         ),
         pytest.param(
-            settings(protocols={"digits": {"trace": 1.0}}),
+            settings(protocols={"digits": {"feature_scale": 1.0}}),
             ["reference/digits", "score/*", "report/report"],
             id="a metric's unit: no image",
         ),
         pytest.param(
-            settings(settings={"digits": {"guidance": {"scale": 1.3}}}),
+            settings(recipes={"digits": {"guidance": {"scale": 1.3}}}),
             [
                 "train/*",
                 *(
@@ -104,7 +106,7 @@ def tables(**changes) -> dict:
             id="the extractor: scores",
         ),
         pytest.param(
-            methods(spare={"title": "t", "setting": "digits", "loss": {"name": "cd"}}),
+            methods(spare={"title": "t", "recipe": "digits", "loss": {"name": "cd"}}),
             ["train/spare/*"],
             id="an unused method: nothing of the others",
         ),
@@ -127,7 +129,7 @@ def test_exactly_these_specs_move(change, expected):
 
 def test_guidance_leaves_the_teacher_alone():
     """The teacher follows no guidance, so a student's change of it must not retrain the teacher."""
-    found = moved(settings(settings={"digits": {"guidance": {"scale": 1.3}}}))
+    found = moved(settings(recipes={"digits": {"guidance": {"scale": 1.3}}}))
     assert not fnmatch.filter(found, "train/teacher/*")
     assert not fnmatch.filter(found, "train/digits-*")
 

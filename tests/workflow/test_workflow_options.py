@@ -34,9 +34,9 @@ def trainings(printed: str) -> list[str]:
 def test_options_of_a_profile_reach_the_training(tmp_path):
     profile = tmp_path / "profile"
     profile.mkdir()
-    text = (ROOT / "profiles/demo/config.yaml").read_text()
-    (profile / "config.yaml").write_text(text + f'set-resources:\n  train: {{options: "{OPTIONS}"}}\n')
-    ours = trainings(dry_run(tmp_path / "ours", "--profile", str(profile), DECM))
+    (profile / "config.yaml").write_text(f'set-resources:\n  train: {{options: "{OPTIONS}"}}\n')
+    both = ["--profile", "profiles/demo", "--profile", str(profile)]
+    ours = trainings(dry_run(tmp_path / "ours", *both, DECM))
     plain = trainings(dry_run(tmp_path / "plain", "--profile", "profiles/demo", DECM))
     assert len(ours) == len(plain) > 1
     assert all(f" {OPTIONS} > " in line for line in ours)

@@ -24,7 +24,7 @@ def test_schemas_are_up_to_date():
 
 def test_every_table_names_its_cells(paper_plan):
     keys = paper_plan.table_cells("table3")
-    assert CellKey(method="decm", variant="base", seed=0, sampler="mix", nfe=4, protocol="decm") in keys
+    assert CellKey(method="decm", variant="base", seed=0, sampler="mix", steps=4, protocol="decm") in keys
     assert len(keys) == len(set(keys))
     # fifteen rows, of which (g), (h), (j) and (n) are one run, four columns, two protocols
     assert len(keys) == 12 * 4 * 2

@@ -72,7 +72,9 @@ def test_released_models_calibrate_in_either_mode(paper_plan, released):
     for plan in (paper_plan, released):
         assert set(statuses(plan, "facm-released").values()) == {"released weights"}
         assert {key.seed for key in plan.table_cells("facm-released")} == {0}
-    rows = {row.id: (row.nfe, row.reported["fid"]) for row in paper_plan.config.tables["facm-released"].rows}
+    rows = {
+        row.id: (row.steps, row.reported["fid"]) for row in paper_plan.config.tables["facm-released"].rows
+    }
     assert rows == {"100ep": ([2], [1.32]), "250ep": ([1], [1.76]), "400ep": ([1], [1.7])}
 
 
@@ -131,7 +133,7 @@ def test_the_three_teachers(paper_plan):
 
 @pytest.mark.parametrize("name", ["imagenet256-vavae-facm", "imagenet256-vavae-64ep"])
 def test_every_method_can_start_from_another_teacher(name):
-    raw = merge(raw_config(), {"replace_settings": {"imagenet256-vavae": name}})
+    raw = merge(raw_config(), {"replace_recipes": {"imagenet256-vavae": name}})
     plan = make_plan(raw)
     for method in ("cd", "decm", "meanflow", "scm"):
         run = plan.run(method)
@@ -162,7 +164,7 @@ def images(plan: Plan) -> str:
         ({"methods": {"facm": {"released": {"file": "250.pt"}}}}, ["facm.released.file", "250ep-stg2.pt"]),
         ({"methods": {"facm": {"loss": {"anchor": "target"}}}}, ["facm.loss", "target_time"]),
         (
-            {"methods": {"facm": {"setting": "imagenet256-vavae"}}},
+            {"methods": {"facm": {"recipe": "imagenet256-vavae"}}},
             ["facm.loss.anchor", "teacher has not", "anchor: target"],
         ),
         ({"methods": {"facm": {"samplers": {"default": "mix"}}}}, ["'mix'", "target_time"]),
@@ -179,7 +181,7 @@ def test_what_cannot_work_is_one_error(overrides, words):
 
 def test_every_hyper_parameter_at_paper_scale_has_a_mark(paper_plan):
     runs = [paper_plan.run(name) for name in paper_plan.config.methods]
-    trained = [run for run in runs if run.setting.scale == "paper" and not run.adopted]
+    trained = [run for run in runs if run.recipe.scale == "paper" and not run.adopted]
     assert {run.method for run in trained} > {"cd", "decm", "facm", "meanflow", "scm"}
     assert {run.name: marks.unmarked(run) for run in trained if marks.unmarked(run)} == {}
 
@@ -201,7 +203,7 @@ def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
 def test_paper_values(paper_plan):
     """Against the research: DE-CM section 4 and FACM's release."""
     train = paper_plan.run("decm").train
-    assert (train.steps, train.batch) == (250 * 1251, 1024)
+    assert (train.steps, train.global_batch_size) == (250 * 1251, 1024)
     assert (train.optimizer.lr, train.optimizer.betas, train.optimizer.clip) == (1e-4, [0.9, 0.999], 1.0)
     assert train.ema.model_dump() == {"kind": "power", "sigma_rel": 0.2}
     for method in ("decm", "facm", "meanflow", "scm", "cd"):
@@ -218,7 +220,7 @@ def test_paper_values(paper_plan):
 def test_the_small_preset():
     plan = make_plan(raw_config("small"))
     run = plan.run("decm")
-    assert (run.setting.scale, run.backbone.depth, run.backbone.width) == ("small", 12, 768)
+    assert (run.recipe.scale, run.backbone.depth, run.backbone.width) == ("small", 12, 768)
     assert not [name for name, run in plan.runs.items() if run.adopted]
     assert plan.teacher_of("facm/base") == ["results/small/teacher/base/0/model.safetensors"]
     assert all(target.startswith("results/small/") for target in plan.targets())

@@ -21,7 +21,7 @@ def test_the_published_network_is_the_teacher(paper_plan):
     assert (run.backbone.norm, run.backbone.mlp, run.backbone.rope) == ("layer", "gelu", False)
     assert run.tokenizer == paper_plan.parts.tokenizers["sd-vae-ft-ema"]
     assert (run.tokenizer.multiplier, run.tokenizer.statistics) == (0.18215, "none")
-    student = paper_plan.parts.backbones[run.setting.backbone]
+    student = paper_plan.parts.backbones[run.recipe.backbone]
     assert student == run.backbone.model_copy(update={"target_time": True})
 
 
@@ -29,7 +29,7 @@ def test_every_number_of_the_setting_has_a_mark(paper_plan):
     run = paper_plan.run("teacher-sit")
     assert all(key.startswith("loss.") for key in unmarked(run))  # its training is its authors'
     marks = {entry.key: entry.mark for entry in marked(run)}
-    assert marks["train.steps"] == "inferred" and marks["train.batch"] == "code"
+    assert marks["train.steps"] == "inferred" and marks["train.global_batch_size"] == "code"
 
 
 def test_moments_of_both_views_take_as_much_as_two_draws(paper_plan):
@@ -43,7 +43,7 @@ def test_moments_of_both_views_take_as_much_as_two_draws(paper_plan):
 
 def test_the_other_decoder_is_another_tokenizer():
     with pytest.raises(ConfigError, match="sit-xl2 was trained on latents of sd-vae-ft-ema"):
-        over(settings={"settings": {"imagenet256-sdvae": {"latents": "imagenet256-sdvae-mse"}}})
+        over(settings={"recipes": {"imagenet256-sdvae": {"latents": "imagenet256-sdvae-mse"}}})
 
 
 def test_latents_of_others_have_no_moments():

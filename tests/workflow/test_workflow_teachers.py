@@ -1,4 +1,4 @@
-"""Who teaches whom: the setting's teacher, a teacher of one's own, and what cannot be."""
+"""Who teaches whom: the recipe's teacher, a teacher of one's own, and what cannot be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_method_may_name_its_own_teacher(scale, request):
     assert (stage.teacher, student.teacher) == ("teacher", "tcm-stage1")
     assert plan.teacher_of("tcm/base") == [plan.model("tcm-stage1")]
     assert plan.teacher_of("tcm-stage1/base") == [plan.model("teacher")]
-    assert stage.setting is student.setting and student.taught
+    assert stage.recipe is student.recipe and student.taught
 
 
 def test_every_teacher_is_trained(demo_plan):
@@ -52,7 +52,10 @@ def test_table1_trains_the_same_methods_in_the_demo_as_before(paper_plan, demo_p
         ({"tcm-stage1": {"teacher": "tcm"}}, r"teacher: (\S+) <- \S+ <- \1 goes in a circle"),
         ({"tcm": {"teacher": "teacher"}}, "tcm.loss.boundary: needs a first stage"),
         ({"tcm": {"teacher": False}}, "tcm.loss.boundary: needs a first stage"),
-        ({"imm": {"loss": {"particles": 3}}}, "imm.loss.particles: train.batch 256 does not divide"),
+        (
+            {"imm": {"loss": {"particles": 3}}},
+            "imm.loss.particles: train.global_batch_size 256 does not divide",
+        ),
         ({"shortcut": {"backbone": "lightningdit-digits-teacher"}}, "shortcut.loss: needs a backbone with"),
     ],
 )

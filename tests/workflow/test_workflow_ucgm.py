@@ -52,7 +52,8 @@ def test_the_size_in_print(paper_plan):
 def test_the_samplers_of_the_table(paper_plan, demo_plan):
     for plan in (paper_plan, demo_plan):
         asked = {
-            (key.method, key.nfe): plan.parts.samplers[key.sampler] for key in plan.table_cells("ucgm-table")
+            (key.method, key.steps): plan.parts.samplers[key.sampler]
+            for key in plan.table_cells("ucgm-table")
         }
         few = asked["ucgm", 2].ucgm
         assert (few.condition, few.rho, few.gaps) == ("end", 1.0, [0.001, 0.3])

@@ -1,11 +1,15 @@
 # The plan answers every question about names, paths and specs; rules only ask it.
-from pathlib import Path
-
 from fewstep.config import ConfigError
+from fewstep.config.base import complete
 from fewstep.plan import Plan
 
 try:
-    plan = Plan(config, Path(workflow.basedir))
+    config = complete(config, repository)
+    workflow.register_pathvars(**config["pathvars"])
+    config["pathvars"] = {
+        name: workflow.pathvars.get(name) for name in config["pathvars"]
+    }
+    plan = Plan(config, repository)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -1,7 +1,7 @@
 # Whether the machine, the profile and the cluster fit, before anything is submitted.
 import sys
 
-from fewstep.doctor import profiles_of
+from fewstep.environment import profiles_of
 
 
 rule doctor:
@@ -12,6 +12,10 @@ rule doctor:
     conda:
         "../../envs/workflow.yaml"
     params:
-        profiles=lambda wildcards: profiles_of(sys.argv) or ["profiles/slurm"],
+        profiles=lambda wildcards: profiles_of(
+            sys.argv, [Path(os.environ.get("PWD", "")), repository]
+        )
+        or [repository / "profiles/slurm"],
+        repository=repository,
     shell:
-        "python -m fewstep.doctor --profile {params.profiles:q} 2>&1 | tee {log}"
+        "python -m fewstep.doctor --profile {params.profiles:q} --repository {params.repository:q} 2>&1 | tee {log}"

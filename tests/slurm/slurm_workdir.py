@@ -22,8 +22,8 @@ from slurm_cluster import Cluster
 from stages.stages_world import TINY
 
 from fewstep.checkpoint import load_model
+from fewstep.common.files import sha256
 from fewstep.config.base import merge, read_yaml
-from fewstep.files import sha256
 
 FAST = Path(__file__).parent / "snakemake_fastpoll.py"
 SHORT = {"--slurm-init-seconds-before-status-checks": "1", "--latency-wait": "5"}
@@ -51,9 +51,9 @@ def overrides() -> dict[str, Any]:
     """What makes table 1 small: two rows, tiny networks, two latent shards (an array of jobs)."""
     rows: dict[str, Any] = {}
     for row in read_yaml(ROOT / "config/tables/table1.yaml")["rows"]:
-        if nfe := COMPUTED.get(row["id"]):
-            reported = {metric: [None] * len(nfe) for metric in row["reported"]}
-            rows[row["id"]] = {"nfe": nfe, "reported": reported}
+        if steps := COMPUTED.get(row["id"]):
+            reported = {metric: [None] * len(steps) for metric in row["reported"]}
+            rows[row["id"]] = {"steps": steps, "reported": reported}
         elif "method" in row:
             rows[row["id"]] = {"method": None, "sampler": None}
     small = {
@@ -74,7 +74,7 @@ def small(resources: dict[str, Any]) -> dict[str, Any]:
     return {**resources, **{key: value for key, value in sizes.items() if key in resources}}
 
 
-class Bench:
+class Workdir:
     """One working directory and the cluster that its jobs go to."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
@@ -88,11 +88,11 @@ class Bench:
         (folder / "tiny.yaml").write_text(yaml.safe_dump({"overrides": overrides()}))
         self.edit()
 
-    def copy(self, folder: Path, cluster: Cluster) -> Bench:
+    def copy(self, folder: Path, cluster: Cluster) -> Workdir:
         """The same files in another folder, but for one model that is still to be trained."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("snakemake.out", "slurm"))
         shutil.rmtree(folder / f"results/demo/{RUN}")
-        return Bench(folder, cluster)
+        return Workdir(folder, cluster)
 
     def edit(self, *overlays: str, retries: int | None = None, **train: Any) -> None:
         """Write the profile, with overlays, and with changed resources of the rule train."""
@@ -114,7 +114,7 @@ class Bench:
         return Snakemake(self, [*words, "--", *targets])
 
     def unlock(self) -> None:
-        """What the README says to type after Snakemake was killed."""
+        """What the page on clusters says to type after Snakemake was killed."""
         words = [sys.executable, "-m", "snakemake", *self.snakemake(MODEL).words[:-2], "--unlock"]
         subprocess.run(words, env=self.env, cwd=self.folder, check=True, capture_output=True)
 
@@ -189,9 +189,9 @@ def send(number: signal.Signals, processes: list[int]) -> None:
             os.kill(pid, number)
 
 
-def asked(bench: Bench) -> bool:
+def asked(workdir: Workdir) -> bool:
     """Whether SIGTERM has come to all that train, though they stand still, or nothing trains any more."""
-    return all(pending(pid) for pid in bench.trainers())
+    return all(pending(pid) for pid in workdir.trainers())
 
 
 def pending(pid: int) -> bool:
@@ -212,17 +212,17 @@ def same(ours: Path, theirs: Path) -> bool:
 class Snakemake:
     """Snakemake in the background; always ended, and its jobs with it."""
 
-    def __init__(self, bench: Bench, words: list[str]) -> None:
-        self.bench = bench
+    def __init__(self, workdir: Workdir, words: list[str]) -> None:
+        self.workdir = workdir
         self.words = words
 
     def __enter__(self) -> Snakemake:
-        self.out = self.bench.folder / "snakemake.out"
+        self.out = self.workdir.folder / "snakemake.out"
         with self.out.open("w") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, str(FAST), *self.words],
-                cwd=self.bench.folder,
-                env=self.bench.env,
+                cwd=self.workdir.folder,
+                env=self.workdir.env,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -232,7 +232,7 @@ class Snakemake:
     def finish(self, seconds: float = 1500) -> str:
         code = self.process.wait(seconds)
         text = self.out.read_text()
-        logs = [path.read_text()[-2000:] for path in self.bench.logs.rglob("*.log")] if code else []
+        logs = [path.read_text()[-2000:] for path in self.workdir.logs.rglob("*.log")] if code else []
         assert code == 0, "\n".join([text[-6000:], *logs])
         return text
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from configs import ROOT
-from house_sources import text
+from source_files import text
 
 NEEDED = ("Snakefile", "pyproject.toml", "config", "fewstep", "profiles", "workflow", "tests/methods")
 NEEDED += ("tests/configs.py", "tests/conftest.py")

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..config.losses import TimeLaw
+from ..config.losses import TimeDistribution
 from .method import Batch, Context
 from .path import interpolate
 from .times import sample_times
@@ -31,7 +31,7 @@ def dropped(batch: Batch, ctx: Context) -> Tensor:
     return ctx.rng.uniform("label_dropout") < ctx.label_dropout
 
 
-class Point:
+class PathSample:
     """(x_t, t, y) on the path of a batch; the teacher is asked only if ``v`` is used."""
 
     def __init__(self, batch: Batch, ctx: Context, t: Tensor):
@@ -58,13 +58,13 @@ class Point:
         return self._ctx.teacher(self.x[rows], self.t[rows], self.y[rows])
 
 
-def draw(law: TimeLaw, batch: Batch, ctx: Context) -> Point:
+def sample_path(law: TimeDistribution, batch: Batch, ctx: Context) -> PathSample:
     """The point at the step's time t, which is the same in all updates of a step.
 
     It is kept in the context, so that updates that share one ask the teacher once.
     """
     held = ctx.memo.get("point")
     if held is None or held[0] is not law or held[1] is not batch:
-        held = ctx.memo["point"] = law, batch, Point(batch, ctx, sample_times(law, ctx.rng, "t"))
-    point: Point = held[2]
+        held = ctx.memo["point"] = law, batch, PathSample(batch, ctx, sample_times(law, ctx.rng, "t"))
+    point: PathSample = held[2]
     return point

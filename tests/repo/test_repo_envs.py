@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from configs import ROOT
-from house_sources import modules, reached, theirs
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from source_files import modules, reached, theirs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENVS = sorted((ROOT / "envs").glob("*.yaml"))

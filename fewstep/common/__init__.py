@@ -1,0 +1,1 @@
+"""What every room uses: files that appear whole, the command line."""

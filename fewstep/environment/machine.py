@@ -1,0 +1,144 @@
+"""Checks of this machine: packages, GPUs, disk, the folder of results, licences and tokens of assets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ..common.gres import gpus_in
+from ..plan import Plan
+from ..plan.costs import costs
+from ..plan.needs import needs
+
+LOCAL_DISKS = {"ext2/ext3", "xfs", "btrfs", "tmpfs", "overlayfs", "zfs"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check."""
+
+    state: Literal["ok", "warn", "fail"]
+    name: str
+    text: str
+
+
+def run_command(*words: str) -> str:
+    """Output of a command; "" if it is missing or fails."""
+    try:
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def packages() -> Check:
+    wanted = ["torch", "accelerate", "diffusers", "webdataset", "torch_fidelity"]
+    missing = [name for name in wanted if find_spec(name) is None]
+    if missing:
+        where = "planning works; jobs need them: pip install -e . or --software-deployment-method conda"
+        return Check("warn", "packages", f"not in this Python: {', '.join(missing)} ({where})")
+    return Check("ok", "packages", f"complete in {sys.prefix}")
+
+
+def gpus_of(resources: dict[str, Any]) -> int:
+    """GPUs of one node that a rule asks for."""
+    return int(resources.get("gpu", 0)) or gpus_in(str(resources.get("gres", "")))
+
+
+def gpus(profile: dict[str, Any]) -> Check:
+    """GPUs of this machine against those of the profile."""
+    wanted = max((gpus_of(entry) for entry in profile.get("set-resources", {}).values()), default=0)
+    found = sum(line.startswith("GPU ") for line in run_command("nvidia-smi", "-L").splitlines())
+    text = f"{found} visible, the profile uses {wanted}"
+    if found < wanted:
+        return Check("fail", "GPUs", f"{text}: install the driver, or lower gpu in the profile")
+    return Check("ok", "GPUs", text)
+
+
+def nearest_existing(path: str) -> Path:
+    """The path or the nearest folder above it that exists."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def disk(plan: Plan) -> Iterator[Check]:
+    """Free space against what is still to be written."""
+    lines = costs(plan)
+    kept, moment = (sum(getattr(line, kind) for line in lines) / 1e9 for kind in ("kept", "temporary"))
+    folder = nearest_existing(plan.path("<results>"))
+    free = shutil.disk_usage(folder).free / 1e9
+    trees = [Path(plan.path(f"<{name}>")) for name in ("results", "assets", "latents")]
+    files = {path for tree in trees for path in tree.rglob("*") if path.is_file()}
+    here = sum(path.stat().st_size for path in files) / 1e9
+    text = f"{free:.0f} GB free at {folder}; everything asked for keeps {kept:.0f} GB, of which {here:.0f} GB"
+    text += f" are here, and up to {moment:.0f} GB for a while"
+    kept = max(0, kept - here)
+    unknown = [note for line in lines for note in line.unknown if "size" in note]
+    if unknown:
+        text += f" (not counted: {'; '.join(unknown)})"
+    if free < kept:
+        remedy = "move the pathvars of config/config.yaml to a larger disk, or ask for less"
+        yield Check("fail", "disk", f"{text}: {remedy}")
+    elif free < kept + moment:
+        yield Check("warn", "disk", f"{text}: lower jobs in the profile, so that fewer run at a time")
+    else:
+        yield Check("ok", "disk", text)
+
+
+def results_folder(plan: Plan, shared: bool) -> Check:
+    """Whether results can be written, renamed and locked, and seen by other nodes."""
+    folder = nearest_existing(plan.path("<results>"))
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as stream:
+            path = Path(stream.name)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks = True
+            except OSError:
+                locks = False
+        path.replace(path.with_suffix(".renamed"))
+        path.with_suffix(".renamed").unlink()
+    except OSError as error:
+        return Check("fail", "folder", f"cannot write to {folder}: {error.strerror}")
+    kind = run_command("stat", "-f", "-c", "%T", str(folder)).strip()
+    if not locks:
+        remedy = "after a kill of Snakemake, scancel its jobs before starting it again"
+        return Check("warn", "folder", f"{folder} ({kind}) has no file locks: {remedy}")
+    if shared and kind in LOCAL_DISKS:
+        return Check("warn", "folder", f"{folder} is on {kind}, a local disk: every node must see it")
+    return Check("ok", "folder", f"{folder} ({kind}) can be written and locked")
+
+
+def assets(plan: Plan) -> Iterator[Check]:
+    """Licences and tokens of everything from outside that is still to be fetched."""
+    for name in needs(plan, plan.wanted).assets:
+        asset = plan.config.assets[name]
+        page = asset.page or (f"https://huggingface.co/{asset.repo}" if asset.repo else "")
+        text = f"{asset.licence} {page}".strip()
+        if Path(plan.record(name)).exists():
+            yield Check("ok", f"asset {name}", f"is here; {text}")
+        elif asset.kind == "local" and not Path(asset.path or "").exists():
+            yield Check("fail", f"asset {name}", f"{asset.path} is not there: put it there by hand; {text}")
+        elif asset.gated and not has_token():
+            remedy = f"accept its licence at {page}, then set HF_TOKEN"
+            yield Check("fail", f"asset {name}", f"is gated and there is no token: {remedy}")
+        else:
+            yield Check("ok", f"asset {name}", text)
+
+
+def has_token() -> bool:
+    """Whether the Hugging Face client will find a token."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
+    return Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").exists()

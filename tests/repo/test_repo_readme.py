@@ -1,0 +1,96 @@
+"""What the README and the other pages tell people to type exists."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from configs import ROOT, make_plan, raw_config
+from source_files import modules, text, tracked
+
+from fewstep.plan import Plan
+
+PAGES = [path for path in tracked() if path.suffix == ".md"]
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=str)
+def page(request) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return text(Path("README.md"))
+
+
+def commands(readme: str) -> list[list[str]]:
+    """Calls of snakemake, from code blocks and from inline code."""
+    found = []
+    for code in re.findall(r"```(?:bash|console|sh)\n(.*?)```|`(snakemake [^`]+)`", readme, re.DOTALL):
+        for line in "\n".join(code).splitlines():
+            for part in line.split("&&"):
+                if part.strip().startswith("snakemake "):
+                    found.append(shlex.split(part, comments=True)[1:])
+    return found
+
+
+def test_links(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text(page))
+    folder = (ROOT / page).parent
+    missing = [link for link in links if "://" not in link and not (folder / link).exists()]
+    assert not missing
+
+
+def test_commands_exist(page):
+    for name in re.findall(r"python -m (fewstep[\w.]*)", text(page)):
+        if not name.endswith("."):
+            assert name in modules()
+
+
+def test_snakemake_calls(page):
+    """Profiles are there, and targets are files that the plan can make."""
+    calls = [call for call in commands(text(page)) if "--profile" in call]
+    assert len(calls) >= 3 or page != Path("README.md")
+    for call in calls:
+        profile = call[call.index("--profile") + 1]
+        assert (ROOT / profile / "config.yaml").is_file(), profile
+        preset = Path(profile).name
+        plan = make_plan(raw_config(preset if (ROOT / f"config/{preset}.yaml").is_file() else None))
+        made = {file for name in [*plan.config.tables, "claims", "report"] for file in plan.parts_of(name)}
+        made |= {plan.metrics(key) for name in plan.config.tables for key in plan.table_cells(name)}
+        made |= {plan.path("<results>/plan.csv"), plan.path("<results>/bench.csv")}
+        made |= {plan.model(run.method, run.variant) for run in plan.runs.values()}
+        for word in call:
+            if word.startswith("results/"):
+                assert word in made, f"snakemake {' '.join(call)}"
+
+
+def test_extras_exist(page):
+    assert set(re.findall(r"\.\[(\w+)\]", text(page))) <= {"dev"}
+
+
+def test_the_price_of_table_1(readme):
+    """As results/plan.csv has it."""
+    raw = raw_config()
+    lines = make_plan({**raw, "targets": ["table1"]}).cost_csv().splitlines()
+    totals = [line for line in csv.DictReader(lines) if line["rule"] == "total"]
+    (hours,) = [float(line["time"]) for line in totals if line["unit"] == "GPU-hours"]
+    kept = sum(int(line["kept_bytes"]) for line in totals) / 1e9
+    told = re.search(r"about ([\d,]+) GPU-hours \(H100\) and keeps (\d+) GB", readme)
+    assert [float(number.replace(",", "")) for number in told.groups()] == pytest.approx(
+        [hours, kept], rel=0.03
+    )
+
+
+def test_the_example_of_a_table(readme, tmp_path):
+    section = readme.split("### Add a table\n")[1]
+    example = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1]
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/tables/mine.yaml").write_text(example)
+    plan = Plan(raw_config(), tmp_path)
+    assert {(key.variant, key.steps) for key in plan.table_cells("mine")} == {("freq-4", 1), ("freq-4", 4)}
+    assert plan.parts_of("mine") == ["results/mine.csv", "results/mine.md"]
