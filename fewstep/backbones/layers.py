@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.precision import full
+from ..core.precision import upcast
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Switch autocast off where the device has it (the meta device has not)."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    known = torch.amp.is_autocast_available(device.type)
+    off: AbstractContextManager[object] = (
+        torch.autocast(device.type, enabled=False) if known else nullcontext()
+    )
+    return off
 
 
 class Norm(nn.Module):
@@ -152,8 +154,8 @@ class RotaryTable(nn.Module):
             turned = torch.stack([-b, a], dim=-1).flatten(-2)
             return (x * cos + turned * sin).to(x.dtype)
         # As products of complex numbers: one kernel, the same bits.
-        pairs = torch.view_as_complex(full(x).unflatten(-1, (-1, 2)))
-        turns = torch.complex(full(cos[:, ::2]), full(sin[:, ::2]))
+        pairs = torch.view_as_complex(upcast(x).unflatten(-1, (-1, 2)))
+        turns = torch.complex(upcast(cos[:, ::2]), upcast(sin[:, ::2]))
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 

@@ -35,6 +35,8 @@ class LightningDiT(Conditioned):
     first, and the result is the pair (velocity, flow map).
     """
 
+    y_embedder: LabelEmbedding
+
     def __init__(self, spec: settings.LightningDiT) -> None:
         super().__init__()
         channels, height, width = spec.shape

@@ -46,7 +46,7 @@ def step(t: Tensor) -> tuple[Tensor, Tensor]:
 class NoiseDiT(LightningDiT):
     """The same layers and names; called alike, for the velocity at s = t alone."""
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
         """Velocity (B, C, H, W) at points x of the straight path and times t (B,); s is ignored."""
         k, t = step(t)
         r = torch.hypot(t, 1 - t)

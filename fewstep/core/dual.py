@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
-from .precision import full
+from .precision import upcast
 
 aten = torch.ops.aten
 Function: TypeAlias = Callable[..., Any]
@@ -257,8 +257,8 @@ def _normalised(dx: Tensor, unit: Tensor, scale: Tensor, axes: list[int]) -> Ten
 def layer_norm(
     dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
-    axes, dx = [*range(-len(shape), 0)], full(dx)
-    unit, _, scale = torch.native_layer_norm(full(x), shape, None, None, eps)
+    axes, dx = [*range(-len(shape), 0)], upcast(dx)
+    unit, _, scale = torch.native_layer_norm(upcast(x), shape, None, None, eps)
     dy = _normalised(dx - dx.mean(axes, keepdim=True), unit, scale, axes)
     return dy if weight is None else dy * weight
 
@@ -266,12 +266,12 @@ def layer_norm(
 def rms_norm(
     dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Any = None, eps: float | None = None
 ) -> Tensor:
-    axes, wide = [*range(-len(shape), 0)], full(x)
+    axes, wide = [*range(-len(shape), 0)], upcast(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     norm = torch.linalg.vector_norm(wide, dim=axes, keepdim=True)
     scale = norm.square_().div_(prod(shape)).add_(eps).rsqrt_()
     unit = y if weight is None and y.dtype == wide.dtype else wide * scale
-    dy = _normalised(full(dx), unit, scale, axes)
+    dy = _normalised(upcast(dx), unit, scale, axes)
     return dy if weight is None else dy * weight
 
 
