@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..config.networks import Mlp, UNet
+from ..config.networks import FlowNetwork
 from .layers import LabelEmbedding, TimeEmbedding, without_autocast
 
 
@@ -18,12 +18,12 @@ class Conditioned(nn.Module):
     r_embedder: TimeEmbedding | None
     y_embedder: LabelEmbedding | None
 
-    def embed(self, spec: Mlp | UNet, width: int) -> None:
+    def embed(self, spec: FlowNetwork, width: int, labels: bool) -> None:
         """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)
         self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
-        self.y_embedder = LabelEmbedding(spec.classes, width) if spec.conditional else None
+        self.y_embedder = LabelEmbedding(spec.classes, width) if labels else None
         if self.r_embedder is not None:
             zero(self.r_embedder.mlp[2])
 

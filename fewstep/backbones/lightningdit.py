@@ -14,15 +14,7 @@ from torch import Tensor, nn
 
 from ..config import settings
 from .conditioned import Conditioned
-from .layers import (
-    Block,
-    FinalLayer,
-    LabelEmbedding,
-    PatchEmbedding,
-    RotaryTable,
-    TimeEmbedding,
-    sincos_table,
-)
+from .layers import Block, FinalLayer, LabelEmbedding, PatchEmbedding, RotaryTable, sincos_table
 
 
 class LightningDiT(Conditioned):
@@ -43,13 +35,9 @@ class LightningDiT(Conditioned):
         self.channels = channels
         self.patch = spec.patch
         self.grid = (height // spec.patch, width // spec.patch)
-        times = (spec.width, spec.time_features, spec.time_scale, spec.time_period)
-
         self.pos_embed = nn.Parameter(sincos_table(*self.grid, spec.width), requires_grad=False)
         self.x_embedder = PatchEmbedding(channels, spec.width, spec.patch)
-        self.t_embedder = TimeEmbedding(*times)
-        self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
-        self.y_embedder = LabelEmbedding(spec.classes, spec.width)
+        self.embed(spec, spec.width, labels=True)
         self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads) if spec.rope else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.qk_norm, spec.norm, spec.mlp) for _ in range(spec.depth)

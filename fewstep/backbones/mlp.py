@@ -22,7 +22,7 @@ class Mlp(Conditioned):
         size = prod(spec.shape)
         self.shape = tuple(spec.shape)
         self.x_embedder = nn.Linear(size, spec.width)
-        self.embed(spec, spec.width)
+        self.embed(spec, spec.width, spec.conditional)
         hidden: list[nn.Module] = []
         for _ in range(spec.depth - 1):
             hidden += [nn.SiLU(), nn.Linear(spec.width, spec.width)]

@@ -34,7 +34,7 @@ class UNet(Conditioned):
     def __init__(self, spec: networks.UNet) -> None:
         super().__init__()
         embedding = 4 * spec.width
-        self.embed(spec, embedding)
+        self.embed(spec, embedding, spec.conditional)
         trunk = _trunk(spec, embedding)
         self.conv_in = trunk.conv_in
         self.down_blocks = trunk.down_blocks

@@ -107,7 +107,7 @@ def apply(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"{function.__name__} of a value with graph and tangent inside torch.no_grad, a"
             " torch.autograd.Function or reentrant checkpointing: its gradient would be lost"
         )
-    values = [x.value if isinstance(x, Dual) else value_of(x) for x in args]
+    values = [x.value if type(x) is Dual else value_of(x) if type(x) in (list, tuple) else x for x in args]
     value = function(*values, **{name: value_of(x) for name, x in kwargs.items()})
     with torch.no_grad():
         tangent = rule(function, value, *args, **kwargs)
@@ -385,6 +385,7 @@ TABLE: dict[str, Function] = {
     "rtruediv": lambda f, y, input, other: div(f, y, other, input),
     "pow": power,
     "rpow": lambda f, y, input, other: power(f, y, other, input),
+    "hypot": lambda _, y, a, b: (value_of(a) * tangent_of(a) + value_of(b) * tangent_of(b)) / y,
     "addcmul": addcmul,
     "where": where,
     "reciprocal": unary(lambda dx, x, y: -dx * y.square()),

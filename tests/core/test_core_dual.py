@@ -67,6 +67,7 @@ def test_powers():
     check(lambda x: x**3, A)
     check(lambda x: 2.5**x, A)
     check(lambda x, n: x**n, A, A, positive=True)
+    check(torch.hypot, A, A)
     check(lambda n: torch.full(A, 1.5, dtype=torch.float64) ** n, A)
 
 
