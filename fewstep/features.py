@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import load_network
+from .backbones.model_file import load_network
 from .common.files import sha256
 from .config import ConfigError
 from .config.settings import Backbone, Protocol
 from .core.frechet import GaussianStats
-from .data.records import read_record
+from .data.asset_files import read_record
 
 
 class Extractor:
@@ -42,12 +42,11 @@ class Extractor:
             raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
         if backbone is not None:
             load_network(weights, backbone)
-            path = weights
+            path, self.sha256 = weights, sha256(weights)
         else:
-            path = asset_file(weights, protocol.weights.file)
+            path, self.sha256 = read_record(weights).verified(protocol.weights.file)
         from . import fidelity  # seconds, which points do without
 
-        self.sha256 = sha256(path)
         self._net = fidelity.extractor(protocol.extractor, self.layers, path, self._cuda)
 
     @torch.no_grad()
@@ -117,21 +116,6 @@ class Features:
     def logits(self) -> Tensor:
         """Logits (n, classes), if the protocol asks for the Inception score."""
         return torch.cat(self._logits)
-
-
-def asset_file(record: Path, name: str | None) -> Path:
-    """A file of a fetched asset, its checksum compared with the record's.
-
-    Raises:
-        ConfigError: the record has no such file, or its bytes have changed.
-    """
-    files = {file.name: file for file in read_record(record).body.files}
-    if name not in files:
-        raise ConfigError(f"{record}: has no file {name!r}; it has {sorted(files)}")
-    path = record.with_suffix("") / name
-    if sha256(path) != files[name].sha256:
-        raise ConfigError(f"{path}: differs from {record}; fetch the asset again")
-    return path
 
 
 def describe(protocol: Protocol) -> dict[str, Any]:

@@ -6,7 +6,6 @@ there as `conv-classifier`, so that scoring is one path for it and for Inception
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
-from .checkpoint import load_network
+from .backbones.model_file import load_network
+from .common.tensor_files import load_torch
 from .config.settings import KernelDistance
 
 OURS = "conv-classifier"
@@ -77,23 +77,10 @@ def extractor(name: str, layers: Sequence[str], weights: Path, cuda: bool) -> Fe
         ValueError: published weights that hold more than tensors.
     """
     if name != OURS:
-        refuse_objects(weights)
+        load_torch(weights)  # torch_fidelity unpickles whatever it is given
     return create_feature_extractor(
         name, list(layers), cuda=cuda, feature_extractor_weights_path=str(weights), verbose=False
     )
-
-
-def refuse_objects(path: Path) -> None:
-    """Refuse a torch file that holds more than tensors: torch_fidelity unpickles whatever it is given.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: not a torch file of plain tensors: {reason}") from None
 
 
 def inception_score(logits: Tensor) -> float:

@@ -19,14 +19,14 @@ def code_digest(loss: str, package: Path = _PACKAGE) -> str:
     """First 16 hex digits of the SHA-256 over the sources behind ``loss``.
 
     Args:
-        loss: Name of the loss, which is the stem of its file in ``methods``.
+        loss: Name of the loss, which is its folder in ``methods``.
         package: Folder of the package.
 
     Raises:
         ValueError: ``methods`` has no such file, or one of the shared sources is gone.
     """
     names = []
-    for pattern in (*SHARED, f"methods/{loss}.py"):
+    for pattern in (*SHARED, f"methods/{loss}/loss.py"):
         found = sorted(path.relative_to(package).as_posix() for path in package.glob(pattern))
         if not found:
             raise ValueError(

@@ -22,8 +22,9 @@ from .common.cli import parser, run
 from .common.files import atomic
 from .config import digest, read_spec
 from .config.specs import ReferenceSpec
+from .data.asset_files import read_record
 from .data.shards import LatentShards
-from .features import Extractor, Features, asset_file
+from .features import Extractor, Features
 from .images import finished
 from .ranks import Ranks
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     published: Path | None = None
     if spec.latents is None:
         assert spec.protocol.reference is not None
-        published = asset_file(given.published[0], spec.protocol.reference.file)
+        published, _ = read_record(given.published[0]).verified(spec.protocol.reference.file)
         read, count = npz_images(published)
     else:
         read, count = shard_images(given.latents[0], spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import re
 from collections import Counter
@@ -20,10 +19,10 @@ from .common.cli import parser, run
 from .common.files import write_text
 from .config import read_spec
 from .config.specs import ReportSpec
+from .methods import deviations
 from .results import STATUSES, Line, further, metric_name, precise, read_csv, short, spread
 from .table import MARK_TEXTS, MARKS, MINIATURE, by_row, is_wide, notes
 
-_METHODS = Path(__file__).parent / "methods"
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
@@ -32,39 +31,6 @@ STATUS_TEXTS = {
     "missing": "asked for, not measured yet",
     "reported only": "the paper's number; no method of ours stands behind it",
 }
-
-
-def deviations(path: Path) -> list[str]:
-    """The items under "Deviations from print" in a module's docstring; empty when there are none.
-
-    The source is parsed, not imported. The section ends at the next line of the form ``Heading:`` that
-    follows a blank line, or with the docstring.
-    """
-    if not path.is_file():
-        return []
-    lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
-    starts = [
-        i for i, line in enumerate(lines) if re.match(r"\W*deviations from print\b", line, re.IGNORECASE)
-    ]
-    if not starts:
-        return []
-    items: list[str] = []
-    fresh = True
-    for line in lines[starts[0] + 1 :]:
-        text = line.strip()
-        if fresh and items and re.fullmatch(r"[A-Z][^:.]*:", line):
-            break
-        if not text or re.fullmatch(r"[-=~]{3,}", text):
-            fresh = True
-            continue
-        if re.match(r"[*-] ", text):
-            items.append(text[2:])
-        elif fresh:
-            items.append(text)
-        else:
-            items[-1] += " " + text
-        fresh = False
-    return items
 
 
 def inline(text: str) -> Markup:
@@ -216,9 +182,7 @@ def render(spec: ReportSpec, parts: Mapping[str, Path]) -> str:
         agreeing=sum(line["agrees"] == "yes" for line in every),
         compared=sum(line["agrees"] != "" for line in every),
         protocols={name: _protocol(entry) for name, entry in spec.protocols.items()},
-        methods=[
-            (name, entry, deviations(_METHODS / f"{entry.loss}.py")) for name, entry in spec.methods.items()
-        ],
+        methods=[(name, entry, deviations(entry.loss)) for name, entry in spec.methods.items()],
         rerun=_command(spec, "report"),
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .backbones import null_label
-from .checkpoint import check_tokenizer, load_network
+from .backbones.model_file import check_tokenizer, load_network
 from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
 from .config.networks import FlowNetwork

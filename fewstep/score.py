@@ -26,7 +26,8 @@ from .config.settings import Protocol
 from .config.specs import ScoreSpec
 from .core.frechet import frechet_distance
 from .core.mmd import mmd_squared
-from .features import Extractor, Features, asset_file, describe
+from .data.asset_files import read_record
+from .features import Extractor, Features, describe
 from .images import ImageTar, open_images
 from .ranks import Ranks
 from .reference import read_statistics
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     path = given.reference
     if spec.protocol.stored:
         assert spec.protocol.reference is not None
-        path = asset_file(path, spec.protocol.reference.file)
+        path, _ = read_record(path).verified(spec.protocol.reference.file)
     reference = read_reference(path, spec, extractor)
     features = Features(spec.protocol, ranks.device)
     with tqdm(total=images.count, unit="image", mininterval=5, disable=not ranks.main) as bar:

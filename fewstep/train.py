@@ -26,9 +26,8 @@ from tqdm import tqdm
 
 from . import wrap
 from .backbones import build
-from .backbones.state import inherit
+from .backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
 from .calibration import calibrated
-from .checkpoint import check_tokenizer, load_model, load_network, save_model
 from .common.cli import parser, run
 from .common.files import atomic
 from .config import digest, read_spec
@@ -139,7 +138,7 @@ class Trainer:
             if len(self.given.teacher) != 1:
                 raise ValueError(f"{self.given.spec}: this run needs --teacher with one model file")
             tensors, card = load_model(self.given.teacher[0])
-            inherit(net, tensors, str(self.given.teacher[0]))
+            load_compatible(net, tensors, str(self.given.teacher[0]))
             check_tokenizer(card, spec.latents.tokenizer, self.given.teacher[0])
             self.teacher_net = load_network(self.given.teacher[0])[0]
             # Guidance makes its batches vary.
@@ -150,7 +149,7 @@ class Trainer:
         self.state = State(accelerator, folder, self.progress, self.layout == "fsdp2")
         self.self_test: SelfTest | None = None
         if not self.given.no_self_test and not self.state.saved():
-            self.self_test = SelfTest(net.to(self.device), self.method.kind, self.loader, self.device)
+            self.self_test = SelfTest(net.to(self.device), spec.loss.kind, self.loader, self.device)
         target = copy.deepcopy(net) if self.method.target_decay is not None else None
         wrap.arrange(net, self.given.checkpoint_blocks, self.given.compile_blocks)
         trained = [module for module in (net, extra) if module is not None]

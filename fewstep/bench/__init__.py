@@ -1,1 +1,1 @@
-"""Benchmarks of the stages, one file for each; see __main__.py."""
+"""Benchmarks: throughput of the stages, and what a training step costs; see __main__.py."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from ..common.cli import run
 from ..common.files import write_text
+from . import throughput, train_step
 
-BENCHMARKS = ("encode", "load", "sample", "score", "train-step")
+BENCHMARKS = {**throughput.CASES, "train-step": train_step.cases}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         options.add_argument("--large", action="store_true", help="the sizes of ImageNet")
         options.add_argument("--out", type=Path, help="CSV to write")
         if name == "train-step":
-            import_module(".train_step", __package__).add_options(options)
+            train_step.add_options(options)
         else:
             options.add_argument("--batch", type=int, default=64, help="images at once (%(default)s)")
     given = arguments.parse_args(argv)
@@ -45,13 +45,12 @@ def main(argv: list[str] | None = None) -> None:
         arguments.error("--repeats must be 1 or more, --batch 2 or more")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        module = import_module(f".{given.what.replace('-', '_')}", __package__)
-        cases = module.cases(given, Path(folder))
+        cases = BENCHMARKS[given.what](given, Path(folder))
         for case in cases:
-            case.prepare()
+            case.warm_up()
         for _ in range(given.repeats):
             for case in cases:
-                case.turn()
+                case.measure()
     write([{"benchmark": given.what, **case.row(cases[0])} for case in cases], given.out)
 
 

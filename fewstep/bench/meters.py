@@ -1,14 +1,18 @@
-"""Peak memory of a call, and the most operations that a device does in a second."""
+"""What benchmarks measure with: timed cases that take turns, peak memory, and operations a second."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .cases import DEVICE, Call, now
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Call = Callable[[], None]
 
 PEAKS = {
     "B200": 2250,
@@ -20,6 +24,76 @@ PEAKS = {
     "RTX 4090": 165,
 }
 """TFLOP/s of products of dense bfloat16 matrices on the maker's data sheet, by a part of the name."""
+
+
+def now() -> float:
+    """Seconds, after the device has done all that it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def machine() -> dict[str, str]:
+    """Columns that say where this ran."""
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    return {"device": name, "threads": str(torch.get_num_threads())}
+
+
+class Stopwatch:
+    """Seconds spent inside a part of a case."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        start = now()
+        yield
+        self.seconds += now() - start
+
+
+@dataclass
+class Case:
+    """One thing to measure: ``call`` handles ``amount`` units, such as images.
+
+    ``stopwatch`` runs inside a ``part`` of the call, whose share of the time is told.
+    """
+
+    name: str
+    call: Call
+    amount: int
+    unit: str
+    stopwatch: Stopwatch | None = None
+    part: str = ""
+    clock: Callable[[], float] = now
+    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def warm_up(self) -> None:
+        """Call once before the first measurement: buffers, kernels and file caches."""
+        self.call()
+
+    def measure(self) -> None:
+        """Call once, timed."""
+        before = self.stopwatch.seconds if self.stopwatch else 0.0
+        start = self.clock()
+        self.call()
+        self.seconds.append(self.clock() - start)
+        if self.stopwatch:
+            self.shares.append((self.stopwatch.seconds - before) / self.seconds[-1])
+
+    def row(self, first: Case) -> dict[str, str]:
+        """A row of the table: rates by the least and the median time; ``relative`` time to the first case."""
+        return {
+            "case": self.name,
+            **machine(),
+            "unit": f"{self.unit}/s",
+            "best": f"{self.amount / min(self.seconds):.4g}",
+            "median": f"{self.amount / median(self.seconds):.4g}",
+            "ms": f"{1e3 * min(self.seconds):.4g}",
+            "relative": f"{min(self.seconds) / min(first.seconds):.3f}",
+            "share": f"{median(self.shares):.2f} {self.part}" if self.shares else "",
+        }
 
 
 def peak_bytes(call: Call) -> int:
@@ -34,7 +108,8 @@ def peak_bytes(call: Call) -> int:
         before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        most: int = torch.cuda.max_memory_allocated() - before
+        return most
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     held = top = 0

@@ -24,7 +24,6 @@ from .. import wrap
 from ..backbones import build
 from ..config import read_spec
 from ..config.bench import Bench
-from ..config.losses import DECMLoss, FACMLoss
 from ..config.settings import Backbone, Guidance, LightningDiT
 from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance
@@ -32,8 +31,8 @@ from ..core.jvp import FORMULATIONS, value_and_tangent
 from ..core.method import Batch, Context, Method, loss_parts
 from ..core.rng import Streams
 from ..methods import build as build_method
-from .cases import DEVICE, Call, Case, machine
-from .meters import peak_bytes, peak_flops, work_clock
+from ..methods import parameter_classes
+from .meters import DEVICE, Call, Case, machine, peak_bytes, peak_flops, work_clock
 
 BLOCKS = {"plain": (False, ""), "checkpointed": (True, ""), "compiled": (False, "inductor")}
 BLOCKS["both"] = (True, "inductor")
@@ -59,13 +58,12 @@ def spec_of(given: argparse.Namespace) -> BenchSpec:
     network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=4, width=128, heads=2)
     if given.large:
         network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16)
-    losses = {"facm": FACMLoss(name="facm"), "decm": DECMLoss(name="decm")}
     return BenchSpec(
         backbone=network,
         teacher=network.model_copy(update={"target_time": False}),
         guidance=Guidance(scale=1.75, interval=[0.125, 1.0], normalise="rescale"),
         precision="bf16" if given.large else "no",
-        losses={name: losses[name] for name in given.methods},
+        losses={name: parameter_classes()[name](name=name) for name in given.methods},
         bench=Bench(
             methods=given.methods,
             batches=given.batch or [16 if given.large else 4],
@@ -103,7 +101,7 @@ class StepCase(Case):
         self.bytes = self.flops = 0
         self.note = ""
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Compile what is to be compiled, count and measure."""
         try:
             self.call()
@@ -115,9 +113,9 @@ class StepCase(Case):
         except torch.OutOfMemoryError:
             self.note = "out of memory"
 
-    def turn(self) -> None:
+    def measure(self) -> None:
         if not self.note:
-            super().turn()
+            super().measure()
 
     def row(self, first: Case) -> dict[str, str]:
         row = {**self.words, **machine(), "note": self.note}

@@ -1,7 +1,9 @@
-"""What every configuration model shares: strictness, errors that name file and key, merging."""
+"""What every configuration model shares: strictness, errors that name file and key, merging, spec files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ class ConfigError(ValueError):
 class Strict(BaseModel):
     """A frozen model in which unknown keys and silently converted types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -139,3 +141,36 @@ def require_known(name: str, names: Iterable[str], file: str, key: str) -> None:
     near = get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(names))}"
     raise ConfigError(f"{file}: {key}: unknown name {name!r}{hint}")
+
+
+def dump(spec: Strict) -> str:
+    """Canonical text of a spec: sorted keys, so that equal specs are equal bytes."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
+
+
+def digest(spec: Strict) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical text."""
+    return hashlib.sha256(dump(spec).encode()).hexdigest()[:16]
+
+
+def read_spec(model: type[Model], path: str | Path) -> Model:
+    """Read and validate a spec file.
+
+    Raises:
+        ConfigError: naming the file and the offending key.
+    """
+    try:
+        raw: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse(model, _integer_keys(raw), str(path))
+
+
+def _integer_keys(raw: Any) -> Any:
+    """JSON turns integer mapping keys into text; turn them back."""
+    if isinstance(raw, dict):
+        return {
+            int(key) if isinstance(key, str) and key.isdecimal() else key: _integer_keys(value)
+            for key, value in raw.items()
+        }
+    return [_integer_keys(value) for value in raw] if isinstance(raw, list) else raw

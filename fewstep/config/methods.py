@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field
 
+from ..methods import parameter_classes
 from .base import Strict
-from .losses import Loss
+from .objectives import LossParams
 from .settings import Mark
+
+if TYPE_CHECKING:
+    AnyLossParams = LossParams
+else:
+    AnyLossParams = Annotated[Union[tuple(parameter_classes().values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class Published(Strict):
@@ -29,7 +35,9 @@ class Method(Strict):
     title: str
     paper: str = ""
     recipe: str
-    loss: Loss
+    loss: AnyLossParams = Field(
+        description="of a method in fewstep/methods: its name, and what differs from its defaults"
+    )
     teacher: bool | str = Field(
         default=True, description="learn from, and start as, the recipe's teacher, or the method named here"
     )
@@ -47,7 +55,8 @@ class Method(Strict):
     )
     provenance: dict[str, Mark] = Field(
         default={},
-        description="mark of a hyper-parameter, or of all below a key: loss, loss.times, train.steps",
+        description="mark of a hyper-parameter, or of all below a key: loss, loss.times, train.steps; "
+        "params.py marks the defaults of the loss",
     )
 
 

@@ -6,17 +6,12 @@ process count, no caption. Its digest therefore tells whether a result is still 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
-from typing import Any, TypeVar
-
 from pydantic import Field, model_validator
 
 from .assets import Asset
-from .base import ConfigError, Strict, parse
+from .base import Strict
 from .bench import Bench
-from .losses import Loss
+from .methods import AnyLossParams
 from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
 
@@ -60,7 +55,7 @@ class TrainSpec(Strict):
     method: str
     variant: str
     seed: int
-    loss: Loss
+    loss: AnyLossParams
     backbone: Backbone
     latents: LatentCard
     teacher: bool
@@ -76,7 +71,7 @@ class BenchSpec(Strict):
     teacher: Backbone | None
     guidance: Guidance | None
     precision: str
-    losses: dict[str, Loss] = Field(description="method -> its objective")
+    losses: dict[str, AnyLossParams] = Field(description="method -> its objective")
     bench: Bench
 
 
@@ -133,7 +128,7 @@ class RunName(Strict):
 
     method: str
     variant: str
-    loss: str = Field(description="name of the loss, which is the stem of its file in fewstep/methods")
+    loss: str = Field(description="name of the loss, which is its folder in fewstep/methods")
     seeds: list[int]
 
 
@@ -202,7 +197,7 @@ class HyperParameter(Strict):
 class ReportMethod(Strict):
     title: str
     paper: str
-    loss: str = Field(description="stem of its file in fewstep/methods")
+    loss: str = Field(description="its folder in fewstep/methods")
     parameters: list[HyperParameter] = Field(default=[], description="of a training at the paper's scale")
 
 
@@ -213,39 +208,3 @@ class ReportSpec(Strict):
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
     protocols: dict[str, Protocol] = {}
-
-
-Spec = TypeVar("Spec", bound=Strict)
-
-
-def dump(spec: Strict) -> str:
-    """Canonical text of a spec: sorted keys, so that equal specs are equal bytes."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
-
-
-def digest(spec: Strict) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical text."""
-    return hashlib.sha256(dump(spec).encode()).hexdigest()[:16]
-
-
-def read_spec(model: type[Spec], path: str | Path) -> Spec:
-    """Read and validate a spec file.
-
-    Raises:
-        ConfigError: naming the file and the offending key.
-    """
-    try:
-        raw: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return parse(model, _integer_keys(raw), str(path))
-
-
-def _integer_keys(raw: Any) -> Any:
-    """JSON turns integer mapping keys into text; turn them back."""
-    if isinstance(raw, dict):
-        return {
-            int(key) if isinstance(key, str) and key.isdecimal() else key: _integer_keys(value)
-            for key, value in raw.items()
-        }
-    return [_integer_keys(value) for value in raw] if isinstance(raw, list) else raw

@@ -10,8 +10,8 @@ for t >= start. Nearer to noise zeta gives way to a mean of two: w = ``beyond`` 
 (1 - beyond) (x1 - x0) + beyond v(x_t, t, y) without. The teacher's is a guidance of scale
 1 + zeta (w0 - 1) if v_T stands for one of scale w0; the own model's of 1 / (1 - zeta) once it is learned.
 
-Mapping: print moves x and z with f^x and f^z, and has noise at tau = 1; as alpha z* + gamma x* = x_tau, the
-moved pair is its velocity. Its window tau in (0, s] is t >= 1 - s.
+Mapping: the paper moves x and z with f^x and f^z, and has noise at tau = 1; as alpha z* + gamma x* = x_tau,
+the moved pair has the velocity above. Its window tau in (0, s] is t >= 1 - s.
 
 Rows whose label is dropped keep x1 - x0 under a teacher, and without one the mean of it and v(x_t, t, null).
 """
@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..config.losses import Enhancement
+from ..config.objectives import Enhancement
 from .heads import average_velocity
 from .method import Batch, Context
 from .path import append_dims
@@ -43,7 +43,7 @@ def blend(v: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
 
 
 class EnhancedSample(PathSample):
-    """A point of the path whose ``v`` is the enhanced velocity.
+    """A sample of the path whose ``v`` is the enhanced velocity.
 
     Labels are dropped in a share ``ctx.label_dropout`` of the rows, under a teacher as well.
 
@@ -70,7 +70,7 @@ class EnhancedSample(PathSample):
 
     @cached_property
     def own(self) -> Tensor:
-        """One's own velocity here, (B, C, H, W), without a graph; a method that has it already may set it."""
+        """The network's velocity here, (B, C, H, W), without a graph; a method that has it may set it."""
         with torch.no_grad():
             return average_velocity(self._net, self.x, self.t, self.t, self.y)
 
@@ -83,7 +83,7 @@ class EnhancedSample(PathSample):
         if e.reference == "own":
             return self._own(e)
         if self._ctx.teacher is None:
-            raise ValueError("enhance.reference: teacher needs a teacher; say own, or give the method one")
+            raise ValueError("enhance.reference: teacher needs a teacher; use own, or give the method one")
         weight = share(e, self.t).masked_fill(self._dropped, 0)
         return blend(self.line, self._ctx.teacher(self.x, self.t, self.y), weight)
 
@@ -93,7 +93,7 @@ class EnhancedSample(PathSample):
         with torch.no_grad():
             unconditional = average_velocity(reference, self.x, self.t, self.t, null)
         guided = self.line + e.zeta * (self.own - unconditional)
-        # Of dropped rows one's own prediction is the unconditional one.
+        # On rows without label the network's own prediction is the unconditional one.
         mean = blend(self.line, self.own, torch.full_like(self.t, e.beyond))
         plain = self._dropped | (self.t < e.start)
         return torch.where(append_dims(plain, mean), mean, guided)

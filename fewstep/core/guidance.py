@@ -7,7 +7,7 @@ label (DE-CM, arXiv 2602.10764, Eq. 18 and Algorithm 1, line 6). ``norm`` is one
 * rescale: shortened to length eta where it is longer (APG's rescaling);
 * unit: of length eta everywhere (DE-CM as printed).
 
-Deviations from print:
+Deviations from the paper:
 
 * DE-CM divides by the bare norm, 0 / 0 where both predictions agree: 1e-8 is added here.
 * DE-CM names neither eta nor the axes of the norm: here the norm is per sample over all guided

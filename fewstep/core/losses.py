@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from ..config.losses import ConsistencyTerms
+from ..config.objectives import ConsistencyTerms
 from .method import Context
 from .path import append_dims
 from .path_sample import PathSample

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +25,19 @@ class Batch:
 
 
 class Velocity(Protocol):
-    """The field that a method follows: teacher with guidance, or x1 - x0 without a teacher."""
+    """A velocity field v(x, t, y): x (B, C, H, W), t and y (B,) -> (B, C, H, W)."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor: ...
 
 
 @dataclass
 class Context:
-    """All that a loss may use beside the network and the batch."""
+    """What a loss is given beside the network and the batch; it uses nothing else."""
 
     step: int
+    """Training steps done before this one."""
     steps: int
+    """Training steps in all."""
     rng: Streams
     """Named random streams over the rows of the global batch; the same for any world size."""
     null: int
@@ -44,16 +45,17 @@ class Context:
     jvp: Callable[..., tuple[Tensor, Tensor]]
     """value_and_tangent of core/jvp.py."""
     teacher: Velocity | None = None
-    """Guided teacher velocity (no grad), or None when learning from data alone."""
+    """The frozen teacher's velocity, guided, without gradient; None when learning from data alone."""
     teacher_net: nn.Module | None = None
     """The frozen teacher's network, without guidance, for methods that jump with it; None without one."""
     target: nn.Module | None = None
     """Moving average of the network, frozen, of decay Method.target_decay; None where that is None."""
     label_dropout: float = 0.0
+    """Share of the labels that become ``null`` when learning from data alone."""
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
     memo: dict[str, Any] = field(default_factory=dict)
-    """What the updates of one step share, which get the same context; see `path_sample.sample_path`."""
+    """What the updates of one step have computed for each other; see `path_sample.sample_path`."""
 
     def follow(self, net: nn.Module) -> nn.Module:
         """The network that gives targets: the moving average if there is one, else ``net`` itself."""
@@ -62,23 +64,25 @@ class Context:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar loss (mean over the rows given) and what else is worth a line in the log."""
+    """What a loss returns."""
 
     loss: Tensor
+    """Scalar, mean over the rows given."""
     logs: dict[str, Tensor] = field(default_factory=dict)
+    """Further scalars for the log, without gradient."""
 
 
 Loss = Callable[[nn.Module, Batch, Context], LossOutput]
 
 
 class SummedLoss:
-    """A loss in parts, whose gradients add up: the trainer goes backward through one before it evaluates the
-    next, and so holds the graph of one part at a time. Called, it is the sum of its parts.
+    """A loss that is the sum of its parts.
 
-    Every part must reach every weight: DistributedDataParallel waits for their gradients.
+    The trainer goes backward through one part before it evaluates the next, and so holds the graph of one
+    part at a time. Every part must reach every weight: DistributedDataParallel waits for their gradients.
 
     Args:
-        name: as a function's.
+        name: stands in for a function's name.
     """
 
     def __init__(self, name: str, *parts: Loss) -> None:
@@ -92,24 +96,26 @@ class SummedLoss:
 
 
 def loss_parts(loss: Loss) -> Sequence[Loss]:
-    """The parts of a sum; any other loss is its own."""
+    """The parts of a summed loss; any other loss is its own only part."""
     return loss.parts if isinstance(loss, SummedLoss) else (loss,)
 
 
-class Method(ABC):
-    """A training objective. Losses are pure: no global RNG, no device state, no accelerator."""
+class Method:
+    """A training objective; ``params`` say what it needs of network, teacher and schedule.
 
-    kind: ClassVar[str] = "flow"
-    """flow: trains net(x, t, s, y); image: trains another network on images alone."""
-    outputs: ClassVar[int] = 1
-    """Outputs of the network that it trains: 2 for velocity and flow map."""
+    Losses are pure: they touch no global random generator, no device state and no accelerator.
+    """
 
     def __init__(self, params: Any) -> None:
-        self.params = params
+        self.params: Any = params
 
-    @abstractmethod
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        """The loss of a method that has one."""
+        raise NotImplementedError
+
     def updates(self, step: int) -> Sequence[Loss]:
-        """The optimizer updates of one training step, in order."""
+        """The losses of one training step, in order: one optimizer update for each."""
+        return (self.loss,)
 
     @property
     def group(self) -> int:
@@ -127,5 +133,5 @@ class Method(ABC):
         return getattr(self.params, "target_warmup", False)
 
     def extra(self) -> nn.Module | None:
-        """Parameters that train along but are not part of the network (none by default)."""
+        """A module that is trained along with the network and not part of it; None for none."""
         return None

@@ -1,4 +1,4 @@
-"""A point of the path with the velocity that a method follows there."""
+"""A sample of the path with the velocity that a method follows there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..config.losses import TimeDistribution
+from ..config.objectives import TimeDistribution
 from .method import Batch, Context
 from .path import interpolate
 from .times import sample_times
@@ -59,9 +59,9 @@ class PathSample:
 
 
 def sample_path(law: TimeDistribution, batch: Batch, ctx: Context) -> PathSample:
-    """The point at the step's time t, which is the same in all updates of a step.
+    """The sample at the step's time t, the same in all updates of a step.
 
-    It is kept in the context, so that updates that share one ask the teacher once.
+    It is kept in the context, so that updates that share it ask the teacher once.
     """
     held = ctx.memo.get("point")
     if held is None or held[0] is not law or held[1] is not batch:

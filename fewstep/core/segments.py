@@ -3,8 +3,8 @@
 Both say how the predicted end f(x, t, s) = x + (s - t) u(x, t, s) changes along the path; xi = 0 at the exact
 map up to the order given, and an objective moves u by gain * clip(xi). No derivative is taken.
 
-Mapping: print (arXiv 2512.05150, section 3; 2505.07447, section 3.1) has noise at tau = 1 and outputs
-F = z - x. With t = 1 - tau, s = 1 - r and u = -F its change of the target, F - F_target, is xi here.
+Mapping: the papers (arXiv 2512.05150, section 3; 2505.07447, section 3.1) have noise at tau = 1 and output
+F = z - x. With t = 1 - tau, s = 1 - r and u = -F their change of the target, F - F_target, is xi here.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
-from ..config.losses import TimeDistribution
-from .beta import beta_quantile
+from ..config.objectives import TimeDistribution
 from .rng import Streams
 
 LOWEST, HIGHEST = 0.002, 80.0
@@ -45,7 +45,9 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
         return rng.integers(name, law.segments).float() / law.segments
     if law.law == "beta":
         assert law.alpha is not None and law.beta is not None
-        return beta_quantile(rng.uniform(name), law.alpha, law.beta).float()
+        u = rng.uniform(name)
+        quantiles = betaincinv(law.alpha, law.beta, u.cpu().double().numpy())
+        return torch.from_numpy(quantiles).to(u.device, torch.float32)
     assert law.mean is not None and law.std is not None
     n = law.mean + law.std * rng.normal(name)
     if law.law == "arctan":

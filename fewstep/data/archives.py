@@ -1,26 +1,30 @@
-"""Images inside tar files, found through an index of offsets."""
+"""Images inside tar and Parquet files. The only module that imports pyarrow."""
 
 from __future__ import annotations
 
 import tarfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ..common.files import atomic
+from ..common.tensor_files import open_npz
 from ..config import ConfigError
 from ..config.settings import Dataset
-from .classes import WORDNET, check_folders, check_label
-from .images import SUFFIXES, ImageFile
-from .records import Record
+from .asset_files import Record
+from .image_files import SUFFIXES, WORDNET, ImageFile, ImageFiles, check_folders, check_label
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
 
 
-class Place(NamedTuple):
+class TarEntry(NamedTuple):
     """Where the bytes of an image lie, and of which class it is."""
 
     tar: int
@@ -29,55 +33,55 @@ class Place(NamedTuple):
     label: int
 
 
-class _Tars(ABC):
+class _TarFiles(ImageFiles):
     """All headers are read once and kept beside the record, in NAME.FORMAT.npz (a cache: delete it freely).
 
     WebDataset itself can only stream, and shards need ranges.
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
-        names = sorted(file.name for file in record.body.files if file.name.endswith(".tar"))
-        if not names:
-            raise ConfigError(f"{record.path}: dataset.format: {dataset.format}, but there is no .tar file")
-        self._paths = [record.file(name) for name in names]
-        self._dataset = dataset
+        super().__init__(dataset)
+        self._paths = _files(record, dataset, ".tar")
         cache = record.path.with_suffix(f".{dataset.format}.npz")
-        kept = _load(cache, record.digest)
+        kept = _read_cache(cache, record.digest)
         if kept is None:
-            places, folders = self._scan()
-            kept = np.array(places, np.int64).reshape(-1, len(Place._fields)), folders
+            entries, folders = self._scan()
+            kept = np.array(entries, np.int64).reshape(-1, len(TarEntry._fields)), folders
             with suppress(OSError), atomic(cache) as temporary:
-                np.savez(temporary, places=kept[0], folders=np.array(folders, str), digest=record.digest)
-        self._places, self._folders = kept
+                np.savez(temporary, entries=kept[0], folders=np.array(folders, str), digest=record.digest)
+        self._entries: np.ndarray = kept[0]
+        self._folders: list[str] = kept[1]
 
     @abstractmethod
-    def _scan(self) -> tuple[list[Place], list[str]]:
-        """Places of all images in order, and the names of the classes if the tars know them."""
+    def _scan(self) -> tuple[list[TarEntry], list[str]]:
+        """Entries of all images in order, and the names of the classes if the tars know them."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
     def files(self, start: int, stop: int) -> list[ImageFile]:
         result = []
-        for place in (Place(*row) for row in self._places[start:stop].tolist()):
-            path = self._paths[place.tar]
+        for entry in (TarEntry(*row) for row in self._entries[start:stop].tolist()):
+            path = self._paths[entry.tar]
             with path.open("rb") as stream:
-                stream.seek(place.offset)
-                content = stream.read(place.size)
-            result.append(ImageFile(content, place.label, f"{path} at byte {place.offset}"))
+                stream.seek(entry.offset)
+                content = stream.read(entry.size)
+            result.append(ImageFile(content, entry.label, f"{path} at byte {entry.offset}"))
         return result
 
 
-def _load(cache: Path, digest: str) -> tuple[np.ndarray, list[str]] | None:
-    if not cache.is_file():
-        return None
-    with np.load(cache, allow_pickle=False) as content:
-        if str(content["digest"]) != digest:
-            return None
-        return content["places"], content["folders"].tolist()
+def _read_cache(cache: Path, digest: str) -> tuple[np.ndarray, list[str]] | None:
+    """Entries and class names that were kept for the files of ``digest``; None if there are none."""
+    try:
+        with open_npz(cache) as content:
+            if str(content["digest"]) == digest:
+                return content["entries"], content["folders"].tolist()
+    except ValueError:
+        pass  # not there, damaged, or of an older version: the tars are read again
+    return None
 
 
-class ClassTars(_Tars):
+class ClassTars(_TarFiles):
     """ILSVRC2012_img_train.tar, a tar of one tar per class, or the tars of the classes themselves.
 
     Classes are numbered in the sorted order of their tars' names, and images ordered by class and
@@ -88,33 +92,37 @@ class ClassTars(_Tars):
         super().__init__(dataset, record)
         check_folders(record.path, dataset, self._folders)
 
-    def _scan(self) -> tuple[list[Place], list[str]]:
-        found = []
+    def _scan(self) -> tuple[list[TarEntry], list[str]]:
+        found: list[tuple[str, str, TarEntry]] = []
         for number, path in enumerate(self._paths):
-            with _opened(path) as tar:
+            with _open_tar(path) as tar:
                 for member in tqdm(tar, desc=f"reading headers of {path.name}", mininterval=1.0):
                     if member.isfile() and member.name.endswith(".tar"):
                         with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                            found += _class(number, member.offset_data, member.name, inner)
+                            found += _class_entries(number, member.offset_data, member.name, inner)
                     else:
-                        found += _class(number, 0, path.name, [member])
+                        found += _class_entries(number, 0, path.name, [member])
         found.sort(key=lambda image: image[:2])
         folders = sorted({folder for folder, _, _ in found})
         labels = {folder: label for label, folder in enumerate(folders)}
-        return [place._replace(label=labels[folder]) for folder, _, place in found], folders
+        return [entry._replace(label=labels[folder]) for folder, _, entry in found], folders
 
 
-def _class(
+def _class_entries(
     tar: int, base: int, name: str, members: Iterable[tarfile.TarInfo]
-) -> Iterator[tuple[str, str, Place]]:
-    """Class, name and place (without a label yet) of the images in the tar ``name`` of one class."""
+) -> Iterator[tuple[str, str, TarEntry]]:
+    """Class, name and entry (without a label yet) of the images in the tar ``name`` of one class."""
     for member in members:
         path = PurePosixPath(member.name)
         if member.isfile() and path.suffix.lower() in SUFFIXES:
-            yield PurePosixPath(name).stem, path.name, Place(tar, base + member.offset_data, member.size, -1)
+            yield (
+                PurePosixPath(name).stem,
+                path.name,
+                TarEntry(tar, base + member.offset_data, member.size, -1),
+            )
 
 
-class WebDatasetTars(_Tars):
+class WebDatasetTars(_TarFiles):
     """WebDataset tar files of images (``KEY.jpg``) and labels (``KEY.cls``, an integer as text).
 
     Tars are taken in sorted order, samples in the order of their images inside. Where a sample's name tells
@@ -123,24 +131,24 @@ class WebDatasetTars(_Tars):
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset, record)
-        found = len(np.unique(self._places[:, Place._fields.index("label")]))
+        found = len(np.unique(self._entries[:, TarEntry._fields.index("label")]))
         if found != dataset.classes:
             raise ConfigError(
                 f"{record.path}: dataset.classes: found {found}, the configuration says {dataset.classes}"
             )
 
-    def _scan(self) -> tuple[list[Place], list[str]]:
+    def _scan(self) -> tuple[list[TarEntry], list[str]]:
         return [
-            place
+            entry
             for number, path in enumerate(self._paths)
-            for place in _samples(number, path, self._dataset)
+            for entry in _labelled_entries(number, path, self._dataset)
         ], []
 
 
-def _samples(number: int, path: Path, dataset: Dataset) -> list[Place]:
+def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntry]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    with _opened(path) as tar:
+    with _open_tar(path) as tar:
         for member in tar:
             base = member.name.rpartition("/")[2]
             key = member.name[: len(member.name) - len(base)] + base.partition(".")[0]
@@ -160,13 +168,89 @@ def _samples(number: int, path: Path, dataset: Dataset) -> list[Place]:
                 labels[key] = check_label(f"{path}: {member.name}", dataset, int(text), folder and folder[1])
     if missing := images.keys() ^ labels.keys():
         raise ConfigError(f"{path}: sample {min(missing)!r} has not both an image and a .cls label")
-    return [Place(number, *place, labels[key]) for key, place in images.items()]
+    return [TarEntry(number, *entry, labels[key]) for key, entry in images.items()]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:") as tar:
             yield tar
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(f"{path}: not a whole and uncompressed tar file: {error}") from None
+
+
+class ParquetImages(ImageFiles):
+    """Columns of images (a struct of ``bytes`` and the original ``path``) and labels, ``dataset.columns``.
+
+    Files are taken in the order of their names, rows as they lie. Opening reads the files' footers
+    alone; images are read one row group at a time. Labels are checked as they are read, against the
+    class in the original path where that has one.
+    """
+
+    def __init__(self, dataset: Dataset, record: Record) -> None:
+        super().__init__(dataset)
+        self._groups: list[tuple[Path, int]] = []
+        rows = [0]
+        for path in _files(record, dataset, ".parquet"):
+            with _open_parquet(path, dataset.columns) as file:
+                for group in range(file.num_row_groups):
+                    self._groups.append((path, group))
+                    rows.append(file.metadata.row_group(group).num_rows)
+        self._starts = np.cumsum(rows)
+        self._held: tuple[int, Table] | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def files(self, start: int, stop: int) -> list[ImageFile]:
+        result = []
+        for position in range(start, min(stop, len(self))):
+            group = int(np.searchsorted(self._starts, position, side="right")) - 1
+            path, _ = self._groups[group]
+            row = position - int(self._starts[group])
+            table = self._table(group)
+            image, label = (table[name][row].as_py() for name in self._dataset.columns)
+            where = f"{path}: row {row} of group {self._groups[group][1]} ({image and image['path']})"
+            if not image or not image["bytes"]:
+                raise ConfigError(f"{where}: has no image bytes")
+            folder = WORDNET.search(image["path"] or "")
+            label = check_label(where, self._dataset, label, folder and folder[1])
+            result.append(ImageFile(image["bytes"], label, where))
+        return result
+
+    def _table(self, group: int) -> Table:
+        if self._held is None or self._held[0] != group:
+            path, number = self._groups[group]
+            columns = self._dataset.columns
+            with _open_parquet(path, columns) as file:
+                self._held = group, file.read_row_group(number, columns=columns, use_threads=False)
+        return self._held[1]
+
+
+def _open_parquet(path: Path, wanted: list[str]) -> ParquetFile:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: not a Parquet file: {error}") from None
+    schema = file.schema_arrow
+    columns = {name: schema.field(name).type for name in schema.names}
+    image, label = map(columns.get, wanted)
+    parts = {field.name for field in image} if image and pyarrow.types.is_struct(image) else set()
+    if label is None or not {"bytes", "path"} <= parts:
+        raise ConfigError(
+            f"{path}: needs columns {wanted[0]} (bytes, path) and {wanted[1]}, has {schema.names}; "
+            f"name them in dataset.columns"
+        )
+    return file
+
+
+def _files(record: Record, dataset: Dataset, suffix: str) -> list[Path]:
+    """The files of the record that end in ``suffix``, in the order of their names."""
+    paths = [record.file(name) for name in record.names(suffix)]
+    if not paths:
+        raise ConfigError(f"{record.path}: dataset.format: {dataset.format}, but there is no {suffix} file")
+    return paths

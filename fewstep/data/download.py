@@ -53,7 +53,7 @@ def download(file: AssetFile, path: Path) -> tuple[int, str, str]:
         if file.sha256 is None:
             part.unlink(missing_ok=True)
         try:
-            _transfer(url, part, file.bytes)
+            _transfer(url, part, file)
             size, digest = verify(part, file.bytes, file.sha256)
         except _MirrorError as error:
             failures.append(f"{url}: {error}")
@@ -70,11 +70,11 @@ class _MirrorError(Exception):
     """This mirror is given up."""
 
 
-def _transfer(url: str, part: Path, size: int | None) -> None:
+def _transfer(url: str, part: Path, file: AssetFile) -> None:
     """Fill ``part`` from ``url``, over several connections if they break."""
     for pause in (*PAUSES, None):
         try:
-            return _append(url, part, size)
+            return _append(url, part, file)
         except urllib.error.HTTPError as error:
             reason = f"HTTP status {error.code} {error.reason}"
             if error.code == 416:
@@ -88,9 +88,9 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
     raise _MirrorError(f"{reason} (after {len(PAUSES) + 1} attempts)")
 
 
-def _append(url: str, part: Path, size: int | None) -> None:
+def _append(url: str, part: Path, file: AssetFile) -> None:
     """One connection: continue ``part`` where it ends, or from the start if the server will not."""
-    start = part.stat().st_size if part.exists() else 0
+    size, start = file.bytes, part.stat().st_size if part.exists() else 0
     if size is not None and start == size:
         return
     if size is not None and start > size:
@@ -107,6 +107,10 @@ def _append(url: str, part: Path, size: int | None) -> None:
             raise OSError("the server sent another range than the one asked for")
         length = reply.headers.get("Content-Length")
         total = start + int(length) if length else size
+        if size is not None and total != size:
+            raise _MirrorError(f"the file has {total} bytes instead of {size}")
+        if total is None and file.sha256 is None and reply.headers.get("Transfer-Encoding") != "chunked":
+            raise _MirrorError("the server does not say how long the file is: set its bytes or sha256")
         with (
             part.open("ab" if start else "wb") as stream,
             tqdm(
@@ -114,6 +118,8 @@ def _append(url: str, part: Path, size: int | None) -> None:
             ) as bar,
         ):
             while piece := reply.read(PIECE):
+                if total is not None and stream.tell() + len(piece) > total:
+                    raise _MirrorError(f"the server sends more than {total} bytes")
                 stream.write(piece)
                 bar.update(len(piece))
     if total is not None and (got := part.stat().st_size) < total:

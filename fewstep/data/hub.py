@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..common.files import write_text
-from ..config import ConfigError, Strict
+from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
+from .asset_files import RecordFile, inside
 from .download import verify
 
 Result = TypeVar("Result")
 STAGING = ".incoming"
+"""Folder of transfers, below the asset's; what is complete or begun there is not transferred again."""
 LISTING = ".listing.json"
+"""What the patterns matched when the hub was asked last: the question, the commit and the files."""
 
 
-class Listing(Strict):
-    """What the patterns of an asset matched when the hub was asked last."""
-
-    repo: str
-    revision: str
-    patterns: list[str]
-    commit: str
-    files: list[AssetFile]
-
-
-class Hub:
+class HubRepository:
     """The repository of one asset at one revision, and the ``folder`` of its files.
 
     With HF_HUB_OFFLINE set the hub is not asked: files that are in the folder are enough, and patterns
-    mean the files that they matched before.
+    mean the files that they matched before. HF_ENDPOINT names a mirror.
 
     Raises:
         ConfigError: the asset is gated and there is no token.
@@ -46,132 +43,133 @@ class Hub:
         self._name = name
         self._asset = asset
         self._folder = folder
-        self._staging = folder / STAGING
-        self._commit: str | None = None
-        self.place = f"{asset.repo_type}s/{asset.repo}"
+        self._place = f"{asset.repo_type}s/{asset.repo}"
         if asset.gated and not self._offline and not huggingface_hub.get_token():
-            raise ConfigError(self._locked())
+            raise ConfigError(self._gated())
 
-    def _locked(self) -> str:
-        page = self._asset.page or f"https://huggingface.co/{self._asset.repo}"
-        return (
-            f"assets.{self._name}: {self._asset.repo} is gated: accept its licence at {page}, "
-            f"then set HF_TOKEN to a token of that account"
-        )
+    def files(self) -> list[AssetFile]:
+        """The files that the asset asks for; those of patterns with the hub's own hashes, if it has them."""
+        if not self._asset.patterns:
+            return self._asset.files
+        matched = self._remembered() if self._offline else self._listed()
+        named = {file.name for file in self._asset.files}
+        return [*self._asset.files, *(file for file in matched if file.name not in named)]
 
-    def files(self) -> Iterator[AssetFile]:
-        """The files that the asset asks for, with the hub's own hashes where it publishes them."""
-        yield from self._asset.files
-        if self._asset.patterns:
-            yield from self._remembered() if self._offline else self._listed()
+    def bring(self, files: list[AssetFile]) -> Iterator[RecordFile]:
+        """Download files, several at once, and move each to its place once it is verified.
 
-    def _listed(self) -> list[AssetFile]:
-        from huggingface_hub.utils import filter_repo_objects
+        An interrupted download is continued by a later call.
 
-        listed = self._call(
-            lambda: list(
-                self._hub.HfApi().list_repo_tree(
-                    self._asset.repo,
-                    recursive=True,
-                    revision=self._resolve(),
-                    repo_type=self._asset.repo_type,
-                )
+        Raises:
+            ConfigError: HF_HUB_OFFLINE is set; a licence or token is missing.
+            ValueError: the hub cannot be reached, or a file is not there or not what it should be.
+        """
+        if self._offline:
+            raise ConfigError(
+                f"assets.{self._name}: HF_HUB_OFFLINE is set, and {self._folder / files[0].name} is not "
+                f"there, or not what it should be: fetch it where the network is"
+            )
+        staging, commit = self._folder / STAGING, self._info.sha
+        self._call(
+            lambda: self._hub.snapshot_download(
+                self._asset.repo,
+                repo_type=self._asset.repo_type,
+                revision=commit,
+                allow_patterns=[glob.escape(file.name) for file in files],
+                local_dir=staging,
             )
         )
-        entries = [
-            entry for entry in listed if isinstance(entry, self._hub.RepoFile) and not _hidden(entry.path)
+        for file in files:
+            arrived = inside(staging, file.name, f"assets.{self._name}.files")
+            if not arrived.is_file():
+                raise ValueError(f"{self._asset.repo} at {self._asset.revision} has no file {file.name}")
+            try:
+                size, digest = verify(arrived, file.bytes, file.sha256)
+            except ValueError:
+                arrived.unlink()
+                raise
+            path = inside(self._folder, file.name, f"assets.{self._name}.files")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            arrived.replace(path)
+            source = f"hf://{self._place}@{commit}/{file.name}"
+            yield RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
+
+    def clear(self) -> None:
+        """Remove what the client keeps of transfers."""
+        shutil.rmtree(self._folder / STAGING, ignore_errors=True)
+
+    def _listed(self) -> list[AssetFile]:
+        """What the patterns match on the hub, kept in the folder."""
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+        there = {file.rfilename: file for file in self._info.siblings or []}
+        chosen = filter_repo_objects(there, allow_patterns=self._asset.patterns)
+        found = [
+            AssetFile(name=name, bytes=there[name].size or None, sha256=lfs.sha256 if lfs else None)
+            for name in sorted(chosen)
+            if not any(part.startswith(".") for part in name.split("/"))
+            for lfs in [there[name].lfs]
         ]
-        chosen = filter_repo_objects(
-            entries, allow_patterns=self._asset.patterns, key=lambda entry: entry.path
-        )
-        found = sorted(chosen, key=lambda entry: entry.path)
         if not found:
             raise ConfigError(
                 f"assets.{self._name}.patterns: nothing in {self._asset.repo} matches {self._asset.patterns}"
             )
-        files = [
-            AssetFile(
-                name=entry.path, bytes=entry.size or None, sha256=entry.lfs.sha256 if entry.lfs else None
-            )
-            for entry in found
-        ]
-        listing = Listing(commit=self._resolve(), files=files, **self._asked())
-        write_text(self._folder / LISTING, listing.model_dump_json(indent=1) + "\n")
-        return files
+        files = [file.model_dump(mode="json") for file in found]
+        listing = {**self._question(), "commit": self._info.sha, "files": files}
+        write_text(self._folder / LISTING, json.dumps(listing, indent=1) + "\n")
+        return found
 
     def _remembered(self) -> list[AssetFile]:
         path = self._folder / LISTING
-        if path.exists():
-            listing = Listing.model_validate_json(path.read_text(encoding="utf-8"))
-            if listing.model_dump(include=set(self._asked())) == self._asked():
-                return listing.files
+        listing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if self._question().items() <= listing.items():
+            return [AssetFile.model_validate(file) for file in listing["files"]]
         raise ConfigError(
             f"assets.{self._name}.patterns: HF_HUB_OFFLINE is set, and {self._folder} has no list of what "
             f"{self._asset.patterns} match in {self._asset.repo}: fetch it once where the network is"
         )
 
-    def _asked(self) -> dict[str, Any]:
-        asset = self._asset
-        return {"repo": self.place, "revision": asset.revision, "patterns": asset.patterns}
+    def _question(self) -> dict[str, Any]:
+        return {"repo": self._place, "revision": self._asset.revision, "patterns": self._asset.patterns}
 
-    def download(self, file: AssetFile, path: Path) -> tuple[int, str, str]:
-        """Bring one file to ``path``: size, SHA-256, and its hub path with the commit."""
-        if self._offline:
-            raise ConfigError(
-                f"assets.{self._name}: HF_HUB_OFFLINE is set, and {path} is not there, or not what it "
-                f"should be: fetch it where the network is"
-            )
-        commit = self._resolve()
-        arrived = self._call(
-            lambda: self._hub.hf_hub_download(
+    @cached_property
+    def _info(self) -> Any:
+        """The commit behind the revision (``sha``), one for all files, and its files (``siblings``)."""
+        return self._call(
+            lambda: self._hub.HfApi().repo_info(
                 self._asset.repo,
-                file.name,
+                revision=self._asset.revision,
                 repo_type=self._asset.repo_type,
-                revision=commit,
-                local_dir=self._staging,
+                files_metadata=True,
             )
         )
-        try:
-            size, digest = verify(Path(arrived), file.bytes, file.sha256)
-        except ValueError:
-            shutil.rmtree(self._staging)
-            raise
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Path(arrived).replace(path)
-        return size, digest, f"hf://{self.place}@{commit}/{file.name}"
-
-    def clear(self) -> None:
-        """Forget what the client keeps of transfers."""
-        shutil.rmtree(self._staging, ignore_errors=True)
-
-    def _resolve(self) -> str:
-        """The commit behind the revision: one snapshot for all files, and a name for it."""
-        if self._commit is None:
-            info = self._call(
-                lambda: self._hub.HfApi().repo_info(
-                    self._asset.repo, revision=self._asset.revision, repo_type=self._asset.repo_type
-                )
-            )
-            self._commit = info.sha
-        return self._commit
 
     def _call(self, action: Callable[[], Result]) -> Result:
         from huggingface_hub import errors
 
         try:
             return action()
-        except errors.GatedRepoError:
-            raise ConfigError(self._locked()) from None
-        except errors.HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 401:
-                raise ConfigError(
-                    f"assets.{self._name}: the hub does not know the token in HF_TOKEN (or this repository, "
-                    f"{self._asset.repo}); tokens are made at https://huggingface.co/settings/tokens"
-                ) from None
-            raise ValueError(f"{self._asset.repo} at {self._asset.revision}: {error}") from None
-        except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
-            raise ValueError(f"the hub cannot be reached: {error.__cause__ or error}") from None
+        except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+            # The client wraps the hub's refusals, with what it looked for here.
+            reason = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
+        told = " ".join(str(reason).split())
+        response = getattr(reason, "response", None)
+        if isinstance(reason, errors.GatedRepoError):
+            raise ConfigError(self._gated())
+        if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise ValueError(f"{self._folder}: {reason.strerror}")
+        if response is None:
+            raise ValueError(f"the hub cannot be reached: {told}")
+        if response.status_code == 401:
+            raise ConfigError(
+                f"assets.{self._name}: the hub does not know the token in HF_TOKEN (or this repository, "
+                f"{self._asset.repo}); tokens are made at https://huggingface.co/settings/tokens"
+            )
+        raise ValueError(f"{self._asset.repo} at {self._asset.revision}: {told}")
 
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    def _gated(self) -> str:
+        page = self._asset.page or f"https://huggingface.co/{self._asset.repo}"
+        return (
+            f"assets.{self._name}: {self._asset.repo} is gated: accept its licence at {page}, "
+            f"then set HF_TOKEN to a token of that account"
+        )

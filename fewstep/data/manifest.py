@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..common.files import sha256
+from ..common.tensor_files import load_torch
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.settings import Dataset, Tokenizer
 from ..config.specs import LatentCard
-from .statistics import Published, published
+from .asset_files import read_record
 
 HEX = r"^[0-9a-f]{64}$"
+USUAL = 0.1
+"""Differences up to this are what another choice of images makes; in published standard deviations."""
+REFUSED = 1.0
+
+
+class PublishedStatistics(Strict):
+    """Mean and standard deviation per channel as their authors give them."""
+
+    file: str
+    sha256: str = Field(pattern=HEX)
+    mean: list[float]
+    std: list[float]
+
+    def distance(self, mean: list[float], std: list[float]) -> float:
+        """Largest difference of a channel's mean or deviation, in its published deviations."""
+        return max(
+            max(abs(m - own_mean), abs(s - own_std)) / own_std
+            for m, s, own_mean, own_std in zip(mean, std, self.mean, self.std, strict=True)
+        )
+
+    def compare(self, mean: list[float], std: list[float]) -> None:
+        """Warn of measured statistics that differ, and refuse those of plainly other latents.
+
+        Raises:
+            ConfigError: they are further off than one standard deviation.
+        """
+        distance = self.distance(mean, std)
+        if distance <= USUAL:
+            return
+        text = (
+            f"{self.file}: published statistics are {distance:.2f} standard deviations off those of the "
+            f"latents (usual: below {USUAL})"
+        )
+        if distance > REFUSED:
+            raise ConfigError(f"{text}: they belong to other latents; use tokenizer.statistics: computed")
+        print(f"warning: {text}; are these the tokenizer and the images that they were made with?")
 
 
 class ShardEntry(Strict):
@@ -71,7 +109,9 @@ class Manifest(Strict):
     dtype: Literal["float16", "float32"]
     mean: list[float] = Field(description="per channel over all images, views and pixels")
     std: list[float] = Field(description="likewise; population standard deviation")
-    published: Published | None = Field(default=None, description="statistics used instead of mean, std")
+    published: PublishedStatistics | None = Field(
+        default=None, description="statistics used instead of mean, std"
+    )
     psnr: float | None = Field(default=None, description="worst shard's decode check, dB")
     normalisation: Normalisation = Field(description="applied before training, undone before decoding")
     histogram: list[int] = Field(description="images per class")
@@ -87,17 +127,14 @@ class Manifest(Strict):
         Raises:
             ValueError: naming the manifest, every field that differs, and both values.
         """
-        ours = {
-            "name": self.name,
-            "shape": self.shape,
-            "classes": self.dataset.classes,
-            "images": self.images,
-            **{f"tokenizer.{key}": value for key, value in self.tokenizer.model_dump().items()},
-        }
-        asked = {
-            **card.model_dump(exclude={"tokenizer"}),
-            **{f"tokenizer.{key}": value for key, value in card.tokenizer.model_dump().items()},
-        }
+        own = LatentCard(
+            name=self.name,
+            shape=self.shape,
+            classes=self.dataset.classes,
+            images=self.images,
+            tokenizer=self.tokenizer,
+        )
+        ours, asked = _flat(own), _flat(card)
         differences = [
             f"{path}: {key}: the latents have {ours[key]!r}, the spec asks for {asked[key]!r}"
             for key in asked
@@ -105,6 +142,12 @@ class Manifest(Strict):
         ]
         if differences:
             raise ValueError("\n".join(differences))
+
+
+def _flat(card: LatentCard) -> dict[str, Any]:
+    """The card's values by their keys, those of the tokenizer as tokenizer.KEY."""
+    tokenizer = {f"tokenizer.{key}": value for key, value in card.tokenizer.model_dump().items()}
+    return card.model_dump(exclude={"tokenizer"}) | tokenizer
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -137,6 +180,36 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
+def published_statistics(tokenizer: Tokenizer, weights: Path | None) -> PublishedStatistics | None:
+    """What ``tokenizer.statistics_file`` holds: a mapping of tensors mean and std, (1, C, 1, 1) each.
+
+    Args:
+        weights: record of the asset that has the file.
+
+    Returns:
+        None if the tokenizer does not ask for published statistics.
+
+    Raises:
+        ValueError: a missing file, or one that does not hold them.
+    """
+    name = tokenizer.statistics_file
+    if name is None:
+        return None
+    if weights is None:
+        raise ConfigError("tokenizer.statistics: published needs the record of the weights; pass --tokenizer")
+    path = read_record(weights).file(name)
+    content = load_torch(path)
+    values = {}
+    for key in ("mean", "std"):
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, Tensor) or value.numel() != tokenizer.shape[0]:
+            raise ConfigError(f"{path}: {key}: must be a tensor of {tokenizer.shape[0]} channels")
+        if not value.isfinite().all() or (key == "std" and not (value > 0).all()):
+            raise ConfigError(f"{path}: {key}: must be finite, and std positive")
+        values[key] = [float(number) for number in value.flatten()]
+    return PublishedStatistics(file=name, sha256=sha256(path), mean=values["mean"], std=values["std"])
+
+
 def known_normalisation(tokenizer: Tokenizer, weights: Path | None) -> Normalisation:
     """The normalisation of latents that are not at hand, from the tokenizer's own files.
 
@@ -149,11 +222,13 @@ def known_normalisation(tokenizer: Tokenizer, weights: Path | None) -> Normalisa
     if tokenizer.measured:
         raise ConfigError("tokenizer.statistics: computed is in the latents' manifest; pass --latents")
     channels = tokenizer.shape[0]
-    return normalisation(tokenizer, [0.0] * channels, [1.0] * channels, published(tokenizer, weights))
+    return normalisation(
+        tokenizer, [0.0] * channels, [1.0] * channels, published_statistics(tokenizer, weights)
+    )
 
 
 def normalisation(
-    tokenizer: Tokenizer, mean: list[float], std: list[float], published: Published | None = None
+    tokenizer: Tokenizer, mean: list[float], std: list[float], published: PublishedStatistics | None = None
 ) -> Normalisation:
     """The normalisation that ``tokenizer.statistics`` asks for, given measured and published moments.
 

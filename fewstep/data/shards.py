@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import resource
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.files import atomic, sha256
+from ..common.tensor_files import open_npz, read_npy_header
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
@@ -30,6 +32,10 @@ from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
+
+
+OTHER_FILES = 512
+"""Files that a process may have open beside its shards."""
 
 
 class ShardCard(Strict):
@@ -88,7 +94,9 @@ def scan_shard(path: Path, limit: int | None = None) -> Scan:
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as stream:
             return _scan(tar, stream, path, limit)
-    except (OSError, tarfile.TarError) as error:
+    except ConfigError:
+        raise
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise ConfigError(f"{path}: not a latent shard: {error}") from None
 
 
@@ -108,9 +116,14 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
         raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
     card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
     offsets, labels, header = [], [], b""
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.uint8)
     for index in range(card.start, card.stop)[:limit]:
         label, array = member(), member()
-        header = header or _npy_header(content(array, 1024))
+        if not header:
+            start = io.BytesIO(content(array, 1024))
+            shape, dtype = read_npy_header(start)
+            header = start.getvalue()[: start.tell()]
         names = label.name, array.name
         if names != (f"{index:08d}.cls", f"{index:08d}.latent.npy") or content(array, len(header)) != header:
             raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
@@ -118,22 +131,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
         labels.append(int(content(label, 32)))
     if limit is None and tar.next() is not None:
         raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
-    shape, _, dtype = _read_header(header)
     return Scan(card, np.array(offsets), np.array(labels), shape, dtype)
-
-
-def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    stream = io.BytesIO(header)
-    np.lib.format.read_magic(stream)
-    return np.lib.format.read_array_header_1_0(stream)
-
-
-def _npy_header(start: bytes) -> bytes:
-    """The header of an .npy file (version 1.0, which numpy writes for plain arrays)."""
-    stream = io.BytesIO(start)
-    np.lib.format.read_magic(stream)
-    np.lib.format.read_array_header_1_0(stream)
-    return start[: stream.tell()]
 
 
 def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -150,6 +148,14 @@ def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.
     memory = np.memmap(path, np.uint8, mode="r")
     within = np.ndarray(tuple(shape), dtype).strides
     return np.ndarray((len(offsets), *shape), dtype, memory, int(offsets[0]), (step, *within))
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may: a mapped file stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class LatentShards:
@@ -171,7 +177,7 @@ class LatentShards:
             self._verify(folder / shard.name, shard.sha256 if total < HASH_BELOW else None, shard.bytes)
         index = folder / self.manifest.index.name
         self._verify(index, self.manifest.index.sha256, None)
-        with np.load(index, allow_pickle=False) as content:
+        with open_npz(index) as content:
             offsets, labels = content["offsets"], content["labels"]
         if not len(offsets) == len(labels) == self.manifest.images:
             raise ValueError(f"{self.path}: images: {self.manifest.images}, the index has {len(labels)}")
@@ -186,6 +192,7 @@ class LatentShards:
         self.labels = torch.from_numpy(labels)
         """Labels of all images, int64 (len,)."""
         self._starts = np.cumsum([0, *(shard.images for shard in shards)])
+        _allow_open_files(len(shards) + OTHER_FILES)
         parts = zip(shards, self._starts.tolist(), np.split(offsets, self._starts[1:-1]))
         self._arrays = [self._map(folder / shard.name, start, part) for shard, start, part in parts]
 
@@ -255,7 +262,3 @@ class LatentShards:
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (..., C, H, W) to what a network sees, float32."""
         return self.manifest.normalisation.normalise(latents)
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """What a network sees to raw, float32."""
-        return self.manifest.normalisation.denormalise(latents)

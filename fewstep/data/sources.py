@@ -1,25 +1,27 @@
-"""Data sets as indexed images, read from the files of a fetched asset."""
+"""Data sets as indexed images or latents, read from the files of a fetched asset."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.tensor_files import open_npz, open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
-from .archives import ClassTars, WebDatasetTars
-from .classes import check_folders
-from .images import SUFFIXES, ImageFile, decode_files
-from .parquet import Parquet
-from .records import Record
+from .archives import ClassTars, ParquetImages, WebDatasetTars
+from .asset_files import Record
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label
+
+VIEWS = ("latents", "latents_flip")
+"""Tensors of latents that others encoded: of the images, and of the mirrored ones."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Images, or other data in their place, with labels in a fixed order."""
 
     def __len__(self) -> int: ...
@@ -32,17 +34,7 @@ class Source(Protocol):
         ...
 
 
-class Files(Protocol):
-    """Image files with labels in a fixed order."""
-
-    def __len__(self) -> int: ...
-
-    def files(self, start: int, stop: int) -> list[ImageFile]:
-        """The files of positions start..stop-1."""
-        ...
-
-
-def open_source(dataset: Dataset, record: Record) -> Source:
+def open_source(dataset: Dataset, record: Record) -> DataSource:
     """The images of ``dataset`` in the asset that ``record`` describes.
 
     Raises:
@@ -51,104 +43,81 @@ def open_source(dataset: Dataset, record: Record) -> Source:
     """
     if dataset.format != "moons" and dataset.channels not in (1, 3):
         raise ConfigError(f"{record.path}: dataset.channels: must be 1 or 3, not {dataset.channels}")
-    kinds: dict[str, Callable[[Dataset, Record], Files]] = {
+    kinds: dict[str, Callable[[Dataset, Record], DataSource]] = {
+        "digits": read_digits,
+        "moons": read_moons,
         "imagefolder": ImageFolder,
-        "parquet": Parquet,
+        "parquet": ParquetImages,
         "tars": ClassTars,
         "webdataset": WebDatasetTars,
     }
-    if dataset.format == "digits":
-        source: Source = Digits(dataset, record)
-    elif dataset.format == "moons":
-        source = Moons(dataset, record)
-    elif dataset.format in kinds:
-        source = Decoded(dataset, kinds[dataset.format](dataset, record))
-    else:
+    if dataset.format not in kinds:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format} has no images")
-    agree(record, "images", len(source), dataset.images)
+    source = kinds[dataset.format](dataset, record)
+    _check_number(record, "images", len(source), dataset.images)
     return source
 
 
-def agree(record: Record, key: str, found: int, expected: int) -> None:
-    """Refuse a number that is not the configured one."""
+def _check_number(record: Record, key: str, found: int, expected: int) -> None:
     if found != expected:
         raise ConfigError(f"{record.path}: dataset.{key}: found {found}, the configuration says {expected}")
 
 
-class Digits:
-    """scikit-learn's digits: values 0..16 become v / 8 - 1."""
+class ArraySource:
+    """Data in memory: float32 (n, C, H, W) with labels int64 (n,)."""
 
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        with np.load(record.file("digits.npz"), allow_pickle=False) as content:
-            self._images = torch.from_numpy(content["images"])[:, None]
-            self._labels = torch.from_numpy(content["labels"])
-        agree(record, "classes", len(self._labels.unique()), dataset.classes)
-        agree(record, "channels", self._images.shape[1], dataset.channels)
-        agree(record, "resolution", self._images.shape[2], dataset.resolution)
+    def __init__(self, dataset: Dataset, record: Record, data: Tensor, labels: Tensor) -> None:
+        self._data = data
+        self._labels = labels
+        _check_number(record, "classes", len(labels.unique()), dataset.classes)
+        _check_number(record, "channels", data.shape[1], dataset.channels)
+        _check_number(record, "resolution", data.shape[2], dataset.resolution)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self._images[start:stop].float().div_(8).sub_(1), self._labels[start:stop].clone()
+        return self._data[start:stop].clone(), self._labels[start:stop].clone()
 
 
-class Moons:
+def read_digits(dataset: Dataset, record: Record) -> ArraySource:
+    """scikit-learn's digits: values 0..16 become v / 8 - 1."""
+    with open_npz(record.file("digits.npz")) as content:
+        images, labels = torch.from_numpy(content["images"]), torch.from_numpy(content["labels"])
+    return ArraySource(dataset, record, images[:, None].float().div_(8).sub_(1), labels)
+
+
+def read_moons(dataset: Dataset, record: Record) -> ArraySource:
     """Two moons as "images" (2, 1, 1) of one class, with the law's own mean 0 and variance 1 along each axis.
 
     The half circles are (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi], with noise of
     deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
     that two draws share their coordinates.
     """
-
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        with np.load(record.file("moons.npz"), allow_pickle=False) as content:
-            points, noise = content["points"], float(content["noise"])
-        variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
-        standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
-        self._points = torch.from_numpy(standard).float()[:, :, None, None]
-        agree(record, "classes", 1, dataset.classes)
-        agree(record, "channels", 2, dataset.channels)
-        agree(record, "resolution", 1, dataset.resolution)
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        points = self._points[start:stop].clone()
-        return points, torch.zeros(len(points), dtype=torch.int64)
+    with open_npz(record.file("moons.npz")) as content:
+        points, noise = content["points"], float(content["noise"])
+    variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
+    standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
+    data = torch.from_numpy(standard).float()[:, :, None, None]
+    return ArraySource(dataset, record, data, torch.zeros(len(data), dtype=torch.int64))
 
 
-class Decoded:
-    """Image files, decoded."""
-
-    def __init__(self, dataset: Dataset, files: Files) -> None:
-        self._dataset = dataset
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return decode_files(self._files.files(start, stop), self._dataset)
-
-
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """One folder per class; classes are numbered in the sorted order of the folders' paths.
 
     The recorded files count, not what the folder holds today.
     """
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
+        super().__init__(dataset)
         self._record = record
-        named = [(PurePosixPath(file.name), file) for file in record.body.files]
-        images = [
-            (str(path.parent), path.name, file)
-            for path, file in named
+        paths = [PurePosixPath(file.name) for file in record.body.files]
+        self._images = sorted(
+            (str(path.parent), path.name)
+            for path in paths
             if path.suffix.lower() in SUFFIXES and str(path.parent) != "."
-        ]
-        self._images = sorted(images, key=lambda image: image[:2])
-        folders = sorted({folder for folder, _, _ in self._images})
+        )
+        folders = sorted({folder for folder, _ in self._images})
         self._classes = {folder: number for number, folder in enumerate(folders)}
         check_folders(record.path, dataset, folders)
 
@@ -156,7 +125,59 @@ class ImageFolder:
         return len(self._images)
 
     def files(self, start: int, stop: int) -> list[ImageFile]:
-        return [
-            ImageFile((path := self._record.locate(file)).read_bytes(), self._classes[folder], str(path))
-            for folder, _, file in self._images[start:stop]
-        ]
+        found = [(folder, self._record.file(f"{folder}/{name}")) for folder, name in self._images[start:stop]]
+        return [ImageFile(path.read_bytes(), self._classes[folder], str(path)) for folder, path in found]
+
+
+class PublishedLatents:
+    """Latents that others encoded, in the layout of LightningDiT's extraction.
+
+    ``latents`` and ``latents_flip`` (n, C, h, w) and ``labels`` (n,) of each file, raw.
+
+    Files are concatenated in the order of their names (latents_rank00_shard000.safetensors, ...).
+
+    Raises:
+        ValueError: damaged files, missing tensors, other shapes, or another number of images.
+    """
+
+    def __init__(self, dataset: Dataset, shape: list[int], views: int, record: Record) -> None:
+        self._dataset = dataset
+        self._keys = VIEWS[:views]
+        names = record.names(".safetensors")
+        self._paths = [record.file(name) for name in names]
+        starts = [0]
+        for path in self._paths:
+            starts.append(starts[-1] + self._measure(path, shape))
+        if starts[-1] != dataset.images:
+            raise ConfigError(
+                f"{record.path}: dataset.images: found {starts[-1]} in {len(names)} .safetensors files, "
+                f"the configuration says {dataset.images}"
+            )
+        self._starts = np.array(starts)
+
+    def _measure(self, path: Path, shape: list[int]) -> int:
+        """Number of images of a file, after a look at its header."""
+        with open_safetensors(path) as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        if missing := [key for key in (*self._keys, "labels") if key not in found]:
+            raise ConfigError(f"{path}: has no {missing[0]}, only {sorted(found)}")
+        count = found["labels"][0] if found["labels"] else 0
+        for key in self._keys:
+            if found[key] != [count, *shape]:
+                raise ConfigError(f"{path}: {key}: shape {found[key]}, not {[count, *shape]}")
+        return count
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Latents float32 (n, views, C, h, w) and labels int64 (n,) of positions start..stop-1."""
+        latents, labels = [], []
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for path, low in zip(self._paths[first:], self._starts[first:].tolist()):
+            if low >= stop:
+                break
+            part = slice(max(start - low, 0), stop - low)
+            with open_safetensors(path) as file:
+                latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))
+                labels.append(file.get_slice("labels")[part].long())
+            for label in labels[-1].tolist():
+                check_label(f"{path}: labels", self._dataset, label, None)
+        return torch.cat(latents), torch.cat(labels)

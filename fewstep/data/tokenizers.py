@@ -1,10 +1,13 @@
 """Tokenizers: images in [-1, 1] to raw latents and back. The only way to a VAE.
 
-Normalisation (mean, std, multiplier) is not done here but belongs to the latents' manifest.
+VA-VAE (Yao et al., 2025) and other autoencoders in the layout of latent diffusion (LDM) have the architecture
+of diffusers' AutoencoderKL; only the names of their weights differ. Normalisation (mean, std, multiplier) is
+not done here but belongs to the latents' manifest.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,23 +15,45 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_network
+from ..backbones.model_file import load_network
+from ..common.cli import first_few
 from ..common.files import sha256
+from ..common.tensor_files import load_tensors
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
-from . import vavae
-from .records import Record, read_record
+from .asset_files import Record, read_record
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
+KEPT = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""Tensors of the autoencoder; a training checkpoint also has a foundation model, losses and more."""
+NAMES = {
+    "down_blocks": "down",
+    "up_blocks": "up",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "resnets": "block",
+    "attentions": "attn",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "conv_norm_out": "norm_out",
+}
+"""diffusers' parts of names and LDM's."""
 DECODED = 25
 """Images decoded at once, whatever is asked for: 250 of 256x256 would take tens of GB in float32."""
 
 
-class Coder(Protocol):
+class Codec(Protocol):
     """Both directions of a tokenizer, without gradients."""
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
@@ -49,7 +74,7 @@ def open_tokenizer(
     weights: Path | None,
     backbone: Backbone | None,
     device: torch.device | str = "cpu",
-) -> Coder:
+) -> Codec:
     """Load a tokenizer.
 
     Args:
@@ -60,16 +85,21 @@ def open_tokenizer(
         ValueError: weights that are missing, of the wrong kind, or do not fit.
     """
     if tokenizer.plain:
-        return Pixels() if tokenizer.kind == "pixels" else Points()
+        return IdentityCodec(bounds=tokenizer.kind == "pixels")
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
-    if tokenizer.kind != "autoencoder":
-        load = _vavae if tokenizer.kind == "vavae" else _stable_diffusion
-        return KlAutoencoder(load(tokenizer, read_record(weights)), tokenizer.posterior, device)
+    if tokenizer.kind == "vavae":
+        assert tokenizer.weights is not None
+        path = read_record(weights).file(tokenizer.weights.file)
+        vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
+        return KlCodec(vae, tokenizer.posterior, device)
+    if tokenizer.kind == "sd-vae":
+        vae = _load_diffusers_autoencoder(tokenizer, read_record(weights))
+        return KlCodec(vae, tokenizer.posterior, device)
     if not isinstance(backbone, ConvAutoencoder):
         raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
     network, _ = load_network(weights, backbone)
-    return Autoencoder(network, device)
+    return ConvCodec(network, device)
 
 
 def weights_digest(weights: Path | None) -> str | None:
@@ -79,27 +109,20 @@ def weights_digest(weights: Path | None) -> str | None:
     return read_record(weights).digest if weights.suffix == ".json" else sha256(weights)
 
 
-class Pixels:
-    """The images themselves."""
+class IdentityCodec:
+    """Data that are their own latents: images, or points, which have no ``bounds``."""
+
+    def __init__(self, bounds: bool = True) -> None:
+        self._bounds = bounds
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents.clamp(-1, 1)
+        return latents.clamp(-1, 1) if self._bounds else latents
 
 
-class Points:
-    """Data that are not images, themselves: without bounds."""
-
-    def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        return images
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
-class Autoencoder:
+class ConvCodec:
     """The workflow's own convolutional autoencoder."""
 
     def __init__(self, network: nn.Module, device: torch.device | str) -> None:
@@ -107,13 +130,15 @@ class Autoencoder:
         self._device = device
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        return self._network.encode(images.to(self._device))
+        latents: Tensor = self._network.encode(images.to(self._device))
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._network.decode(latents.to(self._device)).clamp(-1, 1)
+        images: Tensor = self._network.decode(latents.to(self._device))
+        return images.clamp(-1, 1)
 
 
-class KlAutoencoder:
+class KlCodec:
     """A diffusers AutoencoderKL in float32 (sd-vae-ft-mse, VA-VAE and their like)."""
 
     def __init__(self, vae: AutoencoderKL, posterior: str, device: torch.device | str) -> None:
@@ -136,11 +161,11 @@ class KlAutoencoder:
         return torch.cat([self._vae.decode(piece).sample.clamp(-1, 1) for piece in pieces])
 
 
-def _stable_diffusion(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
+def _load_diffusers_autoencoder(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
     """A repository in diffusers' layout, from safetensors only."""
     from diffusers import AutoencoderKL
 
-    names = [file.name for file in record.body.files if file.name.endswith(".safetensors")]
+    names = record.names(".safetensors")
     name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
     if name is None:
         raise ConfigError(
@@ -153,7 +178,61 @@ def _stable_diffusion(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
         raise ConfigError(f"{folder}: not a diffusers autoencoder: {error}") from None
 
 
-def _vavae(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
-    assert tokenizer.weights is not None and tokenizer.weights.file is not None
-    path = record.file(tokenizer.weights.file)
-    return vavae.load(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
+def build_ldm_autoencoder(network: LdmAutoencoder, latent: int, device: str = "cpu") -> AutoencoderKL:
+    """The network with ``latent`` channels, not initialised if ``device`` is meta."""
+    from diffusers import AutoencoderKL
+
+    levels = range(len(network.multipliers))
+    down = ["AttnDownEncoderBlock2D" if k in network.attention else "DownEncoderBlock2D" for k in levels]
+    up = ["AttnUpDecoderBlock2D" if k in network.attention else "UpDecoderBlock2D" for k in reversed(levels)]
+    with torch.device(device):
+        return AutoencoderKL(
+            block_out_channels=[network.channels * factor for factor in network.multipliers],
+            layers_per_block=network.blocks,
+            down_block_types=down,
+            up_block_types=up,
+            latent_channels=latent,
+        )
+
+
+def ldm_name(name: str, levels: int) -> str:
+    """LDM's name of a tensor of diffusers' AutoencoderKL; the decoder's levels count the other way."""
+    for ours, theirs in NAMES.items():
+        name = re.sub(rf"\b{re.escape(ours)}\b", theirs, name)
+    return re.sub(r"\bup\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
+
+
+def load_ldm_autoencoder(path: Path, network: LdmAutoencoder, latent: int) -> AutoencoderKL:
+    """Weights of a training checkpoint (``state_dict``) or of a .safetensors file, as float32.
+
+    Raises:
+        ValueError: a file that cannot be read without running code from it; missing, unknown or
+            misshapen tensors, by the names that they have in the file.
+    """
+    tensors = {name: value for name, value in _read_state_dict(path).items() if name.startswith(KEPT)}
+    vae = build_ldm_autoencoder(network, latent, "meta")
+    state, faults = {}, []
+    for name, own in vae.state_dict().items():
+        theirs = ldm_name(name, len(network.multipliers))
+        found = tensors.pop(theirs, None)
+        # LDM's attention has 1x1 convolutions where diffusers has linear layers.
+        shapes = [own.shape, (*own.shape, 1, 1)] if ".attn" in theirs and own.ndim == 2 else [own.shape]
+        if found is None:
+            faults.append(f"no {theirs}")
+        elif found.shape not in shapes:
+            faults.append(f"{theirs} is {list(found.shape)}, not {list(shapes[-1])}")
+        else:
+            state[name] = found.detach().to(torch.float32, copy=True).reshape(own.shape)
+    faults += [f"unknown {name}" for name in tensors]
+    if faults:
+        raise ConfigError(f"{path}: does not fit tokenizer.network: {first_few(faults)}")
+    vae.load_state_dict(state, assign=True)
+    return vae
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    content = load_tensors(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
+    return state

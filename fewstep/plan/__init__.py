@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..config import dump
 from ..config.base import require_known
 from ..config.settings import Weights
-from ..config.specs import CellKey, dump
+from ..config.specs import CellKey
 from .cells import Cells
 from .costs import as_csv, as_text, costs
 from .needs import needs

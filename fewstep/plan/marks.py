@@ -8,22 +8,28 @@ from typing import Any
 from ..config.base import Strict, require_known
 from ..config.settings import Mark
 from ..config.specs import HyperParameter
-from .runs import Run
+from .runs import BASE, Run
 
 BOOKKEEPING = {"loss.name", "train.log_every", "train.max_skipped_updates"}
 """Keys that no weight depends on."""
 
 
-def marked(run: Run) -> list[HyperParameter]:
-    """The hyper-parameters that have a mark, in the order of the configuration."""
+def hyperparameter_sources(run: Run) -> list[HyperParameter]:
+    """The hyper-parameters whose source is known, in the order of the configuration.
+
+    The marks of recipe and entry come first, then those that the method's folder gives to the defaults of its
+    loss. The latter also hold for what a table's variant changes.
+    """
     marks = {**run.recipe.provenance, **run.entry.provenance}
-    found = ((key, value, _mark(key, marks)) for key, value in values(run))
-    return [HyperParameter(key=key, value=_text(value), mark=mark) for key, value, mark in found if mark]
-
-
-def unmarked(run: Run) -> list[str]:
-    """The keys that neither recipe nor method marks."""
-    return sorted({key for key, _ in values(run)} - {entry.key for entry in marked(run)})
+    defaults = dict(_leaves("loss", type(run.loss).model_validate({}).model_dump()))
+    found = []
+    for key, value in values(run):
+        mark = mark_of(key, marks)
+        if mark is None and (run.variant != BASE or defaults.get(key) == value):
+            mark = mark_of(key, run.loss.provenance)
+        if mark is not None:
+            found.append(HyperParameter(key=key, value=_text(value), mark=mark))
+    return found
 
 
 def values(run: Run) -> Iterator[tuple[str, Any]]:
@@ -59,7 +65,7 @@ def _ends(key: str) -> list[int]:
     return [position for position, letter in enumerate(key) if letter == "."] + [len(key)]
 
 
-def _mark(key: str, marks: Mapping[str, Mark]) -> Mark | None:
+def mark_of(key: str, marks: Mapping[str, Mark]) -> Mark | None:
     """The mark of the longest key that covers this one."""
     covering = [key[:end] for end in _ends(key) if key[:end] in marks]
     return marks[covering[-1]] if covering else None

@@ -26,7 +26,7 @@ from ..config.specs import (
     TrainSpec,
 )
 from .cells import Cells
-from .marks import marked
+from .marks import hyperparameter_sources
 from .runs import Run
 
 
@@ -264,7 +264,9 @@ def _report(plan: Cells, _name: str) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=marked(run) if run.recipe.scale in ("paper", "toy") and not run.adopted else [],
+                parameters=hyperparameter_sources(run)
+                if run.recipe.scale in ("paper", "toy") and not run.adopted
+                else [],
             )
             for name, run in methods.items()
         },

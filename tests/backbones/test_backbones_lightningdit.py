@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build, null_label
-from fewstep.backbones.state import inherit
+from fewstep.backbones.model_file import load_compatible
 from fewstep.config.settings import LightningDiT
 
 XL = {"shape": [32, 16, 16], "classes": 1000, "depth": 28, "width": 1152, "heads": 16}
@@ -131,7 +131,7 @@ def test_a_fresh_network_outputs_zero(spec, inputs):
 def test_student_with_a_fresh_target_embedding_is_its_teacher_for_every_s(spec, active, inputs):
     teacher = active(spec(qk_norm=True))
     student = build(spec(qk_norm=True, target_time=True))
-    inherit(student, teacher.state_dict(), "teacher")
+    load_compatible(student, teacher.state_dict(), "teacher")
     x, t, _, y = inputs(spec())
     expected = teacher(x, t, None, y)
     assert expected.std() > 0.1
@@ -151,7 +151,7 @@ def test_the_target_time_matters_once_its_embedding_is_trained(spec, active, inp
 def test_the_heads_start_equal_and_are_separate(spec, active, inputs):
     teacher = active(spec())
     net = build(spec(outputs=2))
-    inherit(net, teacher.state_dict(), "teacher")
+    load_compatible(net, teacher.state_dict(), "teacher")
     arguments = inputs(spec())
     velocity, flow_map = net(*arguments)
     assert torch.equal(velocity, teacher(*arguments)) and torch.equal(velocity, flow_map)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.backbones import build, null_label
-from fewstep.backbones.state import inherit
+from fewstep.backbones.model_file import load_compatible
 from fewstep.config.networks import Mlp, UNet
 from fewstep.core.jvp import TOLERANCES, value_and_tangent
 from fewstep.plan.sizes import parameters
@@ -128,7 +128,7 @@ def test_an_unconditional_network_ignores_labels(make):
 @pytest.mark.parametrize("make", [mlp, unet])
 def test_a_student_starts_as_its_teacher(make):
     teacher, student = awake(make(target_time=False)), awake(make(outputs=2))
-    inherit(student, teacher.state_dict(), "teacher")
+    load_compatible(student, teacher.state_dict(), "teacher")
     student.r_embedder.mlp[2].weight.data.zero_()
     student.r_embedder.mlp[2].bias.data.zero_()
     (x, t, s), y = inputs(make())

@@ -8,8 +8,8 @@ import torch
 from configs import make_plan, raw_config
 from test_backbones_sit import PATH, SIT, TINY, forward, published
 
-from fewstep.adopt import adopt
 from fewstep.backbones import build, noise
+from fewstep.backbones.import_weights import import_weights
 from fewstep.backbones.lightningdit import LightningDiT as Network
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
@@ -85,7 +85,7 @@ def test_the_tangent_is_that_of_functorch() -> None:
 
 def test_an_adopted_network_is_the_published_one() -> None:
     weights = published("sit", 8)
-    net, converted = adopt(weights, DIT, PATH)
+    net, converted = import_weights(weights, DIT, PATH)
     assert converted == ["outputs of a learned variance dropped"]
     x = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(3)).double()
     k, y = torch.tensor([999, 500, 250, 30, 0]), torch.arange(5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewstep.adopt import adopt
 from fewstep.backbones import build
+from fewstep.backbones.import_weights import import_weights
 from fewstep.config.settings import LightningDiT
 from fewstep.plan.sizes import parameters
 
@@ -155,7 +155,7 @@ def forward(w: dict, family: str, x: torch.Tensor, t: torch.Tensor, y: torch.Ten
 @pytest.mark.parametrize(("family", "outputs", "flags"), [("sit", 8, SIT), ("sit", 4, SIT), ("tit", 4, TIT)])
 def test_an_adopted_network_is_the_published_one_in_our_convention(family, outputs, flags, reverse):
     weights = published(family, outputs)
-    net, converted = adopt(weights, LightningDiT(**TINY, **flags), PATH, reverse)
+    net, converted = import_weights(weights, LightningDiT(**TINY, **flags), PATH, reverse)
     draws = torch.Generator().manual_seed(3)
     x, t = torch.randn(7, 4, 6, 6, generator=draws).double(), torch.linspace(0, 1, 7).double()
     y = torch.arange(7) % 6
@@ -176,8 +176,8 @@ def test_reversing_turns_the_target_time_too():
     one = LightningDiT(**TINY, target_time=True, outputs=2)
     torch.manual_seed(1)
     weights = {name: 0.2 * torch.randn_like(value) for name, value in build(one).state_dict().items()}
-    theirs, _ = adopt(weights, one, PATH)
-    ours, _ = adopt(weights, one, PATH, reverse=True)
+    theirs, _ = import_weights(weights, one, PATH)
+    ours, _ = import_weights(weights, one, PATH, reverse=True)
     x, y = torch.randn(3, 4, 6, 6).double(), torch.arange(3)
     t, s = torch.rand(2, 3).double()
     pairs = zip(ours.double()(x, t, s, y), theirs.double()(x, 1 - t, 1 - s, y), strict=True)
@@ -198,4 +198,4 @@ def test_reversing_turns_the_target_time_too():
 )
 def test_a_wrong_flag_names_the_setting(family, flags, wrong, remedy):
     with pytest.raises(ValueError, match=f"published.pt: has an? .*{remedy}|published.pt: has no .*{remedy}"):
-        adopt(published(family, 4), LightningDiT(**TINY, **flags | wrong), PATH)
+        import_weights(published(family, 4), LightningDiT(**TINY, **flags | wrong), PATH)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.config.losses import Enhancement
+from fewstep.config.objectives import Enhancement
 from fewstep.core.enhanced import EnhancedSample, blend, share
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context

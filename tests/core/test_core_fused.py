@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.backbones import build
-from fewstep.config.losses import DECMLoss, FACMLoss
 from fewstep.config.settings import LightningDiT
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.rng import Streams
 from fewstep.methods import build as build_method
+from fewstep.methods import parameter_classes
 
 SPEC = LightningDiT(shape=[4, 4, 4], classes=3, depth=2, width=24, heads=2, patch=2, qk_norm=True)
 ROWS = 8
@@ -61,7 +61,7 @@ def loss(
         jvp=lambda *given: value_and_tangent(*given, formulation),
         teacher=teacher,
     )
-    params = {"facm": FACMLoss, "decm": DECMLoss}[name](name=name)
+    params = parameter_classes()[name](name=name)
     return build_method(params).updates(0)[update](net, batch, context).loss
 
 

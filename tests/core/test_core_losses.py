@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.losses import ConsistencyTerms
 from fewstep.core.losses import adaptive, consistency_residual, follow_residual, mean_square, velocity_loss
+from fewstep.methods.cd.params import CDParams
 
 
 def test_mean_square_is_per_sample_and_at_least_float32():
@@ -40,7 +40,7 @@ def test_regression_moves_along_the_clamped_weighted_residual():
     """With p = 0 the gradient of the loss is 2 w clamp(g) / n."""
     F = torch.tensor([1.0, -2.0, 3.0]).reshape(1, 3, 1, 1).requires_grad_()
     g = torch.tensor([0.5, -4.0, 4.0]).reshape(1, 3, 1, 1)
-    terms = ConsistencyTerms(norm_power=0.0)
+    terms = CDParams(norm_power=0.0)
     loss = follow_residual(F, g, torch.tensor([0.3]), terms)
     (gradient,) = torch.autograd.grad(loss.sum(), F)
     torch.testing.assert_close(gradient.flatten(), 0.2 * torch.tensor([0.5, -1.0, 1.0]))

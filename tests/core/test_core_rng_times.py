@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.config.losses import TimeDistribution
+from fewstep.config.objectives import TimeDistribution
 from fewstep.core.rng import Streams, fold_in, fold_in_each
 from fewstep.core.times import sample_times
 
@@ -80,3 +80,37 @@ def test_segments_law(streams):
 def test_uniform_law(streams):
     t = sample_times(TimeDistribution(), streams, "t")
     assert quantiles(t) == pytest.approx([0.05, 0.25, 0.5, 0.75, 0.95], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "cdf"),
+    [
+        (2.0, 2.0, lambda x: 3 * x**2 - 2 * x**3),
+        (3.0, 2.0, lambda x: 4 * x**3 - 3 * x**4),
+        (0.5, 0.5, lambda x: 2 / torch.pi * torch.asin(x.sqrt())),
+        (1.0, 0.8, lambda x: 1 - (1 - x) ** 0.8),
+        (0.8, 1.0, lambda x: x**0.8),
+    ],
+)
+def test_beta_is_the_quantile_of_one_uniform_draw(a, b, cdf):
+    streams = Streams(0, 0, 1000, slice(None))
+    t = sample_times(TimeDistribution(law="beta", alpha=a, beta=b), streams, "t")
+    assert t.dtype == torch.float32
+    torch.testing.assert_close(cdf(t.double()), streams.uniform("t").double(), rtol=0, atol=1e-5)
+
+
+def test_beta_has_its_mean_and_variance_and_does_not_depend_on_how_rows_are_cut():
+    """a / (a + b), a b / ((a + b)^2 (a + b + 1))."""
+    law = TimeDistribution(law="beta", alpha=2.4, beta=0.8)
+    t = sample_times(law, Streams(0, 0, 20_000, slice(None)), "t")
+    assert float(t.min()) >= 0 and float(t.max()) <= 1
+    assert float(t.mean()) == pytest.approx(0.75, abs=0.006)
+    assert float(t.var()) == pytest.approx(2.4 * 0.8 / (3.2**2 * 4.2), rel=0.03)
+    part = sample_times(law, Streams(0, 0, 20_000, slice(70, 90)), "t")
+    assert torch.equal(part, t[70:90])
+
+
+@pytest.mark.parametrize("given", [{"law": "beta"}, {"law": "beta", "alpha": 1.0}, {"alpha": 1.0}])
+def test_parameters_of_beta_belong_to_it(given):
+    with pytest.raises(ValueError, match="alpha and beta belong to"):
+        TimeDistribution(**given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from latents_made import Made, pixel_latents, write_spec
+from data_factories import LatentSet, pixel_latents, write_spec
 
 from fewstep import fetch
 from fewstep.config.assets import Asset
@@ -21,7 +21,7 @@ def digits_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, digits_record: Path) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory, digits_record: Path) -> LatentSet:
     """Digits as pixels, both views, two shards. Read only: tests that change files copy the folder."""
     result = pixel_latents(tmp_path_factory.mktemp("latents"), digits_record)
     result.encode()

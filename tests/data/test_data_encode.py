@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import ldm_made
+import ldm_reference
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from latents_made import Made, write_spec
-from ldm_made import TINY
+from data_factories import LatentSet, write_spec
+from ldm_reference import TINY
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -25,13 +25,14 @@ from fewstep.config.assets import Asset
 from fewstep.config.base import merge
 from fewstep.config.settings import Dataset, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
-from fewstep.data.classes import class_ids
-from fewstep.data.manifest import read_manifest
-from fewstep.data.records import read_record
+from fewstep.data import encoding
+from fewstep.data.asset_files import read_record
+from fewstep.data.encoding import encode_shard
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import class_ids
+from fewstep.data.manifest import PublishedStatistics, read_manifest
 from fewstep.data.shards import LatentShards, map_arrays, scan_shard
 from fewstep.data.sources import open_source
-from fewstep.data.statistics import Published
-from fewstep.fetch import fetch
 from fewstep.plan import Plan
 
 IMAGES = Dataset(asset="in", format="imagefolder", resolution=16, classes=3, images=23)
@@ -46,7 +47,7 @@ VAVAE = Tokenizer(
 
 def local(folder: Path, name: str) -> Path:
     record = folder / f"assets/{name}.json"
-    fetch(name, Asset(kind="local", licence="own", path=str(folder / name)), record)
+    fetch_asset(name, Asset(kind="local", licence="own", path=str(folder / name)), record)
     return record
 
 
@@ -63,7 +64,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", ldm_made.weights(TINY, 4))
+    ldm_reference.save_checkpoint(tmp_path / "vae/vae.pt", ldm_reference.weights(TINY, 4))
     return local(tmp_path, "vae")
 
 
@@ -77,20 +78,20 @@ def spec_of(tokenizer: Tokenizer = VAVAE, dataset: Dataset = IMAGES, **latents: 
 def test_latents_are_draws_of_the_posterior_of_both_views(
     tmp_path: Path, images: Path, weights: Path
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of())
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     made.encode(weights)
     stored = LatentShards(made.manifest).read(range(23)).float()
     pixels, labels = open_source(IMAGES, read_record(images)).read(0, 23)
-    state = ldm_made.weights(TINY, 4)
+    state = ldm_reference.weights(TINY, 4)
     with torch.no_grad():
         for view, seen in enumerate((pixels, pixels.flip(-1))):
-            mean, std = ldm_made.moments(state, TINY, seen)
+            mean, std = ldm_reference.moments(state, TINY, seen)
             noise = (stored[:, view] - mean) / std
             assert noise.mean().item() == pytest.approx(0, abs=0.05)
             assert noise.std().item() == pytest.approx(1, abs=0.05)
         checks = []
         for start, stop in ((0, 8), (11, 19)):
-            back = ldm_made.decode(state, TINY, stored[start:stop, 0]).clamp(-1, 1)
+            back = ldm_reference.decode(state, TINY, stored[start:stop, 0]).clamp(-1, 1)
             error = (back - pixels[start:stop]).square().mean((1, 2, 3))
             checks.append((10 * (4 / error).log10()).mean().item())
     assert torch.equal(LatentShards(made.manifest).labels, labels)
@@ -106,7 +107,7 @@ def test_any_batch_gives_the_same_latents(tmp_path: Path, images: Path, weights:
     for batch in (1, 5, 32):
         folder = tmp_path / str(batch)
         folder.mkdir()
-        encode.encode(spec_of(shards=1, dtype="float32"), images, weights, 0, folder / "shard.tar", batch)
+        encode_shard(spec_of(shards=1, dtype="float32"), images, weights, 0, folder / "shard.tar", batch)
         scan = scan_shard(folder / "shard.tar")
         stored.append(map_arrays(folder / "shard.tar", scan.offsets, scan.shape, scan.dtype))
         assert scan.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
@@ -121,7 +122,7 @@ def test_any_batch_gives_the_same_latents(tmp_path: Path, images: Path, weights:
 def test_a_poor_decoder_stops_before_the_first_shard(
     tmp_path: Path, images: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of(psnr=20.0))
+    made = LatentSet(tmp_path / "latents", images, spec_of(psnr=20.0))
     with pytest.raises(ConfigError, match=r"tiny: latents\.psnr: images 0 to 7 come back .* dB, not 20\.0"):
         made.encode(weights)
     assert list(made.folder.glob("*.tar")) == []
@@ -131,10 +132,10 @@ def test_a_poor_decoder_stops_before_the_first_shard(
 
 
 def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> None:
-    state = ldm_made.weights(TINY, 4)
+    state = ldm_reference.weights(TINY, 4)
     state["quant_conv.bias"][0] = 7e4
-    ldm_made.save_checkpoint(tmp_path / "vae/vae.pt", state)
-    made = Made(tmp_path / "latents", images, spec_of())
+    ldm_reference.save_checkpoint(tmp_path / "vae/vae.pt", state)
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     message = (
         r"latents\.dtype: of images 0 to 7, latents are not finite in float16 \(largest before: 7e\+04\)"
     )
@@ -148,7 +149,7 @@ def test_latents_that_overflow_are_not_stored(tmp_path: Path, images: Path) -> N
 def test_a_finished_shard_is_not_touched_by_a_failing_one(
     tmp_path: Path, images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Made(tmp_path / "latents", images, spec_of())
+    made = LatentSet(tmp_path / "latents", images, spec_of())
     made.encode(weights)
     before = [shard.read_bytes() for shard in made.shards]
 
@@ -156,31 +157,33 @@ def test_a_finished_shard_is_not_touched_by_a_failing_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "_store", fail)
+        patch.setattr(encoding, "_store", fail)
         with pytest.raises(KeyboardInterrupt):
-            encode.encode(made.spec, images, weights, 1, made.shards[1])
+            encode_shard(made.spec, images, weights, 1, made.shards[1])
     assert sorted(path.name for path in made.folder.glob("*.tar")) == ["shard-00000.tar", "shard-00001.tar"]
     assert list(made.folder.glob(".*")) == []
     made.shards[1].unlink()
-    encode.encode(made.spec, images, weights, 1, made.shards[1])
+    encode_shard(made.spec, images, weights, 1, made.shards[1])
     assert [shard.read_bytes() for shard in made.shards] == before
 
 
 @pytest.fixture
-def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., Made]:
+def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., LatentSet]:
     """Latents normalised by a file that holds their own statistics, changed as asked."""
 
     def make(
         change: Callable[[dict], object] = lambda content: content, name: str = "latents_stats.pt"
-    ) -> Made:
-        own = Made(tmp_path / "own", images, spec_of(VAVAE.model_copy(update={"statistics": "computed"})))
+    ) -> LatentSet:
+        own = LatentSet(
+            tmp_path / "own", images, spec_of(VAVAE.model_copy(update={"statistics": "computed"}))
+        )
         if not own.manifest.exists():
             own.encode(weights)
         manifest = read_manifest(own.manifest)
         mean, std = (torch.tensor(value).view(1, 4, 1, 1) for value in (manifest.mean, manifest.std))
         torch.save(change({"mean": mean, "std": std}), tmp_path / "vae" / name)
         update = {"statistics": "published", "statistics_file": "latents_stats.pt"}
-        result = Made(tmp_path / "latents", images, spec_of(VAVAE.model_copy(update=update)))
+        result = LatentSet(tmp_path / "latents", images, spec_of(VAVAE.model_copy(update=update)))
         shutil.rmtree(result.folder, ignore_errors=True)
         result.encode(local(tmp_path, "vae"))
         return result
@@ -189,7 +192,7 @@ def published(tmp_path: Path, images: Path, weights: Path) -> Callable[..., Made
 
 
 def test_published_statistics_are_used_as_they_are(
-    tmp_path: Path, published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, published: Callable[..., LatentSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = published(lambda own: {"mean": own["mean"] + 0.05 * own["std"], "std": own["std"] * 0.98})
     manifest = read_manifest(made.manifest)
@@ -204,7 +207,10 @@ def test_published_statistics_are_used_as_they_are(
     normal = shards.normalise(shards.read(range(23)))
     assert normal.mean().item() == pytest.approx(-0.05 / 0.98, abs=1e-2)
     torch.testing.assert_close(
-        shards.denormalise(normal), shards.read(range(23)).float(), atol=1e-5, rtol=1e-5
+        shards.manifest.normalisation.denormalise(normal),
+        shards.read(range(23)).float(),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert "warning" not in capsys.readouterr().out
     made.manifest.write_text(made.manifest.read_text().replace('"psnr"', '"mean":[9,9,9,9],"psnr"', 1))
@@ -212,7 +218,7 @@ def test_published_statistics_are_used_as_they_are(
 
 
 def test_statistics_of_other_latents_are_noticed(
-    published: Callable[..., Made], capsys: pytest.CaptureFixture[str]
+    published: Callable[..., LatentSet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     published(
         lambda own: {**own, "mean": own["mean"] + torch.tensor([0, 0, 0.3, 0]).view(1, 4, 1, 1) * own["std"]}
@@ -234,19 +240,19 @@ def test_statistics_of_other_latents_are_noticed(
         (lambda own: {"mean": own["mean"]}, r"std: must be a tensor of 4 channels"),
         (lambda own: {**own, "mean": torch.zeros(1, 5, 1, 1)}, r"mean: must be a tensor of 4 channels"),
         (lambda own: {**own, "std": own["std"] * 0}, r"std: must be finite, and std positive"),
-        (lambda own: {**own, "more": Path("x")}, r"not a file of plain tensors"),
+        (lambda own: {**own, "more": Path("x")}, r"holds pickled objects"),
     ],
 )
 def test_bad_statistics_are_refused_before_encoding(
-    tmp_path: Path, published: Callable[..., Made], change: Callable, message: str
+    tmp_path: Path, published: Callable[..., LatentSet], change: Callable, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"latents_stats\.pt: {message}"):
+    with pytest.raises(ValueError, match=rf"latents_stats\.pt: {message}"):
         published(change)
     assert list((tmp_path / "latents").glob("*.tar")) == []
 
 
 def test_missing_statistics_are_refused_before_encoding(
-    tmp_path: Path, published: Callable[..., Made]
+    tmp_path: Path, published: Callable[..., LatentSet]
 ) -> None:
     with pytest.raises(ConfigError, match=r"has no file 'latents_stats\.pt'; it names other\.pt, vae\.pt"):
         published(name="other.pt")
@@ -254,7 +260,7 @@ def test_missing_statistics_are_refused_before_encoding(
 
 
 def test_distance_is_the_worst_channel() -> None:
-    own = Published(file="x", sha256="0" * 64, mean=[0.0, 1.0], std=[1.0, 2.0])
+    own = PublishedStatistics(file="x", sha256="0" * 64, mean=[0.0, 1.0], std=[1.0, 2.0])
     assert own.distance([0.0, 1.0], [1.0, 2.0]) == 0
     assert own.distance([0.1, 1.4], [1.0, 2.0]) == pytest.approx(0.2)
     assert own.distance([0.0, 1.0], [0.7, 2.0]) == pytest.approx(0.3)
@@ -295,7 +301,7 @@ def test_the_configured_imagenet_in_miniature(tmp_path: Path, paper_plan: Plan, 
         {"mean": torch.zeros(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 3.0)},
         tmp_path / "vae/latents_stats.pt",
     )
-    made = Made(tmp_path / "latents", local(tmp_path, "hub"), spec)
+    made = LatentSet(tmp_path / "latents", local(tmp_path, "hub"), spec)
     made.encode(local(tmp_path, "vae"))
     shards = LatentShards(made.manifest)
     shards.check(made.card)
@@ -327,7 +333,7 @@ OTHERS = IMAGES.model_copy(update={"format": "latents-safetensors", "images": 11
 def test_latents_of_others_become_shards(tmp_path: Path, weights: Path, flip: bool) -> None:
     latents, labels = latents_of_others(tmp_path / "others", flip)
     spec = spec_of(dataset=OTHERS, flip=flip, shards=3, dtype="float32", psnr=20.0)
-    made = Made(tmp_path / "latents", local(tmp_path, "others"), spec)
+    made = LatentSet(tmp_path / "latents", local(tmp_path, "others"), spec)
     made.encode(weights)
     shards = LatentShards(made.manifest)
     assert torch.equal(shards.read(range(11)), latents[:, : 1 + flip])
@@ -341,7 +347,7 @@ def test_unfit_latents_of_others_are_refused(tmp_path: Path, weights: Path) -> N
     record = local(tmp_path, "others")
 
     def attempt(**change: object) -> None:
-        Made(tmp_path / "latents", record, spec_of(**{"dataset": OTHERS, "shards": 1, **change})).encode(
+        LatentSet(tmp_path / "latents", record, spec_of(**{"dataset": OTHERS, "shards": 1, **change})).encode(
             weights
         )
 
@@ -359,5 +365,5 @@ def test_unfit_latents_of_others_are_refused(tmp_path: Path, weights: Path) -> N
         attempt(dataset=OTHERS.model_copy(update={"classes": 2}), flip=False)
     (tmp_path / "others/latents_rank02_shard000.safetensors").write_bytes(b"text")
     record = local(tmp_path, "others")
-    with pytest.raises(ConfigError, match=r"rank02_shard000\.safetensors: not a safetensors file"):
+    with pytest.raises(ValueError, match=r"rank02_shard000\.safetensors: not a safetensors file"):
         attempt(flip=False)

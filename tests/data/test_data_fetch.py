@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset, AssetFile
 from fewstep.data import download
-from fewstep.data.records import read_record
-from fewstep.fetch import fetch
+from fewstep.data.asset_files import read_record
+from fewstep.data.fetching import fetch_asset
 
 CONTENT = bytes(range(256)) * 4096
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {"/good.bin": CONTENT, "/bad.bin": CONTENT[::-1]}
         self.cut, self.cuts = 300_000, 0
-        self.ranges = True
+        self.ranges = self.tells_length = True
         self.moved = {"/old.bin": "/good.bin"}
         self.failures: list[int] = []
         self.asked: list[tuple[str, str | None]] = []
@@ -65,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         content = content[start:]
-        self.send_header("Content-Length", str(len(content)))
+        if self.server.tells_length:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.server.cuts:
             self.server.cuts -= 1
@@ -90,7 +91,7 @@ def http_asset(*urls: str, sha256: str | None = HASH, size: int | None = len(CON
 
 
 def test_http_file_and_record(server: Server, tmp_path: Path) -> None:
-    fetch("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
+    fetch_asset("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
     record = json.loads((tmp_path / "thing.json").read_text())
     assert record["name"] == "thing" and record["licence"] == "MIT"
@@ -101,18 +102,18 @@ def test_http_file_and_record(server: Server, tmp_path: Path) -> None:
 
 def test_files_that_are_right_are_kept_and_damaged_ones_replaced(server: Server, tmp_path: Path) -> None:
     asset, out = http_asset(server.url("good.bin")), tmp_path / "thing.json"
-    fetch("thing", asset, out)
+    fetch_asset("thing", asset, out)
     out.unlink()
-    fetch("thing", asset, out)
+    fetch_asset("thing", asset, out)
     assert len(server.asked) == 1 and out.exists()
     (tmp_path / "thing/weights/file.bin").write_bytes(CONTENT[::-1])
-    fetch("thing", asset, out)
+    fetch_asset("thing", asset, out)
     assert len(server.asked) == 2 and (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
 
 
 def test_a_cut_transfer_is_resumed_in_the_same_run(server: Server, tmp_path: Path) -> None:
     server.cuts = 2
-    fetch("thing", http_asset(server.url("good.bin"), sha256=None, size=None), tmp_path / "thing.json")
+    fetch_asset("thing", http_asset(server.url("good.bin"), sha256=None, size=None), tmp_path / "thing.json")
     assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=600000-"]
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
 
@@ -121,37 +122,37 @@ def test_a_cut_transfer_is_resumed_by_a_later_run(server: Server, tmp_path: Path
     server.cuts = 3
     asset = http_asset(server.url("good.bin"))
     with pytest.raises(ValueError, match=r"(?s)assets\.thing.*broke off after 900000 of 1048576"):
-        fetch("thing", asset, tmp_path / "thing.json")
+        fetch_asset("thing", asset, tmp_path / "thing.json")
     assert not (tmp_path / "thing.json").exists()
     assert not (tmp_path / "thing/weights/file.bin").exists()
     assert (tmp_path / "thing/weights/file.bin.part").stat().st_size == 900_000
-    fetch("thing", asset, tmp_path / "thing.json")
+    fetch_asset("thing", asset, tmp_path / "thing.json")
     assert server.asked[-1] == ("/good.bin", "bytes=900000-")
     assert not (tmp_path / "thing/weights/file.bin.part").exists()
 
 
 def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
     server.cuts, server.ranges = 1, False
-    fetch("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
+    fetch_asset("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"sha256 is .* instead of {HASH}"):
-        fetch("thing", http_asset(server.url("bad.bin")), tmp_path / "thing.json")
+        fetch_asset("thing", http_asset(server.url("bad.bin")), tmp_path / "thing.json")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_mirrors_are_tried_in_order(server: Server, tmp_path: Path) -> None:
     urls = [server.url("missing.bin"), server.url("bad.bin"), server.url("good.bin")]
-    body = fetch("thing", http_asset(*urls), tmp_path / "thing.json")
+    body = fetch_asset("thing", http_asset(*urls), tmp_path / "thing.json")
     assert [path for path, _ in server.asked] == ["/missing.bin", "/bad.bin", "/good.bin"]
     assert body.files[0].source == urls[2]
 
 
 def test_a_mirror_that_moved_is_followed_and_continued(server: Server, tmp_path: Path) -> None:
     server.cuts = 1
-    fetch("thing", http_asset(server.url("old.bin")), tmp_path / "thing.json")
+    fetch_asset("thing", http_asset(server.url("old.bin")), tmp_path / "thing.json")
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
     assert server.asked[1:] == [
         ("/good.bin", None),
@@ -162,29 +163,45 @@ def test_a_mirror_that_moved_is_followed_and_continued(server: Server, tmp_path:
 
 def test_server_errors_are_retried_and_refusals_are_not(server: Server, tmp_path: Path) -> None:
     server.failures = [503, 429]
-    fetch("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
+    fetch_asset("thing", http_asset(server.url("good.bin")), tmp_path / "thing.json")
     assert len(server.asked) == 3
     with pytest.raises(ValueError, match=r"missing\.bin: HTTP status 404"):
-        fetch("other", http_asset(server.url("missing.bin")), tmp_path / "other.json")
+        fetch_asset("other", http_asset(server.url("missing.bin")), tmp_path / "other.json")
     assert len(server.asked) == 4
+
+
+def test_a_server_that_does_not_tell_the_length(server: Server, tmp_path: Path) -> None:
+    """Half a file must not become the one that is trusted, and an endless one must end."""
+    server.tells_length = False
+    fetch_asset("sized", http_asset(server.url("good.bin"), sha256=None), tmp_path / "sized.json")
+    fetch_asset("hashed", http_asset(server.url("good.bin"), size=None), tmp_path / "hashed.json")
+    server.cuts = 1
+    with pytest.raises(ValueError, match="does not say how long the file is: set its bytes or sha256"):
+        fetch_asset("x", http_asset(server.url("good.bin"), sha256=None, size=None), tmp_path / "x.json")
+    with pytest.raises(ValueError, match="the server sends more than 1000 bytes"):
+        fetch_asset("x", http_asset(server.url("good.bin"), size=1000), tmp_path / "x.json")
+    server.tells_length = True
+    with pytest.raises(ValueError, match=f"the file has {len(CONTENT)} bytes instead of 1000"):
+        fetch_asset("x", http_asset(server.url("good.bin"), size=1000), tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists() and not (tmp_path / "x/weights/file.bin").exists()
 
 
 def test_trust_on_first_use(server: Server, tmp_path: Path) -> None:
     asset, out = http_asset(server.url("good.bin"), sha256=None, size=None), tmp_path / "thing.json"
-    assert fetch("thing", asset, out).files[0].sha256 == HASH
-    fetch("thing", asset, out)
+    assert fetch_asset("thing", asset, out).files[0].sha256 == HASH
+    fetch_asset("thing", asset, out)
     assert len(server.asked) == 1
     server.files["/good.bin"] = CONTENT[::-1]
     (tmp_path / "thing/weights/file.bin").unlink()
     with pytest.raises(ValueError, match="first download"):
-        fetch("thing", asset, out)
+        fetch_asset("thing", asset, out)
     assert not (tmp_path / "thing/weights/file.bin").exists()
 
 
 def test_another_origin_is_not_trusted(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "thing.json"
-    fetch("thing", http_asset(server.url("good.bin"), sha256=None), out)
-    fetch("thing", http_asset(server.url("bad.bin"), sha256=None), out)
+    fetch_asset("thing", http_asset(server.url("good.bin"), sha256=None), out)
+    fetch_asset("thing", http_asset(server.url("bad.bin"), sha256=None), out)
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT[::-1]
 
 
@@ -194,12 +211,12 @@ def test_another_origin_is_not_trusted(server: Server, tmp_path: Path) -> None:
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     file = AssetFile(name=name, urls=["http://127.0.0.1:1/x"], sha256=HASH)
     with pytest.raises(ConfigError, match=r"assets\.thing\.files: file name"):
-        fetch("thing", Asset(kind="http", licence="MIT", files=[file]), tmp_path / "thing.json")
+        fetch_asset("thing", Asset(kind="http", licence="MIT", files=[file]), tmp_path / "thing.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_digits_are_the_bundled_ones_and_deterministic(digits_record: Path, tmp_path: Path) -> None:
-    again = fetch("digits", Asset(kind="sklearn", licence="CC BY 4.0"), tmp_path / "digits.json")
+    again = fetch_asset("digits", Asset(kind="sklearn", licence="CC BY 4.0"), tmp_path / "digits.json")
     assert again.files == read_record(digits_record).body.files
     with np.load(tmp_path / "digits/digits.npz", allow_pickle=False) as content:
         assert content["images"].dtype == np.uint8 and content["images"].shape == (1797, 8, 8)
@@ -213,7 +230,7 @@ def test_local_folder_is_linked_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "images/.hidden").write_bytes(b"no")
     asset = Asset(kind="local", licence="own", path=str(tmp_path / "images"))
     for _ in range(2):
-        body = fetch("mine", asset, tmp_path / "assets/mine.json")
+        body = fetch_asset("mine", asset, tmp_path / "assets/mine.json")
     assert [(file.name, file.sha256) for file in body.files] == [
         ("cat/1.png", hashlib.sha256(b"cat").hexdigest())
     ]
@@ -223,7 +240,7 @@ def test_local_folder_is_linked_and_hashed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 5 bytes, the record says 3"):
         record.file("cat/1.png")
     with pytest.raises(ConfigError, match="is not a folder"):
-        fetch("mine", asset.model_copy(update={"path": str(tmp_path / "none")}), tmp_path / "mine.json")
+        fetch_asset("mine", asset.model_copy(update={"path": str(tmp_path / "none")}), tmp_path / "mine.json")
 
 
 def test_gated_without_token_names_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,5 +251,5 @@ def test_gated_without_token_names_the_page(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(
         ConfigError, match=r"assets\.thing: a/b is gated: accept its licence at https://x\.y/lic"
     ):
-        fetch("thing", asset, tmp_path / "thing.json")
+        fetch_asset("thing", asset, tmp_path / "thing.json")
     assert not (tmp_path / "thing.json").exists()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from latents_made import write_spec
+from data_factories import write_spec
 
 from fewstep.config.assets import Asset, AssetFile
 from fewstep.config.specs import FetchSpec
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.hub import HubRepository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -38,6 +43,9 @@ class Hub(BaseHTTPRequestHandler):
     cuts: list[str] = []
     """Files whose next transfer breaks off in the middle."""
     asked: list[tuple[str, str | None]] = []
+    closed: set[str] = set()
+    """Files that are refused, once all others of the test have been asked for."""
+    others = 0
 
     def log_message(self, *args: object) -> None:
         pass
@@ -47,13 +55,23 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].replace("%2F", "/")
-        if self.headers.get("Authorization") == "Bearer wrong":
+        if self.headers.get("Authorization") == "Bearer hf_wrong":
             message = "Invalid credentials in Authorization header"
             return self.answer(b"", status=401, headers={"X-Error-Message": message})
         if "owner/gated" in path:
             return self.answer(b"", status=403, headers={"X-Error-Code": "GatedRepo"})
         if path == "/api/models/owner/name/revision/main":
-            return self.answer(json.dumps({"id": "owner/name", "sha": COMMIT}).encode())
+            siblings = [
+                {
+                    "rfilename": name,
+                    "size": len(content),
+                    "blobId": "0" * 40,
+                    "lfs": {"sha256": sha(content), "size": len(content), "pointerSize": 1},
+                }
+                for name, content in FILES.items()
+            ]
+            info = {"id": "owner/name", "sha": COMMIT, "siblings": siblings}
+            return self.answer(json.dumps(info).encode())
         if path == f"/api/models/owner/name/tree/{COMMIT}":
             entries = [
                 {
@@ -67,6 +85,12 @@ class Hub(BaseHTTPRequestHandler):
             ]
             return self.answer(json.dumps(entries).encode())
         name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
+        if name in self.closed:
+            for _ in range(1000):
+                if len(self.asked) >= self.others:
+                    break
+                time.sleep(0.01)
+            return self.answer(b"", status=403)
         if name in FILES:
             return self.file(name)
         return self.answer(b"", status=404, headers={"X-Error-Code": "EntryNotFound"})
@@ -104,7 +128,7 @@ def endpoint() -> Iterator[str]:
 
 
 def fetch(
-    folder: Path, endpoint: str, asset: Asset, token: str = "secret", offline: bool = False
+    folder: Path, endpoint: str, asset: Asset, token: str = "hf_secret", offline: bool = False
 ) -> subprocess.CompletedProcess[str]:
     spec = write_spec(folder / "spec.json", FetchSpec(name="thing", asset=asset))
     proxies = {"http_proxy", "https_proxy", "all_proxy"}
@@ -113,7 +137,9 @@ def fetch(
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hub"), "HF_TOKEN": token}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "fewstep.fetch", "--spec", spec, "--out", str(folder / "thing.json")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert not token or token not in done.stdout + done.stderr
+    return done
 
 
 def hub_asset(**change: object) -> Asset:
@@ -143,6 +169,7 @@ def test_refusals_are_one_message_and_leave_no_file(endpoint: str, tmp_path: Pat
     for asset, message in (
         (hub_asset(files=[wrong]), f"config.json: sha256 is {sha(b'{}')} instead of {sha(b'other')}"),
         (hub_asset(patterns=["*.safetensors"]), "nothing in owner/name matches"),
+        (hub_asset(files=[AssetFile(name="no.bin")]), "owner/name at main has no file no.bin"),
         (
             hub_asset(repo="owner/gated", files=[wrong]),
             "accept its licence at https://huggingface.co/owner/gated",
@@ -151,7 +178,21 @@ def test_refusals_are_one_message_and_leave_no_file(endpoint: str, tmp_path: Pat
         done = fetch(tmp_path, endpoint, asset)
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: assets.thing"), done.stderr
         assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_hub_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "part")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    monkeypatch.setattr(HubRepository, "_info", SimpleNamespace(sha=COMMIT))
+    with pytest.raises(ValueError, match=r"^assets\.thing: .*/thing: No space left on device$"):
+        fetch_asset("thing", hub_asset(files=[AssetFile(name="a.bin")]), tmp_path / "thing.json")
+    assert not (tmp_path / "thing.json").exists()
 
 
 def test_a_gated_repository_needs_a_token_that_the_hub_knows(endpoint: str, tmp_path: Path) -> None:
@@ -159,8 +200,8 @@ def test_a_gated_repository_needs_a_token_that_the_hub_knows(endpoint: str, tmp_
     gated = hub_asset(repo="owner/gated", repo_type="dataset", patterns=["*"], gated=True, page=page)
     for token, message in (
         ("", f"accept its licence at {page}, then set HF_TOKEN"),
-        ("wrong", "assets.thing: the hub does not know the token in HF_TOKEN"),
-        ("right", f"accept its licence at {page}, then set HF_TOKEN"),
+        ("hf_wrong", "assets.thing: the hub does not know the token in HF_TOKEN"),
+        ("hf_right", f"accept its licence at {page}, then set HF_TOKEN"),
     ):
         done = fetch(tmp_path, endpoint, gated, token)
         assert done.returncode == 1 and message in done.stderr, done.stderr
@@ -176,6 +217,31 @@ def test_a_transfer_that_breaks_off_is_continued(endpoint: str, tmp_path: Path) 
     (_, first), (_, second) = Hub.asked
     assert first is None and second == f"bytes={10 << 20}-"
     assert (tmp_path / "thing" / name).read_bytes() == FILES[name]
+
+
+def test_a_later_run_transfers_only_what_is_missing(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asset = hub_asset(patterns=["data/*.parquet", "config.json"])
+    monkeypatch.setattr(Hub, "closed", {"data/train-1.parquet"})
+    monkeypatch.setattr(Hub, "others", 3)
+    Hub.asked.clear()
+    failed = fetch(tmp_path, endpoint, asset)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: assets.thing: "), failed.stderr
+    assert not (tmp_path / "thing.json").exists() and not (tmp_path / "thing/config.json").exists()
+    arrived = {name for name, _ in Hub.asked}
+    assert arrived == {"data/train-0.parquet", "data/test-0.parquet", "config.json"}
+    monkeypatch.undo()
+    Hub.asked.clear()
+    assert fetch(tmp_path, endpoint, asset).returncode == 0
+    assert [name for name, _ in Hub.asked] == ["data/train-1.parquet"]
+    assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == [
+        ".known.json",
+        ".listing.json",
+        "config.json",
+        "data",
+    ]
 
 
 def test_without_network_patterns_mean_what_they_matched_before(endpoint: str, tmp_path: Path) -> None:

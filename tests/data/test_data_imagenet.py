@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from files_made import tar_of
+from data_factories import tar_of
 from PIL import Image
 from pyarrow import parquet
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
-from fewstep.data import parquet as parquet_source
-from fewstep.data.classes import check_folders, class_ids
-from fewstep.data.records import Record, read_record
+from fewstep.data import archives
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import check_folders, class_ids
 from fewstep.data.sources import open_source
-from fewstep.fetch import fetch
 
 IDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -44,7 +44,7 @@ def dataset(**change: object) -> Dataset:
 
 def record_of(folder: Path) -> Record:
     record = folder.parent / "assets" / f"{folder.name}.json"
-    fetch("in", Asset(kind="local", licence="own", path=str(folder)), record)
+    fetch_asset("in", Asset(kind="local", licence="own", path=str(folder)), record)
     return read_record(record)
 
 
@@ -109,7 +109,7 @@ def test_only_the_row_groups_of_the_range_are_read(hub: Record, monkeypatch: pyt
         ((jpeg(0), "n01443537_5.JPEG", 0), "label 0 on an image of n01443537, but labels must count"),
         ((jpeg(0), "train/n99999999/5.JPEG", 0), "label 0 on an image of n99999999"),
         ((None, "a.JPEG", 0), "has no image bytes"),
-        ((b"text", "a.JPEG", 0), "cannot identify image"),
+        ((b"text", "a.JPEG", 0), "not an image"),
         ((jpeg(0)[:-40], "a.JPEG", 0), "(?i)truncated"),
     ],
 )
@@ -184,6 +184,10 @@ def test_headers_of_tars_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert torch.equal(again.read(0, 5)[0], images)
         with pytest.raises(ConfigError, match=r"dataset\.classes: found 3, the configuration says 4"):
             open_source(dataset(**options, classes=4), record_of(folder))
+    (cache,) = tmp_path.rglob("*.tars.npz")
+    for damaged in (b"", cache.read_bytes()[:300]):
+        cache.write_bytes(damaged)
+        assert torch.equal(open_source(dataset(**options), record_of(folder)).read(0, 5)[0], images)
     (folder / "a.tar").write_bytes(tar_of({f"{name}.tar": tar_of(CLASSES[name]) for name in IDS[:2]}))
     with pytest.raises(ConfigError, match=r"dataset\.classes: found 2"):  # other content: read anew
         open_source(dataset(**options), record_of(folder))
@@ -209,4 +213,4 @@ def test_class_ids_are_the_sorted_thousand() -> None:
 
 
 def test_importing_sources_needs_no_pyarrow() -> None:
-    assert "pyarrow" not in vars(parquet_source)
+    assert "pyarrow" not in vars(archives)

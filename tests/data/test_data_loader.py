@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from latents_made import Made, pixel_latents
+from data_factories import LatentSet, pixel_latents
 
 from fewstep.data.loader import Loader, positions
 from fewstep.data.shards import LatentShards
@@ -15,7 +15,7 @@ ALL = slice(None)
 
 
 @pytest.fixture(scope="module")
-def shards(made: Made) -> LatentShards:
+def shards(made: LatentSet) -> LatentShards:
     return LatentShards(made.manifest)
 
 
@@ -66,7 +66,7 @@ def test_normalising_leaves_its_input_alone(shards: LatentShards) -> None:
     raw = torch.rand(2, *shards.shape)
     kept = raw.clone()
     normal = shards.normalise(raw)
-    torch.testing.assert_close(shards.denormalise(normal), raw)
+    torch.testing.assert_close(shards.manifest.normalisation.denormalise(normal), raw)
     assert torch.equal(raw, kept) and normal.data_ptr() != raw.data_ptr()
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from latents_made import Made, pixel_latents
+from data_factories import LatentSet, pixel_latents
 
 from fewstep.config.settings import Tokenizer, Weights
 from fewstep.data import tokenizers
+from fewstep.data.encoding import ChannelStatistics
+from fewstep.data.encoding import open_tokenizer as opened_by_encode
 from fewstep.data.loader import Loader, positions
-from fewstep.data.merge import Moments
 from fewstep.data.shards import LatentShards
-from fewstep.encode import open_tokenizer as opened_by_encode
 from fewstep.plan.sizes import shard_bytes
 
 
@@ -30,7 +30,7 @@ class Posterior:
 
 
 @pytest.fixture(scope="module")
-def made(digits_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(digits_record: Path, tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
     made = pixel_latents(tmp_path_factory.mktemp("moments"), digits_record)
     tokenizer = Tokenizer(
         kind="sd-vae",
@@ -42,7 +42,7 @@ def made(digits_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
     made.spec = made.spec.model_copy(update={"tokenizer": tokenizer})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.encode.open_tokenizer", lambda *_: Posterior())
+        patch.setattr("fewstep.data.encoding.open_tokenizer", lambda *_: Posterior())
         made.encode()
     return made
 
@@ -53,7 +53,7 @@ def test_they_are_for_autoencoders_with_a_posterior() -> None:
     assert opened_by_encode is tokenizers.open_tokenizer  # what the fixture takes the place of
 
 
-def test_shards_hold_both_and_networks_see_one(made: Made) -> None:
+def test_shards_hold_both_and_networks_see_one(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     assert shards.shape == (1, 8, 8) and shards.read([3, 4]).shape == (2, 2, 1, 8, 8)
     mean = shards.read([5], [0])
@@ -64,7 +64,7 @@ def test_shards_hold_both_and_networks_see_one(made: Made) -> None:
     assert plain == pytest.approx(shard_bytes(made.spec.latents, made.spec.tokenizer, 1797), rel=0.02)
 
 
-def test_the_variance_of_draws_is_normalised(made: Made) -> None:
+def test_the_variance_of_draws_is_normalised(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     mean = shards.read(range(1797)).double().numpy()
     deviation = 0.1 + mean**2 / 10
@@ -74,7 +74,7 @@ def test_the_variance_of_draws_is_normalised(made: Made) -> None:
     assert drawn.std().item() == pytest.approx(0.5, rel=0.01)
 
 
-def test_every_visit_draws_anew_and_every_run_the_same(made: Made) -> None:
+def test_every_visit_draws_anew_and_every_run_the_same(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     loader, again = Loader(shards, 0, 1797), Loader(shards, 0, 1797)
     first, second = (loader.rows(step, slice(None)) for step in range(2))
@@ -94,7 +94,7 @@ def test_every_visit_draws_anew_and_every_run_the_same(made: Made) -> None:
 def test_moments_of_mixtures_add_up() -> None:
     draws = np.random.default_rng(0)
     mean, deviation = draws.normal(size=(2, 6, 2, 3, 4, 4))
-    whole, parts = Moments(3), Moments(3)
+    whole, parts = ChannelStatistics(3), ChannelStatistics(3)
     whole.add(mean, deviation)
     for start in (0, 2):
         parts.add(mean[start : start + 2 + start], deviation[start : start + 2 + start])

@@ -18,12 +18,12 @@ from fewstep.config import ConfigError
 from fewstep.config.assets import Asset, Moons
 from fewstep.config.settings import Dataset, Latents, Tokenizer
 from fewstep.config.specs import EncodeSpec
-from fewstep.data.records import Record, read_record
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
 from fewstep.encode import main as encode
-from fewstep.fetch import fetch
 from fewstep.images import finished
 from fewstep.plan import Plan
 
@@ -42,7 +42,7 @@ def moons_dataset(**change) -> Dataset:
 
 @pytest.fixture
 def moons(tmp_path: Path) -> Record:
-    fetch("moons", moons_asset(), tmp_path / "moons.json")
+    fetch_asset("moons", moons_asset(), tmp_path / "moons.json")
     return read_record(tmp_path / "moons.json")
 
 
@@ -63,8 +63,8 @@ def test_moons_lie_on_two_half_circles(moons: Record) -> None:
 
 
 def test_a_draw_can_be_repeated_and_another_shares_its_coordinates(moons: Record, tmp_path: Path) -> None:
-    fetch("again", moons_asset(), tmp_path / "again.json")
-    fetch("other", moons_asset(seed=1), tmp_path / "other.json")
+    fetch_asset("again", moons_asset(), tmp_path / "again.json")
+    fetch_asset("other", moons_asset(seed=1), tmp_path / "other.json")
     again, other = read_record(tmp_path / "again.json"), read_record(tmp_path / "other.json")
     assert again.digest == moons.digest != other.digest
     ours, others = (open_source(moons_dataset(), record).read(0, 5)[0] for record in (moons, other))
@@ -120,7 +120,7 @@ def cifar(tmp_path: Path) -> Record:
     table = pa.table({"img": images, "label": pa.array([k % 10 for k in range(7)], pa.int64())})
     parquet.write_table(table, folder / "train-00000-of-00001.parquet", row_group_size=3)
     record = tmp_path / "assets/cifar10.json"
-    fetch("cifar10", Asset(kind="local", licence="own", path=str(folder.parent)), record)
+    fetch_asset("cifar10", Asset(kind="local", licence="own", path=str(folder.parent)), record)
     return read_record(record)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,25 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from latents_made import DIGITS, Made, pixel_latents
+from data_factories import DIGITS, LatentSet, pixel_latents
 
 from fewstep.backbones import build
-from fewstep.checkpoint import save_model
+from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, digest
 from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
-from fewstep.config.specs import EncodeSpec, digest
-from fewstep.data.merge import Moments, split
-from fewstep.data.records import read_record
+from fewstep.config.specs import EncodeSpec
+from fewstep.data.asset_files import read_record
+from fewstep.data.encoding import ChannelStatistics, merge_shards, split
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
 
 
 @pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Made:
+def copy(made: LatentSet, tmp_path: Path) -> LatentSet:
     shutil.copytree(made.folder, tmp_path / "copy")
-    return Made(tmp_path / "copy", made.record, made.spec)
+    return LatentSet(tmp_path / "copy", made.record, made.spec)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -39,14 +41,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(raw))
 
 
-def test_shards_and_manifest_have_the_same_bytes_on_every_run(made: Made, tmp_path: Path) -> None:
-    again = Made(tmp_path / "again", made.record, made.spec)
+def test_shards_and_manifest_have_the_same_bytes_on_every_run(made: LatentSet, tmp_path: Path) -> None:
+    again = LatentSet(tmp_path / "again", made.record, made.spec)
     again.encode()
     for name in ("shard-00000.tar", "shard-00001.tar", "manifest.index.npz", "manifest.json"):
         assert (again.folder / name).read_bytes() == (made.folder / name).read_bytes(), name
 
 
-def test_shards_are_plain_webdataset(made: Made) -> None:
+def test_shards_are_plain_webdataset(made: LatentSet) -> None:
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     urls = [str(shard) for shard in made.shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
@@ -56,7 +58,7 @@ def test_shards_are_plain_webdataset(made: Made) -> None:
     assert torch.equal(stored[:, 0], images) and torch.equal(stored[:, 1], images.flip(-1))
 
 
-def test_manifest_says_what_the_latents_are(made: Made) -> None:
+def test_manifest_says_what_the_latents_are(made: LatentSet) -> None:
     manifest = LatentShards(made.manifest).manifest
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     assert manifest.dataset == DIGITS and manifest.tokenizer == made.spec.tokenizer
@@ -74,7 +76,7 @@ def test_manifest_says_what_the_latents_are(made: Made) -> None:
     assert manifest.spec == digest(made.spec) and manifest.weights is None
 
 
-def test_reader_equals_source_in_any_order(made: Made) -> None:
+def test_reader_equals_source_in_any_order(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     images, labels = open_source(DIGITS, read_record(made.record)).read(0, 1797)
     assert len(shards) == 1797 and shards.shape == (1, 8, 8) and torch.equal(shards.labels, labels)
@@ -89,18 +91,18 @@ def test_reader_equals_source_in_any_order(made: Made) -> None:
             shards.read(torch.tensor([outside]))
 
 
-def test_normalisation_round_trip(made: Made) -> None:
+def test_normalisation_round_trip(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     raw = shards.read(torch.arange(1797))
     normal = shards.normalise(raw)
     assert normal.mean().item() == pytest.approx(0, abs=1e-5)
     assert normal.std().item() == pytest.approx(0.5, abs=1e-5)  # the multiplier
-    torch.testing.assert_close(shards.denormalise(normal), raw)
+    torch.testing.assert_close(shards.manifest.normalisation.denormalise(normal), raw)
 
 
 def test_moments_agree_with_one_pass_over_all() -> None:
     latents = np.random.default_rng(0).normal([[[3.0]], [[1e4]]], [[[2.0]], [[0.1]]], (100, 2, 2, 4, 4))
-    moments = Moments(2)
+    moments = ChannelStatistics(2)
     for start in range(0, 100, 33):
         moments.add(latents[start : start + 33])
     mean, std = moments.result()
@@ -131,14 +133,14 @@ def test_split_covers_all_images_once() -> None:
         (lambda raw: raw["shards"].reverse(), "images: "),
     ],
 )
-def test_a_tampered_manifest_is_refused(copy: Made, change: Callable[..., None], message: str) -> None:
+def test_a_tampered_manifest_is_refused(copy: LatentSet, change: Callable[..., None], message: str) -> None:
     edit(copy.manifest, change)
     with pytest.raises(ValueError, match=message) as caught:
         LatentShards(copy.manifest)
     assert str(copy.manifest.parent) in str(caught.value)
 
 
-def test_tampered_or_missing_files_are_refused(copy: Made) -> None:
+def test_tampered_or_missing_files_are_refused(copy: LatentSet) -> None:
     shard, index = copy.shards[1], copy.folder / "manifest.index.npz"
     for path in (shard, index):
         content = path.read_bytes()
@@ -152,7 +154,7 @@ def test_tampered_or_missing_files_are_refused(copy: Made) -> None:
     LatentShards(copy.manifest)
 
 
-def test_check_names_field_and_both_values(made: Made) -> None:
+def test_check_names_field_and_both_values(made: LatentSet) -> None:
     shards = LatentShards(made.manifest)
     shards.check(made.card)
     other = made.card.tokenizer.model_copy(update={"multiplier": 0.18215})
@@ -163,22 +165,35 @@ def test_check_names_field_and_both_values(made: Made) -> None:
     assert "tokenizer.multiplier: the latents have 0.5, the spec asks for 0.18215" in str(caught.value)
 
 
-def test_merge_refuses_shards_that_do_not_belong_together(copy: Made) -> None:
-    from fewstep.data.merge import merge
+def test_more_shards_than_a_process_may_open_files(digits_record: Path, tmp_path: Path) -> None:
+    many = pixel_latents(tmp_path / "latents", digits_record, flip=False, shards=40)
+    many.encode()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, limits[1]))
+    try:
+        shards = LatentShards(many.manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert shards.read(range(1797)).shape == (1797, 1, 1, 8, 8)
 
-    source = LatentShards(copy.manifest).manifest.source
+
+def test_merge_refuses_shards_that_do_not_belong_together(copy: LatentSet) -> None:
+    merge = partial(merge_shards, weights=None)
     with pytest.raises(ConfigError, match=r"latents\.shards: 2, but given are shards \[0, 0\]"):
-        merge(copy.spec, source, None, [copy.shards[0]] * 2, copy.manifest)
+        merge(copy.spec, copy.record, shards=[copy.shards[0]] * 2, out=copy.manifest)
+    other = copy.folder / "other.json"
+    body = read_record(copy.record).body
+    other.write_text(body.model_copy(update={"files": []}).model_dump_json())
     with pytest.raises(ConfigError, match=r"source: .* encode this shard again"):
-        merge(copy.spec, "0" * 64, None, copy.shards, copy.manifest)
+        merge(copy.spec, other, shards=copy.shards, out=copy.manifest)
     with pytest.raises(ConfigError, match="spec: "):
         changed = copy.spec.model_copy(update={"name": "other"})
-        merge(changed, source, None, copy.shards, copy.manifest)
+        merge(changed, copy.record, shards=copy.shards, out=copy.manifest)
     with pytest.raises(ConfigError, match="folder: "):
-        merge(copy.spec, source, None, copy.shards, copy.folder / "elsewhere/manifest.json")
+        merge(copy.spec, copy.record, shards=copy.shards, out=copy.folder / "elsewhere/manifest.json")
     copy.shards[0].write_bytes(b"no tar")
     with pytest.raises(ConfigError, match=r"shard-00000\.tar: not a latent shard"):
-        merge(copy.spec, source, None, copy.shards, copy.manifest)
+        merge(copy.spec, copy.record, shards=copy.shards, out=copy.manifest)
 
 
 def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, tmp_path: Path) -> None:
@@ -196,7 +211,7 @@ def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, t
         latents=Latents(dataset="digits", tokenizer="ae", shards=2, dtype="float16"),
         backbone=backbone,
     )
-    result = Made(tmp_path / "latents", digits_record, spec)
+    result = LatentSet(tmp_path / "latents", digits_record, spec)
     result.encode(tmp_path / "model.safetensors")
     shards = LatentShards(result.manifest)
     assert shards.manifest.weights == sha256(tmp_path / "model.safetensors")
@@ -205,8 +220,10 @@ def test_autoencoder_latents_decode_with_the_same_weights(digits_record: Path, t
     with torch.no_grad():
         torch.testing.assert_close(raw.float(), network.encode(images), atol=1e-3, rtol=1e-3)
         expected = network.decode(raw.float()).clamp(-1, 1)
-    coder = open_tokenizer(tokenizer, tmp_path / "model.safetensors", backbone)
-    torch.testing.assert_close(coder.decode(shards.denormalise(shards.normalise(raw))), expected)
+    codec = open_tokenizer(tokenizer, tmp_path / "model.safetensors", backbone)
+    torch.testing.assert_close(
+        codec.decode(shards.manifest.normalisation.denormalise(shards.normalise(raw))), expected
+    )
     wider = backbone.model_copy(update={"width": 16})
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         open_tokenizer(tokenizer, tmp_path / "model.safetensors", wider)
@@ -227,7 +244,7 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
     from fewstep.config.assets import Asset
-    from fewstep.fetch import fetch
+    from fewstep.data.fetching import fetch_asset
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -239,7 +256,7 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     )
     vae.save_pretrained(tmp_path / "vae")
     record = tmp_path / "assets/vae.json"
-    fetch("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
+    fetch_asset("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     make = {"kind": "sd-vae", "shape": [4, 8, 8], "weights": Weights(asset="vae")}
     mean = open_tokenizer(Tokenizer(**make), record, None)

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files_made import tar_of
+from data_factories import tar_of
 from PIL import Image
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
-from fewstep.data.images import adm_crop
-from fewstep.data.records import Record, read_record
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.image_files import adm_crop
 from fewstep.data.sources import open_source
-from fewstep.fetch import fetch
 
 
 def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
@@ -37,7 +37,7 @@ def record_of(tmp_path: Path, files: dict[str, bytes]) -> Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     record = tmp_path / "assets/mine.json"
-    fetch("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
+    fetch_asset("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
     return read_record(record)
 
 
@@ -61,6 +61,44 @@ def test_imagefolder_order_range_and_labels(folders: Record) -> None:
     assert torch.equal(source.read(1, 2)[0], images[1:2])
 
 
+def encoded(image: Image.Image, kind: str = "png") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def test_damaged_images_are_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise))
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    for content, message in (
+        (b"<html>", "not an image"),
+        (whole[: len(whole) // 2], "image file is truncated"),
+        (whole[:second] + b"\1\2\3\4" + whole[second + 4 :], "broken PNG file"),
+    ):
+        record = record_of(tmp_path, {"a/x.png": content})
+        with pytest.raises(ConfigError, match=rf"x\.png: {message}"):
+            open_source(dataset(classes=1, images=1, resolution=300), record).read(0, 1)
+
+
+def test_images_that_would_become_others_are_refused(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    clear.putpixel((3, 4), (255, 0, 0, 254))
+    for content, message in (
+        (encoded(Image.fromarray(grey * 1000)), "has more than 8 bits a channel"),
+        (encoded(Image.fromarray(grey.astype(np.float32)), "tiff"), "has more than 8 bits a channel"),
+        (encoded(clear), "has transparent pixels"),
+        (png((0, 0, 0), (1, 101)), "is 1x101: one side is over 100 times the other"),
+    ):
+        record = record_of(tmp_path, {"a/x.png": content})
+        with pytest.raises(ConfigError, match=rf"x\.png: {message}"):
+            open_source(dataset(classes=1, images=1, crop="adm"), record).read(0, 1)
+    opaque = encoded(Image.new("RGBA", (8, 8), (255, 0, 127, 255)))
+    images, _ = open_source(dataset(classes=1, images=1), record_of(tmp_path, {"a/x.png": opaque})).read(0, 1)
+    assert images[0, :, 0, 0].tolist() == pytest.approx([1, -1, 127 / 127.5 - 1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -82,7 +120,7 @@ def test_unfit_images_are_named(folders: Record, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.PNG: is 8x8, not 4x4, and crop is none"):
         open_source(dataset(resolution=4), folders).read(0, 1)
     record = record_of(tmp_path / "bad", {"a/x.png": b"text", "b/y.png": b"text", "b/z.png": b"text"})
-    with pytest.raises(ConfigError, match=r"x\.png: cannot identify image"):
+    with pytest.raises(ConfigError, match=r"x\.png: not an image"):
         open_source(dataset(), record).read(0, 1)
 
 

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from fewstep import methods
-from fewstep.config.losses import DuMoLoss, Enhancement, TimeDistribution
+from fewstep.config.objectives import Enhancement, TimeDistribution
 from fewstep.core.enhanced import EnhancedSample
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
+from fewstep.methods.dumo.params import DuMoParams
 
 TAUGHT = Enhancement(zeta=1.0, start=0.0)
 """v* is the teacher's velocity."""
@@ -23,7 +24,7 @@ LIMIT = {"difference": "tangent", "delta": None}
 
 
 def build(**given):
-    return methods.build(DuMoLoss(name="dumo", **{"clip": None, **given}))
+    return methods.build(DuMoParams(**{"clip": None, **given}))
 
 
 def run(net, batch, ctx, **given):
@@ -338,4 +339,4 @@ def test_each_head_learns_from_its_own_loss(tiny, tiny_batch):
 )
 def test_parameters_that_do_not_go_together(given, message):
     with pytest.raises(ValidationError, match=message):
-        DuMoLoss(name="dumo", **given)
+        DuMoParams(**given)

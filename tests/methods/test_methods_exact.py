@@ -8,25 +8,30 @@ import pytest
 import torch
 
 from fewstep import methods
-from fewstep.config import losses as config
+from fewstep.methods.cd.params import CDParams
+from fewstep.methods.decm.params import DECMParams
+from fewstep.methods.facm.params import FACMParams
+from fewstep.methods.flow_matching.params import FlowMatchingParams
+from fewstep.methods.meanflow.params import MeanFlowParams
+from fewstep.methods.scm.params import SCMParams
 
 RAW = {"clamp": None, "beta": False, "norm_power": 0.0}
 """Without clamp and weights the loss is the mean of the squared, weighted residual."""
 
 OBJECTIVES = {
-    "flow_matching": config.FlowMatchingLoss(name="flow_matching", cosine=True),
-    "flow_matching expanded": config.FlowMatchingLoss(name="flow_matching", expanded=True),
-    "cd": config.CDLoss(name="cd", **RAW),
-    "facm expanded": config.FACMLoss(name="facm", **RAW),
-    "facm target": config.FACMLoss(name="facm", anchor="target", **RAW),
-    "decm": config.DECMLoss(name="decm", **RAW),
-    "meanflow": config.MeanFlowLoss(name="meanflow", norm_power=0.0),
-    "meanflow equal": config.MeanFlowLoss(name="meanflow", norm_power=0.0, flow_matching_fraction=0.5),
-    "scm": config.SCMLoss(name="scm", warmup=0, learned_weight=False),
+    "flow_matching": FlowMatchingParams(cosine=True),
+    "flow_matching expanded": FlowMatchingParams(expanded=True),
+    "cd": CDParams(**RAW),
+    "facm expanded": FACMParams(**RAW),
+    "facm target": FACMParams(anchor="target", **RAW),
+    "decm": DECMParams(**RAW),
+    "meanflow": MeanFlowParams(norm_power=0.0),
+    "meanflow equal": MeanFlowParams(norm_power=0.0, flow_matching_fraction=0.5),
+    "scm": SCMParams(warmup=0, learned_weight=False),
 }
 for right, left in [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.7, 0.3), (1.0, 0.25)]:
-    OBJECTIVES[f"n2n {right:g} {left:g}"] = config.DECMLoss(
-        name="decm", fm=False, cm=False, weight_right=right, weight_left=left, r_max=0.3, **RAW
+    OBJECTIVES[f"n2n {right:g} {left:g}"] = DECMParams(
+        fm=False, cm=False, weight_right=right, weight_left=left, r_max=0.3, **RAW
     )
 
 
@@ -53,7 +58,7 @@ def test_the_exact_map_is_stationary(name, exact_map, exact_context, gaussian_ba
 
 
 def test_the_default_weights_are_stationary_too(exact_map, exact_context, gaussian_batch):
-    for params in (config.CDLoss(name="cd"), config.FACMLoss(name="facm"), config.DECMLoss(name="decm")):
+    for params in (CDParams(), FACMParams(), DECMParams()):
         for loss in methods.build(params).updates(0):
             assert abs(loss(exact_map(), gaussian_batch, exact_context()).loss.item()) < 1e-12
 
@@ -63,8 +68,8 @@ def test_n2n_with_the_teacher_at_the_interpolant_is_not_zero_at_the_exact_map(
 ):
     """v_t of the data point instead of v_psi: lambda v_psi is replaced by something unrelated to the jump."""
     seen = []
-    monkeypatch.setattr("fewstep.methods.decm.rms", lambda g: seen.append(g) or g)
-    params = config.DECMLoss(name="decm", fm=False, cm=False, n2n_target="interpolant", **RAW)
+    monkeypatch.setattr("fewstep.methods.decm.loss.rms", lambda g: seen.append(g) or g)
+    params = DECMParams(fm=False, cm=False, n2n_target="interpolant", **RAW)
     (loss,) = methods.build(params).updates(0)
     loss(exact_map(), gaussian_batch, exact_context())
     # g is divided by lambda + gamma = 2; undivided, from r = 0 and for uniform t, its rms is 0.79.
@@ -73,7 +78,7 @@ def test_n2n_with_the_teacher_at_the_interpolant_is_not_zero_at_the_exact_map(
 
 def test_n2n_without_a_teacher_follows_its_own_right_end(exact_map, exact_context, gaussian_batch):
     """gamma = 0 leaves only the right end, where the exact map is its own teacher."""
-    params = config.DECMLoss(name="decm", fm=False, cm=False, weight_left=0.0, **RAW)
+    params = DECMParams(fm=False, cm=False, weight_left=0.0, **RAW)
     (loss,) = methods.build(params).updates(0)
     terms = loss(exact_map(), gaussian_batch, exact_context(taught=False))
     assert float(terms.logs["residual_n2n"]) < 1e-14
@@ -82,7 +87,7 @@ def test_n2n_without_a_teacher_follows_its_own_right_end(exact_map, exact_contex
 def test_conditional_velocity_regresses_to_the_exact_velocity(exact_map, exact_context, gaussian_batch):
     """E[(x1 - x0 - v) h(x_t)] = 0: without a teacher the gradient of flow matching vanishes on average."""
     net = exact_map()
-    (loss,) = methods.build(config.FlowMatchingLoss(name="flow_matching")).updates(0)
+    (loss,) = methods.build(FlowMatchingParams()).updates(0)
     gradients = []
     for step in range(40):
         terms = loss(net, gaussian_batch_of(step, gaussian_batch), exact_context(step, taught=False))
@@ -106,8 +111,7 @@ def test_surrogate_gradient_of_n2n_is_the_limit_of_the_discrete_losses(
     """Eq. 12 and its left-end twin for a small delta, weighted, against the regression with (t - r) / 2."""
     right, left, delta = 0.7, 0.3, 1e-5
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
-    params = config.DECMLoss(
-        name="decm",
+    params = DECMParams(
         fm=False,
         cm=False,
         weight_right=right,

@@ -7,20 +7,26 @@ import torch
 from torch import nn
 
 from fewstep import methods
-from fewstep.config import losses as config
+from fewstep.config.objectives import TimeDistribution
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.path import append_dims, interpolate
+from fewstep.methods.ayf.params import AYFParams
+from fewstep.methods.imeanflow.params import IMeanFlowParams
+from fewstep.methods.kd.params import KDParams
+from fewstep.methods.meanflow.params import MeanFlowParams
+from fewstep.methods.soflow.params import SoFlowParams
+from fewstep.methods.splitmeanflow.params import SplitMeanFlowParams
 
-UNIFORM = config.TimeDistribution()
-SPLIT = config.SplitMeanFlowLoss(name="splitmeanflow", flow_matching_fraction=0.3)
-SPLIT_ONLY = config.SplitMeanFlowLoss(name="splitmeanflow", flow_matching_fraction=0.0)
-IMPROVED = config.IMeanFlowLoss(name="imeanflow", norm_power=0.0)
+UNIFORM = TimeDistribution()
+SPLIT = SplitMeanFlowParams(flow_matching_fraction=0.3)
+SPLIT_ONLY = SplitMeanFlowParams(flow_matching_fraction=0.0)
+IMPROVED = IMeanFlowParams(norm_power=0.0)
 EXACT = {
     "splitmeanflow": SPLIT,
     "splitmeanflow without flow matching": SPLIT_ONLY,
     "imeanflow": IMPROVED,
-    "ayf emd": config.AYFLoss(name="ayf", warmup=0, rho=1.0),
-    "ayf lmd": config.AYFLoss(name="ayf", objective="lmd"),
+    "ayf emd": AYFParams(warmup=0, rho=1.0),
+    "ayf lmd": AYFParams(objective="lmd"),
 }
 
 
@@ -59,7 +65,7 @@ def test_without_a_teacher_lmd_follows_its_own_velocity(exact_map, exact_context
 
 def test_soflow_vanishes_to_the_order_of_one_euler_step(exact_map, exact_context, gaussian_batch):
     def residual(ratio, net):
-        params = config.SoFlowLoss(name="soflow", flow_matching_fraction=0.0, ratio=[ratio, ratio])
+        params = SoFlowParams(flow_matching_fraction=0.0, ratio=[ratio, ratio])
         return float(evaluate(params, net, gaussian_batch, exact_context()).logs["residual_sof"])
 
     coarse, middle, fine = (residual(ratio, exact_map()) for ratio in (0.08, 0.04, 0.02))
@@ -71,13 +77,12 @@ def test_soflow_vanishes_to_the_order_of_one_euler_step(exact_map, exact_context
 def test_soflow_finds_the_limit_of_its_ratio(exact_map, exact_context, gaussian_batch):
     """For a short step its gradient is MeanFlow's, halved and with weights: g = F - v - (s - t) dF."""
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
-    params = config.SoFlowLoss(
-        name="soflow",
+    params = SoFlowParams(
         flow_matching_fraction=0.0,
         ratio=[1e-4, 1e-4],
         norm_power=0.0,
-        consistency_times=config.TimeDistribution(law="logit-normal", mean=-2.0, std=0.3),
-        end_times=config.TimeDistribution(law="logit-normal", mean=2.0, std=0.3),
+        consistency_times=TimeDistribution(law="logit-normal", mean=-2.0, std=0.3),
+        end_times=TimeDistribution(law="logit-normal", mean=2.0, std=0.3),
     )
     t = torch.sigmoid(-2.0 + 0.3 * ctx.rng.normal("t")).double()
     s = torch.sigmoid(2.0 + 0.3 * ctx.rng.normal("s")).double()
@@ -92,7 +97,7 @@ def test_soflow_finds_the_limit_of_its_ratio(exact_map, exact_context, gaussian_
 
 
 def test_soflow_shortens_its_steps(exact_context):
-    method = methods.build(config.SoFlowLoss(name="soflow"))
+    method = methods.build(SoFlowParams())
     ratios = [method.ratio(exact_context(step)) for step in (0, 50, 100)]
     assert ratios[0] == 0.1 and ratios[2] == pytest.approx(0.002)
     assert ratios[1] ** 2 == pytest.approx(ratios[0] * ratios[2])
@@ -100,7 +105,7 @@ def test_soflow_shortens_its_steps(exact_context):
 
 def test_soflow_with_the_velocity_alone_is_flow_matching(exact_map, exact_context, gaussian_batch):
     net, ctx = exact_map(0.4), exact_context()
-    params = config.SoFlowLoss(name="soflow", flow_matching_fraction=1.0, times=UNIFORM, norm_power=0.0)
+    params = SoFlowParams(flow_matching_fraction=1.0, times=UNIFORM, norm_power=0.0)
     t = ctx.rng.uniform("velocity").double()
     x = interpolate(gaussian_batch.x0, gaussian_batch.x1, t)
     g = net(x, t, t, gaussian_batch.y).detach() - ctx.teacher(x, t, gaussian_batch.y)
@@ -161,7 +166,7 @@ def test_improved_meanflow_differentiates_the_value_and_the_velocity(
 @pytest.mark.parametrize("objective", ["emd", "lmd"])
 def test_align_your_flow_follows_its_residual(objective, exact_map, exact_context, gaussian_batch):
     net, batch, ctx = exact_map(0.4), gaussian_batch, exact_context()
-    params = config.AYFLoss(name="ayf", objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
+    params = AYFParams(objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
     gap = ctx.rng.uniform("gap")
     t = ((1 - gap) * ctx.rng.uniform("t")).double()
     s = t + gap.double()
@@ -191,7 +196,7 @@ def test_both_ends_of_align_your_flow_are_limits_of_difference_quotients(
         return x + append_dims(s - t, x) * net(x, t, s, batch.y)
 
     def terms(objective):
-        params = config.AYFLoss(name="ayf", objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
+        params = AYFParams(objective=objective, gaps=UNIFORM, warmup=0, rho=1.0)
         return float(evaluate(params, net, batch, ctx).logs["residual_ayf"])
 
     gap = ctx.rng.uniform("gap")
@@ -210,7 +215,7 @@ def test_align_your_flow_warms_up_the_eulerian_tangent(exact_map, exact_context,
     """At step 0 the residual is flow matching's; the ramp ends at rho. The other end has no ramp."""
 
     def residual(step, **given):
-        params = config.AYFLoss(name="ayf", warmup=10, **given)
+        params = AYFParams(warmup=10, **given)
         terms = evaluate(params, exact_map(), gaussian_batch, exact_context(0) if not step else later(step))
         return float(terms.logs["residual_ayf"])
 
@@ -231,7 +236,7 @@ def test_kd_vanishes_to_the_order_of_its_solver(
     solver, order, taught, exact_map, exact_context, gaussian_batch
 ):
     def residual(steps, net):
-        params = config.KDLoss(name="kd", solver=solver, solver_steps=steps)
+        params = KDParams(solver=solver, solver_steps=steps)
         return float(evaluate(params, net, gaussian_batch, exact_context(taught=taught)).logs["residual_kd"])
 
     coarse, fine = residual(32, exact_map()), residual(64, exact_map())
@@ -250,7 +255,7 @@ def test_kd_solves_one_ode(exact_map, exact_context, gaussian_batch):
     start = torch.zeros_like(t)
     g = net(batch.x0, start, t, batch.y).detach() - (x - batch.x0)
     expected = by_hand(g, phi(batch.x0, start, t))
-    torch.testing.assert_close(gradient(config.KDLoss(name="kd", solver_steps=2), net, batch, ctx), expected)
+    torch.testing.assert_close(gradient(KDParams(solver_steps=2), net, batch, ctx), expected)
 
 
 class Labelled(nn.Module):
@@ -267,9 +272,7 @@ class Labelled(nn.Module):
 def test_meanflow_guides_itself_inside_of_its_times(exact_map, exact_context, gaussian_batch):
     """v moves away from the velocity without a label, but for rows without one and at other times."""
     guide = {"omega": 0.2, "kappa": 0.92, "guided": [0.25, 0.75]}
-    params = config.MeanFlowLoss(
-        name="meanflow", times=UNIFORM, flow_matching_fraction=1.0, norm_power=0.0, **guide
-    )
+    params = MeanFlowParams(times=UNIFORM, flow_matching_fraction=1.0, norm_power=0.0, **guide)
     net, batch, ctx = Labelled(exact_map(0.4)), gaussian_batch, exact_context()
     draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
     t = draws.min(0).values

@@ -12,9 +12,13 @@ import pytest
 import torch
 
 from fewstep import methods
-from fewstep.config import losses as config
+from fewstep.config.objectives import TimeDistribution
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.path import append_dims, interpolate
+from fewstep.methods.cd.params import CDParams
+from fewstep.methods.decm.params import DECMParams
+from fewstep.methods.meanflow.params import MeanFlowParams
+from fewstep.methods.scm.params import SCMParams
 
 RAW = {"clamp": None, "norm_power": 0.0}
 
@@ -60,9 +64,9 @@ def test_consistency(problem):
     x, g = left_residual(net, batch, ctx, t, s)
     weight = torch.cos(math.pi / 2 * t) * (1 - t.sqrt())
     expected = by_hand(weight, g, phi(x, t, s))
-    torch.testing.assert_close(gradient(config.CDLoss(name="cd", **RAW)), expected)
+    torch.testing.assert_close(gradient(CDParams(**RAW)), expected)
     clamped = by_hand(weight, g.clamp(-0.5, 0.5), phi(x, t, s))
-    torch.testing.assert_close(gradient(config.CDLoss(name="cd", clamp=0.5, norm_power=0.0)), clamped)
+    torch.testing.assert_close(gradient(CDParams(clamp=0.5, norm_power=0.0)), clamped)
     assert abs(float(clamped / expected)) < 0.9
 
 
@@ -75,7 +79,7 @@ def test_consistency_with_adaptive_weight(problem):
     g = g.clamp(-1, 1)
     e = (append_dims(alpha, g) * g).square().flatten(1).mean(1)
     weight = torch.cos(math.pi / 2 * t) * alpha / (e + 1e-3).sqrt()
-    torch.testing.assert_close(gradient(config.CDLoss(name="cd")), by_hand(weight, g, phi(x, t, s)))
+    torch.testing.assert_close(gradient(CDParams()), by_hand(weight, g, phi(x, t, s)))
 
 
 def test_noise_to_noisy(problem):
@@ -91,7 +95,7 @@ def test_noise_to_noisy(problem):
     params = {"fm": False, "cm": False, "r_max": 0.0, "weight_right": 0.7, "weight_left": 0.3, **RAW}
     for law, weight in {"root": 1 - (1 - t).sqrt(), "linear": t / 2}.items():
         expected = by_hand(weight, g, phi(x, r, t))
-        torch.testing.assert_close(gradient(config.DECMLoss(name="decm", n2n_weight=law, **params)), expected)
+        torch.testing.assert_close(gradient(DECMParams(n2n_weight=law, **params)), expected)
 
 
 def test_meanflow(problem):
@@ -99,7 +103,7 @@ def test_meanflow(problem):
     draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
     t, s = draws.min(0).values, draws.max(0).values
     x, g = left_residual(net, batch, ctx, t, s)
-    params = config.MeanFlowLoss(name="meanflow", times=config.TimeDistribution(), norm_power=0.0)
+    params = MeanFlowParams(times=TimeDistribution(), norm_power=0.0)
     torch.testing.assert_close(gradient(params), by_hand(torch.ones_like(t), g, phi(x, t, s)))
 
 
@@ -112,9 +116,9 @@ def test_scm(problem, exact_context):
     g = append_dims(torch.cos(math.pi / 2 * t), g) * g
     g = g / (append_dims(g.square().flatten(1).mean(1).sqrt(), g) + 0.1)
     expected = by_hand(torch.ones_like(t), g, phi(x, t, s))
-    params = {"times": config.TimeDistribution(), "warmup": 0}
-    plain = config.SCMLoss(name="scm", learned_weight=False, **params)
-    weighted = config.SCMLoss(name="scm", **params)
+    params = {"times": TimeDistribution(), "warmup": 0}
+    plain = SCMParams(learned_weight=False, **params)
+    weighted = SCMParams(**params)
     torch.testing.assert_close(gradient(plain), expected)
     taught = exact_context(extra=lambda t: torch.full_like(t, 0.7))
     torch.testing.assert_close(gradient(weighted, taught), math.exp(-0.7) * expected)

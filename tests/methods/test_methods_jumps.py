@@ -10,13 +10,14 @@ import math
 
 import pytest
 import torch
-from jumps_made import Recorder, ctm, ict, imm, slope, tcm, terms
+from jump_factories import Recorder, ctm, ict, imm, slope, tcm, terms
 from torch import nn
 
 from fewstep import methods
-from fewstep.config import losses as config
 from fewstep.core.path import append_dims, flow_map, interpolate
 from fewstep.core.path_sample import PathSample
+from fewstep.methods.imm.params import IMMParams
+from fewstep.methods.shortcut.params import ShortcutParams
 
 STD = torch.linspace(0.3, 1.7, 6, dtype=torch.float64).reshape(3, 2, 1)
 
@@ -84,7 +85,7 @@ class TestIMM:
             terms(imm(0.1, particles=5), exact_map(), gaussian_batch, taught())
 
     def test_the_default_step_is_one_of_noise(self):
-        method = methods.build(config.IMMLoss(name="imm"))
+        method = methods.build(IMMParams())
         t = torch.tensor([0.006, 0.1, 0.5, 0.9, 0.99], dtype=torch.float64)
         noise = (1 - t) / t
         r = method.nearer(t)
@@ -93,7 +94,7 @@ class TestIMM:
 
     def test_the_weight_is_that_of_the_paper(self):
         """1/2 sigmoid(b - lambda) (-dlambda/dtau) alpha^a / (alpha^2 + sigma^2), noise at tau = 1."""
-        method = methods.build(config.IMMLoss(name="imm"))
+        method = methods.build(IMMParams())
         tau = torch.linspace(0.05, 0.95, 7, dtype=torch.float64, requires_grad=True)
         snr = 2 * torch.log((1 - tau) / tau)
         (slope,) = torch.autograd.grad(snr.sum(), tau)
@@ -127,7 +128,7 @@ class TestIMM:
 
 class TestShortcut:
     def params(self, grid=16, **given):
-        return config.ShortcutLoss(name="shortcut", grid=grid, **{"bootstrap": 0.5, "clamp": None, **given})
+        return ShortcutParams(grid=grid, **{"bootstrap": 0.5, "clamp": None, **given})
 
     def bootstrapped(self, ctx, batch, jumps, **given):
         """Start, end and target of a jump of size 1 / jumps from every row."""

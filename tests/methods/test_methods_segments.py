@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from fewstep import methods
-from fewstep.config import losses as config
+from fewstep.config.objectives import Enhancement, TimeDistribution
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Context
 from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
 from fewstep.core.segments import Start, central_residual, chain_residual, end_times, sine_gain
+from fewstep.methods.flow_matching.params import FlowMatchingParams
+from fewstep.methods.rcgm.params import RCGMParams
+from fewstep.methods.twinflow.params import TwinFlowParams
+from fewstep.methods.ucgm.params import UCGMParams
 
-TAUGHT = config.Enhancement(zeta=1.0, beyond=1.0)
+TAUGHT = Enhancement(zeta=1.0, beyond=1.0)
 """v is the teacher's, everywhere: on a single sample's x1 - x0 residuals vanish on average only."""
 PLAIN = {"gain": "unit", "clip": None, "huber": None}
 
@@ -162,17 +166,15 @@ class TestUCGM:
 
         expected = gradient(None, other=raw)
         assert gradient(None, other=surrogate) == pytest.approx(expected, rel=1e-10)
-        uniform = config.TimeDistribution()
-        params = config.UCGMLoss(
-            name="ucgm", ratio=ratio, times=uniform, enhance=TAUGHT, **{**PLAIN, "gain": "ratio"}
-        )
+        uniform = TimeDistribution()
+        params = UCGMParams(ratio=ratio, times=uniform, enhance=TAUGHT, **{**PLAIN, "gain": "ratio"})
         # The shares of one residual nearly cancel where l is near 1.
         assert gradient(params) == pytest.approx(expected, rel=1e-8)
 
     def test_ratio_zero_is_flow_matching(self, gradient):
-        uniform = config.TimeDistribution()
-        ours = config.UCGMLoss(name="ucgm", ratio=0.0, times=uniform, enhance=TAUGHT, **PLAIN)
-        theirs = config.FlowMatchingLoss(name="flow_matching", times=uniform)
+        uniform = TimeDistribution()
+        ours = UCGMParams(ratio=0.0, times=uniform, enhance=TAUGHT, **PLAIN)
+        theirs = FlowMatchingParams(times=uniform)
         assert gradient(ours) == pytest.approx(gradient(theirs), rel=1e-12)
 
     @pytest.mark.parametrize("huber", [None, 0.0, 5.0])
@@ -188,14 +190,12 @@ class TestUCGM:
         slope = one if huber is None else 1 / (2 * (e + huber**2).sqrt())
         phi = torch.sin(3 * x + append_dims(2 * t + 5, x))
         expected = (append_dims(-2 * weight * slope, x) * move * phi).mean().item()
-        params = config.UCGMLoss(
-            name="ucgm", times=config.TimeDistribution(), enhance=TAUGHT, clip=0.5, huber=huber
-        )
+        params = UCGMParams(times=TimeDistribution(), enhance=TAUGHT, clip=0.5, huber=huber)
         assert gradient(params, net) == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("ratio", [0.999, 1.0])
     def test_residual_at_the_exact_map_only(self, ratio, exact_map, exact_context, gaussian_batch):
-        params = config.UCGMLoss(name="ucgm", ratio=ratio, times=config.TimeDistribution(), enhance=TAUGHT)
+        params = UCGMParams(ratio=ratio, times=TimeDistribution(), enhance=TAUGHT)
         (loss,) = methods.build(params).updates(0)
         exact, wrong = (
             float(loss(exact_map(p), gaussian_batch, exact_context()).logs["residual_ucgm"]) for p in (0, 0.1)
@@ -213,7 +213,7 @@ class TestUCGM:
         for ratio in (0.0, 0.5, 1.0):
             asked.clear()
             ctx = Context(0, 1, Streams(0, 0, 8, slice(None)), 3, value_and_tangent)
-            methods.build(config.UCGMLoss(name="ucgm", ratio=ratio)).updates(0)[0](Spy(), tiny_batch, ctx)
+            methods.build(UCGMParams(ratio=ratio)).updates(0)[0](Spy(), tiny_batch, ctx)
             assert len(asked) == {0.0: 1, 0.5: 2, 1.0: 3}[ratio]
             assert all(torch.equal(s, t if ratio == 0 else torch.ones_like(t)) for t, s in asked)
 
@@ -228,19 +228,19 @@ class TestRCGM:
         at = Start(x, t, ctx.teacher(x, t, batch.y), batch.y)
         xi = chain_residual(net(x, t, s, batch.y), at, s, net, 3, 0.02).clamp(-1, 1)
         phi = torch.sin(3 * x + append_dims(2 * t + 5 * s, x))
-        params = config.RCGMLoss(name="rcgm", segments=3, delta=0.02, enhance=TAUGHT, near=near)
+        params = RCGMParams(segments=3, delta=0.02, enhance=TAUGHT, near=near)
         assert gradient(params, net) == pytest.approx((-2 * xi * phi).mean().item(), rel=1e-9)
 
     def test_the_target_jumps_if_there_is_one(self, exact_map, exact_context, gaussian_batch):
         ctx = exact_context()
         ctx.target = exact_map()
-        params = config.RCGMLoss(name="rcgm", enhance=TAUGHT, clip=None)
+        params = RCGMParams(enhance=TAUGHT, clip=None)
         loss = methods.build(params).updates(0)[0]
         with_target = loss(exact_map(0.1), gaussian_batch, ctx).loss.item()
         assert with_target != loss(exact_map(0.1), gaussian_batch, exact_context()).loss.item()
 
     def test_what_target_it_asks_for(self):
-        assert methods.build(config.RCGMLoss(name="rcgm")).target_decay == 0.999
-        online = methods.build(config.RCGMLoss(name="rcgm", segments=1, target_decay=None))
+        assert methods.build(RCGMParams()).target_decay == 0.999
+        online = methods.build(RCGMParams(segments=1, target_decay=None))
         assert online.target_decay is None and not online.target_warmup
-        assert methods.build(config.TwinFlowLoss(name="twinflow")).target_warmup
+        assert methods.build(TwinFlowParams()).target_warmup

@@ -6,22 +6,23 @@ import math
 
 import pytest
 import torch
-from jumps_made import Recorder, ctm, ict, slope, tcm, terms
+from jump_factories import Recorder, ctm, ict, slope, tcm, terms
 
 from fewstep import methods
-from fewstep.config import losses as config
 from fewstep.core.losses import mean_square
 from fewstep.core.path import flow_map, interpolate
 from fewstep.core.path_sample import PathSample
+from fewstep.methods.ict.params import ICTParams
+from fewstep.methods.tcm.params import TCMParams
 
 
 class TestICT:
     def test_the_schedule_doubles_in_equal_parts(self):
-        method = methods.build(config.ICTLoss(name="ict"))
+        method = methods.build(ICTParams())
         points = [method.points(step, 800_000) for step in range(0, 800_000, 1000)]
         assert list(dict.fromkeys(points)) == [10 * 2**k + 1 for k in range(8)]
         assert {points.count(n) for n in points} == {100}
-        few = methods.build(config.ICTLoss(name="ict", intervals=[4, 16]))
+        few = methods.build(ICTParams(intervals=[4, 16]))
         assert [few.points(step, 9) for step in range(9)] == [5, 5, 5, 9, 9, 9, 17, 17, 17]
         assert few.points(1, 2) == 9, "shorter than its stages"
 
@@ -126,10 +127,10 @@ class TestCTM:
 
 
 class TestTCM:
-    second = config.TCMLoss(name="tcm", boundary=0.4, q=8.0)
+    second = TCMParams(boundary=0.4, q=8.0)
 
     def test_the_step_shrinks_in_stages(self):
-        method = methods.build(config.TCMLoss(name="tcm", double=100))
+        method = methods.build(TCMParams(double=100))
         t = torch.tensor([0.1, 0.3], dtype=torch.float64)
         noise = (1 - t) / t
         for step, share in {0: 4, 99: 4, 100: 16, 250: 64, 300: 256, 999: 256}.items():
@@ -203,7 +204,7 @@ class TestTCM:
 
     def test_the_direction_is_the_data_s_by_default(self, exact_map, taught, gaussian_batch):
         net = Recorder(exact_map())
-        terms(config.TCMLoss(name="tcm"), net, gaussian_batch, taught())
+        terms(TCMParams(), net, gaussian_batch, taught())
         x_r, r = net.asked[1][:2]
         torch.testing.assert_close(x_r, interpolate(gaussian_batch.x0, gaussian_batch.x1, r))
 
@@ -211,4 +212,4 @@ class TestTCM:
         with pytest.raises(ValueError, match=r"network of stage 1 as ctx\.teacher_net"):
             terms(self.second, exact_map(), gaussian_batch, exact_context())
         with pytest.raises(ValueError, match="no velocity"):
-            config.TCMLoss(name="tcm", boundary=0.5, direction="teacher")
+            TCMParams(boundary=0.5, direction="teacher")

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from fewstep import methods
-from fewstep.config import losses as config
+from fewstep.config.objectives import Enhancement
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.path import append_dims
 from fewstep.core.rng import Streams
+from fewstep.methods.rcgm.params import RCGMParams
+from fewstep.methods.twinflow.params import TwinFlowParams
 
 MEAN, STD = 0.7, 0.5
 ALL = {"share": 1.0, "target_decay": None, "target_warmup": False}
@@ -73,7 +75,7 @@ def terms(net, t, **given):
     rng = Quadrature(t)
     batch = Batch(rng.x0, rng.x0, torch.zeros(4, dtype=torch.int64))
     ctx = Context(0, 1, rng, 1, value_and_tangent)
-    (loss,) = methods.build(config.TwinFlowLoss(name="twinflow", **ALL, **given)).updates(0)
+    (loss,) = methods.build(TwinFlowParams(**ALL, **given)).updates(0)
     return loss(net, batch, ctx)
 
 
@@ -138,7 +140,7 @@ def test_options_of_the_release():
 
     assert gradient(rectify_weight=0.5) == pytest.approx(gradient() / 2)
     assert abs(gradient(rectify_clamp=1e-3)) == pytest.approx(2e-3)
-    robust = methods.build(config.TwinFlowLoss(name="twinflow", metric="barron"))
+    robust = methods.build(TwinFlowParams(metric="barron"))
     assert robust._metric(torch.tensor(0.01)).item() == pytest.approx(0.1005, rel=1e-3)
 
 
@@ -146,15 +148,13 @@ class TestSplit:
     @pytest.fixture
     def run(self, exact_map, exact_context, gaussian_batch):
         def take(net=None, **given):
-            params = config.TwinFlowLoss(
-                name="twinflow", enhance=config.Enhancement(zeta=1.0, beyond=1.0), **given
-            )
+            params = TwinFlowParams(enhance=Enhancement(zeta=1.0, beyond=1.0), **given)
             return methods.build(params).updates(0)[0](net or exact_map(0.2), gaussian_batch, exact_context())
 
         return take
 
     def test_without_a_share_it_is_rcgm(self, run, exact_map, exact_context, gaussian_batch):
-        params = config.RCGMLoss(name="rcgm", enhance=config.Enhancement(zeta=1.0, beyond=1.0))
+        params = RCGMParams(enhance=Enhancement(zeta=1.0, beyond=1.0))
         theirs = methods.build(params).updates(0)[0](exact_map(0.2), gaussian_batch, exact_context())
         assert run(share=0.0).loss.item() == pytest.approx(theirs.loss.item(), rel=1e-14)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -59,7 +60,8 @@ def imports(module: str) -> frozenset[str]:
     path = modules()[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in _without_type_checking(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -70,6 +72,15 @@ def imports(module: str) -> frozenset[str]:
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name if name in modules() else base for name in names}
     return frozenset(found)
+
+
+def _without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node, but for what only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _without_type_checking(node)
 
 
 def ours(module: str) -> set[str]:

@@ -7,11 +7,11 @@ from operator import ge, gt, le, lt
 import pytest
 from report_helpers import ROOT, sampler_of
 
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge, parse, read_yaml
-from fewstep.config.losses import DECMLoss
-from fewstep.config.specs import TableSpec, dump, read_spec
+from fewstep.config.specs import TableSpec
 from fewstep.config.tables import Claim, Table
+from fewstep.methods.decm.params import DECMParams
 
 FOLDER = ROOT / "config/tables"
 
@@ -90,7 +90,7 @@ def test_every_ablation_gives_a_valid_loss():
     for name in ("table3", "figure4"):
         for row in table(name).rows:
             if row.method == "decm" and row.set is not None:
-                parse(DECMLoss, merge(base, row.set.loss), f"{name}.yaml", row.id)
+                parse(DECMParams, merge(base, row.set.loss), f"{name}.yaml", row.id)
 
 
 def test_figure1_repeats_the_tables():

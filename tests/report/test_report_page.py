@@ -147,15 +147,5 @@ def test_two_parts_of_one_name_are_refused(page, tmp_path):
         stage.main(["--spec", str(tmp_path / "report.json"), "--parts", "a/x.csv", "b/x.csv", "--out", "o"])
 
 
-def test_deviations_are_read_from_the_docstring(tmp_path):
-    path = tmp_path / "m.py"
-    path.write_text(
-        '"""Title.\n\nText.\n\nDeviations from print:\n\n* one ``a < b``\n  goes on\n- two\n\n'
-        'A paragraph.\n\nSources:\n\n* none\n"""\nimport a_module_that_does_not_exist\n'
-    )
-    assert stage.deviations(path) == ["one ``a < b`` goes on", "two", "A paragraph."]
+def test_code_in_text():
     assert str(stage.inline("one ``a < b``")) == "one <code>a &lt; b</code>"
-    path.write_text('"""Deviations from print\n---------------------\n\nOnly this.\n"""\n')
-    assert stage.deviations(path) == ["Only this."]
-    path.write_text('"""Nothing of the kind."""\n')
-    assert stage.deviations(path) == stage.deviations(tmp_path / "none.py") == []

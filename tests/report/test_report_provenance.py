@@ -28,11 +28,11 @@ def package(tmp_path):
         "data/other.py",
         "train.py",
         "optimize.py",
-        "methods/decm.py",
-        "methods/scm.py",
+        "methods/decm/loss.py",
+        "methods/scm/loss.py",
     ):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(SOURCE)
     return tmp_path
 
@@ -46,7 +46,8 @@ def test_comments_docstrings_and_layout_do_not_count(package):
 
 
 @pytest.mark.parametrize(
-    "name", ["core/a.py", "backbones/b.py", "data/loader.py", "train.py", "optimize.py", "methods/decm.py"]
+    "name",
+    ["core/a.py", "backbones/b.py", "data/loader.py", "train.py", "optimize.py", "methods/decm/loss.py"],
 )
 def test_training_code_counts(package, name):
     before = code_digest("decm", package)
@@ -56,7 +57,7 @@ def test_training_code_counts(package, name):
 
 def test_other_methods_and_other_stages_do_not_count(package):
     before = code_digest("decm", package)
-    (package / "methods/scm.py").write_text("x = 1\n")
+    (package / "methods/scm/loss.py").write_text("x = 1\n")
     (package / "data/other.py").write_text("x = 1\n")
     (package / "table.py").write_text("x = 1\n")
     assert code_digest("decm", package) == before != code_digest("scm", package)
@@ -69,7 +70,7 @@ def test_a_new_file_in_core_counts(package):
 
 
 def test_a_method_without_source_is_refused(package):
-    with pytest.raises(ValueError, match=r"methods/dumo\.py: no such source"):
+    with pytest.raises(ValueError, match=r"methods/dumo/loss\.py: no such source"):
         code_digest("dumo", package)
 
 

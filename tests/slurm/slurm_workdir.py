@@ -21,7 +21,7 @@ from configs import ROOT
 from slurm_cluster import Cluster
 from stages.stages_world import TINY
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 from fewstep.config.base import merge, read_yaml
 

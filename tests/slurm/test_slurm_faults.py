@@ -15,7 +15,7 @@ from configs import ROOT
 from slurm_cluster import Cluster, note
 from slurm_workdir import MODEL, RUN, STEPS, Workdir, asked, eventually, same
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("limited")]
 

@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
             "digits-classifier": {"features": 16},
         },
         "protocols": {"digits": {"images": 40, "kid": {"subsets": 2, "size": 20}}},
-        "settings": {
+        "recipes": {
             "digits": {"train": TRAIN, "guidance": {"calibration": 64}},
             "digits-autoencoder": {"train": TRAIN},
             "digits-classifier": {"train": TRAIN},

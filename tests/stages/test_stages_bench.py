@@ -13,12 +13,12 @@ import torch
 from configs import make_plan, raw_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.bench import cases, meters, train_step
+from fewstep.bench import meters, train_step
 from fewstep.bench.__main__ import BENCHMARKS, main
-from fewstep.config import ConfigError
+from fewstep.config import ConfigError, dump
 from fewstep.config.base import merge
 from fewstep.config.bench import Blocks, Formulation
-from fewstep.config.specs import BenchSpec, dump
+from fewstep.config.specs import BenchSpec
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.flops import Flops
 from fewstep.wrap import refuse
@@ -179,15 +179,15 @@ def test_the_other_stages(what, tmp_path):
 
 
 def test_shares_are_those_of_the_part():
-    clock = cases.Clock()
+    stopwatch = meters.Stopwatch()
 
     def call() -> None:
-        with clock():
+        with stopwatch():
             sum(range(1000))
 
-    case = cases.Case("all of it", call, 1, "calls", clock, "inside")
+    case = meters.Case("all of it", call, 1, "calls", stopwatch, "inside")
     for _ in range(3):
-        case.turn()
+        case.measure()
     assert len(case.shares) == 3 and all(0 < share <= 1 for share in case.shares)
 
 

@@ -9,7 +9,7 @@ import torch
 from stages_world import World
 from test_stages_train import replaced
 
-from fewstep.checkpoint import load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
 from fewstep.images import read_card, read_images
 
 HEAD = "final_layer_u."

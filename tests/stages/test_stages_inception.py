@@ -12,8 +12,9 @@ from stages_world import Call
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fewstep.common.files import sha256
-from fewstep.config.specs import CellKey, ScoreSpec, dump
-from fewstep.data.records import RecordBody, RecordFile
+from fewstep.config import dump
+from fewstep.config.specs import CellKey, ScoreSpec
+from fewstep.data.asset_files import RecordBody, RecordFile
 from fewstep.features import Extractor, Features
 from fewstep.images import write_images
 
@@ -105,5 +106,5 @@ def test_refuses_a_file_with_objects(protocol, tmp_path):
     folder.mkdir()
     torch.save({"weights": Path("anything")}, folder / FILE)
     record = record_of(folder / FILE)
-    with pytest.raises(ValueError, match="not a torch file of plain tensors"):
+    with pytest.raises(ValueError, match="holds pickled objects"):
         Extractor(protocol, record, None)

@@ -15,10 +15,11 @@ import torch
 from stages_children import child, die_at_rename
 from stages_world import Call, World
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
-from fewstep.config.specs import AdoptSpec, dump
-from fewstep.data.records import RecordBody, RecordFile
+from fewstep.config import dump
+from fewstep.config.specs import AdoptSpec
+from fewstep.data.asset_files import RecordBody, RecordFile
 
 
 def merge_call(world: World, folder: Path) -> Call:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from stages_world import World
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.cli import run
-from fewstep.methods.cd import CD
+from fewstep.methods.cd.loss import CD
 from fewstep.train import Trainer
 
 

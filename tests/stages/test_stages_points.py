@@ -9,7 +9,7 @@ import pytest
 import torch
 from stages_world import World
 
-from fewstep.checkpoint import load_card
+from fewstep.backbones.model_file import load_card
 from fewstep.config import ConfigError
 from fewstep.config.settings import Protocol
 from fewstep.core.mmd import mmd_squared

@@ -12,7 +12,7 @@ from configs import ROOT
 from stages_children import ranks
 from stages_world import World
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 
 # Gradients are summed in another order, and Adam divides them by their own size.

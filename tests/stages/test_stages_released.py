@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ldm_made
+import ldm_reference
 import pytest
 import torch
 from configs import make_plan, raw_config
@@ -42,7 +42,7 @@ class Published:
             "settings": {
                 "datasets": {"photos": {**photos, "crop": "adm"}},
                 "tokenizers": {
-                    "vavae-f16d32": {"shape": NETWORK["shape"], "network": ldm_made.TINY.model_dump()}
+                    "vavae-f16d32": {"shape": NETWORK["shape"], "network": ldm_reference.TINY.model_dump()}
                 },
                 "latents": {
                     "imagenet256-vavae": {
@@ -67,8 +67,8 @@ class Published:
     def _files(self) -> None:
         published = self.folder / "published"
         vae = published / "vavae-f16d32"
-        ldm_made.save_checkpoint(
-            vae / "vavae-imagenet256-f16d32-dinov2.pt", ldm_made.weights(ldm_made.TINY, 4)
+        ldm_reference.save_checkpoint(
+            vae / "vavae-imagenet256-f16d32-dinov2.pt", ldm_reference.weights(ldm_reference.TINY, 4)
         )
         draws = torch.Generator().manual_seed(5)
         mean, std = torch.randn(1, 4, 1, 1, generator=draws), 1 + torch.rand(1, 4, 1, 1, generator=draws)

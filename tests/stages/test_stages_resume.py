@@ -9,7 +9,7 @@ import pytest
 from stages_children import child, ranks, signal_at_step
 from stages_world import Call, World, alone
 
-from fewstep.checkpoint import load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 from fewstep.state import STOPPED
 

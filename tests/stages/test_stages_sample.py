@@ -12,7 +12,7 @@ from stages_world import World
 from test_stages_train import refused, replaced
 
 import fewstep.sample
-from fewstep.checkpoint import load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import sha256
 from fewstep.config import read_spec
 from fewstep.config.specs import SampleSpec

@@ -14,12 +14,12 @@ from stages_world import World
 from test_stages_train import refused, replaced
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from fewstep.checkpoint import load_model, load_network, save_model
+from fewstep.backbones.model_file import load_model, load_network, save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError
-from fewstep.data.records import RecordBody, RecordFile
+from fewstep.data.asset_files import RecordBody, RecordFile, read_record
 from fewstep.data.shards import LatentShards
-from fewstep.features import Extractor, asset_file
+from fewstep.features import Extractor
 from fewstep.images import read_card, read_images, to_uint8, write_images
 
 CELL = ("cd", "cm-2")
@@ -200,10 +200,10 @@ def test_asset_files_are_compared_with_their_record(tmp_path):
     body = RecordBody(name="stats", kind="http", title="", licence="", files=[entry])
     record = tmp_path / "stats.json"
     record.write_text(body.model_dump_json())
-    assert asset_file(record, "a.npz") == folder / "a.npz"
+    assert read_record(record).verified("a.npz")[0] == folder / "a.npz"
     with pytest.raises(ConfigError, match=r"no file 'b\.npz'"):
-        asset_file(record, "b.npz")
+        read_record(record).verified("b.npz")
     (folder / "a.npz").write_bytes(b"abd")
     with pytest.raises(ConfigError, match=r"differs from .*fetch the asset again"):
-        asset_file(record, "a.npz")
+        read_record(record).verified("a.npz")
     shutil.rmtree(folder)

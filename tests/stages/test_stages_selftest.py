@@ -9,7 +9,7 @@ import torch
 from stages_children import ranks
 from stages_world import World
 
-from fewstep.checkpoint import load_card, load_model
+from fewstep.backbones.model_file import load_card, load_model
 from fewstep.core import dual
 
 

@@ -13,7 +13,7 @@ from stages_world import World
 from test_stages_processes import close
 from test_stages_resume import same, states
 
-from fewstep.checkpoint import load_card
+from fewstep.backbones.model_file import load_card
 from fewstep.common.files import sha256
 from fewstep.core.wrappers import held
 from fewstep.state import STOPPED

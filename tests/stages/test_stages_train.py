@@ -10,7 +10,7 @@ import torch
 from stages_world import Call, World
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fewstep.checkpoint import load_card, load_model, save_model
+from fewstep.backbones.model_file import load_card, load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, unmarked
 from test_workflow_plan import dry_run
 
-from fewstep.plan.marks import unmarked
 from fewstep.plan.needs import needs
 
 

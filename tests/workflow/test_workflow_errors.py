@@ -52,6 +52,12 @@ def over(**overrides) -> dict:
             ["table4.yaml", "mix", "at least 2"],
         ),
         ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
+        ({"methods": {"ayf": {"loss": {"warmup": 500}}}}, ["ayf.loss.warmup", "500", "200"]),
+        ({"methods": {"scm": {"loss": {"warmup": 500}}}}, ["scm.loss.warmup", "500", "200"]),
+        (
+            {"tables": {"table3": {"rows": {"o": {"set": {"loss": {"freq": 500}}}}}}},
+            ["decm, variant freq-5.loss.freq", "500", "200"],
+        ),
         (
             {"settings": {"recipes": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
             ["settings.yaml", "warmup", "200"],
@@ -111,7 +117,7 @@ def test_snakemake_shows_the_error_before_any_job(tmp_path):
         target = tmp_path / name
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     methods = tmp_path / "config/methods/consistency.yaml"
-    methods.write_text(methods.read_text().replace("freq: 3", "frequenzy: 3"))
+    methods.write_text(methods.read_text().replace("name: decm", "name: decm, frequenzy: 3"))
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--profile", "profiles/demo", "results/demo/table3.csv"],
         cwd=tmp_path,

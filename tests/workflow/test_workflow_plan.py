@@ -9,8 +9,9 @@ import sys
 import pytest
 from configs import ROOT
 
+from fewstep.config import dump, read_spec
 from fewstep.config.__main__ import rendered
-from fewstep.config.specs import CellKey, LatentCard, SampleSpec, TrainSpec, dump, read_spec
+from fewstep.config.specs import CellKey, LatentCard, SampleSpec, TrainSpec
 from fewstep.plan.needs import needs
 
 SPECS = {"train": ("decm/freq-5/0", TrainSpec), "sample": (None, SampleSpec)}

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from configs import ROOT, make_plan, raw_config
+from configs import ROOT, make_plan, raw_config, unmarked
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
 from fewstep.config.specs import TableSpec
-from fewstep.plan import Plan, marks
+from fewstep.plan import Plan
 from fewstep.plan.needs import needs
 from fewstep.plan.specs import spec
 from fewstep.results import table_lines
@@ -165,7 +165,7 @@ def images(plan: Plan) -> str:
         ({"methods": {"facm": {"loss": {"anchor": "target"}}}}, ["facm.loss", "target_time"]),
         (
             {"methods": {"facm": {"recipe": "imagenet256-vavae"}}},
-            ["facm.loss.anchor", "teacher has not", "anchor: target"],
+            ["facm.loss.anchor", "loss.expanded: true", "anchor: target"],
         ),
         ({"methods": {"facm": {"samplers": {"default": "mix"}}}}, ["'mix'", "target_time"]),
         ({"methods": {"decm": {"provenance": {"loss.frek": "paper"}}}}, ["decm.provenance", "'loss.freq'"]),
@@ -183,7 +183,7 @@ def test_every_hyper_parameter_at_paper_scale_has_a_mark(paper_plan):
     runs = [paper_plan.run(name) for name in paper_plan.config.methods]
     trained = [run for run in runs if run.recipe.scale == "paper" and not run.adopted]
     assert {run.method for run in trained} > {"cd", "decm", "facm", "meanflow", "scm"}
-    assert {run.name: marks.unmarked(run) for run in trained if marks.unmarked(run)} == {}
+    assert {run.name: unmarked(run) for run in trained if unmarked(run)} == {}
 
 
 def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, unmarked
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.marks import marked, unmarked
+from fewstep.plan.marks import hyperparameter_sources
 from fewstep.plan.sizes import shard_bytes
 
 
@@ -28,7 +28,7 @@ def test_the_published_network_is_the_teacher(paper_plan):
 def test_every_number_of_the_setting_has_a_mark(paper_plan):
     run = paper_plan.run("teacher-sit")
     assert all(key.startswith("loss.") for key in unmarked(run))  # its training is its authors'
-    marks = {entry.key: entry.mark for entry in marked(run)}
+    marks = {entry.key: entry.mark for entry in hyperparameter_sources(run)}
     assert marks["train.steps"] == "inferred" and marks["train.global_batch_size"] == "code"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, unmarked
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.marks import unmarked
 from fewstep.plan.sizes import parameters
 
 METHODS = ["ucgm-multistep", "ucgm", "ucgm-multistep-sdvae", "ucgm-sdvae", "ucgm-lightningdit"]

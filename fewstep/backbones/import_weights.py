@@ -1,0 +1,186 @@
+"""Published weights for our networks: read, checked against a backbone, and converted to our convention.
+
+Each conversion is an exact change of a few linear layers, so that nothing of it is left at run time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common.tensor_files import load_tensors
+from ..config.settings import LightningDiT
+from ..core.rng import fold_in
+from . import build
+from .model_file import load_compatible
+
+TELLING = {
+    "norm": ("final_layer.norm_final.weight", "rms", "rms-plain or layer"),
+    "qk_norm": ("blocks.0.attn.q_norm.weight", True, "false"),
+    "mlp": ("blocks.0.mlp.w12.weight", "swiglu", "gelu"),
+    "rope": ("feat_rope.freqs_cos", True, "false"),
+}
+"""What a tensor's presence tells of the backbone: key, tensor, its value with and without it."""
+HEADS = ("final_layer", "final_layer_u")
+EMA_PREFIX = "ema_models.1.ema_model."
+
+
+def import_weights(
+    published: dict[str, Tensor], backbone: LightningDiT, path: Path, reverse: bool = False
+) -> tuple[nn.Module, list[str]]:
+    """The network of ``backbone`` with published weights, in float32, and what was converted.
+
+    ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    tensors = {name: _to_float32(tensor, f"{path}: {name}") for name, tensor in published.items()}
+    _compare(tensors, backbone, path)
+    tensors, converted = convert_state_dict(tensors, backbone, reverse)
+    # The target-time embedding that published teachers lack starts at random, but always the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold_in(0, "adopt"))
+        net = build(backbone)
+    load_compatible(net, tensors, str(path))
+    _check_output(net, backbone, path)
+    return net, converted
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Named weights of a published checkpoint, and the key that they were found under.
+
+    A .safetensors file, or a torch file without pickled objects: that holds a post-hoc EMA under
+    ``emas`` (the second profile, sigma_rel 0.20, is taken), an EMA under ``ema``, or the weights
+    themselves (key ``""``).
+
+    Raises:
+        ValueError: naming the file: it is damaged, is unsafe to open, or holds no such weights.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not named weights")
+    if "emas" in content:
+        averaged = {
+            name.removeprefix(EMA_PREFIX): value
+            for name, value in content["emas"].items()
+            if name.startswith(EMA_PREFIX)
+        }
+        if not averaged:
+            raise ValueError(f"{path}: emas has no {EMA_PREFIX}*")
+        return _without_prefixes(averaged, path), "emas.ema_models.1"
+    if "ema" in content:
+        return _without_prefixes(content["ema"], path), "ema"
+    return _without_prefixes(content, path), ""
+
+
+def _without_prefixes(tensors: Any, path: Path) -> dict[str, Tensor]:
+    """Without the prefixes that DistributedDataParallel and torch.compile add."""
+    others = ["all"]
+    if isinstance(tensors, dict):
+        others = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"{path}: expected tensors under emas or ema, or nothing but tensors; "
+            f"not tensors: {', '.join(others[:8])}"
+        )
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
+
+
+def _to_float32(tensor: Tensor, where: str) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{where}: is {tensor.dtype}; weights must be float32, bfloat16 or float16")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{where}: has values that are not finite")
+    return tensor.float()
+
+
+def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> None:
+    """Name the key of the backbone that is wrong, where the weights tell it."""
+    for key, (name, present, absent) in TELLING.items():
+        if key == "qk_norm" and backbone.norm == "rms-plain":
+            continue  # such norms have no weights
+        said = getattr(backbone, key)
+        if (name in tensors) != (said == present):
+            has, remedy = ("a", str(present).lower()) if name in tensors else ("no", absent)
+            raise ValueError(
+                f"{path}: has {has} {name}, but the backbone says {key}: {str(said).lower()}; "
+                f"set {key}: {remedy}"
+            )
+    labels = tensors.get("y_embedder.embedding_table.weight")
+    if labels is not None and len(labels) != backbone.classes + 1:
+        raise ValueError(
+            f"{path}: has labels for {len(labels) - 1} classes and the unconditional one, but the "
+            f"backbone says classes: {backbone.classes}"
+        )
+    if not backbone.target_time and any(name.startswith("r_embedder.") for name in tensors):
+        raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")
+
+
+@torch.no_grad()
+def _check_output(net: nn.Module, backbone: LightningDiT, path: Path) -> None:
+    noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
+    half, end = torch.full((1,), 0.5), torch.ones(1)
+    result = net.eval()(noise, half, end, torch.zeros(1, dtype=torch.long))
+    outputs = result if isinstance(result, tuple) else (result,)
+    if not all(output.isfinite().all() for output in outputs):
+        raise ValueError(f"{path}: the network's output on noise is not finite")
+
+
+def convert_state_dict(
+    tensors: dict[str, Tensor], backbone: LightningDiT, reverse: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights for our convention (noise at t = 0, velocity data - noise), and in words what was done.
+
+    Channels of a learned variance (DiT, SiT: ``learn_sigma``), which samplers of flows do not use,
+    are recognised by twice as many outputs and dropped. ``reverse``: the published network has its
+    noise at t = 1 and predicts noise - data.
+    """
+    tensors, done = dict(tensors), []
+    if _drop_variance(tensors, backbone):
+        done.append("outputs of a learned variance dropped")
+    if reverse:
+        _reverse_time(tensors, backbone)
+        done.append("time and velocity reversed")
+    return tensors, done
+
+
+def _drop_variance(tensors: dict[str, Tensor], backbone: LightningDiT) -> bool:
+    """Keep the first C of 2C channels; the outputs of a patch are channels last."""
+    channels = backbone.shape[0]
+    twice = 2 * channels * backbone.patch**2
+    found = False
+    for name in _output_layers():
+        value = tensors.get(name)
+        if value is not None and value.ndim and len(value) == twice:
+            tensors[name] = value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
+            found = True
+    return found
+
+
+def _reverse_time(tensors: dict[str, Tensor], backbone: LightningDiT) -> None:
+    """Negate the outputs, and give the times' first layers weights that expect 1 - t.
+
+    With angular frequency w: cos w(1 - t) = cos w cos wt + sin w sin wt, and
+    sin w(1 - t) = sin w cos wt - cos w sin wt.
+    """
+    half = backbone.time_features // 2
+    j = torch.arange(half, dtype=torch.float64)
+    w = backbone.time_scale * backbone.time_period ** (-j / half)
+    for name in ("t_embedder.mlp.0.weight", "r_embedder.mlp.0.weight"):
+        value = tensors.get(name)
+        if value is not None and value.ndim == 2 and value.shape[1] == 2 * half:
+            cos, sin = value.double().chunk(2, dim=1)
+            turned = torch.cat([cos * w.cos() + sin * w.sin(), cos * w.sin() - sin * w.cos()], dim=1)
+            tensors[name] = turned.to(value.dtype)
+    for name in _output_layers():
+        if name in tensors:
+            tensors[name] = -tensors[name]
+
+
+def _output_layers() -> list[str]:
+    return [f"{head}.linear.{part}" for head in HEADS for part in ("weight", "bias")]

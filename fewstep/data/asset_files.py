@@ -1,0 +1,132 @@
+"""Records of fetched assets: ``assets/NAME.json`` beside the folder ``assets/NAME/`` of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from pydantic import Field
+
+from ..common.cli import first_few
+from ..common.files import sha256
+from ..config import ConfigError, Strict
+from ..config.base import parse
+
+
+class RecordFile(Strict):
+    """A file that is there, with what it was when the record was written."""
+
+    name: str = Field(description="path inside the asset's folder, with forward slashes")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    source: str = Field(description="where it came from: URL, hub path or origin")
+
+
+class RecordBody(Strict):
+    """Content of a record."""
+
+    name: str
+    kind: str
+    title: str
+    licence: str
+    files: list[RecordFile]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record and the place of its files."""
+
+    path: Path
+    body: RecordBody
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.path)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and hashes of the files: equal for equal content, whatever its source."""
+        lines = (f"{file.sha256} {file.name}\n" for file in sorted(self.body.files, key=lambda f: f.name))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def file(self, name: str | None) -> Path:
+        """Path of the file called ``name``, not hashed again: data sets have hundreds of gigabytes.
+
+        Raises:
+            ConfigError: the record has no such file, or it is missing or of another size than it says.
+        """
+        path, file = self._find(name)
+        if (size := path.stat().st_size) != file.bytes:
+            raise ConfigError(
+                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; "
+                f"fetch the asset again"
+            )
+        return path
+
+    def verified(self, name: str | None) -> tuple[Path, str]:
+        """Path of the file called ``name``, hashed again, and its SHA-256.
+
+        Raises:
+            ConfigError: the record has no such file, or it is missing, or not the one that was fetched.
+        """
+        path, file = self._find(name)
+        if (found := sha256(path)) != file.sha256:
+            raise ConfigError(
+                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; "
+                f"fetch the asset again"
+            )
+        return path, found
+
+    def _find(self, name: str | None) -> tuple[Path, RecordFile]:
+        file = self._by_name.get(name or "")
+        if file is None:
+            raise ConfigError(f"{self.path}: has no file {name!r}; it names {first_few(self._by_name)}")
+        path = inside(self.folder, file.name, str(self.path))
+        if not path.is_file():
+            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; fetch the asset again")
+        return path, file
+
+    @cached_property
+    def _by_name(self) -> dict[str, RecordFile]:
+        return {file.name: file for file in self.body.files}
+
+    def names(self, suffix: str) -> list[str]:
+        """Names of the files that end in ``suffix``, sorted."""
+        return sorted(file.name for file in self.body.files if file.name.endswith(suffix))
+
+
+def folder_of(record: Path) -> Path:
+    """Folder of the files of a record: its path without the suffix."""
+    return record.with_suffix("")
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """``folder / name``.
+
+    Raises:
+        ConfigError: ``name`` is empty, absolute, hidden, or leaves the folder; ``where`` says who asked.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or "\\" in name or PureWindowsPath(name).anchor or any(part[0] in "./" for part in parts):
+        raise ConfigError(
+            f"{where}: file name {name!r} is refused: it must be a relative path of plain names, without '..'"
+        )
+    return folder.joinpath(*parts)
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a record.
+
+    Raises:
+        ConfigError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Record(path, parse(RecordBody, raw, str(path)))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: not the record of a fetched asset: {reason}") from None

@@ -1,0 +1,99 @@
+"""TCM, truncated consistency models (arXiv 2410.14895, section 3), with stage 1 as Easy Consistency Tuning.
+
+Stage 1 trains consistency at all times, between t and r > t nearer to the data (arXiv 2406.14548):
+
+    L_c = (1 + sigma^-2) d(f(x_t, t, 1), sg f(x_r, r, 1)),   x_r = x_t + (r - t) v,
+    sigma(r) = sigma(t) (1 - n q^-(floor(k / double) + 1)),   n = 1 + 8 sigmoid(-sigma(t)),
+    d = sqrt(e + c^2) - c,   e the mean square of the difference,   sigma(t) = (1 - t) / t
+
+in training step k; the shrinking share is not let fall below ``least``. Stage 2 (``boundary`` t') trains
+only 0 <= t <= t', beside the noise, and takes f(x_r, r, 1) from the frozen network of stage 1 where
+r > t'. A share ``boundary_share`` of its rows sits at t' itself, which pins the map to that of stage 1:
+
+    L = L_c + boundary_weight L_b,   L_b = L_c at t = t'
+
+The other times of stage 2 have ln(sigma / sigma(t')) of a heavy-tailed law that is densest at t'.
+
+Mapping: the paper has x = x1 + sigma x0. With t = 1 / (1 + sigma) and x_t = t x
+the paper's sigma' = 1 is t' = 1/2.
+
+Deviations from the paper:
+
+* f = x + (1 - t) F with the velocity network, and data of unit variance: 1 + sigma^-2 is 1 / c_out^2.
+* Student's t with 0.01 degrees of freedom is taken at its limit, whose quantile function is a sinh.
+* ``direction: teacher`` follows the guided teacher velocity in stage 1; the paper has v = x1 - x0 in both.
+* The distance is divided by sqrt(D), D = C H W, and c by the same: 0.00054 beside a root mean square.
+* The learning rate does not decay with the inverse root of the step.
+* A stage-2 network is not replaced by that of stage 1 in sampling: ask it at times up to t' only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ...core.losses import mean_square, pseudo_huber, rms
+from ...core.method import Batch, Context, LossOutput, Method
+from ...core.path import append_dims, flow_map
+from ...core.path_sample import PathSample
+from ...core.precision import upcast
+from ...core.times import HIGHEST, LOWEST, sample_times
+from .params import TCMParams
+
+
+class TCM(Method):
+    params: TCMParams
+
+    def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        p = self.params
+        t, pinned = self._times(ctx)
+        at = PathSample(batch, ctx, t)
+        v = at.v if p.direction == "teacher" else batch.x1 - batch.x0
+        r, end = self.nearer(at.t, ctx.step), torch.ones_like(at.t)
+        own = flow_map(at.x, at.t, end, upcast(net(at.x, at.t, end, at.y)))
+        with torch.no_grad():
+            x_r = (at.x + append_dims(r - at.t, at.x) * v).to(at.x.dtype)
+            target = flow_map(x_r, r, end, self._nearer_data(net, x_r, r, at.y, ctx))
+        e = mean_square(own, target)
+        noise = (1 - at.t) / at.t
+        loss = (1 + noise**-2) * pseudo_huber(e, p.huber)
+        if p.boundary is not None:
+            # In expectation two means, one over each kind of row.
+            inner, edge = 1 / (1 - p.boundary_share), p.boundary_weight / p.boundary_share
+            loss = loss * torch.where(pinned, edge, inner)
+        residual = (rms((own - target).detach()) / (r - at.t)).mean()
+        return LossOutput(loss.mean(), {"loss_tcm": loss.mean().detach(), "residual_tcm": residual})
+
+    def nearer(self, t: Tensor, step: int) -> Tensor:
+        """r, (B,): the time of a noise level smaller by the share of this training step."""
+        p, noise = self.params, (1 - t) / t
+        share = max(p.q ** -(step // p.double + 1.0), p.least)
+        left = (1 - share * (1 + 8 * torch.sigmoid(-noise))).clamp(min=0)
+        return 1 / (1 + left * noise)
+
+    def _times(self, ctx: Context) -> tuple[Tensor, Tensor]:
+        """t, and which rows sit at the boundary; both (B,)."""
+        p = self.params
+        if p.boundary is None:
+            t = sample_times(p.times, ctx.rng, "t").clamp(1 / (1 + HIGHEST), 1 / (1 + LOWEST))
+            return t, torch.zeros_like(t, dtype=torch.bool)
+        pinned = ctx.rng.uniform("boundary") < p.boundary_share
+        level = (1 - p.boundary) / p.boundary
+        widest = math.asinh(math.log(HIGHEST / level) / p.tail)
+        level = level * torch.exp(p.tail * torch.sinh(widest * ctx.rng.uniform("t")))
+        return torch.where(pinned, p.boundary, 1 / (1 + level)), pinned
+
+    def _nearer_data(self, net: nn.Module, x: Tensor, r: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        """F(x, r, 1), of the frozen network beyond the boundary; (B, C, H, W)."""
+        end, boundary = torch.ones_like(r), self.params.boundary
+        F = upcast(net(x, r, end, y))
+        if boundary is None:
+            return F
+        if ctx.teacher_net is None:
+            raise ValueError("tcm with a boundary needs the network of stage 1 as ctx.teacher_net")
+        rows = (r > boundary).nonzero()[:, 0]
+        if len(rows):
+            F[rows] = upcast(ctx.teacher_net(x[rows], r[rows], end[rows], y[rows]))
+        return F
