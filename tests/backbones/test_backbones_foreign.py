@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.core.jvp import TOLERANCES, value_and_tangent
+from fewstep.wrap import shard, whole
 
 
 class Sd3(nn.Module):
@@ -92,17 +98,17 @@ def made(kind: type[nn.Module], lora: bool = False) -> nn.Module:
     return net
 
 
-def evaluate(net: nn.Module, formulation: str) -> dict[str, Tensor]:
+def evaluate(net: nn.Module, formulation: str, rows: slice = slice(None)) -> dict[str, Tensor]:
+    """Value, tangent and the gradient of a loss that uses both, over some of four rows."""
     draws = torch.Generator().manual_seed(1)
-    x, dx = torch.randn(2, 3, 4, 8, 8, generator=draws, dtype=torch.float64)
-    t, s, dt, ds = torch.rand(4, 3, generator=draws, dtype=torch.float64)
-    y = torch.tensor([0, 3, 2])
+    x, dx = torch.randn(2, 4, 4, 8, 8, generator=draws, dtype=torch.float64)[:, rows]
+    t, s, dt, ds = torch.rand(4, 4, generator=draws, dtype=torch.float64)[:, rows]
+    y = torch.tensor([0, 3, 2, 3])[rows]
     value, tangent = value_and_tangent(net, (x, t, s), (dx, dt, ds), y, formulation)
     assert not tangent.requires_grad
-    weights = [weight for weight in net.parameters() if weight.requires_grad]
-    loss = (value * tangent + value.square()).mean()
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    gradient = torch.cat([g.flatten() for g in gradients if g is not None])
+    (value * tangent + value.square()).mean().backward()
+    gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
+    gradient = torch.cat([whole(gradient).flatten() for gradient in gradients])
     return {"value": value.detach(), "tangent": tangent, "gradient": gradient}
 
 
@@ -131,3 +137,27 @@ def test_checkpointed_and_compiled_blocks():
     for block in net.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
     assert_same(evaluate(net, "fused"), expected)
+
+
+def _share(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    nets = {"ddp": DistributedDataParallel(made(Sd3)), "fsdp2": shard(made(Sd3), torch.device("cpu"), 2)}
+    for layout, net in nets.items():
+        found = evaluate(net, "fused", slice(2 * rank, 2 * rank + 2))
+        if rank == 0:
+            torch.save(found["gradient"], folder / f"{layout}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_share, (port, tmp_path), nprocs=2)
+    expected = evaluate(made(Sd3), "fused")["gradient"]
+    for layout in ("ddp", "fsdp2"):
+        found = torch.load(tmp_path / f"{layout}.pt", weights_only=True)
+        assert (found - expected).norm() < 1e-12 * expected.norm(), layout
