@@ -46,9 +46,8 @@ class Dual:
             raise AttributeError(name)
         if callable(getattr(Tensor, name)):
             return _method(name).__get__(self)
-        if name in ("T", "mT", "real", "imag"):
-            return Dual(getattr(self.value, name), getattr(self.tangent, name))
-        return getattr(self.value, name)
+        attribute = getattr(self.value, name)
+        return Dual(attribute, getattr(self.tangent, name)) if isinstance(attribute, Tensor) else attribute
 
     @property
     def dtype(self) -> torch.dtype:
@@ -400,15 +399,15 @@ TABLE: dict[str, Function] = {
     "cos": unary(lambda dx, x, y: -x.sin() * dx),
     "erf": unary(lambda dx, x, y: 2 / torch.pi**0.5 * (-x.square()).exp() * dx),
     "abs": unary(lambda dx, x, y: x.sgn() * dx),
+    "relu": unary(lambda dx, x, y, inplace=False: dx * (y > 0)),
     "clamp": unary(lambda dx, x, y, min=None, max=None: dx * (x == y)),
+    # Their Jacobians are their own transposes.
     "tanh": unary(lambda dx, x, y: aten.tanh_backward(dx, y)),
     "sigmoid": unary(lambda dx, x, y: aten.sigmoid_backward(dx, y)),
-    "relu": unary(lambda dx, x, y, inplace=False: dx * (y > 0)),
-    # The derivative of a function of one number is its own transpose.
     "silu": unary(lambda dx, x, y, inplace=False: aten.silu_backward(dx, x)),
     "gelu": unary(lambda dx, x, y, approximate="none": aten.gelu_backward(dx, x, approximate=approximate)),
     "softplus": unary(lambda dx, x, y, beta=1, threshold=20: aten.softplus_backward(dx, x, beta, threshold)),
-    "softmax": unary(lambda dx, x, y, dim, **_: y * (dx - (y * dx).sum(dim, keepdim=True))),
+    "softmax": unary(lambda dx, x, y, dim, **_: aten._softmax_backward_data(dx.to(y.dtype), y, dim, y.dtype)),
     "masked_fill": unary(lambda dx, x, y, mask, value: dx.masked_fill(mask, 0)),
     "pad": unary(lambda dx, x, y, pad, mode="constant", value=None: F.pad(dx, pad, mode)),
     "view": unary(view),
