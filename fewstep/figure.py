@@ -6,9 +6,9 @@ from pathlib import Path
 
 from .common.cli import parser, run
 from .common.files import atomic, write_text
+from .common.provenance import is_stale
 from .config import read_spec
 from .config.specs import TableSpec
-from .provenance import code_digest
 from .results import load_metrics, table_lines, to_csv
 
 
@@ -37,13 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     if kind == "curve":
         from .figures import curves
 
-        lines = table_lines(spec, load_metrics(options.metrics), code_digest)
+        lines = table_lines(spec, load_metrics(options.metrics), is_stale)
         with atomic(options.out) as picture:
             curves.draw(spec, lines, picture)
     elif kind == "sweep":
         from .figures import sweep
 
-        lines = sweep.read(spec, load_metrics(options.metrics), code_digest)
+        lines = sweep.read(spec, load_metrics(options.metrics), is_stale)
         with atomic(options.out) as picture:
             sweep.draw(spec, lines, picture)
     elif kind == "scatter":
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     elif kind in ("ranking", "price"):
         from .figures import ranking
 
-        lines = table_lines(spec, load_metrics(options.metrics), code_digest)
+        lines = table_lines(spec, load_metrics(options.metrics), is_stale)
         with atomic(options.out) as picture:
             (ranking.draw if kind == "ranking" else ranking.draw_price)(spec, lines, picture)
     elif kind == "training":

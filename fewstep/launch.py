@@ -28,11 +28,11 @@ SAVE_SECONDS = 600
 def main(argv: list[str] | None = None) -> None:
     """Replace this process by the stage, or by what starts it."""
     given = parse(argv)
-    if given.lock and not take(given.lock, given.rest):
+    if given.lock and not acquire_lock(given.lock, given.rest):
         return
     os.environ["OMP_NUM_THREADS"] = str(max(1, given.threads // max(1, given.gpus)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
-    words = command(given)
+    words = command_line(given)
     os.execvp(words[0], words)
 
 
@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def command(given: argparse.Namespace) -> list[str]:
+def command_line(given: argparse.Namespace) -> list[str]:
     """The command line that runs the module; inside an srun task it is this node's torchrun.
 
     Raises:
@@ -81,20 +81,20 @@ def command(given: argparse.Namespace) -> list[str]:
     srun = ["srun", f"--nodes={given.nodes}", f"--ntasks={given.nodes}", "--ntasks-per-node=1"]
     srun += [f"--cpus-per-task={given.threads}", "--cpu-bind=none", "--kill-on-bad-exit=1"]
     again = [f"--nodes={given.nodes}", f"--gpus={processes}", f"--threads={given.threads}"]
-    return [*srun, *python, "fewstep.launch", *again, f"--head={head_of(job)}", *stage]
+    return [*srun, *python, "fewstep.launch", *again, f"--head={head_address(job)}", *stage]
 
 
-def head_of(job: str) -> str:
+def head_address(job: str) -> str:
     """address:port on the job's first node. Its name need not resolve; Slurm knows its address."""
-    nodes = _ask("squeue", "-h", "-j", job, "-o", "%N").strip()
-    first = _ask("scontrol", "show", "hostnames", nodes).split()[0]
+    nodes = _output("squeue", "-h", "-j", job, "-o", "%N").strip()
+    first = _output("scontrol", "show", "hostnames", nodes).split()[0]
     fields = dict(
-        word.split("=", 1) for word in _ask("scontrol", "show", "node", first, "-o").split() if "=" in word
+        word.split("=", 1) for word in _output("scontrol", "show", "node", first, "-o").split() if "=" in word
     )
     return f"{fields['NodeAddr']}:{20000 + int(job) % 10000}"
 
 
-def take(path: Path, stage: list[str], wait: float = 1.0) -> bool:
+def acquire_lock(path: Path, stage: list[str], wait: float = 1.0) -> bool:
     """Hold ``path`` for as long as this process lives; False if the work was done while waiting for it.
 
     When Snakemake dies its Slurm jobs go on, and its successor submits the same work again. The newer job
@@ -134,7 +134,7 @@ def _ask_to_stop(holder: str, job: str, path: Path) -> None:
         subprocess.run(["scancel", holder], check=False)
 
 
-def _ask(*words: str) -> str:
+def _output(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 

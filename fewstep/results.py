@@ -21,6 +21,7 @@ from .config.tables import Row
 
 Metrics = Mapping[CellKey, Mapping[str, Any]]
 Line = dict[str, str]
+IsStale = Callable[[Mapping[str, Any]], bool]
 """One line of a table's CSV: column -> text, empty where there is nothing to say."""
 
 SMALL = 0.1
@@ -83,19 +84,21 @@ def value_of(entry: Mapping[str, Any], metric: str) -> float:
     return float(value)
 
 
-def table_lines(spec: TableSpec, metrics: Metrics, today: Callable[[str], str]) -> list[Line]:
+def table_lines(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> list[Line]:
     """Every (row, NFE) of a table as one line.
 
     Args:
         spec: The table, and which cells fill it.
         metrics: From :func:`load_metrics`.
-        today: Digest of the present code behind a loss; :func:`fewstep.provenance.code_digest`.
+        is_stale: whether the code behind a metrics file is another one today; common/provenance.py.
     """
     cells = {row.id: row for row in spec.rows}
     lines = [
         line
         for row in spec.table.rows
-        for line in _row_lines(spec, row, cells.get(row.id) or RowCells(id=row.id, cells={}), metrics, today)
+        for line in _row_lines(
+            spec, row, cells.get(row.id) or RowCells(id=row.id, cells={}), metrics, is_stale
+        )
     ]
     if spec.table.unit is not None:
         _price(lines, spec.table.unit)
@@ -103,12 +106,11 @@ def table_lines(spec: TableSpec, metrics: Metrics, today: Callable[[str], str]) 
 
 
 def _row_lines(
-    spec: TableSpec, row: Row, cells: RowCells, metrics: Metrics, today: Callable[[str], str]
+    spec: TableSpec, row: Row, cells: RowCells, metrics: Metrics, is_stale: IsStale
 ) -> Iterable[Line]:
     table = spec.table
     step_counts = row.steps or table.steps or []
     extras = _extra_metrics(spec)
-    run = spec.runs.get(row.id)
     for column, steps in enumerate(step_counts):
         keys = {name: cells.cells[name][column] for name in spec.protocols if name in cells.cells}
         first = next(iter(keys), "")
@@ -148,7 +150,7 @@ def _row_lines(
             line[f"ours_{name}"] = number(more.mean) if more else ""
         if table.unit is not None:
             line["flops_per_step"] = number(_flops(ours)) if ours else ""
-        line["status"] = _status(spec, row, ours, lambda: today(run.loss) if run else "")
+        line["status"] = _status(spec, row, ours, is_stale)
         line |= _agreement(spec, ours, reported)
         line["protocol"] = first
         line["note"] = row.note
@@ -200,13 +202,12 @@ def _common(cell: Cell, key: str) -> str:
     return "/".join(sorted(values))
 
 
-def _status(spec: TableSpec, row: Row, ours: Cell | None, today: Callable[[], str]) -> str:
+def _status(spec: TableSpec, row: Row, ours: Cell | None, is_stale: IsStale) -> str:
     if row.method is None:
         return "reported only"
     if ours is None:
         return "missing"
-    codes = {entry.get("code") for entry in ours.entries} - {None}
-    if codes and codes != {today()}:
+    if any(is_stale(entry) for entry in ours.entries):
         return "stale"
     if spec.scale not in FULL:
         return "miniature"

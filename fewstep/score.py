@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .common.cli import parser, run
 from .common.files import sha256, write_text
+from .common.provenance import score_digest
 from .config import digest, read_spec
 from .config.settings import Protocol
 from .config.specs import ScoreSpec
@@ -78,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         "extractor_sha256": extractor.sha256,
         "status": card["model"]["status"],
         "code": card["model"]["code"],
+        "score_code": score_digest(card["model"]["backbone"]["kind"]),
+        "backbone_kind": card["model"]["backbone"]["kind"],
         "spec": digest(spec),
         "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
         "model": {key: value for key, value in card["model"].items() if key != "backbone"},

@@ -8,9 +8,9 @@ from itertools import groupby
 
 from .common.cli import metrics_parser, run
 from .common.files import write_text
+from .common.provenance import is_stale
 from .config import read_spec
 from .config.specs import TableSpec
-from .provenance import code_digest
 from .results import FULL, Line, load_metrics, metric_name, precise, short, spread, table_lines, to_csv
 
 MINIATURE = (
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = {key for row in spec.rows for columns in row.cells.values() for keys in columns for key in keys}
     for key in metrics.keys() - asked:
         print(f"note: {spec.name} does not ask for {key}; left out", file=sys.stderr)
-    lines = table_lines(spec, metrics, code_digest)
+    lines = table_lines(spec, metrics, is_stale)
     if options.markdown:
         write_text(options.markdown, markdown(spec, lines))
     write_text(options.out, to_csv(lines))

@@ -18,9 +18,7 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from .. import wrap
 from ..backbones import build
 from ..config import read_spec
 from ..config.bench import Bench
@@ -29,9 +27,11 @@ from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
 from ..core.method import Batch, Context, Method, loss_parts
+from ..core.operations import OperationCounter
 from ..core.rng import Streams
 from ..methods import build as build_method
 from ..methods import parameter_classes
+from ..training.parallel import apply_compile_and_checkpointing, check_supported
 from .meters import DEVICE, Call, Case, machine, peak_bytes, peak_flops, work_clock
 
 BLOCKS = {"plain": (False, ""), "checkpointed": (True, ""), "compiled": (False, "inductor")}
@@ -107,9 +107,9 @@ class StepCase(Case):
             self.call()
             self.bytes = peak_bytes(self.call)
             # What recomputation repeats counts too. Compiled blocks would hide their products.
-            with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
+            with torch.compiler.set_stance("force_eager"), OperationCounter(recomputed=True) as counted:
                 self.call()
-            self.flops = counted.get_total_flops()
+            self.flops = counted.total
         except torch.OutOfMemoryError:
             self.note = "out of memory"
 
@@ -156,7 +156,7 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
                 for formulation in sorted(asked.formulations, key=lambda each: each != REFERENCE):
                     checkpoint, compiler = BLOCKS[kind]
                     try:
-                        wrap.refuse(formulation, "none", checkpoint, bool(compiler), spec.precision)
+                        check_supported(formulation, "none", checkpoint, bool(compiler), spec.precision)
                     except ValueError:
                         continue
                     words = {"work": name, "batch": str(batch), "tangent": formulation, "blocks": kind}
@@ -182,11 +182,11 @@ def _arranged(
     """Both networks with their blocks treated as ``kind`` says; the weights are shared."""
     checkpoint, compiler = BLOCKS[kind]
     net = _twin(spec.backbone, student)
-    wrap.arrange(net, checkpoint, compiler)
+    apply_compile_and_checkpointing(net, checkpoint, compiler)
     if teacher is None or spec.teacher is None:
         return net, None
     frozen = _twin(spec.teacher, teacher).requires_grad_(False)
-    wrap.arrange(frozen, compile=compiler, dynamic=None)
+    apply_compile_and_checkpointing(frozen, compile=compiler, dynamic=None)
     return net, ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
 
 

@@ -26,14 +26,14 @@ def metrics_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[list[str] | None], None]) -> None:
-    """Call ``main`` as a program: bad input (ConfigError, ValueError) and a training that diverged
-    (FloatingPointError) are a message and exit status 1.
+    """Call ``main`` as a program: bad input (ConfigError, ValueError), a training that diverged
+    (FloatingPointError) and files that cannot be read or written (OSError) are a message and exit status 1.
 
     Anything else is a mistake in the program and keeps its traceback.
     """
     try:
         main(None)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -129,7 +129,7 @@ class Method:
 
     @property
     def target_warmup(self) -> bool:
-        """Whether that decay is approached from 0 (`core.ema.Approach`) instead of held from the start."""
+        """Whether that decay is approached from 0 (`training.ema.Approach`), or held from the start."""
         return getattr(self.params, "target_warmup", False)
 
     def extra(self) -> nn.Module | None:

@@ -1,9 +1,8 @@
-"""The module behind DistributedDataParallel and torch.compile, and the part of a tensor that is here."""
+"""The module behind DistributedDataParallel and torch.compile."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -16,9 +15,3 @@ def unwrap(net: nn.Module) -> nn.Module:
             net = net._orig_mod
         else:
             return net
-
-
-def held(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be sharded, in the same memory, without a graph."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.pyplot import rc_context
 
 from ..config.specs import TableSpec
-from ..results import Line, Metrics, gather, metric_name, number, table_lines, value_of
+from ..results import IsStale, Line, Metrics, gather, metric_name, number, table_lines, value_of
 from . import style
 
 
-def read(spec: TableSpec, metrics: Metrics, today: Callable[[str], str]) -> list[Line]:
+def read(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> list[Line]:
     """The lines of a table, with the value of the parameter (empty: it has none) and those of the seeds."""
     cells = {row.id: row.cells for row in spec.rows}
     lines = []
-    for line in table_lines(spec, metrics, today):
+    for line in table_lines(spec, metrics, is_stale):
         keys = cells.get(line["row"], {}).get(line["protocol"], [[]])[0]
         found = gather(metrics, keys, spec.table.metric)
         values = [value_of(entry, spec.table.metric) for entry in found.entries] if found else []

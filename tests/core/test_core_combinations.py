@@ -13,7 +13,13 @@ from test_core_fused import ROWS, distance, gradients, in_one_process, loss, stu
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.core.jvp import FORMULATIONS
-from fewstep.wrap import LAYOUTS, arrange, refuse, shard, whole
+from fewstep.training.parallel import (
+    LAYOUTS,
+    apply_compile_and_checkpointing,
+    check_supported,
+    full_tensor,
+    shard,
+)
 
 LOSS = ("decm", 1)
 """Noise to noisy and the anchor: a tangent, a forward without a graph and one with, in one update."""
@@ -46,36 +52,36 @@ def test_the_table_is_complete():
 def test_all_else_is_refused(formulation, layout):
     for name, extras in EXTRAS.items():
         if name in TABLE[formulation, layout]:
-            refuse(formulation, layout, *extras)
+            check_supported(formulation, layout, *extras)
         else:
             with pytest.raises(ValueError, match=rf"--tangent {formulation}, layout {layout}.*: \w+"):
-                refuse(formulation, layout, *extras)
+                check_supported(formulation, layout, *extras)
 
 
 @pytest.mark.parametrize("given", [("forward", "none"), ("fused", "fsdp")])
 def test_unknown_words_are_refused(given):
     with pytest.raises(ValueError, match=r"unknown (formulation|layout); known: "):
-        refuse(*given, False, False)
+        check_supported(*given, False, False)
 
 
 def test_loss_scaling_of_sharded_gradients_is_refused():
-    refuse("fused", "ddp", False, False, "fp16")
-    refuse("fused", "fsdp2", False, False, "bf16")
+    check_supported("fused", "ddp", False, False, "fp16")
+    check_supported("fused", "fsdp2", False, False, "bf16")
     with pytest.raises(ValueError, match="use bf16"):
-        refuse("fused", "fsdp2", False, False, "fp16")
+        check_supported("fused", "fsdp2", False, False, "fp16")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_differences_in_half_precision_are_refused(precision):
-    refuse("fused", "none", False, False, precision)
+    check_supported("fused", "none", False, False, precision)
     with pytest.raises(ValueError, match="drowns in rounding"):
-        refuse("central", "none", False, False, precision)
+        check_supported("central", "none", False, False, precision)
 
 
 def arranged(formulation: str, layout: str, checkpoint: bool, compiled: bool) -> torch.nn.Module:
     net = student()
     # What AOT capture changes is tested on one process; here it would take most of the time.
-    arrange(net, checkpoint, "eager" if compiled else "")
+    apply_compile_and_checkpointing(net, checkpoint, "eager" if compiled else "")
     if layout == "ddp":
         return DistributedDataParallel(net)
     return shard(net, torch.device("cpu"), 2) if layout == "fsdp2" else net
@@ -93,7 +99,7 @@ def _share(rank, port, folder):
         for name in sorted(works):
             net = arranged(formulation, layout, *EXTRAS[name])
             loss(*LOSS, net, rows, formulation).backward()
-            found[f"{formulation} {layout} {name}"] = [whole(grad) for grad in gradients(net)]
+            found[f"{formulation} {layout} {name}"] = [full_tensor(grad) for grad in gradients(net)]
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -122,7 +128,7 @@ def test_checkpointed_and_compiled_in_one_process():
     torch.compiler.reset()
     net = student()
     names = list(net.state_dict())
-    arrange(net, checkpoint=True, compile="aot_eager")
+    apply_compile_and_checkpointing(net, checkpoint=True, compile="aot_eager")
     assert list(net.state_dict()) == names
     loss("facm", 0, net, slice(0, ROWS)).backward()
     assert distance(gradients(net), in_one_process("facm", 0, slice(0, ROWS))) < 1e-10

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_core_fused import ROWS, distance, gradients, loss, student
 
-from fewstep.wrap import arrange
+from fewstep.training.parallel import apply_compile_and_checkpointing
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_inductor_has_the_gradient_of_eager_blocks(tmp_path, monkeypatch):
     for compiler in ("", "inductor"):
         net = student().float()
         del net.blocks[1:]
-        arrange(net, checkpoint=True, compile=compiler)
+        apply_compile_and_checkpointing(net, checkpoint=True, compile=compiler)
         loss("facm", 0, net, slice(0, ROWS), dtype=torch.float32).backward()
         found.append(gradients(net))
     assert list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def page(make_spec, metric, tmp_path):
             keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
             metrics = {key: metric(key, 1.5, recall=0.625) for key in keys if key.variant != "freq-5"}
             path = tmp_path / f"{name}.csv"
-            path.write_text(to_csv(table_lines(spec, metrics, lambda _: "")))
+            path.write_text(to_csv(table_lines(spec, metrics, lambda _: False)))
             if name == "figure1":
                 path = tmp_path / f"{name}.png"
                 Image.new("RGB", (4, 4), "red").save(path)

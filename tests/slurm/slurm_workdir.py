@@ -19,7 +19,7 @@ import torch
 import yaml
 from configs import ROOT
 from slurm_cluster import Cluster
-from stages.stages_world import TINY
+from tiny_pipeline import TINY
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256

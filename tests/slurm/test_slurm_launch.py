@@ -19,7 +19,7 @@ STAGE = ["fewstep.train", "--spec", "s.json"]
 
 
 def words(*arguments: str) -> list[str]:
-    return launch.command(launch.parse([*arguments, *STAGE]))
+    return launch.command_line(launch.parse([*arguments, *STAGE]))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--gpus", "1"], ["--gres", "gpu:h100:1", "--threads", "8"]])
@@ -42,12 +42,12 @@ def test_several_nodes_are_one_torchrun_each(monkeypatch):
         "hostnames": "n07\nn08\n",
         "node": "NodeName=n07 NodeAddr=10.0.0.7 X=1",
     }
-    monkeypatch.setattr(launch, "_ask", lambda *asked: answers.get(asked[0]) or answers[asked[2]])
+    monkeypatch.setattr(launch, "_output", lambda *asked: answers.get(asked[0]) or answers[asked[2]])
     command = words("--nodes", "2", "--gpus", "4", "--threads", "32")
     assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     monkeypatch.setenv("SLURM_NODEID", "1")
     again = command[command.index("fewstep.launch") + 1 :]
-    task = launch.command(launch.parse(again))
+    task = launch.command_line(launch.parse(again))
     address = {"--node-rank=1", "--master-addr=10.0.0.7", "--master-port=22345"}
     assert {"--nnodes=2", "--nproc-per-node=4", *address} <= set(task)
     assert task[-4:] == ["-m", *STAGE]
@@ -114,7 +114,7 @@ def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch,
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setattr(launch.subprocess, "run", scancel)
-    assert launch.take(lock, [*STAGE, "--out", str(out)], wait=0.05) is not done
+    assert launch.acquire_lock(lock, [*STAGE, "--out", str(out)], wait=0.05) is not done
     assert asked == [["scancel", "11"]]
     assert lock.read_text() == "12"
 
@@ -122,4 +122,4 @@ def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch,
 def test_a_free_lock_does_not_look_at_the_output(tmp_path):
     out = tmp_path / "model.safetensors"
     out.touch()
-    assert launch.take(tmp_path / "lock", [*STAGE, "--out", str(out)])
+    assert launch.acquire_lock(tmp_path / "lock", [*STAGE, "--out", str(out)])

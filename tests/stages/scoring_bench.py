@@ -1,4 +1,4 @@
-"""Made-up images, protocols and references around the tiny world's classifier."""
+"""Made-up images, protocols and references around the tiny pipeline's classifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stages_world import Call, World
+from tiny_pipeline import Call, TinyPipeline
 from torch import Tensor
 
 from fewstep.config import dump
@@ -25,7 +25,7 @@ CARD = {
     "uint8": "round",
     "sampler": {},
     "guidance": None,
-    "model": {"status": "trained", "code": "0"},
+    "model": {"status": "trained", "code": "0", "backbone": {"kind": "lightningdit"}},
 }
 
 
@@ -74,22 +74,29 @@ def protocol(images: int, **changes: Any) -> Protocol:
     return Protocol.model_validate(entry | changes)
 
 
-def reference_call(world: World, folder: Path, asset: Path, chosen: Protocol) -> Call:
-    spec = ReferenceSpec(protocol=chosen, extractor=world.plan.network(chosen.weights), latents=None)
+def reference_call(pipeline: TinyPipeline, folder: Path, asset: Path, chosen: Protocol) -> Call:
+    spec = ReferenceSpec(protocol=chosen, extractor=pipeline.plan.network(chosen.weights), latents=None)
     path, out = folder / "reference-spec.json", folder / "reference.npz"
     path.write_text(dump(spec))
-    words = ["--spec", str(path), "--published", str(asset), "--extractor", *world.plan.extractor("digits")]
+    words = [
+        "--spec",
+        str(path),
+        "--published",
+        str(asset),
+        "--extractor",
+        *pipeline.plan.extractor("digits"),
+    ]
     return Call("reference", [*words, "--out", str(out)], [out])
 
 
 def score_call(
-    world: World, folder: Path, images: Path, reference: Path, chosen: Protocol, **changes
+    pipeline: TinyPipeline, folder: Path, images: Path, reference: Path, chosen: Protocol, **changes
 ) -> Call:
     cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=1, protocol="made-up")
     spec = ScoreSpec(
-        cell=cell, protocol=chosen, extractor=world.plan.network(chosen.weights), image=[1, 8, 8]
+        cell=cell, protocol=chosen, extractor=pipeline.plan.network(chosen.weights), image=[1, 8, 8]
     )
     path, out = folder / "score-spec.json", folder / "score.json"
     path.write_text(dump(spec.model_copy(update=changes)))
-    words = ["--spec", str(path), "--images", str(images), "--extractor", *world.plan.extractor("digits")]
+    words = ["--spec", str(path), "--images", str(images), "--extractor", *pipeline.plan.extractor("digits")]
     return Call("score", [*words, "--reference", str(reference), "--out", str(out)], [out])

@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-from stages_world import World
-from test_stages_train import replaced
+from tiny_pipeline import TinyPipeline, replaced
 
 from fewstep.backbones.model_file import load_model, save_model
 from fewstep.images import read_card, read_images
@@ -16,15 +15,15 @@ HEAD = "final_layer_u."
 
 
 @pytest.fixture(scope="module")
-def trained(world: World, tmp_path_factory):
-    call = world.train("dumo", tmp_path_factory.mktemp("dual"))
+def trained(pipeline: TinyPipeline, tmp_path_factory):
+    call = pipeline.train("dumo", tmp_path_factory.mktemp("dual"))
     call()
     return call
 
 
-def test_both_heads_are_trained_from_the_teachers_one(world, trained):
+def test_both_heads_are_trained_from_the_teachers_one(pipeline, trained):
     tensors, card = load_model(trained.out)
-    teacher, _ = load_model(world.plan.model("teacher"))
+    teacher, _ = load_model(pipeline.plan.model("teacher"))
     added = {name for name in tensors if name.startswith(HEAD)}
     assert tensors.keys() - added == teacher.keys() and added
     assert card["backbone"]["outputs"] == 2
@@ -39,16 +38,16 @@ def test_both_heads_are_trained_from_the_teachers_one(world, trained):
     assert {"loss_v", "loss_u", "residual_u"} <= lines[-1].keys()
 
 
-def test_euler_asks_one_head_and_cm_the_other(world, trained, tmp_path):
+def test_euler_asks_one_head_and_cm_the_other(pipeline, trained, tmp_path):
     """Without a head that is zeroed a sampler's images stay what they were."""
     tensors, card = load_model(trained.out)
-    backbone = world.plan.run("dumo").backbone
+    backbone = pipeline.plan.run("dumo").backbone
     for head in ("final_layer.", HEAD):
         cut = {name: value * (not name.startswith(head + "linear")) for name, value in tensors.items()}
         save_model(tmp_path / f"{head}safetensors", cut, backbone, card)
 
     def images(cell, model):
-        call = replaced(world.sample("dumo", cell, tmp_path / cell / model.name), "--model", str(model))
+        call = replaced(pipeline.sample("dumo", cell, tmp_path / cell / model.name), "--model", str(model))
         call()
         assert read_card(call.out)["evaluations"] == 2
         return torch.cat(list(read_images(call.out)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stages_world import Call
+from tiny_pipeline import Call
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fewstep.common.files import sha256
@@ -84,7 +84,7 @@ def test_score(weights, protocol, tmp_path):
         "spec": "",
         "sampler": {},
         "guidance": None,
-        "model": {"status": "released", "code": None},
+        "model": {"status": "released", "code": None, "backbone": {"kind": "lightningdit"}},
     }
     with write_images(tmp_path / "images.tar", card) as writer:
         writer.append(pictures(), torch.zeros(6, dtype=torch.int64))

@@ -7,14 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stages_world import World
-from test_stages_train import refused, replaced
+from tiny_pipeline import TinyPipeline, refused, replaced
 
 
 @pytest.fixture
-def latents(world: World, tmp_path: Path) -> Path:
+def latents(pipeline: TinyPipeline, tmp_path: Path) -> Path:
     """A copy of the digits' latents: the path of its manifest."""
-    source = Path(world.plan.manifest("digits-latents"))
+    source = Path(pipeline.plan.manifest("digits-latents"))
     return Path(shutil.copytree(source.parent, tmp_path / "latents")) / source.name
 
 
@@ -52,9 +51,9 @@ TRAINING = [
 
 
 @pytest.mark.parametrize(("key", "value", "named"), TRAINING, ids=[key for key, *_ in TRAINING])
-def test_training_refuses(world, latents, tmp_path, key, value, named):
+def test_training_refuses(pipeline, latents, tmp_path, key, value, named):
     change(latents, key, value)
-    call = replaced(world.train("cd", tmp_path / "out"), "--latents", str(latents))
+    call = replaced(pipeline.train("cd", tmp_path / "out"), "--latents", str(latents))
     refused(call, "manifest.json", named)
 
 
@@ -66,7 +65,7 @@ def test_training_refuses(world, latents, tmp_path, key, value, named):
         ("weights", "0" * 64, "other tokenizer weights"),
     ],
 )
-def test_sampling_refuses(world, latents, tmp_path, key, value, named):
+def test_sampling_refuses(pipeline, latents, tmp_path, key, value, named):
     change(latents, key, value)
-    call = replaced(world.sample("cd", "cm-2", tmp_path / "out"), "--latents", str(latents))
+    call = replaced(pipeline.sample("cd", "cm-2", tmp_path / "out"), "--latents", str(latents))
     refused(call, "manifest.json", named)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from stages_world import World
+from tiny_pipeline import TinyPipeline
 
 from fewstep.backbones.model_file import load_card
 from fewstep.config import ConfigError
@@ -25,25 +25,25 @@ MOONS = {
     "settings": {
         "datasets": {"moons": {"images": 300}, "moons-held-out": {"images": 200}},
         "protocols": {"moons": {"images": 260}},
-        "settings": {"moons": {"train": {"steps": 30, "global_batch_size": 64, "optimizer": {"warmup": 2}}}},
+        "recipes": {"moons": {"train": {"steps": 30, "global_batch_size": 64, "optimizer": {"warmup": 2}}}},
     },
 }
 METHODS = ("meanflow-moons", "dumo-moons")
 
 
 @pytest.fixture(scope="module")
-def moons(tmp_path_factory) -> World:
-    world = World(tmp_path_factory.mktemp("moons"), MOONS)
+def moons(tmp_path_factory) -> TinyPipeline:
+    pipeline = TinyPipeline(tmp_path_factory.mktemp("moons"), MOONS)
     for name in ("moons", "moons-held-out"):
-        world.fetch(name)()
-        world.encode(name, shard=0)()
-        world.encode(name)()
-    world.reference(protocol="moons")()
+        pipeline.fetch(name)()
+        pipeline.encode(name, shard=0)()
+        pipeline.encode(name)()
+    pipeline.reference(protocol="moons")()
     for method in METHODS:
-        world.train(method)()
-        world.sample(method, "cm-1", protocol="moons")()
-        world.score(method, "cm-1", protocol="moons")()
-    return world
+        pipeline.train(method)()
+        pipeline.sample(method, "cm-1", protocol="moons")()
+        pipeline.score(method, "cm-1", protocol="moons")()
+    return pipeline
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,7 +64,7 @@ def test_a_step_takes_the_whole_batch_at_once(moons):
     assert card["status"] == "trained" and card["self_test"]["tangent_error"] < 1e-2
 
 
-def test_points_are_refused_where_images_belong(moons, world, tmp_path):
+def test_points_are_refused_where_images_belong(moons, pipeline, tmp_path):
     """And bytes where points do."""
     protocol = moons.plan.parts.protocols["moons"]
     extractor = Extractor(protocol, None, None)
@@ -74,7 +74,7 @@ def test_points_are_refused_where_images_belong(moons, world, tmp_path):
         writer.append(torch.zeros(3, 2, 1, 1), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"images are float32 .*, not uint8"):
         open_images(tmp_path / "a.tar")
-    digits = world.plan.parts.protocols["digits"]
+    digits = pipeline.plan.parts.protocols["digits"]
     with pytest.raises(ConfigError, match="conv-classifier needs a weights file; pass --extractor"):
         Extractor(digits, None, None)
 
@@ -103,7 +103,7 @@ PIXELS = {
             "unet-cifar10": UNET,
             "unet-cifar10-dual": UNET,
         },
-        "settings": {
+        "recipes": {
             "cifar10": {
                 "latents": "digits-pixels",
                 "protocols": ["digits"],
@@ -118,12 +118,12 @@ PIXELS = {
 @pytest.mark.parametrize("method", ["meanflow-cifar10", "dumo-cifar10"])
 def test_pixels_through_the_unet(tmp_path, method):
     """Eight by eight digits stand in for CIFAR-10: the same settings, a smaller network."""
-    world = World(tmp_path, PIXELS)
-    world.fetch("digits")()
-    world.encode("digits-pixels", shard=0)()
-    world.encode("digits-pixels")()
-    world.train(method)()
-    card = load_card(world.train(method).out)
+    pipeline = TinyPipeline(tmp_path, PIXELS)
+    pipeline.fetch("digits")()
+    pipeline.encode("digits-pixels", shard=0)()
+    pipeline.encode("digits-pixels")()
+    pipeline.train(method)()
+    card = load_card(pipeline.train(method).out)
     assert card["self_test"]["tangent_error"] < 1e-2 and card["skipped_updates"] == 0
-    tar = open_images(world.sample(method, "cm-1")())
+    tar = open_images(pipeline.sample(method, "cm-1")())
     assert tar.shape == (1, 8, 8) and tar.dtype == np.uint8

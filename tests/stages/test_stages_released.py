@@ -5,10 +5,10 @@ from __future__ import annotations
 import ldm_reference
 import pytest
 import torch
+from child_processes import ranks
 from configs import make_plan, raw_config
 from PIL import Image
-from stages_children import ranks
-from stages_world import Call
+from tiny_pipeline import Call
 
 from fewstep.backbones import build
 from fewstep.common.files import sha256
@@ -156,7 +156,7 @@ def test_two_processes_give_the_same_images(published, tmp_path, monkeypatch):
     monkeypatch.setattr(fewstep.sample, "CHUNK", 5)
     one, two = published.sample(tmp_path / "one.tar"), published.sample(tmp_path / "two.tar")
     one()
-    assert ranks(two, tmp_path, fate=five_at_once) == [0, 0], (tmp_path / "rank0.log").read_text()
+    assert ranks(two, tmp_path, fault=five_at_once) == [0, 0], (tmp_path / "rank0.log").read_text()
     assert sha256(one.out) == sha256(two.out)
 
 
@@ -166,10 +166,10 @@ def five_at_once() -> None:
     fewstep.sample.CHUNK = 5
 
 
-def test_measured_statistics_need_the_manifest(world, tmp_path):
-    call = world.sample("cd", "cm-2", tmp_path)
+def test_measured_statistics_need_the_manifest(pipeline, tmp_path):
+    call = pipeline.sample("cd", "cm-2", tmp_path)
     at = call.arguments.index("--latents")
     call = Call("sample", [*call.arguments[: at + 1], *call.arguments[at + 2 :]], call.outputs)
     with pytest.raises(ConfigError, match="statistics: computed is in the latents' manifest; pass --latents"):
         call()
-    assert world.plan.normalisation_of("cd/base") == [world.plan.manifest("digits-latents")]
+    assert pipeline.plan.normalisation_of("cd/base") == [pipeline.plan.manifest("digits-latents")]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from stages_world import World
-from test_stages_train import refused, replaced
+from tiny_pipeline import TinyPipeline, refused, replaced
 
 import fewstep.sample
 from fewstep.backbones.model_file import load_model, save_model
@@ -25,9 +24,9 @@ def images_of(path) -> torch.Tensor:
 
 
 @pytest.fixture
-def spec(world: World, tmp_path) -> SampleSpec:
-    run = f"cd/base/cm-2/{world.plan.image_set('digits')}"
-    return read_spec(SampleSpec, world.spec("sample", run, tmp_path))
+def spec(pipeline: TinyPipeline, tmp_path) -> SampleSpec:
+    run = f"cd/base/cm-2/{pipeline.plan.image_set('digits')}"
+    return read_spec(SampleSpec, pipeline.spec("sample", run, tmp_path))
 
 
 def test_labels(spec):
@@ -51,10 +50,10 @@ def test_noise_belongs_to_the_image(spec):
     assert noise(spec, range(500), "start").std() == pytest.approx(1, abs=0.02)
 
 
-def test_chunks_move_the_last_bits_only(world, tmp_path, monkeypatch):
-    default = images_of(world.sample("cd", "cm-2").out)
+def test_chunks_move_the_last_bits_only(pipeline, tmp_path, monkeypatch):
+    default = images_of(pipeline.sample("cd", "cm-2").out)
     monkeypatch.setattr(fewstep.sample, "CHUNK", 7)
-    call = world.sample("cd", "cm-2", tmp_path)
+    call = pipeline.sample("cd", "cm-2", tmp_path)
     call()
     cut = images_of(call.out)
     assert [len(batch) for batch in read_images(call.out)] == [7, 7, 7, 7, 7, 5]
@@ -62,7 +61,7 @@ def test_chunks_move_the_last_bits_only(world, tmp_path, monkeypatch):
     assert (default != cut).float().mean() < 0.01
 
 
-def test_models_share_noise_and_labels(world, tmp_path, monkeypatch):
+def test_models_share_noise_and_labels(pipeline, tmp_path, monkeypatch):
     """Differences between methods are then not differences of luck."""
     seen: dict[str, list] = {}
 
@@ -73,14 +72,14 @@ def test_models_share_noise_and_labels(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fewstep.sample, "sample", spying)
     for method, cell in (("cd", "cm-2"), ("teacher", "euler-4")):
-        world.sample(method, cell, tmp_path / method)()
+        pipeline.sample(method, cell, tmp_path / method)()
     for first, second in seen.values():
         assert torch.equal(first, second)
 
 
-def test_guidance_doubles_the_evaluations(world, tmp_path):
+def test_guidance_doubles_the_evaluations(pipeline, tmp_path):
     # The tiny teacher hardly knows its labels; a large scale shows that they are asked for.
-    strong = world.varied({"settings": {"recipes": {"digits": {"guidance": {"scale": 1000.0}}}}})
+    strong = pipeline.varied({"settings": {"recipes": {"digits": {"guidance": {"scale": 1000.0}}}}})
     plain = strong.sample("teacher", "euler-4", tmp_path)
     guided = strong.sample("teacher", "euler-guided-4", tmp_path / "guided")
     plain()
@@ -91,48 +90,52 @@ def test_guidance_doubles_the_evaluations(world, tmp_path):
     assert not torch.equal(images_of(plain.out), images_of(guided.out))
 
 
-def test_refuses_other_tokenizer_weights(world, tmp_path):
+def test_refuses_other_tokenizer_weights(pipeline, tmp_path):
     """Same network, other weights: the images would look almost right."""
-    tensors, card = load_model(world.plan.model("digits-autoencoder"))
+    tensors, card = load_model(pipeline.plan.model("digits-autoencoder"))
     first = next(iter(tensors))
     tensors[first] = tensors[first] + 1e-3
-    backbone = world.plan.run("digits-autoencoder").backbone
+    backbone = pipeline.plan.run("digits-autoencoder").backbone
     save_model(tmp_path / "other.safetensors", tensors, backbone, card)
-    call = replaced(world.sample("cd", "cm-2", tmp_path), "--tokenizer", str(tmp_path / "other.safetensors"))
+    call = replaced(
+        pipeline.sample("cd", "cm-2", tmp_path), "--tokenizer", str(tmp_path / "other.safetensors")
+    )
     refused(call, "manifest.json", "encoded with other tokenizer weights")
     refused(replaced(call, "--tokenizer"), "other tokenizer weights than None")
 
 
-def test_refuses_a_model_trained_with_other_tokenizer_weights(world, tmp_path):
+def test_refuses_a_model_trained_with_other_tokenizer_weights(pipeline, tmp_path):
     """Where no manifest is at hand, the model's own card knows."""
-    tensors, card = load_model(world.plan.model("cd"))
-    assert card["latents"]["weights"] == sha256(world.plan.model("digits-autoencoder"))
+    tensors, card = load_model(pipeline.plan.model("cd"))
+    assert card["latents"]["weights"] == sha256(pipeline.plan.model("digits-autoencoder"))
     card["latents"]["weights"] = "0" * 64
-    save_model(tmp_path / "other.safetensors", tensors, world.plan.run("cd").backbone, card)
-    call = replaced(world.sample("cd", "cm-2", tmp_path), "--model", str(tmp_path / "other.safetensors"))
+    save_model(tmp_path / "other.safetensors", tensors, pipeline.plan.run("cd").backbone, card)
+    call = replaced(pipeline.sample("cd", "cm-2", tmp_path), "--model", str(tmp_path / "other.safetensors"))
     refused(call, "other.safetensors", "trained with other tokenizer weights", "0" * 64)
 
 
-def test_refuses_a_model_of_another_backbone(world, tmp_path):
-    call = replaced(world.sample("cd", "cm-2", tmp_path), "--model", world.plan.model("teacher"))
+def test_refuses_a_model_of_another_backbone(pipeline, tmp_path):
+    call = replaced(pipeline.sample("cd", "cm-2", tmp_path), "--model", pipeline.plan.model("teacher"))
     refused(call, "holds backbone", "target_time")
 
 
-def test_refuses_other_latents(world, tmp_path):
-    call = replaced(world.sample("cd", "cm-2", tmp_path), "--latents", world.plan.manifest("digits-pixels"))
+def test_refuses_other_latents(pipeline, tmp_path):
+    call = replaced(
+        pipeline.sample("cd", "cm-2", tmp_path), "--latents", pipeline.plan.manifest("digits-pixels")
+    )
     refused(call, "tokenizer.kind")
 
 
-def test_refuses_images_that_are_not_finite(world, tmp_path, monkeypatch):
+def test_refuses_images_that_are_not_finite(pipeline, tmp_path, monkeypatch):
     def broken(sampler, field, x0, *rest):
         return torch.full_like(x0, float("nan"))
 
     monkeypatch.setattr(fewstep.sample, "sample", broken)
-    refused(world.sample("cd", "cm-2", tmp_path), "NaN", "diverge")
+    refused(pipeline.sample("cd", "cm-2", tmp_path), "NaN", "diverge")
 
 
-def test_webdataset_reads_the_tar(world):
-    path = world.sample("cd", "cm-2").out
+def test_webdataset_reads_the_tar(pipeline):
+    path = pipeline.sample("cd", "cm-2").out
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
     card, *batches = samples
     assert card["__key__"] == "card" and card["json"] == read_card(path)
@@ -143,8 +146,8 @@ def test_webdataset_reads_the_tar(world):
     assert torch.equal(torch.from_numpy(batches[0]["images.npy"]), images_of(path))
 
 
-def test_card(world):
-    card = read_card(world.sample("cd", "cm-2").out)
+def test_card(pipeline):
+    card = read_card(pipeline.sample("cd", "cm-2").out)
     assert (card["images"], card["labels"], card["uint8"], card["evaluations"]) == (
         40,
         "balanced",
@@ -155,8 +158,8 @@ def test_card(world):
     assert json.loads(json.dumps(card)) == card
 
 
-def test_images_are_not_constant(world):
-    images = images_of(world.sample("cd", "cm-2").out)
+def test_images_are_not_constant(pipeline):
+    images = images_of(pipeline.sample("cd", "cm-2").out)
     assert images.float().std() > 5
     assert len({bytes(image.numpy()) for image in images}) == 40
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stages_world import World
-from test_stages_train import refused, replaced
+from tiny_pipeline import TinyPipeline, refused, replaced
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from fewstep.backbones.model_file import load_model, load_network, save_model
@@ -26,23 +25,23 @@ CELL = ("cd", "cm-2")
 
 
 @pytest.fixture(scope="module")
-def extractor(world: World) -> Extractor:
-    protocol = world.plan.parts.protocols["digits"]
-    path = world.plan.extractor("digits")[0]
-    return Extractor(protocol, Path(path), world.plan.network(protocol.weights))
+def extractor(pipeline: TinyPipeline) -> Extractor:
+    protocol = pipeline.plan.parts.protocols["digits"]
+    path = pipeline.plan.extractor("digits")[0]
+    return Extractor(protocol, Path(path), pipeline.plan.network(protocol.weights))
 
 
 @pytest.fixture(scope="module")
-def images(world) -> torch.Tensor:
-    return torch.cat(list(read_images(world.sample(*CELL).out)))
+def images(pipeline) -> torch.Tensor:
+    return torch.cat(list(read_images(pipeline.sample(*CELL).out)))
 
 
 @pytest.fixture
-def tar(world, images, tmp_path):
+def tar(pipeline, images, tmp_path):
     """A changed copy of the cell's images."""
 
     def make(pictures=images, **changes):
-        card = {**read_card(world.sample(*CELL).out), **changes}
+        card = {**read_card(pipeline.sample(*CELL).out), **changes}
         with write_images(tmp_path / "images.tar", card) as writer:
             writer.append(pictures, torch.arange(len(pictures)) % 10)
         return str(tmp_path / "images.tar")
@@ -50,8 +49,8 @@ def tar(world, images, tmp_path):
     return make
 
 
-def test_torch_fidelity_gives_our_features(world, extractor, images):
-    net, _ = load_network(world.plan.extractor("digits")[0])
+def test_torch_fidelity_gives_our_features(pipeline, extractor, images):
+    net, _ = load_network(pipeline.plan.extractor("digits")[0])
     with torch.no_grad():
         direct = net.features(images.float() / 127.5 - 1)
         logits = net.head(direct)
@@ -61,38 +60,38 @@ def test_torch_fidelity_gives_our_features(world, extractor, images):
     assert direct.std() > 0
 
 
-def test_distance_equals_torch_fidelity(world, extractor, images):
-    shards = LatentShards(world.plan.manifest("digits-pixels"))
+def test_distance_equals_torch_fidelity(pipeline, extractor, images):
+    shards = LatentShards(pipeline.plan.manifest("digits-pixels"))
     real = to_uint8(shards.read(range(len(shards)))[:, 0], "round")
     ours, theirs = (extractor(each)["features"] for each in (images, real))
     expected = fid_statistics_to_metric(
         fid_features_to_statistics(ours.double()), fid_features_to_statistics(theirs.double()), False
     )["frechet_inception_distance"]
-    metrics = json.loads(world.score(*CELL).out.read_text())
-    with np.load(world.reference().out) as reference:
+    metrics = json.loads(pipeline.score(*CELL).out.read_text())
+    with np.load(pipeline.reference().out) as reference:
         scale = 100.0 / reference["sigma"].trace()
         assert int(reference["n"]) == 1797
         np.testing.assert_allclose(reference["mu"], theirs.double().mean(0), rtol=1e-10)
     assert metrics["fid"] == pytest.approx(expected * scale, rel=1e-6)
 
 
-def test_the_metrics_say_how_they_were_made(world):
-    metrics = json.loads(world.score(*CELL).out.read_text())
+def test_the_metrics_say_how_they_were_made(pipeline):
+    metrics = json.loads(pipeline.score(*CELL).out.read_text())
     assert metrics["images"] == 40 and metrics["evaluations"] == 2
-    assert metrics["reference_sha256"] == sha256(world.reference().out)
-    assert metrics["extractor_sha256"] == sha256(world.plan.extractor("digits")[0])
-    assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["trace"] == 100.0
+    assert metrics["reference_sha256"] == sha256(pipeline.reference().out)
+    assert metrics["extractor_sha256"] == sha256(pipeline.plan.extractor("digits")[0])
+    assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["feature_scale"] == 100.0
     assert metrics["cell"]["method"] == "cd" and metrics["status"] == "trained"
     assert 1 <= metrics["is"] <= 10
 
 
-def test_real_images_are_near_themselves(world, tar, tmp_path):
+def test_real_images_are_near_themselves(pipeline, tar, tmp_path):
     """The scale of the numbers: the first forty digits against all."""
-    shards = LatentShards(world.plan.manifest("digits-pixels"))
+    shards = LatentShards(pipeline.plan.manifest("digits-pixels"))
     real = to_uint8(shards.read(range(40))[:, 0], "round")
-    call = replaced(world.score(*CELL, tmp_path), "--images", tar(real))
+    call = replaced(pipeline.score(*CELL, tmp_path), "--images", tar(real))
     call()
-    assert json.loads(call.out.read_text())["fid"] < json.loads(world.score(*CELL).out.read_text())["fid"]
+    assert json.loads(call.out.read_text())["fid"] < json.loads(pipeline.score(*CELL).out.read_text())["fid"]
 
 
 @pytest.mark.parametrize(
@@ -104,24 +103,26 @@ def test_real_images_are_near_themselves(world, tar, tmp_path):
         ({"model": {"method": "scm", "status": "trained", "code": None}}, ["method", "scm", "cd"]),
     ],
 )
-def test_refuses_images_of_another_protocol_or_cell(world, tar, tmp_path, changes, words):
-    refused(replaced(world.score(*CELL, tmp_path), "--images", tar(**changes)), "images.tar", *words)
+def test_refuses_images_of_another_protocol_or_cell(pipeline, tar, tmp_path, changes, words):
+    refused(replaced(pipeline.score(*CELL, tmp_path), "--images", tar(**changes)), "images.tar", *words)
 
 
 @pytest.mark.parametrize("count", [30, 50])
-def test_refuses_another_count_than_the_card_says(world, tar, images, tmp_path, count):
-    call = replaced(world.score(*CELL, tmp_path), "--images", tar(images.repeat(2, 1, 1, 1)[:count]))
+def test_refuses_another_count_than_the_card_says(pipeline, tar, images, tmp_path, count):
+    call = replaced(pipeline.score(*CELL, tmp_path), "--images", tar(images.repeat(2, 1, 1, 1)[:count]))
     refused(call, f"{count} images", "the protocol wants 40")
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8), (1, 8, 4)])
-def test_refuses_images_of_another_size(world, tar, tmp_path, shape):
+def test_refuses_images_of_another_size(pipeline, tar, tmp_path, shape):
     """Inception rescales whatever it gets, so a wrong size would go unnoticed."""
-    call = replaced(world.score(*CELL, tmp_path), "--images", tar(torch.zeros(40, *shape, dtype=torch.uint8)))
+    call = replaced(
+        pipeline.score(*CELL, tmp_path), "--images", tar(torch.zeros(40, *shape, dtype=torch.uint8))
+    )
     refused(call, str(shape), "(1, 8, 8)")
 
 
-def test_sampling_refuses_a_decoder_of_another_size(world, tmp_path, monkeypatch):
+def test_sampling_refuses_a_decoder_of_another_size(pipeline, tmp_path, monkeypatch):
     import fewstep.sample
 
     monkeypatch.setattr(fewstep.sample, "finished", lambda images, rule: images)
@@ -134,19 +135,19 @@ def test_sampling_refuses_a_decoder_of_another_size(world, tmp_path, monkeypatch
         return coder
 
     monkeypatch.setattr(fewstep.sample, "open_tokenizer", doubling)
-    refused(world.sample(*CELL, tmp_path), "(1, 16, 16)", "(1, 8, 8)")
+    refused(pipeline.sample(*CELL, tmp_path), "(1, 16, 16)", "(1, 8, 8)")
 
 
-def test_refuses_a_tar_without_card(world, tmp_path):
+def test_refuses_a_tar_without_card(pipeline, tmp_path):
     (tmp_path / "x.npy").write_bytes(b"")
     with tarfile.open(tmp_path / "bare.tar", "w") as bare:
         bare.add(tmp_path / "x.npy", "00000000.images.npy")
-    call = replaced(world.score(*CELL, tmp_path), "--images", str(tmp_path / "bare.tar"))
+    call = replaced(pipeline.score(*CELL, tmp_path), "--images", str(tmp_path / "bare.tar"))
     refused(call, "bare.tar", "does not start with card.json")
 
 
-def changed_reference(world, tmp_path, **changes) -> str:
-    with np.load(world.reference().out) as content:
+def changed_reference(pipeline, tmp_path, **changes) -> str:
+    with np.load(pipeline.reference().out) as content:
         np.savez(tmp_path / "reference.npz", **{**content, **changes})
     return str(tmp_path / "reference.npz")
 
@@ -160,36 +161,36 @@ def changed_reference(world, tmp_path, **changes) -> str:
         ({"mu": np.full(16, np.nan)}, ["NaN"]),
     ],
 )
-def test_refuses_a_reference(world, tmp_path, changes, words):
-    path = changed_reference(world, tmp_path, **changes)
-    refused(replaced(world.score(*CELL, tmp_path), "--reference", path), *words)
+def test_refuses_a_reference(pipeline, tmp_path, changes, words):
+    path = changed_reference(pipeline, tmp_path, **changes)
+    refused(replaced(pipeline.score(*CELL, tmp_path), "--reference", path), *words)
 
 
-def test_refuses_an_npz_without_statistics(world, tmp_path):
+def test_refuses_an_npz_without_statistics(pipeline, tmp_path):
     np.savez(tmp_path / "empty.npz", pixels=np.zeros(3))
-    call = replaced(world.score(*CELL, tmp_path), "--reference", str(tmp_path / "empty.npz"))
+    call = replaced(pipeline.score(*CELL, tmp_path), "--reference", str(tmp_path / "empty.npz"))
     refused(call, "empty.npz", "pixels", "mu and sigma")
 
 
-def test_refuses_an_extractor_of_another_backbone(world, tmp_path):
-    call = world.varied({"settings": {"backbones": {"digits-classifier": {"features": 32}}}}).score(
+def test_refuses_an_extractor_of_another_backbone(pipeline, tmp_path):
+    call = pipeline.varied({"settings": {"backbones": {"digits-classifier": {"features": 32}}}}).score(
         *CELL, tmp_path
     )
     refused(call, "holds backbone")
 
 
-def test_refuses_a_reference_by_other_weights(world, tmp_path):
+def test_refuses_a_reference_by_other_weights(pipeline, tmp_path):
     """The extractor was trained again after the reference was made."""
-    tensors, card = load_model(world.plan.model("digits-classifier"))
+    tensors, card = load_model(pipeline.plan.model("digits-classifier"))
     tensors["head.bias"] = tensors["head.bias"] + 1
-    save_model(tmp_path / "other.safetensors", tensors, world.plan.run("digits-classifier").backbone, card)
-    call = replaced(world.score(*CELL, tmp_path), "--extractor", str(tmp_path / "other.safetensors"))
+    save_model(tmp_path / "other.safetensors", tensors, pipeline.plan.run("digits-classifier").backbone, card)
+    call = replaced(pipeline.score(*CELL, tmp_path), "--extractor", str(tmp_path / "other.safetensors"))
     refused(call, "digits.npz", "other weights")
 
 
-def test_reference_refuses_latents_that_are_not_pixels(world, tmp_path):
+def test_reference_refuses_latents_that_are_not_pixels(pipeline, tmp_path):
     changed = {"settings": {"protocols": {"digits": {"reference_latents": "digits-latents"}}}}
-    refused(world.varied(changed).reference(tmp_path), "digits-latents", "not pixels")
+    refused(pipeline.varied(changed).reference(tmp_path), "digits-latents", "not pixels")
 
 
 def test_asset_files_are_compared_with_their_record(tmp_path):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
-from stages_world import World
+from tiny_pipeline import TinyPipeline
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.cli import run
 from fewstep.methods.cd.loss import CD
-from fewstep.train import Trainer
+from fewstep.training.trainer import Trainer
 
 
 def poison(monkeypatch, steps, where="loss") -> None:
@@ -50,22 +51,20 @@ def snapshot(trainer: Trainer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("where", ["loss", "batch"])
-def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypatch, where):
+def test_one_bad_update_is_skipped_and_counted(pipeline: TinyPipeline, tmp_path, monkeypatch, where):
     poison(monkeypatch, {3}, where)
-    seen = {}
-    original = Trainer._step
+    seen = []
+    original = Trainer._clip
 
-    def watched(self, step, *rest):
-        before = snapshot(self)
-        result = original(self, step, *rest)
-        after = snapshot(self)
-        seen[step] = len(before) == len(after) and all(map(torch.equal, before, after))
-        return result
+    def watched(self):
+        seen.append(snapshot(self))
+        return original(self)
 
-    monkeypatch.setattr(Trainer, "_step", watched)
-    call = world.train("cd", tmp_path)
+    monkeypatch.setattr(Trainer, "_clip", watched)
+    call = pipeline.train("cd", tmp_path)
     call()
-    assert [step for step, unchanged in seen.items() if unchanged] == [3]
+    same = [len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in itertools.pairwise(seen)]
+    assert [step for step, unchanged in enumerate(same) if unchanged] == [3]
     tensors, card = load_model(call.out)
     assert card["skipped_updates"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
@@ -74,8 +73,8 @@ def test_one_bad_update_is_skipped_and_counted(world: World, tmp_path, monkeypat
     assert lines[-1]["step"] == 7
 
 
-def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
-    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
+def test_too_many_in_a_row_stop_the_training(pipeline, tmp_path, monkeypatch):
+    patient = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {1, 4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "2")
     with pytest.raises(FloatingPointError) as error:
@@ -87,9 +86,9 @@ def test_too_many_in_a_row_stop_the_training(world, tmp_path, monkeypatch):
     assert not any(path.exists() for path in call.outputs)
 
 
-def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_path, monkeypatch):
+def test_the_last_good_state_was_saved_before_the_first_bad_update(pipeline, tmp_path, monkeypatch):
     """A state saved amid bad updates counts them, so that a restart does not begin at zero again."""
-    patient = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
+    patient = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 3}}}})
     poison(monkeypatch, {4, 5, 6})
     call = patient.train("cd", tmp_path).more("--save-steps", "1")
     with pytest.raises(FloatingPointError, match="step 6: 3 non-finite"):
@@ -98,7 +97,9 @@ def test_the_last_good_state_was_saved_before_the_first_bad_update(world, tmp_pa
         call()
 
 
-@pytest.mark.parametrize("error", [FloatingPointError("step 6: bad"), ValueError("step 6: bad")])
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("step 6: bad"), ValueError("step 6: bad"), OSError("step 6: bad")]
+)
 def test_a_shell_sees_one_line(capsys, error):
     def main(argv):
         raise error
@@ -109,8 +110,8 @@ def test_a_shell_sees_one_line(capsys, error):
     assert capsys.readouterr().err == "error: step 6: bad\n"
 
 
-def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(world, tmp_path, monkeypatch):
-    hasty = world.varied({"methods": {"cd": {"train": {"max_skipped_updates": 1}}}})
+def test_no_patience_stops_at_once_and_says_that_nothing_was_saved(pipeline, tmp_path, monkeypatch):
+    hasty = pipeline.varied({"methods": {"cd": {"train": {"max_skipped_updates": 1}}}})
     poison(monkeypatch, {0})
     with pytest.raises(FloatingPointError, match=r"step 0: 1 non-finite .* last good state: none"):
         hasty.train("cd", tmp_path)()

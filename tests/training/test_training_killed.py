@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stages_children import child, die_at_rename
-from stages_world import Call, World
+from child_processes import child, die_at_rename
+from tiny_pipeline import Call, TinyPipeline
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
@@ -22,27 +22,27 @@ from fewstep.config.specs import AdoptSpec
 from fewstep.data.asset_files import RecordBody, RecordFile
 
 
-def merge_call(world: World, folder: Path) -> Call:
+def merge_call(pipeline: TinyPipeline, folder: Path) -> Call:
     folder.mkdir(exist_ok=True)
-    for shard in world.plan.shards("digits-pixels"):
+    for shard in pipeline.plan.shards("digits-pixels"):
         shutil.copy(shard, folder)
-    return world.encode("digits-pixels", folder)
+    return pipeline.encode("digits-pixels", folder)
 
 
-def adopt_call(world: World, folder: Path) -> Call:
+def adopt_call(pipeline: TinyPipeline, folder: Path) -> Call:
     """The teacher's weights, dressed as somebody's published file."""
     files = folder / "published"
     files.mkdir(parents=True, exist_ok=True)
-    tensors, _ = load_model(world.plan.model("teacher"))
+    tensors, _ = load_model(pipeline.plan.model("teacher"))
     path = files / "weights.pt"
     torch.save({"ema": tensors}, path)
     entry = RecordFile(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), source="here")
     body = RecordBody(name="published", kind="local", title="", licence="none", files=[entry])
     record = folder / "published.json"
     record.write_text(body.model_dump_json())
-    backbone = world.plan.run("teacher").backbone
+    backbone = pipeline.plan.run("teacher").backbone
     spec = folder / "adopt.json"
-    tokenizer = world.plan.run("teacher").tokenizer
+    tokenizer = pipeline.plan.run("teacher").tokenizer
     adopted = AdoptSpec(
         method="teacher", backbone=backbone, asset="published", file=path.name, tokenizer=tokenizer
     )
@@ -51,37 +51,39 @@ def adopt_call(world: World, folder: Path) -> Call:
     return Call("adopt", ["--spec", str(spec), "--asset", str(record), "--out", str(out)], [out])
 
 
-def shown(stage: str, name: str, suffixes: tuple[str, str], option: str) -> Callable[[World, Path], Call]:
+def shown(
+    stage: str, name: str, suffixes: tuple[str, str], option: str
+) -> Callable[[TinyPipeline, Path], Call]:
     """A call of table, figure or claims with the one number that there is."""
 
-    def call(world: World, folder: Path) -> Call:
-        spec = world.spec("claims" if stage == "claims" else "table", name, folder)
+    def call(pipeline: TinyPipeline, folder: Path) -> Call:
+        spec = pipeline.spec("claims" if stage == "claims" else "table", name, folder)
         first, second = (folder / f"{name}{suffix}" for suffix in suffixes)
-        words = ["--spec", str(spec), "--metrics", str(world.score("cd", "cm-2").out)]
+        words = ["--spec", str(spec), "--metrics", str(pipeline.score("cd", "cm-2").out)]
         return Call(stage, [*words, "--out", str(first), option, str(second)], [first, second])
 
     return call
 
 
-def report_call(world: World, folder: Path) -> Call:
+def report_call(pipeline: TinyPipeline, folder: Path) -> Call:
     parts = folder / "parts"
-    table = shown("table", "table3", (".csv", ".md"), "--markdown")(world, parts)
+    table = shown("table", "table3", (".csv", ".md"), "--markdown")(pipeline, parts)
     table()
     out = folder / "report.html"
-    spec = world.spec("report", "report", folder)
+    spec = pipeline.spec("report", "report", folder)
     words = ["--spec", str(spec), "--parts", *map(str, table.outputs), "--out", str(out)]
     return Call("report", words, [out])
 
 
-CALLS: dict[str, Callable[[World, Path], Call]] = {
-    "fetch": lambda world, folder: world.fetch("digits", folder),
-    "encode": lambda world, folder: world.encode("digits-pixels", folder, shard=0),
+CALLS: dict[str, Callable[[TinyPipeline, Path], Call]] = {
+    "fetch": lambda pipeline, folder: pipeline.fetch("digits", folder),
+    "encode": lambda pipeline, folder: pipeline.encode("digits-pixels", folder, shard=0),
     "merge": merge_call,
     "adopt": adopt_call,
-    "train": lambda world, folder: world.train("cd", folder),
-    "sample": lambda world, folder: world.sample("cd", "cm-2", folder),
-    "reference": lambda world, folder: world.reference(folder),
-    "score": lambda world, folder: world.score("cd", "cm-2", folder),
+    "train": lambda pipeline, folder: pipeline.train("cd", folder),
+    "sample": lambda pipeline, folder: pipeline.sample("cd", "cm-2", folder),
+    "reference": lambda pipeline, folder: pipeline.reference(folder),
+    "score": lambda pipeline, folder: pipeline.score("cd", "cm-2", folder),
     "table": shown("table", "table3", (".csv", ".md"), "--markdown"),
     "figure": shown("figure", "figure1", (".png", ".csv"), "--csv"),
     "claims": shown("claims", "claims", (".csv", ".md"), "--markdown"),
@@ -100,10 +102,10 @@ RENAMES = [(name, None) for name in CALLS] + [
 
 
 @pytest.mark.parametrize(("stage", "rename"), RENAMES)
-def test_killed_at_the_rename(world: World, tmp_path, stage, rename):
+def test_killed_at_the_rename(pipeline: TinyPipeline, tmp_path, stage, rename):
     """``rename`` is the file whose rename does not happen; None: the stage's own output."""
     (tmp_path / "killed").mkdir()
-    call = CALLS[stage](world, tmp_path / "killed")
+    call = CALLS[stage](pipeline, tmp_path / "killed")
     if stage == "train":
         call = call.more("--save-steps", "4")
     target = rename or call.out.name
@@ -113,7 +115,7 @@ def test_killed_at_the_rename(world: World, tmp_path, stage, rename):
     call()
     assert all(path.stat().st_size for path in call.outputs)
     (tmp_path / "whole").mkdir()
-    whole = CALLS[stage](world, tmp_path / "whole")
+    whole = CALLS[stage](pipeline, tmp_path / "whole")
     whole()
     for path, other in zip(call.outputs, whole.outputs, strict=True):
         if path.suffix == ".npz":  # zip members carry the time of day
@@ -123,11 +125,11 @@ def test_killed_at_the_rename(world: World, tmp_path, stage, rename):
             assert sha256(path) == sha256(other), path
 
 
-def test_the_table_shows_the_number(world, tmp_path):
+def test_the_table_shows_the_number(pipeline, tmp_path):
     """The calls above are not about empty files."""
-    call = CALLS["table"](world, tmp_path)
+    call = CALLS["table"](pipeline, tmp_path)
     call()
-    metrics = json.loads(world.score("cd", "cm-2").out.read_text())
+    metrics = json.loads(pipeline.score("cd", "cm-2").out.read_text())
     lines = csv.DictReader(call.out.read_text().splitlines())
     found = [line for line in lines if (line["method"], line["sampler"], line["steps"]) == ("cd", "cm", "2")]
     assert found and all(float(line["ours"]) == pytest.approx(metrics["fid"], rel=1e-3) for line in found)

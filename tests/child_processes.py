@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages_world import Call
+from tiny_pipeline import Call
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -40,36 +41,49 @@ def die_at_rename(name: str) -> None:
 
 def signal_at_step(step: int, number: int) -> None:
     """The training process gets one signal, in the middle of a step."""
-    from fewstep.train import Trainer
+    from fewstep.training.trainer import Trainer
 
-    original = Trainer._update
+    original = Trainer._clip
     sent = []
 
-    def signalled(self: Trainer, now: int, *rest: Any) -> Any:
-        result = original(self, now, *rest)
-        if now == step and not sent:
+    def signalled(self: Trainer) -> Any:
+        if self.progress.step == step and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
-        return result
+        return original(self)
 
-    Trainer._update = signalled
+    Trainer._clip = signalled
 
 
-def _child(call: Call, log: Path, environment: dict[str, str], fate: Callable | None, how: dict) -> None:
+def disk_full_at_step(step: int) -> None:
+    """From the middle of this step on, the training process can write no file of more than 100 kB."""
+    from fewstep.training.trainer import Trainer
+
+    original = Trainer._clip
+
+    def limited(self: Trainer) -> Any:
+        if self.progress.step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return original(self)
+
+    Trainer._clip = limited
+
+
+def _child(call: Call, log: Path, environment: dict[str, str], fault: Callable | None, how: dict) -> None:
     os.environ.update(environment)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    if fate:
-        fate(**how)
+    if fault:
+        fault(**how)
     from fewstep.common.cli import run
 
     run(lambda _: importlib.import_module(f"fewstep.{call.stage}").main(call.arguments))
 
 
-def start(call: Call, log: Path, environment: dict[str, str] | None = None, fate=None, **how) -> Any:
-    process = _CONTEXT.Process(target=_child, args=(call, log, environment or {}, fate, how))
+def start(call: Call, log: Path, environment: dict[str, str] | None = None, fault=None, **how) -> Any:
+    process = _CONTEXT.Process(target=_child, args=(call, log, environment or {}, fault, how))
     process.start()
     return process
 
@@ -83,12 +97,12 @@ def finish(process: Any) -> int:
     return process.exitcode
 
 
-def child(call: Call, log: Path, fate=None, **how) -> int:
-    """Run a stage in another process; ``fate`` is one of the functions above."""
-    return finish(start(call, log, fate=fate, **how))
+def child(call: Call, log: Path, fault=None, **how) -> int:
+    """Run a stage in another process; ``fault`` is one of the functions above."""
+    return finish(start(call, log, fault=fault, **how))
 
 
-def ranks(call: Call, folder: Path, count: int = 2, fate=None, **how) -> list[int]:
+def ranks(call: Call, folder: Path, count: int = 2, fault=None, **how) -> list[int]:
     """Run a stage as ``count`` processes, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -99,7 +113,7 @@ def ranks(call: Call, folder: Path, count: int = 2, fate=None, **how) -> list[in
             call,
             folder / f"rank{rank}.log",
             {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
-            fate,
+            fault,
             **how,
         )
         for rank in range(count)

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .core.heads import Output
-from .core.jvp import value_and_tangent
-from .core.path import interpolate
-from .data.loader import Loader
+from ..core.heads import Output
+from ..core.jvp import value_and_tangent
+from ..core.path import interpolate
+from ..data.loader import Loader
 
 ROWS = 8
 TOLERANCE = {"no": 2e-2, "bf16": 0.2, "fp16": 0.1}
@@ -49,9 +49,9 @@ class SelfTest:
             self._expected = _flat(value_and_tangent(net, *self._given, "central")[1])
 
     def result(
-        self, accelerator: Accelerator, net: nn.Module, modules: list[nn.Module], loss: Tensor, tangent: str
+        self, accelerator: Accelerator, net: nn.Module, weights: list[Tensor], loss: Tensor, tangent: str
     ) -> dict[str, object]:
-        """What goes into the model's card; the modules hold gradients of ``loss``.
+        """What goes into the model's card; the weights hold gradients of ``loss``.
 
         A loss that is not finite is only noted: the training counts such updates itself.
 
@@ -61,7 +61,7 @@ class SelfTest:
         finite = bool(accelerator.reduce(loss.detach().isfinite().double(), reduction="mean") == 1)
         spread, error = None, None
         if finite:
-            spread = _spread(accelerator, modules)
+            spread = _spread(accelerator, weights)
         if self._flow:
             error = self._error(net, tangent)
         limit = TOLERANCE[accelerator.mixed_precision]
@@ -89,14 +89,12 @@ def _flat(output: Output) -> Tensor:
     return output if isinstance(output, Tensor) else torch.cat(output)
 
 
-def _spread(accelerator: Accelerator, modules: list[nn.Module]) -> float | None:
+def _spread(accelerator: Accelerator, weights: list[Tensor]) -> float | None:
     """Largest relative difference of sums over gradients between processes, 0 as it should be.
 
     None where each process holds its own part: there is no way past FSDP2.
     """
-    gradients = [
-        weight.grad for module in modules for weight in module.parameters() if weight.grad is not None
-    ]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
     if any(isinstance(gradient, DTensor) for gradient in gradients):
         return None
     sums = torch.stack([moment for g in gradients for moment in (g.sum(), g.square().sum())])

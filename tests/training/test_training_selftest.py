@@ -6,17 +6,17 @@ import json
 
 import pytest
 import torch
-from stages_children import ranks
-from stages_world import World
+from child_processes import ranks
+from tiny_pipeline import TinyPipeline
 
 from fewstep.backbones.model_file import load_card, load_model
 from fewstep.core import dual
 
 
 @pytest.mark.parametrize("method", ["decm", "meanflow", "scm", "teacher", "digits-classifier"])
-def test_it_changes_no_weight(world: World, tmp_path, method):
-    call = world.train(method, tmp_path / "tested")
-    plain = world.train(method, tmp_path / "plain").more("--no-self-test")
+def test_it_changes_no_weight(pipeline: TinyPipeline, tmp_path, method):
+    call = pipeline.train(method, tmp_path / "tested")
+    plain = pipeline.train(method, tmp_path / "plain").more("--no-self-test")
     call()
     plain()
     ours, theirs = (load_model(each.out)[0] for each in (call, plain))
@@ -35,8 +35,8 @@ def test_it_changes_no_weight(world: World, tmp_path, method):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_wrong_rule_is_found(world, tmp_path, monkeypatch, precision):
-    plan = world.varied({"methods": {"cd": {"train": {"precision": precision}}}})
+def test_a_wrong_rule_is_found(pipeline, tmp_path, monkeypatch, precision):
+    plan = pipeline.varied({"methods": {"cd": {"train": {"precision": precision}}}})
     call = plan.train("cd", tmp_path)
     with monkeypatch.context() as patch:
         patch.setitem(dual.RULES, torch.nn.functional.linear, weakened)
@@ -56,26 +56,26 @@ def weakened(function, y, x, weight, bias):
 def past_the_wrapper() -> None:
     """The losses see the bare network: each process trains on its own gradients."""
     from fewstep.core.wrappers import unwrap
-    from fewstep.train import Trainer
+    from fewstep.training.trainer import Trainer
 
-    original = Trainer._build
+    original = Trainer.__init__
 
-    def build(self):
-        original(self)
+    def build(self, *given):
+        original(self, *given)
         self.net = unwrap(self.net)
 
-    Trainer._build = build
+    Trainer.__init__ = build
 
 
-def test_gradients_that_nobody_reduces_are_found(world, tmp_path):
-    call = world.train("cd", tmp_path)
-    assert ranks(call, tmp_path, fate=past_the_wrapper) == [1, 1]
+def test_gradients_that_nobody_reduces_are_found(pipeline, tmp_path):
+    call = pipeline.train("cd", tmp_path)
+    assert ranks(call, tmp_path, fault=past_the_wrapper) == [1, 1]
     text = (tmp_path / "rank0.log").read_text()
     assert "error: self-test: gradients differ between processes by" in text, text
-    assert ranks(call.more("--no-self-test"), tmp_path, fate=past_the_wrapper) == [0, 0]
+    assert ranks(call.more("--no-self-test"), tmp_path, fault=past_the_wrapper) == [0, 0]
 
 
-def test_two_processes_agree(world, tmp_path):
-    call = world.train("decm", tmp_path)
+def test_two_processes_agree(pipeline, tmp_path):
+    call = pipeline.train("decm", tmp_path)
     assert ranks(call, tmp_path) == [0, 0]
     assert json.dumps(load_card(call.out)["self_test"]["gradient_spread"]) == "0.0"

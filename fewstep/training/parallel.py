@@ -20,15 +20,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .core.jvp import FORMULATIONS
-from .core.wrappers import held
-from .flops import recomputing
+from ..core.jvp import FORMULATIONS
+from ..core.operations import recompute_contexts
 
 LAYOUTS = ("none", "ddp", "fsdp2")
-"""One process; several with all weights each; several that share the weights out (ZeRO 3)."""
+"""One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
 
 
-def refuse(formulation: str, layout: str, checkpoint: bool, compile: bool, precision: str = "no") -> None:
+def check_supported(
+    formulation: str,
+    layout: str,
+    checkpoint: bool,
+    compile: bool,
+    precision: str = "no",
+    device: str = "cuda",
+) -> None:
     """Refuse a combination that cannot work, or that would be silently wrong; all others are tested.
 
     Args:
@@ -36,6 +42,7 @@ def refuse(formulation: str, layout: str, checkpoint: bool, compile: bool, preci
         layout: one of LAYOUTS.
         checkpoint, compile: whether the blocks are.
         precision: "no", "bf16" or "fp16".
+        device: type of the device, "cpu" or "cuda".
 
     Raises:
         ValueError: naming the options and the reason.
@@ -57,12 +64,14 @@ def refuse(formulation: str, layout: str, checkpoint: bool, compile: bool, preci
         reason = "in half precision the difference drowns in rounding"
     elif precision == "fp16" and layout == "fsdp2":
         reason = "the loss scaler of fp16 sees only the local part of a gradient; use bf16"
+    elif precision == "fp16" and device == "cpu":
+        reason = "accelerate would train in float32 on a CPU; use bf16 or no"
     if reason:
         extras = " --checkpoint-blocks" * checkpoint + " --compile-blocks" * compile
         raise ValueError(f"--tangent {formulation}, layout {layout}, precision {precision}{extras}: {reason}")
 
 
-def arrange(
+def apply_compile_and_checkpointing(
     net: nn.Module, checkpoint: bool = False, compile: str = "", dynamic: bool | None = False
 ) -> None:
     """Compile and checkpoint each block of a bare network in place; names of weights stay.
@@ -78,7 +87,7 @@ def arrange(
             block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
         if checkpoint:
             # No objective draws random numbers inside the network.
-            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recomputing}
+            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recompute_contexts}
             block.forward = partial(recomputed, block.forward, **options)
 
 
@@ -106,7 +115,7 @@ def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Modu
 
 
 def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn.Module:
-    """A network that is only asked, in place: on its device, without gradients, under autocast.
+    """Prepare in place a network that is not trained: on its device, without gradients, under autocast.
 
     Every process holds all of it, or its part under fsdp2.
     """
@@ -124,7 +133,7 @@ def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn
 
 
 @contextmanager
-def reducing(accelerator: Accelerator, modules: Iterable[nn.Module], now: bool) -> Iterator[None]:
+def ddp_sync(accelerator: Accelerator, modules: Iterable[nn.Module], now: bool) -> Iterator[None]:
     """Forward and backward passes whose gradients are reduced between processes now, or later.
 
     FSDP2 always reduces: gradients that wait would lie whole on every process.
@@ -142,57 +151,38 @@ def peak_memory(accelerator: Accelerator) -> list[float]:
         own = torch.cuda.max_memory_allocated(accelerator.device) / 2**20
     else:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return accelerator.gather(torch.tensor([own], device=accelerator.device)).tolist()
+    peaks: list[float] = accelerator.gather(torch.tensor([own], device=accelerator.device)).tolist()
+    return peaks
 
 
-def whole(tensor: Tensor) -> Tensor:
+def agreed(accelerator: Accelerator, step: int, *flags: bool) -> list[bool]:
+    """Each flag, true on all processes if it is true on any.
+
+    Several processes confer at every tenth step only, so that a step costs no exchange; in between no flag
+    counts.
+    """
+    if accelerator.num_processes == 1:
+        return list(flags)
+    if step % 10:
+        return [False] * len(flags)
+    votes = torch.tensor(flags, dtype=torch.float32, device=accelerator.device)
+    return [count > 0 for count in accelerator.reduce(votes, reduction="sum").tolist()]
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded, in the same memory, without a graph."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor; if it is sharded, every process must ask."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors; sharded ones are put together one by one, on the CPU."""
+    """Full tensors; sharded ones are put together one by one, on the CPU."""
     return {
-        name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+        name: full_tensor(tensor).cpu() if isinstance(tensor, DTensor) else tensor
         for name, tensor in tensors.items()
     }
-
-
-def local_state(modules: list[nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """This process's part of weights and moments, as plain tensors."""
-    state = optimizer.state_dict()
-    moments = {
-        index: {key: held(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    weights = [{name: held(value) for name, value in module.state_dict().items()} for module in modules]
-    return {"weights": weights, "moments": moments, "groups": state["param_groups"]}
-
-
-def load_local_state(
-    modules: list[nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """Put back what `local_state` took, in the same layout."""
-    for module, saved in zip(modules, state["weights"], strict=True):
-        for name, value in module.state_dict().items():
-            held(value).copy_(saved[name])
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = {
-        index: {key: _like(weights[index], value) for key, value in entry.items()}
-        for index, entry in state["moments"].items()
-    }
-    optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
-
-
-def _like(weight: Tensor, value: Any) -> Any:
-    """A moment sharded as its weight is; counters stay plain."""
-    if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    return DTensor.from_local(
-        value.to(weight.device),
-        weight.device_mesh,
-        weight.placements,
-        run_check=False,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config.settings import ConstantEma, PowerEma
-from .wrappers import held, unwrap
+from ..core.wrappers import unwrap
+from .parallel import local_tensor
 
 
 def power_gamma(sigma_rel: float) -> float:
@@ -59,9 +59,9 @@ class Approach:
 class Ema:
     """Float32 average of a module's parameters beside a copy of its buffers.
 
-    ``state_dict`` and ``load_state_dict`` suit Accelerator.register_for_checkpointing. Keys are
-    those of the bare module, whether the module given is wrapped or not. The average lives where
+    Keys are those of the bare module, whether the module given is wrapped or not. The average lives where
     the module lives at construction and is sharded as it is, so move and shard the module first.
+    ``tensors()`` and ``updates`` are its state.
 
     Args:
         into: a copy of the module, laid out as it is, whose own weights are then the average.
@@ -69,11 +69,11 @@ class Ema:
 
     def __init__(
         self, module: nn.Module, law: PowerEma | ConstantEma | Approach, into: nn.Module | None = None
-    ):
+    ) -> None:
         bare = unwrap(module)
         self._law = law
         self._gamma = power_gamma(law.sigma_rel) if isinstance(law, PowerEma) else 0.0
-        self._updates = 0
+        self.updates = 0
         self._names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
         self._into = into
         self._own = {} if into is not None else {n: self._copy(n, w) for n, w in bare.state_dict().items()}
@@ -97,35 +97,16 @@ class Ema:
         """Take in the weights after one optimizer update; buffers are copied."""
         state, own = unwrap(module).state_dict(), self.tensors()
         with torch.no_grad():
-            average = [held(tensor) for name, tensor in own.items() if name in self._names]
-            live = [held(state[name]).to(tensor.dtype) for name, tensor in own.items() if name in self._names]
-            torch._foreach_lerp_(average, live, 1 - self.beta(self._updates))
+            names = [name for name in own if name in self._names]
+            average = [local_tensor(own[name]) for name in names]
+            live = [local_tensor(state[name]).to(own[name].dtype) for name in names]
+            torch._foreach_lerp_(average, live, 1 - self.beta(self.updates))
             for name in own.keys() - self._names:
                 own[name].copy_(state[name])
-        self._updates += 1
+        self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged state dict, float32 parameters and buffers as they are (not copies)."""
         # Asked anew each time: FSDP2 may replace the tensors behind its parameters, and must gather a
         # changed part again.
         return self._own if self._into is None else unwrap(self._into).state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
-        return {"updates": self._updates, "tensors": self.tensors()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore in place, onto the devices in use; of sharded tensors the part held here.
-
-        Raises:
-            ValueError: the state belongs to another network.
-        """
-        own, given = self.tensors(), state["tensors"]
-        if own.keys() != given.keys():
-            raise ValueError(
-                f"EMA state of another network: {sorted(own.keys() ^ given.keys())[:3]} stand in one only; "
-                "remove the training state to start again"
-            )
-        for name, tensor in own.items():
-            held(tensor).copy_(given[name])
-        self._updates = int(state["updates"])

@@ -7,61 +7,46 @@ import math
 
 import pytest
 import torch
-from stages_world import Call, World
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_pipeline import TinyPipeline, refused, replaced
+from trained_files import same
 
 from fewstep.backbones.model_file import load_card, load_model, save_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
-from fewstep.optimize import learning_rate
+from fewstep.training.optimizer import learning_rate
 
 
-def replaced(call: Call, option: str, *values: str) -> Call:
-    """The call with other values of one option."""
-    words = call.arguments
-    start = words.index(option) + 1
-    stop = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
-    return Call(call.stage, [*words[:start], *values, *words[stop:]], call.outputs)
-
-
-def refused(call: Call, *words: str) -> None:
-    with pytest.raises(ValueError) as error:
-        call()
-    for word in words:
-        assert word in str(error.value), str(error.value)
-    assert not any(path.exists() for path in call.outputs)
-
-
-def test_refuses_latents_of_another_tokenizer(world: World, tmp_path):
-    call = replaced(world.train("cd", tmp_path), "--latents", world.plan.manifest("digits-pixels"))
+def test_refuses_latents_of_another_tokenizer(pipeline: TinyPipeline, tmp_path):
+    call = replaced(pipeline.train("cd", tmp_path), "--latents", pipeline.plan.manifest("digits-pixels"))
     refused(call, "digits-pixels", "shape", "[1, 8, 8]", "[4, 4, 4]", "tokenizer.kind")
 
 
-def test_refuses_latents_with_another_normalisation(world, tmp_path):
+def test_refuses_latents_with_another_normalisation(pipeline, tmp_path):
     changed = {"settings": {"tokenizers": {"digits-ae": {"multiplier": 0.5}}}}
-    refused(world.varied(changed).train("cd", tmp_path), "tokenizer.multiplier", "1.0", "0.5")
+    refused(pipeline.varied(changed).train("cd", tmp_path), "tokenizer.multiplier", "1.0", "0.5")
 
 
-def test_refuses_to_go_without_its_teacher(world, tmp_path):
-    refused(replaced(world.train("cd", tmp_path), "--teacher"), "needs --teacher with one model file")
+def test_refuses_to_go_without_its_teacher(pipeline, tmp_path):
+    refused(replaced(pipeline.train("cd", tmp_path), "--teacher"), "needs --teacher with one model file")
 
 
-def test_refuses_a_teacher_of_another_width(world, tmp_path):
+def test_refuses_a_teacher_of_another_width(pipeline, tmp_path):
     wide = {"settings": {"backbones": {"lightningdit-digits": {"width": 24, "heads": 2}}}}
-    refused(world.varied(wide).train("cd", tmp_path), "does not fit the backbone", "shape of")
+    refused(pipeline.varied(wide).train("cd", tmp_path), "does not fit the backbone", "shape of")
 
 
-def test_refuses_a_network_of_another_kind_as_teacher(world, tmp_path):
-    call = replaced(world.train("cd", tmp_path), "--teacher", world.plan.model("digits-classifier"))
+def test_refuses_a_network_of_another_kind_as_teacher(pipeline, tmp_path):
+    call = replaced(pipeline.train("cd", tmp_path), "--teacher", pipeline.plan.model("digits-classifier"))
     refused(call, "does not fit the backbone", "missing", "unexpected")
 
 
-def test_refuses_weights_without_a_card(world, tmp_path):
+def test_refuses_weights_without_a_card(pipeline, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"w": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    call = replaced(world.train("cd", tmp_path), "--teacher", str(tmp_path / "bare.safetensors"))
+    call = replaced(pipeline.train("cd", tmp_path), "--teacher", str(tmp_path / "bare.safetensors"))
     refused(call, "bare.safetensors", "no card")
 
 
@@ -69,27 +54,27 @@ def test_refuses_weights_without_a_card(world, tmp_path):
     ("key", "value", "words"),
     [("shape", [4, 8, 8], ["[4, 8, 8]", "[4, 4, 4]"]), ("classes", 9, ["9", "digits-latents have 10"])],
 )
-def test_the_plan_refuses_a_network_for_other_data(world, key, value, words):
+def test_the_plan_refuses_a_network_for_other_data(pipeline, key, value, words):
     """Before any job, rather than by a shape error in the first step."""
     with pytest.raises(ConfigError) as error:
-        world.varied({"settings": {"backbones": {"lightningdit-digits": {key: value}}}})
-    for word in [f"recipes.yaml: backbones.lightningdit-digits.{key}", *words]:
+        pipeline.varied({"settings": {"backbones": {"lightningdit-digits": {key: value}}}})
+    for word in [f"settings.yaml: backbones.lightningdit-digits.{key}", *words]:
         assert word in str(error.value)
 
 
-def test_the_student_starts_as_its_teacher(world, tmp_path):
+def test_the_student_starts_as_its_teacher(pipeline, tmp_path):
     """With a vanishing rate the weights that both have are the teacher's."""
     still = {"methods": {"cd": {"train": {"steps": 3, "optimizer": {"lr": 1e-12}}}}}
-    call = world.varied(still).train("cd", tmp_path)
+    call = pipeline.varied(still).train("cd", tmp_path)
     call()
-    student, teacher = load_model(call.out)[0], load_model(world.plan.model("teacher"))[0]
+    student, teacher = load_model(call.out)[0], load_model(pipeline.plan.model("teacher"))[0]
     assert teacher.keys() < student.keys()
     for name, tensor in teacher.items():
         torch.testing.assert_close(student[name], tensor, rtol=0, atol=1e-9)
 
 
-def test_curve_columns(world, tmp_path):
-    call = world.train("decm", tmp_path)
+def test_curve_columns(pipeline, tmp_path):
+    call = pipeline.train("decm", tmp_path)
     call()
     lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
     # the second update comes at every third step
@@ -102,8 +87,8 @@ def test_curve_columns(world, tmp_path):
     assert {"loss_n2n", "loss_fm"} < lines[1].keys()
 
 
-def test_tensorboard_reads_the_events(world, tmp_path):
-    call = world.train("decm", tmp_path)
+def test_tensorboard_reads_the_events(pipeline, tmp_path):
+    call = pipeline.train("decm", tmp_path)
     call()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -115,45 +100,63 @@ def test_tensorboard_reads_the_events(world, tmp_path):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_log_every(world, tmp_path):
-    call = world.varied({"methods": {"cd": {"train": {"log_every": 3}}}}).train("cd", tmp_path)
+def test_log_every(pipeline, tmp_path):
+    call = pipeline.varied({"methods": {"cd": {"train": {"log_every": 3}}}}).train("cd", tmp_path)
     call()
     lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 6]
 
 
-def test_card(world):
-    card = load_card(world.train("cd").out)
+def test_card(pipeline):
+    card = load_card(pipeline.train("cd").out)
     assert card["status"] == "trained"
     assert (card["method"], card["variant"], card["seed"], card["steps"]) == ("cd", "base", 0, 8)
     assert card["skipped_updates"] == 0
     assert card["guidance_eta"] > 0
-    teacher = load_card(world.train("teacher").out)
+    teacher = load_card(pipeline.train("teacher").out)
     assert teacher["guidance_eta"] is None
     # A tangent, its teacher and the backward, against one forward and backward.
     assert card["flops_per_step"] > 1.5 * teacher["flops_per_step"] > 0
 
 
 @pytest.mark.parametrize("method", ["cd", "decm", "facm", "meanflow", "scm"])
-def test_bf16(world, tmp_path, method):
+def test_bf16(pipeline, tmp_path, method):
     changed = {"methods": {method: {"train": {"steps": 6, "precision": "bf16", "optimizer": {"warmup": 1}}}}}
-    call = world.varied(changed).train(method, tmp_path)
+    call = pipeline.varied(changed).train(method, tmp_path)
     call()
     tensors, card = load_model(call.out)
     assert card["skipped_updates"] == 0
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     first = json.loads(call.outputs[1].read_text().splitlines()[0])
-    plain = world.varied({"methods": {method: {"train": {"steps": 6}}}}).train(method, tmp_path / "plain")
+    plain = pipeline.varied({"methods": {method: {"train": {"steps": 6}}}}).train(method, tmp_path / "plain")
     plain()
     expected = json.loads(plain.outputs[1].read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(expected["loss"], rel=0.1, abs=0.01)
     assert first["loss"] != expected["loss"], "bf16 was not used"
 
 
-def test_another_seed_is_another_training(world, tmp_path):
-    call = world.train("cd", tmp_path, seed=1)
+def test_fp16_is_refused_on_a_cpu(pipeline, tmp_path):
+    """Accelerate would train in float32."""
+    half = pipeline.varied({"methods": {"cd": {"train": {"precision": "fp16"}}}})
+    refused(half.train("cd", tmp_path), "precision fp16", "would train in float32 on a CPU")
+
+
+def test_the_environment_changes_nothing(pipeline, tmp_path, monkeypatch):
+    for name, value in {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "eager",
+    }.items():
+        monkeypatch.setenv(name, value)
+    call = pipeline.train("cd", tmp_path)
     call()
-    ours, theirs = load_model(call.out)[0], load_model(world.train("cd").out)[0]
+    same(call, pipeline.train("cd"))
+
+
+def test_another_seed_is_another_training(pipeline, tmp_path):
+    call = pipeline.train("cd", tmp_path, seed=1)
+    call()
+    ours, theirs = load_model(call.out)[0], load_model(pipeline.train("cd").out)[0]
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -190,7 +193,7 @@ def test_split_batch_refuses_to_cut_groups():
 
 
 def test_split_batch_refuses():
-    with pytest.raises(ValueError, match=r"train\.batch: 33 does not divide among 2 processes"):
+    with pytest.raises(ValueError, match=r"train\.global_batch_size: 33 does not divide among 2 processes"):
         split_batch(33, 2, 0, 128)
 
 
@@ -205,14 +208,14 @@ def test_learning_rate():
     assert [learning_rate(constant, step, 3) for step in range(3)] == [2.0] * 3
 
 
-def test_rates_in_the_curve(world, tmp_path):
-    lines = [json.loads(line) for line in world.train("cd").outputs[1].read_text().splitlines()]
-    options = world.plan.run("cd").train.optimizer
+def test_rates_in_the_curve(pipeline, tmp_path):
+    lines = [json.loads(line) for line in pipeline.train("cd").outputs[1].read_text().splitlines()]
+    options = pipeline.plan.run("cd").train.optimizer
     assert [line["lr"] for line in lines] == [learning_rate(options, step, 8) for step in range(8)]
 
 
-def test_save_model_is_readable_by_anyone(world, tmp_path):
+def test_save_model_is_readable_by_anyone(pipeline, tmp_path):
     """Temporary files are private; what they become is not."""
-    tensors, card = load_model(world.train("cd").out)
-    save_model(tmp_path / "m.safetensors", tensors, world.plan.run("cd").backbone, card)
+    tensors, card = load_model(pipeline.train("cd").out)
+    save_model(tmp_path / "m.safetensors", tensors, pipeline.plan.run("cd").backbone, card)
     assert (tmp_path / "m.safetensors").stat().st_mode & 0o444 == 0o444

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .config.specs import TrainSpec
-from .core.guidance import calibrate
-from .core.path import interpolate
-from .core.rng import fold_in, generator
-from .data.loader import Loader
-from .data.shards import LatentShards
+from ..config.networks import FlowNetwork
+from ..config.specs import TrainSpec
+from ..core.guidance import calibrate
+from ..core.path import interpolate
+from ..core.rng import fold_in, generator
+from ..data.loader import Loader
+from ..data.shards import LatentShards
 
 
-@torch.no_grad()
 def calibrated(
     spec: TrainSpec, teacher: nn.Module | None, shards: LatentShards, device: torch.device
 ) -> float | None:
@@ -31,4 +31,6 @@ def calibrated(
     draws = torch.rand(count, generator=generator(spec.seed, "calibration", "t"))
     t = (low + (high - low) * draws).to(device)
     x = interpolate(batch.x0, batch.x1, t)
-    return calibrate(teacher, guidance, spec.backbone.classes, x, t, batch.y)
+    assert isinstance(spec.backbone, FlowNetwork)
+    with torch.no_grad():
+        return calibrate(teacher, guidance, spec.backbone.classes, x, t, batch.y)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .config.settings import Optimizer
+from ..config.settings import Optimizer
 
 
 def make_optimizer(options: Optimizer, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -27,7 +27,7 @@ def make_optimizer(options: Optimizer, weights: Iterable[Tensor]) -> torch.optim
 
 
 def learning_rate(options: Optimizer, step: int, steps: int) -> float:
-    """Linear warm-up, then constant or cosine to ``final`` times the first rate."""
+    """Linear warm-up, then constant, or cosine to ``final_lr_ratio`` times the first rate."""
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     if options.decay == "constant":

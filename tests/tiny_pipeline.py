@@ -1,4 +1,4 @@
-"""A world small enough for tests: every stage's call with the demo's own specs, made tiny."""
+"""Calls of every stage with the demo's own specs, made small enough for tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from configs import make_plan, raw_config
 
 from fewstep.config.base import merge
@@ -65,6 +66,23 @@ class Call:
         return self.out
 
 
+def replaced(call: Call, option: str, *values: str) -> Call:
+    """The call with other values of one option."""
+    words = call.arguments
+    start = words.index(option) + 1
+    stop = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+    return Call(call.stage, [*words[:start], *values, *words[stop:]], call.outputs)
+
+
+def refused(call: Call, *words: str) -> None:
+    """The call raises a ValueError that says these words, and writes nothing."""
+    with pytest.raises(ValueError) as error:
+        call()
+    for word in words:
+        assert word in str(error.value), str(error.value)
+    assert not any(path.exists() for path in call.outputs)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Accelerate keeps its state in the process, and train takes over some signals."""
@@ -80,7 +98,7 @@ def alone() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class World:
+class TinyPipeline:
     """Paths of the files that exist once, and calls that write into any folder."""
 
     def __init__(self, folder: Path, overrides: dict[str, Any] | None = None) -> None:
@@ -92,9 +110,9 @@ class World:
         }
         self.plan = make_plan(merge(raw_config("demo"), changes))
 
-    def varied(self, overrides: dict[str, Any]) -> World:
+    def varied(self, overrides: dict[str, Any]) -> TinyPipeline:
         """The same files under a changed configuration."""
-        return World(self.folder, overrides)
+        return TinyPipeline(self.folder, overrides)
 
     def spec(self, stage: str, name: str, folder: Path) -> Path:
         path = folder / f"{stage}-{name.replace('/', '-')}.json"

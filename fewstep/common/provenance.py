@@ -1,0 +1,180 @@
+"""Digests of the sources that a result depends on.
+
+A training stores its digest in the model's card and a score in its metrics; a table compares them with
+today's and marks the cell `stale` when they differ. The sources are found from the imports: what the
+starting modules import, also inside functions, and what those import in turn. config/ and plan/ are left
+out, because their values are in the spec; common/ only moves files. Comments, docstrings and formatting do
+not count, nor does the version of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+LEFT_OUT = ("config", "plan", "common")
+CHOSEN = ("methods", "backbones")
+"""Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
+BACKBONES = {
+    "lightningdit": ("lightningdit", "noise"),
+    "mlp": ("mlp",),
+    "unet": ("unet",),
+    "conv-autoencoder": ("convnets",),
+    "conv-classifier": ("convnets",),
+}
+"""Kind of a backbone -> the modules of backbones/ that build it."""
+
+
+@cache
+def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
+    """Digest of the trainer, a method and a backbone: 16 hex digits.
+
+    Args:
+        loss: name of the loss, which is its folder in methods/.
+        backbone: kind of the network.
+        package: folder of the package.
+
+    Raises:
+        ValueError: no such method or backbone.
+    """
+    return _digest(package, ["training.trainer", *_method(package, loss), *_backbone(backbone)])
+
+
+@cache
+def score_digest(backbone: str, package: Path = PACKAGE) -> str:
+    """Digest of sampling, decoding and scoring with a backbone: 16 hex digits.
+
+    Raises:
+        ValueError: no such backbone.
+    """
+    room = package / "evaluation"
+    modules = sorted(f"evaluation.{path.stem}" for path in room.glob("*.py")) if room.exists() else []
+    return _digest(
+        package, [*(modules or ["sample", "reference", "score"]), "data.tokenizers", *_backbone(backbone)]
+    )
+
+
+def is_stale(metrics: Mapping[str, Any]) -> bool:
+    """Whether the code behind a metrics file, of its training or its score, has changed since.
+
+    Released weights have no training code here (``code`` is None).
+    """
+    kind, loss = metrics.get("backbone_kind"), metrics.get("model", {}).get("loss")
+    training, score = metrics.get("code"), metrics.get("score_code")
+    if training is not None and (None in (kind, loss) or training != training_digest(loss, kind)):
+        return True
+    return score is not None and score != score_digest(kind)
+
+
+def _method(package: Path, loss: str) -> list[str]:
+    found = sorted((package / "methods" / loss).glob("*.py"))
+    if not found:
+        raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
+    return [f"methods.{loss}.{path.stem}" for path in found]
+
+
+def _backbone(kind: str) -> list[str]:
+    if kind not in BACKBONES:
+        raise ValueError(f"unknown backbone {kind!r}; known: {', '.join(BACKBONES)}")
+    return [f"backbones.{module}" for module in BACKBONES[kind]]
+
+
+def _digest(package: Path, start: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for name, path in sorted(closure(package, start).items()):
+        total.update(f"{name}\0{_source(path).digest}\0".encode())
+    return total.hexdigest()[:16]
+
+
+def closure(package: Path, start: Iterable[str]) -> dict[str, Path]:
+    """Modules reached from ``start`` by imports within the package, by name without the package's own.
+
+    Raises:
+        ValueError: a module of ``start`` does not exist.
+    """
+    found: dict[str, Path] = {}
+    todo = []
+    for name in start:
+        if _path(package, name) is None:
+            raise ValueError(f"{package.name}.{name}: no such module")
+        todo.append(name)
+    while todo:
+        name = todo.pop()
+        path = _path(package, name)
+        if path is None or name in found or name.split(".")[0] in LEFT_OUT:
+            continue
+        found[name] = path
+        todo += [
+            other
+            for other in _source(path).imports(package.name, name)
+            if not (name in CHOSEN and other.startswith(f"{name}."))
+        ]
+    return found
+
+
+def _path(package: Path, name: str) -> Path | None:
+    path = package.joinpath(*name.split("."))
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if name and candidate.exists():
+            return candidate
+    return None
+
+
+class _Source:
+    """The syntax tree of a file: its digest, and what it imports."""
+
+    def __init__(self, path: Path) -> None:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        self.digest = hashlib.sha256(_canonical(tree).encode()).hexdigest()
+        self._is_package = path.name == "__init__.py"
+        self._imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+    def imports(self, package: str, name: str) -> list[str]:
+        """Names, without the package's own, of all modules that an import may mean.
+
+        ``from .x import y`` may mean the module x or its submodule y: both are named.
+        """
+        found = []
+        here = [package, *name.split(".")]
+        for node in self._imports:
+            if isinstance(node, ast.Import):
+                found += [alias.name for alias in node.names]
+                continue
+            base = node.module.split(".") if node.module else []
+            if node.level:
+                base = here[: len(here) - node.level + self._is_package] + base
+            found += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+        prefix = f"{package}."
+        return [other.removeprefix(prefix) for other in found if other.startswith(prefix)]
+
+
+@cache
+def _source(path: Path) -> _Source:
+    return _Source(path)
+
+
+def _canonical(node: object) -> str:
+    """The syntax tree as text, without docstrings, the same in all versions of Python.
+
+    Empty fields are left out, because versions differ in which they have (type_params since 3.12).
+    """
+    if isinstance(node, list):
+        return "[" + ",".join(_canonical(item) for item in node if not _is_docstring(item)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, _canonical(value)) for name, value in ast.iter_fields(node) if value is not None]
+    return f"{type(node).__name__}({','.join(f'{name}={text}' for name, text in fields if text != '[]')})"
+
+
+def _is_docstring(node: object) -> bool:
+    """A statement that is nothing but a string."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -1,0 +1,161 @@
+"""Floating-point operations of a training step, counted, not timed.
+
+Counted are the products of matrices, convolutions and attention of every forward and backward pass,
+teacher and tangents included, at two operations for a multiplication with its addition. Element-wise
+work, the optimizer and the moving averages are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .method import Batch, Context, Loss, Method, loss_parts
+
+PERIOD = 120
+"""Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Two products: scores, and scores times values. Inputs are (B, heads, tokens, channels)."""
+    *batch, queries, channels = query.shape
+    pairs = torch.Size(batch).numel() * queries * key.shape[-2]
+    return int(2 * pairs * (channels + value.shape[-1]))
+
+
+def attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
+    """Five products: the scores anew, and the gradients of scores, query, key and value."""
+    *batch, queries, channels = query.shape
+    pairs = torch.Size(batch).numel() * queries * key.shape[-2]
+    return int(2 * pairs * (3 * channels + 2 * value.shape[-1]))
+
+
+def matrix_vector(matrix: Tensor, vector: Tensor, **_: Any) -> int:
+    """A matrix (or a vector) times a vector."""
+    return int(2 * matrix.numel())
+
+
+def _rules() -> dict[Any, Callable[..., int]]:
+    """Rule of each operator: torch's, and ours for operators that some releases of torch do not count."""
+    ours = {
+        "mv": matrix_vector,
+        "dot": matrix_vector,
+        "vdot": matrix_vector,
+        "addmv": lambda _, matrix, vector, **__: matrix_vector(matrix, vector),
+        "addbmm": lambda _, a, b, **__: 2 * a.numel() * b.shape[-1],
+        "_addmm_activation": lambda _, a, b, **__: 2 * a.numel() * b.shape[-1],
+        "_int_mm": lambda a, b, **_: 2 * a.numel() * b.shape[-1],
+        "_scaled_dot_product_flash_attention_for_cpu": attention,
+        "_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward,
+        "_scaled_dot_product_fused_attention_overrideable": attention,
+        "_scaled_dot_product_fused_attention_overrideable_backward": attention_backward,
+        "_scaled_dot_product_attention_math_for_mps": attention,
+    }
+    # Ours come last, so that a later release with another rule does not change a count.
+    return dict(flop_registry) | {getattr(torch.ops.aten, name): rule for name, rule in ours.items()}
+
+
+_RULES = _rules()
+_ATTENTION = ("attention", "attn", "sdpa")
+
+
+class OperationCounter(TorchDispatchMode):
+    """Within this context, operations are counted in ``total``.
+
+    Args:
+        recomputed: count the second forward pass of checkpointed blocks too.
+
+    Raises:
+        NotImplementedError: an attention operator without a rule; it would count as nothing.
+    """
+
+    recomputing = False
+
+    def __init__(self, recomputed: bool = False) -> None:
+        super().__init__()
+        self.total: int = 0
+        self._recomputed = recomputed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = _RULES.get(func._overloadpacket)
+        if rule is None and func is not torch.ops.prim.device.default:
+            # Inference mode hands over composite operators (linear, matmul) whole.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            if any(word in func.name() for word in _ATTENTION):
+                raise NotImplementedError(f"{func}: no rule counts its operations; add one to {__name__}")
+        result = func(*args, **kwargs)
+        if rule is not None and (self._recomputed or not OperationCounter.recomputing):
+            self.total += rule(*args, **kwargs, out_val=result)
+        return result
+
+
+def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's forward and of its recomputation, for ``torch.utils.checkpoint``."""
+    return nullcontext(), _recomputing()
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    OperationCounter.recomputing = True
+    try:
+        yield
+    finally:
+        OperationCounter.recomputing = False
+
+
+def per_step(
+    method: Method,
+    net: nn.Module,
+    slices: Callable[[int], list[tuple[Batch, Context]]],
+    steps: int,
+    clear: Callable[[], None],
+) -> float:
+    """Operations of a training step over the rows of ``slices``, the average where steps differ.
+
+    Steps with the same updates cost the same: the first of each kind is run, forward and backward, and its
+    gradients are dropped. Weights and random numbers stay as they are.
+
+    Args:
+        slices: batches and contexts of a step, as its updates share them.
+        steps: length of the training.
+        clear: drops the gradients.
+    """
+    kinds: Counter[tuple[str, ...]] = Counter()
+    first: dict[tuple[str, ...], int] = {}
+    for step in range(min(steps, PERIOD)):
+        kind = tuple(_name(loss) for loss in method.updates(step))
+        kinds[kind] += 1
+        first.setdefault(kind, step)
+    counted = {kind: _count(method, net, slices(step), step, clear) for kind, step in first.items()}
+    return sum(counted[kind] * times for kind, times in kinds.items()) / kinds.total()
+
+
+def _name(loss: Loss) -> str:
+    return getattr(loss, "__qualname__", repr(loss))
+
+
+def _count(
+    method: Method,
+    net: nn.Module,
+    slices: list[tuple[Batch, Context]],
+    step: int,
+    clear: Callable[[], None],
+) -> int:
+    # Compiled blocks would hide their products from the count.
+    with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
+        for part in (part for loss in method.updates(step) for part in loss_parts(loss)):
+            for batch, context in slices:
+                part(net, batch, context).loss.backward()
+    clear()
+    return int(counter.total)

@@ -1,0 +1,363 @@
+"""The training of one network. ``Trainer.run`` is the loop, from the first step to the model file."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..backbones import build
+from ..backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
+from ..common.files import atomic, sha256
+from ..common.provenance import training_digest
+from ..config import digest
+from ..config.networks import FlowNetwork
+from ..config.settings import ConstantEma
+from ..config.specs import TrainSpec
+from ..core.guidance import ClassifierFreeGuidance
+from ..core.jvp import value_and_tangent
+from ..core.method import Batch, Context, Loss, loss_parts
+from ..core.operations import per_step
+from ..core.rng import Streams, fold_in
+from ..data.loader import Loader, rows_at_once, split_batch
+from ..data.shards import LatentShards
+from ..methods import build as build_method
+from . import parallel
+from .calibration import calibrated
+from .ema import Approach, Ema
+from .optimizer import learning_rate, make_optimizer
+from .self_test import SelfTest
+from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
+
+Slices = list[tuple[Batch, Context]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a training is given beside its spec; see the help of fewstep.train."""
+
+    latents: Path
+    teacher: Path | None
+    out: Path
+    curve: Path
+    device_batch: int | None = None
+    save_minutes: float = 15
+    save_steps: int = 0
+    tangent: str = "fused"
+    shard: str = "none"
+    checkpoint_blocks: bool = False
+    compile_blocks: str = ""
+    self_test: bool = True
+
+
+class Trainer:
+    """One training, from its spec to the model file.
+
+    Raises:
+        ValueError: latents or teacher that do not fit the spec, options that do not fit each other, or a
+            batch that the processes cannot divide.
+    """
+
+    def __init__(self, spec: TrainSpec, options: Options) -> None:
+        self.spec, self.options = spec, options
+        self.accelerator = accelerator = start_accelerator(spec.train.precision, options.out.parent)
+        self.device = accelerator.device
+        layout = {"none": "ddp", "fsdp2": "fsdp2"}[options.shard]
+        self.layout = layout if accelerator.num_processes > 1 else "none"
+        parallel.check_supported(
+            options.tangent,
+            self.layout,
+            options.checkpoint_blocks,
+            bool(options.compile_blocks),
+            spec.train.precision,
+            self.device.type,
+        )
+
+        shards = LatentShards(options.latents)
+        shards.check(spec.latents)
+        self.loader = Loader(shards, spec.seed, spec.train.global_batch_size)
+        self.method = build_method(spec.loss)
+        self.rows = split_batch(
+            spec.train.global_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
+            options.device_batch or rows_at_once(spec.latents.shape),
+            group=self.method.group,
+        )
+
+        torch.manual_seed(fold_in(spec.seed, "initial weights"))
+        net = build(spec.backbone)
+        extra = self.method.extra()
+        self.teacher_net = self._load_teacher(options.teacher, net) if options.teacher else None
+
+        self.progress = Progress()
+        owner = {
+            "spec": digest(spec),
+            "teacher": sha256(options.teacher) if options.teacher else None,
+            "latents": sha256(options.latents),
+            "training code": training_digest(spec.loss.name, spec.backbone.kind),
+        }
+        self.state = TrainingState(accelerator, options.out.parent, owner, self.progress)
+        self.saved = self.state.newest()
+        self.self_test: SelfTest | None = None
+        if options.self_test and self.saved is None:
+            self.self_test = SelfTest(net.to(self.device), spec.loss.kind, self.loader, self.device)
+
+        target = copy.deepcopy(net) if self.method.target_decay is not None else None
+        parallel.apply_compile_and_checkpointing(net, options.checkpoint_blocks, options.compile_blocks)
+        self.net = parallel.prepare(accelerator, net, self.layout)
+        self.extra = parallel.prepare(accelerator, extra, self.layout) if extra is not None else None
+        self.modules = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
+        self.weights = [weight for module in self.modules.values() for weight in module.parameters()]
+        self.optimizer = accelerator.prepare(make_optimizer(spec.train.optimizer, self.weights))
+        self.ema = Ema(self.net, spec.train.ema)
+        self.averages = {"ema": self.ema}
+        self.target: nn.Module | None = None
+        if target is not None:
+            self.target = self._follow(target)
+        self.state.attach(self.modules, self.optimizer.optimizer, self.averages)
+
+    def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
+        """The frozen teacher; ``net`` starts with those of its weights that both have."""
+        tensors, card = load_model(path)
+        load_compatible(net, tensors, str(path))
+        check_tokenizer(card, self.spec.latents.tokenizer, path)
+        teacher = load_network(path)[0]
+        # Guidance makes its batches vary.
+        parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks, dynamic=None)
+        return parallel.freeze(self.accelerator, teacher)
+
+    def _follow(self, target: nn.Module) -> nn.Module:
+        """The target network that the losses see: a moving average, from a copy of the network."""
+        decay = self.method.target_decay
+        assert decay is not None
+        parallel.apply_compile_and_checkpointing(target, compile=self.options.compile_blocks, dynamic=None)
+        target = parallel.freeze(self.accelerator, target, self.layout)
+        law = Approach(decay) if self.method.target_warmup else ConstantEma(kind="constant", decay=decay)
+        self.averages["target"] = Ema(self.net, law, into=target)
+        return target
+
+    def run(self) -> None:
+        """Train to the last step, resuming from a saved state if there is one; write model and curve."""
+        spec, options, accelerator, progress = self.spec, self.options, self.accelerator, self.progress
+        main = accelerator.is_main_process
+        stop = StopRequest(accelerator.process_index, accelerator.num_processes)
+        if self.saved is not None:
+            self.state.restore(self.saved)
+            accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
+        self._measure()
+        curve = Curve(self.state.folder / "train.jsonl", progress.step) if main else None
+        self._init_tensorboard()
+        bar = tqdm(
+            total=spec.train.steps,
+            initial=progress.step,
+            desc=f"{spec.method}/{spec.variant}/{spec.seed}",
+            disable=not main,
+            mininterval=1 if sys.stderr.isatty() else 10,
+        )
+        saved_at = time.monotonic()
+
+        while progress.step < spec.train.steps:
+            step = progress.step
+            rate = learning_rate(spec.train.optimizer, step, spec.train.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+            slices = self._slices(step)
+            for update, loss in enumerate(self.method.updates(step)):
+                values = self._backward(loss, slices, accelerator.backward)
+                norm = float(self._clip())
+                finite = math.isfinite(norm)
+                if finite or accelerator.scaler is not None:  # the scaler itself skips, and must see it
+                    self.optimizer.step()
+                self.optimizer.zero_grad()
+                if finite:
+                    for average in self.averages.values():
+                        average.update(self.net)
+                    progress.skipped_in_a_row = 0
+                else:
+                    self._count_skipped(values)
+
+                if step % spec.train.log_every == 0:
+                    logged = {"loss": 0.0, "grad_norm": norm, "lr": rate}
+                    logged |= {name: float(value) for name, value in self._mean(values).items()}
+                    accelerator.log(
+                        {f"update{update}/{name}": value for name, value in logged.items()}, step=step
+                    )
+                    if curve:
+                        curve.write(step=step, update=update, **logged)
+                    bar.set_postfix({"loss": f"{logged['loss']:.3f}", "grad": f"{norm:.2f}"}, refresh=False)
+            progress.step += 1
+            bar.update()
+
+            by_steps = bool(options.save_steps) and progress.step % options.save_steps == 0
+            # Clocks differ between processes; the main one's decides.
+            late = main and not options.save_steps and time.monotonic() - saved_at > 60 * options.save_minutes
+            stopping, late = parallel.agreed(accelerator, progress.step, stop.asked, late)
+            if stopping or late or by_steps:
+                if curve:
+                    curve.flush()
+                self.state.save()
+                saved_at = time.monotonic()
+            if stopping:
+                accelerator.print(f"asked to stop: state saved at step {progress.step}")
+                accelerator.end_training()
+                raise SystemExit(STOPPED)
+
+        bar.close()
+        weights = parallel.gather(self.ema.tensors())
+        if curve:
+            curve.flush()
+            with atomic(options.curve) as temporary:
+                shutil.copyfile(curve.path, temporary)
+            save_model(options.out, weights, spec.backbone, self._card())
+        accelerator.wait_for_everyone()
+        self.state.remove()
+        peaks = " ".join(f"{peak:.0f}" for peak in parallel.peak_memory(accelerator))
+        accelerator.print(f"peak memory of each process: {peaks} MiB")
+        # Last: it also takes the process group down.
+        accelerator.end_training()
+
+    def _measure(self) -> None:
+        """What is measured once, before the first step: guidance norm, self-test, counted operations."""
+        progress = self.progress
+        if progress.guidance_eta is None:
+            progress.guidance_eta = calibrated(self.spec, self.teacher_net, self.loader.shards, self.device)
+        if self.self_test is not None:
+            # One backward of the first update over the first rows; nothing is kept of it.
+            first = self._backward(self.method.updates(0)[0], self._slices(0)[:1], Tensor.backward)
+            progress.self_test = self.self_test.result(
+                self.accelerator, self.net, self.weights, first["loss"], self.options.tangent
+            )
+            self.optimizer.zero_grad()
+            self.self_test = None
+        if progress.flops_per_step is None:
+            own = per_step(
+                self.method, self.net, self._slices, self.spec.train.steps, self.optimizer.zero_grad
+            )
+            total = torch.tensor(own, dtype=torch.float64, device=self.device)
+            progress.flops_per_step = float(self.accelerator.reduce(total, reduction="sum"))
+
+    def _init_tensorboard(self) -> None:
+        """Events of a training that starts anew, or that come after a resumed step, are dropped."""
+        if self.progress.step == 0 and self.accelerator.is_main_process:
+            shutil.rmtree(self.options.out.parent / "tensorboard", ignore_errors=True)
+        options = {"tensorboard": {"purge_step": self.progress.step}}
+        self.accelerator.init_trackers("tensorboard", init_kwargs=options)
+
+    def _slices(self, step: int) -> Slices:
+        """This process's rows of one step, as all its updates share them."""
+        return [(self.loader.rows(step, rows, self.device), self._context(step, rows)) for rows in self.rows]
+
+    def _context(self, step: int, rows: slice) -> Context:
+        spec = self.spec
+        null = spec.backbone.classes if isinstance(spec.backbone, FlowNetwork) else 0
+        teacher = None
+        if self.teacher_net is not None:
+            eta = self.progress.guidance_eta
+            teacher = ClassifierFreeGuidance(self.teacher_net, spec.guidance, null, eta)
+        return Context(
+            step=step,
+            steps=spec.train.steps,
+            rng=Streams(spec.seed, step, spec.train.global_batch_size, rows, self.device),
+            null=null,
+            jvp=lambda net, inputs, tangents, y: value_and_tangent(
+                net, inputs, tangents, y, self.options.tangent
+            ),
+            teacher=teacher,
+            teacher_net=self.teacher_net,
+            target=self.target,
+            label_dropout=spec.label_dropout,
+            extra=self.extra,
+        )
+
+    def _backward(self, loss: Loss, slices: Slices, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """Gradients of the loss over the slices, one graph at a time; its value ("loss") and its logs."""
+        share = 1 / len(slices)
+        total = {"loss": torch.zeros((), device=self.device)}
+        work = [(part, *each) for each in slices for part in loss_parts(loss)]
+        for number, (part, batch, context) in enumerate(work):
+            last = number + 1 == len(work)
+            with parallel.ddp_sync(self.accelerator, self.modules.values(), now=last):
+                output = part(self.net, batch, context)
+                backward(output.loss * share)
+            for name, value in {"loss": output.loss, **output.logs}.items():
+                total[name] = total.get(name, 0) + value.detach() * share
+        return total
+
+    def _clip(self) -> Tensor:
+        """Norm of all gradients, which are shortened to the limit where there is one."""
+        limit = self.spec.train.optimizer.clip
+        norm = self.accelerator.clip_grad_norm_(self.weights, math.inf if limit is None else limit)
+        return parallel.full_tensor(norm)
+
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return {name: self.accelerator.reduce(value, reduction="mean") for name, value in values.items()}
+
+    def _count_skipped(self, values: dict[str, Tensor]) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= self.spec.train.max_skipped_updates:
+            saved = self.state.saved()
+            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+            raise FloatingPointError(
+                f"step {progress.step}: {progress.skipped_in_a_row} non-finite updates in a row ({shown}); "
+                f"last good state: {saved[-1] if saved else 'none'}"
+            )
+
+    def _card(self) -> dict[str, object]:
+        """What the model file says of its weights."""
+        spec, progress = self.spec, self.progress
+        return {
+            "status": "trained",
+            "spec": digest(spec),
+            "code": self.state.owner["training code"],
+            "loss": spec.loss.name,
+            "method": spec.method,
+            "variant": spec.variant,
+            "seed": spec.seed,
+            "steps": spec.train.steps,
+            "batch": spec.train.global_batch_size,
+            "ema": spec.train.ema.model_dump(mode="json"),
+            "latents": spec.latents.model_dump() | {"weights": self.loader.shards.manifest.weights},
+            "guidance_eta": progress.guidance_eta,
+            "skipped_updates": progress.skipped,
+            "flops_per_step": progress.flops_per_step,
+            "self_test": progress.self_test,
+        }
+
+
+def start_accelerator(precision: str, folder: Path) -> Accelerator:
+    """Accelerate with nothing but these settings: its environment variables would change the result.
+
+    Raises:
+        ValueError: several processes were started, and accelerate does not see them.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision,
+        log_with="tensorboard",
+        project_dir=str(folder),
+    )
+    # Under torchrun without GPUs a misconfigured Accelerator is N lone processes, silently.
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise ValueError(f"{started} processes started, but accelerate sees {accelerator.num_processes}")
+    return accelerator
