@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.core.jvp import TOLERANCES, value_and_tangent
-from fewstep.wrap import shard, whole
+from fewstep.training.parallel import full_tensor, shard
 
 
 class Sd3(nn.Module):
@@ -108,7 +108,7 @@ def evaluate(net: nn.Module, formulation: str, rows: slice = slice(None)) -> dic
     assert not tangent.requires_grad
     (value * tangent + value.square()).mean().backward()
     gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
-    gradient = torch.cat([whole(gradient).flatten() for gradient in gradients])
+    gradient = torch.cat([full_tensor(gradient).flatten() for gradient in gradients])
     return {"value": value.detach(), "tangent": tangent, "gradient": gradient}
 
 
