@@ -14,6 +14,7 @@ from fewstep.backbones.lightningdit import LightningDiT as Network
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
+from fewstep.core.jvp import value_and_tangent
 from fewstep.plan import Plan
 
 DIT = LightningDiT(**TINY, **SIT, predicts="noise")
@@ -67,6 +68,19 @@ def test_the_field_stays_finite_at_both_ends(monkeypatch) -> None:
     ends, inner = torch.tensor([0.0, 1.0]), TIMES[[999, 0]]
     y = torch.zeros(2, dtype=torch.int64)
     torch.testing.assert_close(net(x, ends, ends, y), net(x, inner, inner, y))
+
+
+def test_the_tangent_is_that_of_functorch() -> None:
+    torch.manual_seed(0)
+    net = build(DIT).double()
+    for weight in net.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    x, dx = torch.randn(2, 3, 4, 6, 6, dtype=torch.float64)
+    t, dt = torch.rand(2, 3, dtype=torch.float64)
+    given = (x, t, t), (dx, dt, dt), torch.arange(3)
+    found, expected = (value_and_tangent(net, *given, name) for name in ("fused", "functorch"))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_an_adopted_network_is_the_published_one() -> None:
