@@ -25,8 +25,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.sampling import UCGMSampling
 from ..config.settings import Sampler
+from ..config.ucgm_sampler import UCGMSampling
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 

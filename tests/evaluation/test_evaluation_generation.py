@@ -119,7 +119,9 @@ def test_refuses_a_model_of_another_backbone(pipeline, tmp_path):
 
 def test_refuses_other_latents(pipeline, tmp_path):
     call = replaced(
-        pipeline.sample("cd", "cm-2", tmp_path), "--latents", pipeline.plan.manifest("digits-pixels")
+        pipeline.sample("cd", "cm-2", tmp_path),
+        "--latents",
+        pipeline.plan.file("manifest", latents="digits-pixels"),
     )
     refused(call, "tokenizer.kind")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config, unmarked
+from configs import make_plan, raw_config, teacher_file, unmarked
 
+from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.sizes import parameters
 
 METHODS = ["ucgm-multistep", "ucgm", "ucgm-multistep-sdvae", "ucgm-sdvae", "ucgm-lightningdit", "ucgm-sit"]
 METHODS += ["rcgm", "rcgm-sdvae", "twinflow"]
@@ -34,8 +34,8 @@ def test_every_hyper_parameter_has_a_mark(paper_plan, method):
 def test_few_steps_start_from_many(paper_plan, method, first):
     """As the same network, a second time apart; guided by what the first stage has learned, no further."""
     run, teacher = paper_plan.run(method), paper_plan.run(first)
-    assert paper_plan.teacher_of(f"{method}/base") == [paper_plan.model(first)]
-    assert paper_plan.teacher_of(f"{first}/base") == []
+    assert teacher_file(paper_plan, f"{method}/base") == [paper_plan.model(first)]
+    assert teacher_file(paper_plan, f"{first}/base") == []
     assert run.backbone.model_copy(update={"target_time": False}) == teacher.backbone
     assert run.backbone.target_time == method.startswith("rcgm")
     assert run.tokenizer == teacher.tokenizer and run.guidance.scale == 1
@@ -78,7 +78,7 @@ def test_the_samplers_of_the_table(paper_plan, demo_plan):
     for plan in (paper_plan, demo_plan):
         asked = {
             (key.method, key.steps): plan.parts.samplers[key.sampler]
-            for key in plan.table_cells("ucgm-table")
+            for key in plan.tables["ucgm-table"].all_cells
         }
         few = asked["ucgm", 2].ucgm
         assert (few.condition, few.rho, few.gaps) == ("end", 1.0, [0.001, 0.3])

@@ -10,8 +10,8 @@ from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.config.settings import Tokenizer
 from fewstep.data.manifest import known_normalisation
+from fewstep.plan.costs_spec import shard_bytes
 from fewstep.plan.marks import hyperparameter_sources
-from fewstep.plan.sizes import shard_bytes
 
 
 def over(**files):
