@@ -49,7 +49,7 @@ def test_few_steps_start_from_many(paper_plan, method, first):
 def test_published_models_are_tuned_as_released(paper_plan, method, first, zeta):
     """From frozen weights without guidance, which they get from predictions with and without label."""
     run = paper_plan.run(method)
-    assert paper_plan.teacher_of(f"{method}/base") == [paper_plan.model(first)]
+    assert teacher_file(paper_plan, f"{method}/base") == [paper_plan.model(first)]
     assert run.backbone == paper_plan.run(first).backbone
     assert run.guidance.scale == 1 and run.recipe.label_dropout == 0.1
     loss, enhance = run.loss, run.loss.enhance
@@ -64,7 +64,7 @@ def test_published_models_are_tuned_as_released(paper_plan, method, first, zeta)
         [0.9, 0.999],
         0.1,
     )
-    (cell,) = {key for key in paper_plan.table_cells("ucgm-table") if key.method == method}
+    (cell,) = {key for key in paper_plan.tables["ucgm-table"].all_cells if key.method == method}
     sampler = paper_plan.parts.samplers[cell.sampler].ucgm
     assert (cell.steps, sampler.condition, sampler.rho, sampler.gaps) == (2, "end", 1.0, [0.001, 0.6])
 
