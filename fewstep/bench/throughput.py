@@ -33,14 +33,14 @@ from ..config.settings import (
 from ..config.specs import EncodeSpec
 from ..core.guidance import guided_field
 from ..core.rng import generator
-from ..core.sampling import sample
 from ..data.asset_files import RecordBody, read_record
 from ..data.encoding import merge_shards
 from ..data.loader import Loader
 from ..data.shards import LatentShards, ShardCard, write_shard
 from ..data.tokenizers import Codec, ConvCodec, IdentityCodec, KlCodec, build_ldm_autoencoder
-from ..features import Extractor, Features
-from ..images import to_uint8
+from ..evaluation.features import Extractor, FeatureCollector
+from ..evaluation.quantization import quantize
+from ..evaluation.samplers import integrate
 from .meters import DEVICE, Call, Case, Stopwatch
 
 StoredType = Literal["float16", "float32"]
@@ -123,8 +123,8 @@ def sample_cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
             draws = [torch.randn(spec.shape, generator=generator(0, "start", k)) for k in range(given.batch)]
             field = guided_field(timed, None, spec.classes, labels)
             sampler = Sampler(kind="euler")
-            x = sample(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
-            to_uint8(codec.decode(x), "round").cpu()
+            x = integrate(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
+            quantize(codec.decode(x), "round").cpu()
 
         return Case(f"euler, {steps} steps", call, given.batch, "images", stopwatch, "in the network")
 
@@ -146,18 +146,18 @@ def score_cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     path = folder / "extractor.safetensors"
     save_model(path, build(backbone).state_dict(), backbone, {})
     extractor = Extractor(protocol, path, backbone, DEVICE)
-    pictures = to_uint8(random_images(given.batch, 1, 8).cpu(), "round")
+    pictures = quantize(random_images(given.batch, 1, 8).cpu(), "round")
     values = {"features": torch.randn(given.batch, 2048)}
     wide = protocol.model_copy(update={"metrics": ["fid"]})
     stopwatch = Stopwatch()
 
     def extract() -> None:
-        features = Features(protocol, DEVICE)
+        features = FeatureCollector(protocol, DEVICE)
         with stopwatch():
             found = extractor(pictures)
         features.add(found)
 
-    statistics = Features(wide, DEVICE)
+    statistics = FeatureCollector(wide, DEVICE)
     return [
         Case("conv-classifier 1x8x8", extract, given.batch, "images", stopwatch, "in the extractor"),
         Case("statistics of 2048 features", lambda: statistics.add(values), given.batch, "images"),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..common.array_files import open_npz
 from ..common.files import atomic
-from ..common.tensor_files import open_npz
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record

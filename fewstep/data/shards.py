@@ -23,8 +23,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..common.array_files import open_npz, read_npy_header
 from ..common.files import atomic, sha256
-from ..common.tensor_files import open_npz, read_npy_header
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.tensor_files import open_npz, open_safetensors
+from ..common.array_files import open_npz
+from ..common.tensor_files import open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .archives import ClassTars, ParquetImages, WebDatasetTars

@@ -6,8 +6,8 @@ import torch
 
 from fewstep.config.settings import Sampler
 from fewstep.core.guidance import guided_field
-from fewstep.core.sampling import sample
-from fewstep.sample import velocity_beyond
+from fewstep.evaluation.generation import expanded_interval_velocity
+from fewstep.evaluation.samplers import integrate
 
 
 def conditions(kind: str, steps: int) -> list[float]:
@@ -19,9 +19,9 @@ def conditions(kind: str, steps: int) -> list[float]:
         return torch.zeros_like(x)
 
     y = torch.zeros(1, dtype=torch.long)
-    field = guided_field(velocity_beyond(net), None, 1, y)
+    field = guided_field(expanded_interval_velocity(net), None, 1, y)
     start = torch.zeros(1, 1, 2, 2)
-    sample(Sampler(kind=kind), field, start, steps, lambda step: torch.zeros_like(start))
+    integrate(Sampler(kind=kind), field, start, steps, lambda step: torch.zeros_like(start))
     return seen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from configs import make_plan, raw_config
+from configs import behind, make_plan, raw_config
 from test_backbones_sit import PATH, SIT, TINY, forward, published
 
 from fewstep.backbones import build, noise
@@ -123,6 +123,6 @@ def test_such_a_network_neither_learns_nor_teaches(methods, settings, words) -> 
 
 def test_its_cells_are_planned(paper_plan: Plan) -> None:
     assert paper_plan.run("teacher-dit").adopted
-    cells = paper_plan.table_cells("teachers")
+    cells = paper_plan.tables["teachers"].all_cells
     assert len(cells) == 6 * 1 + 2 and {key.steps for key in cells} == {250}
-    assert not paper_plan.normalisation_of("teacher-dit/base")
+    assert "manifest" not in behind(paper_plan, "teachers")

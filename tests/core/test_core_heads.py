@@ -10,7 +10,7 @@ from fewstep.config.settings import Guidance, Sampler
 from fewstep.core.guidance import guided_field
 from fewstep.core.heads import average_velocity
 from fewstep.core.jvp import FORMULATIONS, value_and_tangent
-from fewstep.core.sampling import sample
+from fewstep.evaluation.samplers import integrate
 
 
 class TwoHeads(nn.Module):
@@ -61,7 +61,7 @@ def test_euler_follows_the_velocity_and_cm_the_flow_map(point):
     field = guided_field(TwoHeads(), None, 5, y)
 
     def run(kind, steps):
-        return sample(Sampler(kind=kind), field, x, steps, lambda step: torch.zeros_like(x))
+        return integrate(Sampler(kind=kind), field, x, steps, lambda step: torch.zeros_like(x))
 
     torch.testing.assert_close(run("euler", 2), 4 * x)
     # to the data at once; then from half of it

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewstep.common.tensor_files import load_tensors, load_torch, open_npz, open_safetensors, read_npy_header
+from fewstep.common.array_files import open_npz, read_npy_header
+from fewstep.common.tensor_files import load_tensors, load_torch, open_safetensors
 
 
 def read_npz(path: Path) -> None:

@@ -24,7 +24,7 @@ from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
 from fewstep.encode import main as encode
-from fewstep.images import finished
+from fewstep.evaluation.quantization import quantize
 from fewstep.plan import Plan
 
 POINTS = 4000
@@ -98,7 +98,7 @@ def test_moons_become_shards(moons: Record, tmp_path: Path) -> None:
     assert torch.equal(shards.read(range(POINTS))[:, 0], expected)
     assert expected.abs().max() > 1, "and decoding must not cut them off"
     assert torch.equal(open_tokenizer(tokenizer, None, None).decode(expected), expected)
-    assert torch.equal(finished(expected, "none"), expected)
+    assert torch.equal(quantize(expected, "none"), expected)
 
 
 def png(level: int) -> bytes:
@@ -135,7 +135,7 @@ def test_cifar_images_are_read_as_configured(cifar: Record) -> None:
     levels = 20.0 * torch.arange(7)
     torch.testing.assert_close((images[:, 0, 0, 31] + 1) * 127.5, levels)
     torch.testing.assert_close((images[:, 2, 9, 0] + 1) * 127.5, levels + 50)
-    assert torch.equal(finished(images, "round")[:, 1, 1, 31], levels.to(torch.uint8))
+    assert torch.equal(quantize(images, "round")[:, 1, 1, 31], levels.to(torch.uint8))
 
 
 def test_columns_of_other_names_are_named(cifar: Record) -> None:

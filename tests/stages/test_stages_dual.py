@@ -9,7 +9,7 @@ import torch
 from tiny_pipeline import TinyPipeline, replaced
 
 from fewstep.backbones.model_file import load_model, save_model
-from fewstep.images import read_card, read_images
+from fewstep.evaluation.image_archive import open_images
 
 HEAD = "final_layer_u."
 
@@ -49,8 +49,8 @@ def test_euler_asks_one_head_and_cm_the_other(pipeline, trained, tmp_path):
     def images(cell, model):
         call = replaced(pipeline.sample("dumo", cell, tmp_path / cell / model.name), "--model", str(model))
         call()
-        assert read_card(call.out)["evaluations"] == 2
-        return torch.cat(list(read_images(call.out)))
+        assert open_images(call.out).card["evaluations"] == 2
+        return torch.from_numpy(open_images(call.out).images(0))
 
     for cell, other in {"euler-2": HEAD, "cm-t70-2": "final_layer."}.items():
         whole = images(cell, trained.out)

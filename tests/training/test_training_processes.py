@@ -86,9 +86,9 @@ def test_processes_that_do_not_see_each_other(pipeline, tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [2, 3])
 def test_images_do_not_depend_on_processes(pipeline, tmp_path, monkeypatch, count):
     """More than one round, and a last one in which not every process has work."""
-    import fewstep.sample
+    from fewstep.evaluation import generation
 
-    monkeypatch.setattr(fewstep.sample, "CHUNK", 8)
+    monkeypatch.setattr(generation, "CHUNK", 8)
     call = pipeline.sample("cd", "cm-2", tmp_path / "one")
     call()
     many = pipeline.sample("cd", "cm-2", tmp_path / "many")
@@ -99,6 +99,6 @@ def test_images_do_not_depend_on_processes(pipeline, tmp_path, monkeypatch, coun
 
 
 def small_chunks() -> None:
-    import fewstep.sample
+    from fewstep.evaluation import generation
 
-    fewstep.sample.CHUNK = 8
+    generation.CHUNK = 8

@@ -21,7 +21,7 @@ Deviations from the paper:
 
 * No autoguidance: v is the frozen teacher's velocity under classifier-free guidance at one scale. Print
   guides by a weaker network and gives the student the scale, drawn from [1, 3], as an input.
-* No adversarial fine-tuning, and no gamma-sampling: the samplers are those of core/sampling.py.
+* No adversarial fine-tuning, and no gamma-sampling: the samplers are those of evaluation/samplers.py.
 * The gradient is taken with respect to F, not to f = x + (s - t) F, a matter of the free weight.
 * g is divided by its root mean square plus c, so that c does not depend on the dimension; the paper has the
   norm.

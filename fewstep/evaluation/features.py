@@ -1,0 +1,125 @@
+"""Features of images by a protocol's extractor, and what its metrics need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones.model_file import load_network
+from ..common.files import sha256
+from ..config import ConfigError
+from ..config.settings import Backbone, Protocol
+from ..data.asset_files import read_record
+from .frechet import GaussianStats
+
+
+class Extractor:
+    """The network of a protocol, from images to the features that it compares.
+
+    Raises:
+        ConfigError: the protocol's extractor needs weights, and none are given.
+        ValueError: the weights are of another network than ``backbone``.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        weights: Path | None,
+        backbone: Backbone | None,
+        device: torch.device | str = "cpu",
+    ):
+        self.protocol = protocol
+        self.layers = [protocol.features]
+        if "is" in protocol.metrics:
+            assert protocol.logits is not None
+            self.layers.append(protocol.logits)
+        self.sha256: str | None = None
+        """Of the weights; None where there are none."""
+        self._cuda = torch.device(device).type == "cuda"
+        if protocol.own_features:
+            return
+        if weights is None or protocol.weights is None:
+            raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
+        if backbone is not None:
+            load_network(weights, backbone)
+            path, self.sha256 = weights, sha256(weights)
+        else:
+            path, self.sha256 = read_record(weights).verified(protocol.weights.file)
+        from . import fidelity  # takes seconds to import
+
+        self._net = fidelity.create_extractor(protocol.extractor, self.layers, path, self._cuda)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Layer name -> features, float32 (n, F), on the CPU, of uint8 images (n, C, H, W).
+
+        The extractor `identity` takes float32 data (n, C, H, W) and flattens them.
+
+        Raises:
+            ValueError: data of another type, a layer that is not a vector for each image, or not finite.
+        """
+        wanted = torch.float32 if self.protocol.own_features else torch.uint8
+        if images.dtype != wanted:
+            raise ValueError(f"images are {images.dtype}, not {wanted}")
+        if self.protocol.own_features:
+            found: Sequence[Tensor] = [images.flatten(1)]
+        else:
+            found = self._net(images.cuda() if self._cuda else images)
+        values = {name: value.cpu() for name, value in zip(self.layers, found, strict=True)}
+        for name, value in values.items():
+            if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
+                what = f"{value.dtype} {tuple(value.shape)}"
+                raise ValueError(f"{self.protocol.extractor}: layer {name} is {what}, not float32 (n, F)")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{self.protocol.extractor}: layer {name} holds NaN or infinity")
+        return values
+
+
+class FeatureCollector:
+    """Features of one side of a comparison, taken in batch by batch, in the images' order.
+
+    Mean and covariance are streamed in float64 on ``device``. Features and logits themselves are kept only
+    for metrics that need them (50,000 Inception features: 0.4 GB).
+    """
+
+    def __init__(self, protocol: Protocol, device: torch.device | str = "cpu"):
+        self._protocol = protocol
+        self._device = device
+        self._features: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._gaussian: GaussianStats | None = None
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take in a batch as an `Extractor` returns it."""
+        features = values[self._protocol.features]
+        if self._gaussian is None:
+            self._gaussian = GaussianStats(features.shape[1], self._device)
+        self._gaussian.update(features)
+        if self._protocol.compares_images:
+            self._features.append(features)
+        if "is" in self._protocol.metrics:
+            assert self._protocol.logits is not None
+            self._logits.append(values[self._protocol.logits])
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (F,) and covariance (F, F), float64, on the CPU.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if self._gaussian is None:
+            raise ValueError("no images to take features of")
+        return self._gaussian.mean.cpu(), self._gaussian.cov.cpu()
+
+    @property
+    def features(self) -> Tensor:
+        """Features (n, F), if the protocol compares images."""
+        return torch.cat(self._features)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (n, classes), if the protocol asks for the Inception score."""
+        return torch.cat(self._logits)

@@ -1,0 +1,116 @@
+"""Feature extractors and metrics of torch-fidelity.
+
+No other module imports torch_fidelity, and this one is imported where it is used: it takes seconds. The
+demo's classifier is registered there as `conv-classifier`, so that it and Inception are used alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.utils import create_feature_extractor
+
+from ..backbones.model_file import load_network
+from ..common.tensor_files import load_torch
+from ..config.settings import KernelDistance
+
+CLASSIFIER = "conv-classifier"
+DISTANCE_ROWS = 2_000
+"""Rows of the distance matrix of precision and recall that are in memory: 400 MB at 50,000 images."""
+
+
+class ClassifierFeatures(FeatureExtractorBase):
+    """A ConvClassifier of this workflow behind torch-fidelity's interface.
+
+    uint8 images (n, C, H, W) to `features` (n, F) and `logits` (n, classes).
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ):
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise ValueError(f"{name} needs feature_extractor_weights_path")
+        self._net, card = load_network(feature_extractor_weights_path)
+        self._shape = tuple(card["backbone"]["shape"])
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        if input.shape[1:] != self._shape:
+            raise ValueError(f"{self.name} takes images {self._shape}, not {tuple(input.shape[1:])}")
+        features = self._net.features(input.float() / 127.5 - 1)
+        values = {"features": features, "logits": self._net.head(features)}
+        return tuple(values[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("features", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+
+
+register_feature_extractor(CLASSIFIER, ClassifierFeatures)
+
+
+def create_extractor(name: str, layers: Sequence[str], weights: Path, cuda: bool) -> FeatureExtractorBase:
+    """A network that makes the ``layers`` of uint8 images (n, C, H, W), with the weights of a file.
+
+    Raises:
+        ValueError: published weights that hold more than tensors.
+    """
+    if name != CLASSIFIER:
+        load_torch(weights)  # refuses objects, which torch_fidelity would run
+    return create_feature_extractor(
+        name, list(layers), cuda=cuda, feature_extractor_weights_path=str(weights), verbose=False
+    )
+
+
+def inception_score(logits: Tensor) -> float:
+    """Inception score of logits (n, classes) over ten splits (shuffled, seed 2020)."""
+    result = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
+    return float(result["inception_score_mean"])
+
+
+def kernel_distance(ours: Tensor, real: Tensor, options: KernelDistance) -> float:
+    """KID of features (n, F) and (m, F): mean unbiased MMD^2 with a cubic kernel (subsets by seed 2020).
+
+    Raises:
+        ValueError: a side has fewer images than a subset.
+    """
+    if min(len(ours), len(real)) < options.size:
+        raise ValueError(
+            f"kid.size: {options.size}, but there are {len(ours)} images and {len(real)} real ones"
+        )
+    result = kid_features_to_metric(
+        ours, real, kid_subsets=options.subsets, kid_subset_size=options.size, rng_seed=2020, verbose=False
+    )
+    return float(result["kernel_inception_distance_mean"])
+
+
+def precision_recall(ours: Tensor, real: Tensor) -> dict[str, float]:
+    """Share of images in the manifold of the real ones, and the reverse (arXiv 1904.06991).
+
+    Features (n, F) and (m, F); a manifold is the union of balls to the third neighbour.
+    """
+    result = prc_features_to_metric(
+        ours, real, prc_neighborhood=3, prc_batch_size=DISTANCE_ROWS, save_cpu_ram=True, verbose=False
+    )
+    return {name: float(result[name]) for name in ("precision", "recall")}

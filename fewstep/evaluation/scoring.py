@@ -1,0 +1,126 @@
+"""The metrics of one cell's images under a protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.files import sha256, write_text
+from ..common.provenance import score_digest
+from ..config import digest
+from ..config.settings import Protocol
+from ..config.specs import ScoreSpec
+from ..data.asset_files import read_record
+from .distributed_map import distributed_map, is_main, join_processes
+from .features import Extractor, FeatureCollector
+from .frechet import frechet_distance
+from .image_archive import ImageArchive, open_images
+from .mmd import mmd_squared
+from .reference_statistics import Reference, read_reference
+
+
+def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference: Path, out: Path) -> None:
+    """Write the metrics as JSON. They do not depend on how many processes extract features.
+
+    Args:
+        weights: of the extractor, if it has any.
+        reference: npz that fewstep.reference made, or the record of a fetched asset that holds mu and sigma.
+
+    Raises:
+        ValueError: images, reference, extractor and protocol that do not belong together.
+    """
+    protocol = spec.protocol
+    archive = open_images(images)
+    check_images(archive, spec)
+    device = join_processes()
+    extractor = Extractor(protocol, weights, spec.extractor, device)
+    if protocol.stored:
+        assert protocol.reference is not None
+        reference, _ = read_record(reference).verified(protocol.reference.file)
+    real = read_reference(reference, protocol, spec.image, extractor.sha256)
+    collector = FeatureCollector(protocol, device)
+    batches = range(len(archive.sizes))
+    for values in distributed_map(lambda batch: extractor(torch.from_numpy(archive.images(batch))), batches):
+        dimensions = values[protocol.features].shape[1]
+        if dimensions != len(real.mu):
+            raise ValueError(
+                f"{reference}: statistics of {len(real.mu)} dimensions, but layer "
+                f"{protocol.features} of {protocol.extractor} has {dimensions}"
+            )
+        collector.add(values)
+    if not is_main():
+        return
+    card = archive.card
+    backbone = card["model"]["backbone"]["kind"]
+    metrics: dict[str, Any] = {
+        "cell": spec.cell.model_dump(mode="json"),
+        **compute_metrics(protocol, collector, real),
+        "images": archive.count,
+        "evaluations": card["evaluations"],
+        "protocol": protocol.model_dump(mode="json"),
+        "reference_sha256": sha256(reference),
+        "extractor_sha256": extractor.sha256,
+        "status": card["model"]["status"],
+        "code": card["model"]["code"],
+        "score_code": score_digest(backbone),
+        "backbone_kind": backbone,
+        "spec": digest(spec),
+        "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
+        "model": {key: value for key, value in card["model"].items() if key != "backbone"},
+    }
+    write_text(out, json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+
+
+def check_images(archive: ImageArchive, spec: ScoreSpec) -> None:
+    """Refuse images of another cell, protocol, number or size.
+
+    Raises:
+        ValueError: naming the file, what differs, and both values.
+    """
+    protocol, card, model = spec.protocol, archive.card, archive.card["model"]
+    found = {key: card[key] for key in ("images", "labels", "uint8")}
+    # Published weights carry no run's name.
+    found |= {key: model[key] for key in ("method", "variant", "seed") if key in model}
+    asked = {**protocol.model_dump(), **spec.cell.model_dump()}
+    for key, value in found.items():
+        if value != asked[key]:
+            raise ValueError(
+                f"{archive.path}: {key}: these images have {value}, but {asked[key]} is asked for"
+            )
+    if archive.count != protocol.images:
+        raise ValueError(f"{archive.path}: {archive.count} images, but the protocol wants {protocol.images}")
+    if archive.shape != tuple(spec.image):
+        raise ValueError(
+            f"{archive.path}: images are {archive.shape}, but the data set's are {tuple(spec.image)}"
+        )
+
+
+def compute_metrics(protocol: Protocol, ours: FeatureCollector, real: Reference) -> dict[str, float]:
+    """The metrics that a protocol asks for, by name.
+
+    With ``feature_scale`` the features of both sides are rescaled alike, so that the reference's covariance
+    has that trace; a Fréchet distance then grows by the square of the factor.
+    """
+    asked = set(protocol.metrics)
+    scale = 1.0 if protocol.feature_scale is None else protocol.feature_scale / float(real.sigma.trace())
+    values: dict[str, float] = {}
+    if "fid" in asked:
+        values["fid"] = scale * frechet_distance(*ours.statistics(), real.mu, real.sigma)
+    if asked & {"is", "kid", "precision", "recall"}:
+        from . import fidelity  # takes seconds to import
+    if "is" in asked:
+        values["is"] = fidelity.inception_score(ours.logits)
+    if protocol.compares_images:
+        assert real.features is not None
+        generated, held = (scale**0.5 * side for side in (ours.features, real.features))
+        if "kid" in asked:
+            values["kid"] = fidelity.kernel_distance(generated, held, protocol.kid)
+        if "mmd" in asked:
+            values["mmd"] = mmd_squared(generated, held, protocol.mmd.gamma)
+        if asked & {"precision", "recall"}:
+            both = fidelity.precision_recall(generated, held)
+            values |= {name: value for name, value in both.items() if name in asked}
+    return values

@@ -1,1 +1,0 @@
-"""Pictures: one module for each kind of figure."""

@@ -1,0 +1,277 @@
+"""What each stage's spec holds: the slice of the configuration that its result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ..config.base import ConfigError, Strict
+from ..config.settings import Guidance, Sampler
+from ..config.specs import (
+    AdoptSpec,
+    BenchSpec,
+    ClaimsSpec,
+    CostsSpec,
+    EncodeSpec,
+    FetchSpec,
+    LatentCard,
+    ReferenceSpec,
+    ReportItem,
+    ReportMethod,
+    ReportSpec,
+    RowCells,
+    RunName,
+    SampleSpec,
+    ScoreSpec,
+    TableSpec,
+    TrainSpec,
+)
+from .cells import cell_key, check_sampler
+from .costs_spec import cost_lines
+from .marks import hyperparameter_sources
+from .runs import Run
+
+if TYPE_CHECKING:
+    from . import Plan
+
+
+def _latents(plan: Plan, name: str) -> LatentCard:
+    entry = plan.parts.latents[name]
+    dataset = plan.parts.datasets[entry.dataset]
+    tokenizer = plan.parts.tokenizers[entry.tokenizer]
+    return LatentCard(
+        name=name,
+        shape=tokenizer.shape,
+        classes=dataset.classes,
+        images=dataset.images,
+        tokenizer=tokenizer,
+    )
+
+
+def _fetch(plan: Plan, asset: str) -> Strict:
+    return FetchSpec(name=asset, asset=plan.config.assets[asset])
+
+
+def _encode(plan: Plan, latents: str) -> Strict:
+    entry = plan.parts.latents[latents]
+    tokenizer = plan.parts.tokenizers[entry.tokenizer]
+    return EncodeSpec(
+        name=latents,
+        dataset=plan.parts.datasets[entry.dataset],
+        tokenizer=tokenizer,
+        latents=entry,
+        backbone=plan.network(tokenizer.weights),
+    )
+
+
+def _adopt(plan: Plan, run: str) -> Strict:
+    entry = plan.runs[run]
+    weights = entry.published
+    if weights is None:
+        file = plan.config.method_files[entry.method]
+        raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
+    return AdoptSpec(
+        method=entry.method,
+        backbone=entry.backbone,
+        asset=weights.asset,
+        file=weights.file,
+        tokenizer=plan.parts.tokenizers[weights.tokenizer],
+        reverse=weights.reverse,
+        sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
+    )
+
+
+def _train(plan: Plan, run: str, seed: str) -> Strict:
+    entry = plan.runs[run]
+    taught = entry.has_teacher
+    return TrainSpec(
+        method=entry.method,
+        variant=entry.variant,
+        seed=int(seed),
+        loss=entry.loss,
+        backbone=entry.backbone,
+        latents=_latents(plan, entry.recipe.latents),
+        teacher=taught,
+        guidance=entry.guidance if taught else None,
+        label_dropout=0.0 if taught else entry.recipe.label_dropout,
+        train=entry.train,
+    )
+
+
+def _bench(plan: Plan) -> Strict:
+    bench = plan.config.root.bench
+    runs = [plan.run(name) for name in bench.methods]
+    first = runs[0]
+    teacher = plan.run(first.teacher) if first.teacher else None
+    return BenchSpec(
+        backbone=first.backbone,
+        teacher=teacher.backbone if teacher else None,
+        guidance=first.guidance if teacher else None,
+        precision=first.train.precision,
+        losses={run.method: run.loss for run in runs},
+        bench=bench,
+    )
+
+
+def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> Strict:
+    entry = plan.runs[run]
+    check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
+    protocol = plan.image_sets[images]
+    chosen = plan.parts.samplers[sampler]
+    return SampleSpec(
+        backbone=entry.backbone,
+        expanded=entry.expanded,
+        sampler=chosen.model_copy(update={"guidance": "none"}),
+        guidance=_sampling_guidance(entry, chosen),
+        steps=int(steps),
+        images=protocol.images,
+        labels=protocol.labels,
+        uint8=protocol.uint8,
+        seed=protocol.seed,
+        latents=_latents(plan, entry.recipe.latents),
+        image=_image(plan, entry),
+        decoder=plan.network(entry.tokenizer.weights),
+    )
+
+
+def _sampling_guidance(run: Run, sampler: Sampler) -> Guidance | None:
+    """Velocity normalisation belongs to distillation; sampling uses plain guidance."""
+    if sampler.guidance == "none":
+        return None
+    if isinstance(sampler.guidance, Guidance):
+        return sampler.guidance
+    assert run.recipe.guidance is not None
+    return run.recipe.guidance.model_copy(update={"normalise": "none"})
+
+
+def _reference(plan: Plan, protocol: str) -> Strict:
+    entry = plan.parts.protocols[protocol]
+    if entry.stored:
+        raise ConfigError(
+            f"{plan.config.root.files.settings}: protocols.{protocol}: its reference is published"
+        )
+    return ReferenceSpec(
+        protocol=entry,
+        extractor=plan.network(entry.weights),
+        latents=_latents(plan, entry.reference_latents) if entry.reference_latents else None,
+    )
+
+
+def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
+    entry = plan.parts.protocols[protocol]
+    return ScoreSpec(
+        cell=cell_key(plan.runs[run], int(seed), sampler, int(steps), protocol),
+        protocol=entry,
+        extractor=plan.network(entry.weights),
+        image=_image(plan, plan.runs[run]),
+    )
+
+
+def _image(plan: Plan, run: Run) -> list[int]:
+    """(C, H, W) of the images of a run's data set."""
+    dataset = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset]
+    return [dataset.channels, dataset.resolution, dataset.resolution]
+
+
+def _table(plan: Plan, table: str) -> Strict:
+    entry = plan.tables[table]
+    runs, rows = entry.runs, entry.table.rows
+    # A run that cannot be had is, in this table, a reported number.
+    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
+    return TableSpec(
+        name=table,
+        scale=_scale(runs.values()),
+        protocols=entry.protocols,
+        extra_metrics=entry.extra_metrics,
+        table=entry.table.model_copy(update={"rows": shown}),
+        rows=[RowCells(id=row, cells=cells) for row, cells in entry.cells.items()],
+        parameters=entry.parameters,
+        runs={
+            row: RunName(method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row])
+            for row, run in runs.items()
+        },
+    )
+
+
+def _scale(runs: Iterable[Run]) -> str:
+    """Scale of a result: the paper's only if every run behind it has it. Beside others, toys do not count."""
+    scales = {run.recipe.scale for run in runs}
+    return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
+
+
+def _claims(plan: Plan) -> Strict:
+    keys = [key for entry in plan.claims for cells in entry.cells for key in cells]
+    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in plan.claims}
+    return ClaimsSpec(
+        claims=[entry.claim for entry in plan.claims],
+        cells={entry.claim.id: entry.cells for entry in plan.claims},
+        seeds=plan.config.claim_seeds,
+        toys=[name for name, run in left.items() if run.recipe.scale == "toy"],
+        scale=_scale(plan.run(key.method, key.variant) for key in keys),
+    )
+
+
+def _report(plan: Plan) -> Strict:
+    root = plan.config.root
+    names = [name for name in plan.wanted if name in plan.tables]
+    runs = [run for name in names for run in plan.tables[name].runs.values()]
+    methods = {run.method: run for run in runs}
+    protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
+    tables = {name: plan.config.tables[name] for name in names}
+    return ReportSpec(
+        title=root.title,
+        scale=_scale(runs),
+        command=root.command,
+        items=[
+            ReportItem(
+                name=name,
+                kind=table.kind,
+                title=table.title,
+                paper=table.paper,
+                caption=table.caption,
+                target=f"{root.pathvars['results']}/{name}.csv",
+            )
+            for name, table in tables.items()
+        ],
+        methods={
+            name: ReportMethod(
+                title=run.entry.title,
+                paper=run.entry.paper,
+                loss=run.loss.name,
+                parameters=hyperparameter_sources(run)
+                if run.recipe.scale in ("paper", "toy") and not run.adopted
+                else [],
+            )
+            for name, run in methods.items()
+        },
+        protocols={key: plan.parts.protocols[key] for key in protocols},
+    )
+
+
+def _costs(plan: Plan) -> Strict:
+    lines = cost_lines(plan)
+    named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
+    named |= {name for line in lines for name in line.models}
+    costs = plan.config.costs
+    return CostsSpec(
+        lines=lines,
+        networks={name: plan.parts.backbones[name] for name in sorted(named)},
+        operations=costs.operations,
+        start=costs.start,
+    )
+
+
+BUILDERS: dict[str, Callable[..., Strict]] = {
+    "fetch": _fetch,
+    "encode": _encode,
+    "adopt": _adopt,
+    "train": _train,
+    "bench": _bench,
+    "sample": _sample,
+    "reference": _reference,
+    "score": _score,
+    "table": _table,
+    "claims": _claims,
+    "report": _report,
+    "costs": _costs,
+}

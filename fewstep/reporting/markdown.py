@@ -1,0 +1,198 @@
+"""Tables and claims as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..config.specs import ClaimsSpec, TableSpec
+from .claim_checks import CheckedClaim
+from .formatting import format_mean, format_number
+from .metrics import metric_name
+from .rows import FULL_SCALES, FilledTable, TableRow
+
+MINIATURE = (
+    "Measured on a small data set with a small network and another feature extractor. "
+    "Only orderings can be compared with the paper, never the numbers."
+)
+COST = "Cost of a step"
+STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
+SIGN_TEXTS = {
+    "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
+    "released weights": "‡ measured on published weights, not trained here.",
+}
+
+
+def ours_text(row: TableRow) -> str:
+    """Our number, with the sign of its status and its rank; a dash where there is none."""
+    if row.ours is None:
+        return "–"
+    rank = f" ({row.rank})" if row.rank is not None else ""
+    return format_mean(row.ours, row.ours_std) + STATUS_SIGNS.get(row.status, "") + rank
+
+
+def sign_texts(table: FilledTable) -> list[str]:
+    """What the signs mean that are used in a table."""
+    return [text for status, text in SIGN_TEXTS.items() if any(row.status == status for row in table.rows)]
+
+
+def table_markdown(spec: TableSpec, table: FilledTable) -> str:
+    """The table in the paper's own form, our numbers beside the reported ones."""
+    miniature = spec.scale not in FULL_SCALES
+    parts = [f"# {'In miniature: ' if miniature else ''}{spec.table.title}"]
+    if miniature:
+        parts.append(f"**In miniature.** {MINIATURE}")
+    if spec.table.caption:
+        prefix = "The paper's table: " if miniature and table.has_reported else ""
+        parts.append(prefix + spec.table.caption)
+    if table.step_labels:
+        for heading, text in _blocks(spec, table):
+            parts += [f"**{heading}**", _block(table, text)]
+    else:
+        parts.append(_long(spec, table))
+    parts += [f"[{position}] {note}" for position, note in enumerate(table.notes, start=1)]
+    if "cost" in table.columns:
+        unit = next(row.label for row in table.rows if row.row == spec.table.unit)
+        parts.append(
+            f"{COST}: counted operations of a training step, teacher and all updates included, "
+            f"relative to the row “{unit}”."
+        )
+    if "rank" in table.columns:
+        parts.append("In brackets: the rank in its column; rows are in the order of the first.")
+    parts += sign_texts(table)
+    images = table.distinct("images")
+    counted = f", {' / '.join(images)} images" if images else ""
+    parts.append(
+        f"Source: {spec.table.paper}. Scale: {spec.scale}. "
+        f"Protocol: {spec.protocols[0] if spec.protocols else 'none'}{counted}; "
+        f"seeds measured/asked: {', '.join(table.distinct('seeds')) or 'none'}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+CellText = Callable[[TableRow], str]
+
+
+def _number(column: str, significant: int | None = None) -> CellText:
+    def text(row: TableRow) -> str:
+        value = row[column]
+        assert value is None or isinstance(value, float)
+        return format_number(value, significant=significant) or "–"
+
+    return text
+
+
+def _with_reported(row: TableRow) -> str:
+    reported = "" if row.reported is None else f" ({format_number(row.reported)})"
+    return ours_text(row) + reported
+
+
+def _blocks(spec: TableSpec, table: FilledTable) -> list[tuple[str, CellText]]:
+    """Heading and numbers of every block of columns, one column for each number of steps."""
+    metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    if spec.scale in FULL_SCALES:
+        blocks: list[tuple[str, CellText]] = [(f"{metric}: ours (reported)", _with_reported)]
+    else:
+        blocks = [(f"{metric}, ours", ours_text)]
+        if table.has_reported:
+            blocks.append((f"{full} reported by the paper, at full scale", _number("reported")))
+    blocks += [(f"{metric}, ours, protocol `{name}`", _number(name)) for name in table.other_protocols]
+    for name, protocol in spec.extra_metrics.items():
+        heading = f"{metric_name(name, spec.scale)}, ours, protocol `{protocol}`"
+        blocks.append((heading, _number(f"ours_{name}", significant=3)))
+    return blocks
+
+
+def _block(table: FilledTable, text: CellText) -> str:
+    costs = text is ours_text and "cost" in table.columns
+    head = ["Method", *(f"NFE = {label}" for label in table.step_labels), *([COST] if costs else [])]
+    body = [
+        [_label(table, rows[0]), *map(text, rows), *([_number("cost")(rows[0])] if costs else [])]
+        for rows in table.by_method()
+    ]
+    return _grouped(head, body, [rows[0].group for rows in table.by_method()])
+
+
+def _long(spec: TableSpec, table: FilledTable) -> str:
+    """One line for each number."""
+    metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    paper = spec.scale in FULL_SCALES
+    columns: list[tuple[str, CellText]] = [("NFE", lambda row: row.nfe_label)]
+    columns += [
+        (f"{metric_name(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
+        for name in table.reported_metrics
+    ]
+    columns.append((f"{full}, reported" + ("" if paper else " at full scale"), _number("reported")))
+    columns.append((f"{metric}, ours", ours_text))
+    columns += [(f"{metric}, `{name}`", _number(name)) for name in table.other_protocols]
+    columns += [
+        (f"{metric_name(name, spec.scale)}, `{protocol}`", _number(f"ours_{name}", significant=3))
+        for name, protocol in spec.extra_metrics.items()
+    ]
+    if paper:
+        columns.append(("Difference", lambda row: format_number(row.difference, signed=True)))
+        columns.append(("Tolerance", lambda row: format_number(row.tolerance)))
+    columns.append(("Status", lambda row: row.status))
+    head = [
+        "Method",
+        *(["#Params, reported"] if table.has_params else []),
+        *(heading for heading, _ in columns),
+    ]
+    body, groups = [], []
+    for rows in table.by_method():
+        for row in rows:
+            start = [_label(table, row), *([row.params] if table.has_params else [])]
+            start = start if row is rows[0] else [""] * len(start)
+            body.append(start + [text(row) for _, text in columns])
+            groups.append(row.group)
+    return _grouped(head, body, groups)
+
+
+def _label(table: FilledTable, row: TableRow) -> str:
+    return row.label + (f" [{table.notes.index(row.note) + 1}]" if row.note else "")
+
+
+def _grouped(head: list[str], body: list[list[str]], groups: list[str]) -> str:
+    """A table with a line before each group of rows that has a name."""
+    lines = []
+    before = ""
+    for cells, group in zip(body, groups, strict=True):
+        if group and group != before:
+            lines.append([f"**{group}**", *[""] * (len(head) - 1)])
+        before = group
+        lines.append(cells)
+    return _pipes([head, ["---", *["---:"] * (len(head) - 1)], *lines])
+
+
+def _pipes(lines: Sequence[Sequence[str]]) -> str:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
+
+
+def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
+    """The claims, holding or not."""
+    count = {verdict: sum(claim.holds == verdict for claim in claims) for verdict in ("yes", "no", "missing")}
+    parts = ["# Claims of the paper"]
+    if spec.scale != "paper":
+        parts.append(
+            "**Miniature: a claim that fails here is neither proved nor refuted at the paper's scale; "
+            "“known” says what earlier miniature runs showed.**"
+        )
+    parts.append(f"{count['yes']} hold, {count['no']} do not; numbers are missing for {count['missing']}.")
+    head = ["Claim", "Source", "Left", "", "Right", "Worst ratio", "Seeds", "Holds"]
+    lines = [
+        [
+            claim.statement + (f" *{claim.note}*" if claim.note else ""),
+            claim.source,
+            claim.left_text,
+            claim.bound,
+            "; ".join(claim.right_texts),
+            claim.ratio_text,
+            claim.seeds,
+            f"**{claim.holds}**" + (f" (known: {claim.expected})" if claim.surprising else ""),
+        ]
+        for claim in claims
+    ]
+    parts.append(_pipes([head, ["---"] * 5 + ["---:"] * 2 + ["---"], *lines]))
+    protocols = ", ".join(dict.fromkeys(cells[0][0].protocol for cells in spec.cells.values()))
+    parts.append(f"Protocol: {protocols}. Scale: {spec.scale}. Seeds: {', '.join(map(str, spec.seeds))}.")
+    return "\n\n".join(parts) + "\n"

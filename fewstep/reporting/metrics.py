@@ -1,0 +1,104 @@
+"""Metrics files, and the metrics of a cell over its seeds.
+
+A metrics file says itself which cell it belongs to; its path is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ..config.base import parse
+from ..config.specs import CellKey
+
+Entry = Mapping[str, Any]
+"""The content of a metrics file."""
+Metrics = Mapping[CellKey, Entry]
+
+
+def load_metrics(paths: Iterable[str | Path]) -> dict[CellKey, dict[str, Any]]:
+    """Read metrics files, keyed by the cell that each says it measures.
+
+    Raises:
+        ValueError: a file is unreadable or names no cell, or two files measure the same cell.
+    """
+    found: dict[CellKey, dict[str, Any]] = {}
+    origin: dict[CellKey, str | Path] = {}
+    for path in paths:
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        if not isinstance(raw, dict) or "cell" not in raw:
+            raise ValueError(f"{path}: no key `cell`; make the file with fewstep.score")
+        cell = parse(CellKey, raw["cell"], str(path), "cell")
+        if cell in found:
+            raise ValueError(f"{path}: measures the same cell as {origin[cell]}: {cell}; remove one")
+        found[cell], origin[cell] = raw, path
+    return found
+
+
+@dataclass(frozen=True)
+class CellMetric:
+    """One metric of one cell over the seeds that were measured."""
+
+    values: list[float]
+    entries: list[Entry]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def common(self, key: str) -> str:
+        """What the metrics files of all seeds say, with slashes where they differ."""
+        return "/".join(sorted({str(entry.get(key, "")) for entry in self.entries}))
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """Operations of a training step, the mean over seeds; None where a training did not count them."""
+        found = [entry.get("model", {}).get("flops_per_step") for entry in self.entries]
+        return mean(found) if all(found) else None
+
+
+def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> CellMetric | None:
+    """A metric over the seeds that are there; None when none is.
+
+    Raises:
+        ValueError: a file lacks the metric, or it is not finite.
+    """
+    entries = [metrics[key] for key in keys if key in metrics]
+    return CellMetric([value_of(entry, metric) for entry in entries], entries) if entries else None
+
+
+def value_of(entry: Entry, metric: str) -> float:
+    """The metric of one metrics file.
+
+    Raises:
+        ValueError: the file lacks it, or it is not finite.
+    """
+    value = entry.get(metric)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"metrics of {entry['cell']}: {metric} is {value!r}, not a finite number")
+    return float(value)
+
+
+def metric_name(metric: str, scale: str) -> str:
+    """What a reader calls a metric. A Fréchet distance is an FID only on the paper's data and features."""
+    names = {
+        "fid": "FID" if scale == "paper" else "Fréchet distance",
+        "is": "Inception score",
+        "mmd": "MMD²",
+        "kid": "KID" if scale == "paper" else "Kernel distance",
+        "grad_norm": "Gradient norm",
+    }
+    return names.get(metric, metric.replace("_", " ").capitalize())

@@ -1,0 +1,294 @@
+"""The rows of a table: measured numbers beside the reported ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..config.specs import TableSpec
+from ..config.tables import Row
+from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
+from .metrics import CellMetric, Entry, Metrics, gather
+
+FULL_SCALES = ("paper", "toy")
+"""Scales at which a number stands beside the paper's: experiments with toys are as small there."""
+STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
+
+IsStale = Callable[[Entry], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A method of a table at one number of steps: one line of the CSV file, whose columns are these fields.
+
+    Numbers are rounded to six significant digits, and None where there are none.
+    """
+
+    table: str
+    row: str
+    """id of the row in the table's configuration; with several numbers of steps it has several lines."""
+    group: str
+    label: str
+    params: str
+    steps: int
+    nfe_label: str
+    sampler: str
+    method: str
+    variant: str
+    metric: str
+    reported: Number
+    also_reported: Mapping[str, Number]
+    """Columns `reported_METRIC`."""
+    ours: Number
+    ours_std: Number
+    seeds: str
+    """measured/asked for."""
+    images: str
+    evaluations: str
+    """Of the network, for one image."""
+    more: Mapping[str, Number]
+    """A column for each other protocol, and columns `ours_METRIC`."""
+    flops_per_step: Number = None
+    status: str
+    difference: Number
+    tolerance: Number
+    agrees: str
+    """yes, no, or empty where nothing is compared."""
+    protocol: str
+    note: str
+    cost: Number = None
+    """Operations of a training step over those of the table's unit."""
+    rank: WholeNumber = None
+    """Within its number of steps, 1 is the lowest metric."""
+    parameter: Number = None
+    """Of a sweep; None for a run whose loss does not have it."""
+    values: NumberList = field(default_factory=list)
+    """Of a sweep: the metric of every seed."""
+
+    def __getitem__(self, column: str) -> object:
+        numbers = {**self.also_reported, **self.more}
+        return numbers[column] if column in numbers else getattr(self, column)
+
+
+_FIELDS = [entry.name for entry in fields(TableRow)]
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """A table with what was measured: its rows in order, and the columns of its CSV file."""
+
+    columns: list[str]
+    rows: list[TableRow]
+
+    def by_method(self) -> list[list[TableRow]]:
+        """The rows of each row id, which differ in their number of steps."""
+        return [list(group) for _, group in groupby(self.rows, key=lambda row: row.row)]
+
+    @property
+    def step_labels(self) -> list[str]:
+        """Numbers of steps, if all methods share the same several: each is then a column for readers."""
+        found = {tuple(row.nfe_label for row in group) for group in self.by_method()}
+        return list(next(iter(found))) if len(found) == 1 and len(next(iter(found))) > 1 else []
+
+    @property
+    def metric(self) -> str:
+        return self.rows[0].metric if self.rows else ""
+
+    @property
+    def reported_metrics(self) -> list[str]:
+        """Further metrics that the paper reports."""
+        return [name.removeprefix("reported_") for name in self.columns if name.startswith("reported_")]
+
+    @property
+    def extra_metrics(self) -> list[str]:
+        """Further metrics that were measured."""
+        columns = [name for name in self.columns if name.startswith("ours_") and name not in _FIELDS]
+        return [name.removeprefix("ours_") for name in columns]
+
+    @property
+    def other_protocols(self) -> list[str]:
+        """Protocols beside the first that some number was measured under."""
+        names = [name for name in self.columns if name not in _FIELDS]
+        names = [name for name in names if not name.startswith(("reported_", "ours_"))]
+        return [name for name in names if any(row[name] is not None for row in self.rows)]
+
+    @property
+    def notes(self) -> list[str]:
+        """The distinct notes of the rows, in order; a row refers to its note by position."""
+        return list(dict.fromkeys(row.note for row in self.rows if row.note))
+
+    @property
+    def has_reported(self) -> bool:
+        return any(row.reported is not None for row in self.rows)
+
+    @property
+    def has_params(self) -> bool:
+        return any(row.params for row in self.rows)
+
+    def distinct(self, column: str) -> list[str]:
+        """The texts of a column that are not empty, sorted."""
+        return sorted({str(row[column]) for row in self.rows} - {""})
+
+    def to_csv(self) -> str:
+        return to_csv(self.columns, ({name: row[name] for name in self.columns} for row in self.rows))
+
+
+def read_table(path: str | Path) -> FilledTable:
+    """Read back what :meth:`FilledTable.to_csv` wrote; errors as for :func:`parse_rows`."""
+    columns, lines = read_csv(path)
+    others = [name for name in columns if name not in _FIELDS]
+    reported = [name for name in others if name.startswith("reported_")]
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        numbers = {name: line.pop(name) for name in others}
+        also_reported = {name: numbers.pop(name) for name in reported}
+        rows.append(line | {"also_reported": also_reported, "more": numbers})
+    return FilledTable(columns, parse_rows(TableRow, rows, path))
+
+
+def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTable:
+    """A table with what was measured.
+
+    Args:
+        spec: The table, and which cells fill it.
+        metrics: From :func:`load_metrics`.
+        is_stale: Whether a metrics file was made by other code than the present; of common/provenance.py.
+
+    Raises:
+        ValueError: a metrics file lacks a metric, or a protocol has the name of a column.
+    """
+    table = spec.table
+    for name in spec.protocols[1:]:
+        if name in _FIELDS:
+            raise ValueError(f"protocol {name!r} is also a column of the table; rename the protocol")
+    rows = [
+        _fill_row(spec, row, column, metrics, is_stale)
+        for row in table.rows
+        for column in range(len(row.steps or table.steps or []))
+    ]
+    if table.unit is not None:
+        rows = _with_costs(rows, table.unit)
+    return FilledTable(_columns(spec), _ranked(rows) if table.ranked else rows)
+
+
+def _columns(spec: TableSpec) -> list[str]:
+    some = {
+        "also_reported": [f"reported_{name}" for name in _also_reported(spec)],
+        "more": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
+    }
+    absent = set() if spec.table.ranked else {"rank"}
+    absent |= {"flops_per_step", "cost"} if spec.table.unit is None else set()
+    absent |= {"parameter", "values"} if spec.table.kind != "sweep" else set()
+    return [column for name in _FIELDS if name not in absent for column in some.get(name, [name])]
+
+
+def _also_reported(spec: TableSpec) -> list[str]:
+    names = dict.fromkeys(name for row in spec.table.rows for name in row.reported)
+    return [name for name in names if name != spec.table.metric]
+
+
+def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale: IsStale) -> TableRow:
+    table = spec.table
+    steps = (row.steps or table.steps or [])[column]
+    cells = next((entry.cells for entry in spec.rows if entry.id == row.id), {})
+    keys = {name: cells[name][column] for name in spec.protocols if name in cells}
+    first = next(iter(keys), "")
+    asked = keys.get(first, [])
+    ours = gather(metrics, asked, table.metric)
+
+    def reported(metric: str) -> float | None:
+        numbers = row.reported.get(metric)
+        return rounded(numbers[column]) if numbers else None
+
+    def measured(protocol: str, metric: str) -> float | None:
+        found = gather(metrics, keys.get(protocol, []), metric)
+        return rounded(found.mean) if found else None
+
+    more = {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
+    more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
+    difference, tolerance, agrees = _agreement(spec, ours, reported(table.metric))
+    return TableRow(
+        table=spec.name,
+        row=row.id,
+        group=row.group,
+        label=row.label,
+        params=row.params,
+        steps=steps,
+        nfe_label=row.nfe_label[column] if row.nfe_label else str(steps),
+        sampler=asked[0].sampler if asked else "",
+        method=row.method or "",
+        variant=row.variant if row.method else "",
+        metric=table.metric,
+        reported=reported(table.metric),
+        also_reported={f"reported_{name}": reported(name) for name in _also_reported(spec)},
+        ours=rounded(ours.mean) if ours else None,
+        ours_std=rounded(ours.std) if ours else None,
+        seeds=f"{len(ours.values) if ours else 0}/{len(asked)}" if asked else "",
+        images=ours.common("images") if ours else "",
+        evaluations=ours.common("evaluations") if ours else "",
+        more=more,
+        flops_per_step=rounded(ours.flops_per_step) if ours and table.unit is not None else None,
+        status=_status(spec, row, ours, is_stale),
+        difference=difference,
+        tolerance=tolerance,
+        agrees=agrees,
+        protocol=first,
+        note=row.note,
+        parameter=spec.parameters.get(row.id),
+        values=[rounded(value) for value in ours.values] if ours and table.kind == "sweep" else [],
+    )
+
+
+def _status(spec: TableSpec, row: Row, ours: CellMetric | None, is_stale: IsStale) -> str:
+    if row.method is None:
+        return "reported only"
+    if ours is None:
+        return "missing"
+    if any(is_stale(entry) for entry in ours.entries):
+        return "stale"
+    if spec.scale not in FULL_SCALES:
+        return "miniature"
+    if any(entry.get("status") == "released" for entry in ours.entries):
+        return "released weights"
+    return "reproduced"
+
+
+def _agreement(
+    spec: TableSpec, ours: CellMetric | None, reported: float | None
+) -> tuple[float | None, float | None, str]:
+    """Difference, tolerance, verdict; none below full scale, where the two numbers mean different things."""
+    if ours is None or reported is None or spec.scale not in FULL_SCALES:
+        return None, None, ""
+    tolerance = max(spec.table.tolerance.absolute, spec.table.tolerance.relative * abs(reported))
+    difference = ours.mean - reported
+    return rounded(difference), rounded(tolerance), "yes" if abs(difference) <= tolerance + 1e-9 else "no"
+
+
+def _with_costs(rows: Sequence[TableRow], unit: str) -> list[TableRow]:
+    one = next((row.flops_per_step for row in rows if row.row == unit), None)
+    return [
+        replace(row, cost=rounded(row.flops_per_step / one)) if one and row.flops_per_step else row
+        for row in rows
+    ]
+
+
+def _ranked(rows: Sequence[TableRow]) -> list[TableRow]:
+    """Methods in the order of their first number, the lowest first and missing ones last, with ranks."""
+    ranked = []
+    for row in rows:
+        if row.ours is not None:
+            others = [one.ours for one in rows if one.nfe_label == row.nfe_label and one.ours is not None]
+            row = replace(row, rank=1 + sum(other < row.ours for other in others))
+        ranked.append(row)
+    return [row for group in best_first(ranked) for row in group]
+
+
+def best_first(rows: Sequence[TableRow]) -> list[list[TableRow]]:
+    """The rows of each method, the lowest first number first; without a number last."""
+    groups: dict[str, list[TableRow]] = {}
+    for row in rows:
+        groups.setdefault(row.row, []).append(row)
+    return sorted(groups.values(), key=lambda group: float("inf") if group[0].ours is None else group[0].ours)

@@ -1,0 +1,64 @@
+"""Who teaches whom: the recipe's teacher, a teacher of one's own, and what cannot be."""
+
+from __future__ import annotations
+
+import pytest
+from configs import behind, make_plan, raw_config, teacher_file
+
+from fewstep.config import ConfigError
+from fewstep.config.base import merge
+
+
+def demo(**methods):
+    return make_plan(merge(raw_config("demo"), {"overrides": {"methods": methods}}))
+
+
+@pytest.mark.parametrize("scale", ["paper_plan", "demo_plan"])
+def test_a_method_may_name_its_own_teacher(scale, request):
+    plan = request.getfixturevalue(scale)
+    stage, student = plan.run("tcm-stage1"), plan.run("tcm")
+    assert (stage.teacher, student.teacher) == ("teacher", "tcm-stage1")
+    assert teacher_file(plan, "tcm/base") == [plan.model("tcm-stage1")]
+    assert teacher_file(plan, "tcm-stage1/base") == [plan.model("teacher")]
+    assert stage.recipe is student.recipe and student.has_teacher
+
+
+def test_every_teacher_is_trained(demo_plan):
+    trained = behind(demo_plan, "zoo")["train"]
+    for name in ("tcm/base", "tcm-stage1/base", "teacher/base"):
+        assert {"run": name, "seed": "0"} in trained
+
+
+def test_from_scratch_at_paper_scale_and_from_the_teacher_in_the_demo(paper_plan, demo_plan):
+    for name in ("imm", "shortcut", "ict"):
+        assert paper_plan.run(name).teacher is None and not paper_plan.run(name).has_teacher
+        assert demo_plan.run(name).teacher == "teacher"
+
+
+def test_table1_trains_the_same_methods_in_the_demo_as_before(paper_plan, demo_plan):
+    ours = {"lightningdit", "lightningdit-guided", "meanflow", "facm", "scm", "decm"}
+    assert set(demo_plan.tables["table1"].runs) == ours
+    assert set(paper_plan.tables["table1"].runs) == ours | {"imm", "shortcut"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        (
+            {"tcm": {"teacher": "tcm-stage"}},
+            "tcm.teacher: unknown name 'tcm-stage'; did you mean",
+        ),
+        ({"tcm": {"teacher": "tcm"}}, "tcm.teacher: tcm cannot teach itself"),
+        ({"tcm-stage1": {"teacher": "tcm"}}, r"teacher: (\S+) <- \S+ <- \1 goes in a circle"),
+        ({"tcm": {"teacher": "teacher"}}, "tcm.loss.boundary: needs a first stage"),
+        ({"tcm": {"teacher": False}}, "tcm.loss.boundary: needs a first stage"),
+        (
+            {"imm": {"loss": {"particles": 3}}},
+            "imm.loss.particles: train.global_batch_size 256 does not divide",
+        ),
+        ({"shortcut": {"backbone": "lightningdit-digits-teacher"}}, "shortcut.loss: needs a backbone with"),
+    ],
+)
+def test_what_cannot_be_is_refused(methods, words):
+    with pytest.raises(ConfigError, match=words):
+        demo(**methods)
