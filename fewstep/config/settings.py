@@ -182,6 +182,7 @@ class ConvClassifier(Strict):
     features: int = Field(gt=0)
 
 
+FlowBackbone = Annotated[LightningDiT | Mlp | UNet, Field(discriminator="kind")]
 Backbone = Annotated[
     LightningDiT | Mlp | UNet | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")
 ]

@@ -13,7 +13,18 @@ from .base import Strict
 from .bench import Bench
 from .methods import AnyLossParams
 from .rates import Device, Operations, Rate, Source
-from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
+from .settings import (
+    Backbone,
+    Dataset,
+    FlowBackbone,
+    Guidance,
+    Latents,
+    Mark,
+    Protocol,
+    Sampler,
+    Tokenizer,
+    Train,
+)
 from .tables import Claim, Kind, Table
 
 
@@ -68,8 +79,8 @@ class TrainSpec(Strict):
 class BenchSpec(Strict):
     """Training steps to be measured on synthetic latents."""
 
-    backbone: Backbone
-    teacher: Backbone | None
+    backbone: FlowBackbone
+    teacher: FlowBackbone | None
     guidance: Guidance | None
     precision: str
     losses: dict[str, AnyLossParams] = Field(description="method -> its objective")

@@ -103,13 +103,15 @@ def _bench(plan: Plan) -> Strict:
     runs = [plan.run(name) for name in bench.methods]
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
-    return BenchSpec(
-        backbone=first.backbone,
-        teacher=teacher.backbone if teacher else None,
-        guidance=first.guidance if teacher else None,
-        precision=first.train.precision,
-        losses={run.method: run.loss for run in runs},
-        bench=bench,
+    return BenchSpec.model_validate(
+        {
+            "backbone": first.backbone,
+            "teacher": teacher.backbone if teacher else None,
+            "guidance": first.guidance if teacher else None,
+            "precision": first.train.precision,
+            "losses": {run.method: run.loss for run in runs},
+            "bench": bench,
+        }
     )
 
 
