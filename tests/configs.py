@@ -8,13 +8,13 @@ from typing import Any
 
 from fewstep.config.base import complete, read_yaml
 from fewstep.plan import Plan, Run
+from fewstep.plan.jobs import dependencies
 from fewstep.plan.marks import hyperparameter_sources, values
 
 ROOT = Path(__file__).parent.parent
 
 
 def raw_config(preset: str | None = None) -> dict[str, Any]:
-    """config/config.yaml, with a preset laid over it."""
     return complete(read_yaml(ROOT / f"config/{preset}.yaml") if preset else {}, ROOT)
 
 
@@ -25,3 +25,31 @@ def unmarked(run: Run) -> list[str]:
 
 def make_plan(raw: dict[str, Any]) -> Plan:
     return Plan(copy.deepcopy(raw), ROOT)
+
+
+def behind(plan: Plan, *targets: str) -> dict[str, list[dict[str, str]]]:
+    """The jobs behind some targets: stage -> their wildcards."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for job in dependencies(plan, [file for target in targets for file in plan.parts_of(target)]):
+        found.setdefault(job.stage, []).append(job.key)
+    return found
+
+
+def wildcard_values(jobs: list[dict[str, str]] | None, key: str) -> set[str]:
+    """Values of one wildcard."""
+    return {job[key] for job in jobs or []}
+
+
+def teacher_file(plan: Plan, run: str) -> list[str]:
+    return plan.inputs("train", {"run": run, "seed": "0"})["teacher"]
+
+
+def sample_inputs(plan: Plan, run: str) -> dict[str, list[str]]:
+    """What a job that samples from a run reads."""
+    return plan.inputs("sample", {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": "x"})
+
+
+def extractor_file(plan: Plan, protocol: str = "digits") -> str:
+    """The weights of a protocol's extractor."""
+    (file,) = plan.inputs("reference", {"protocol": protocol})["extractor"]
+    return file

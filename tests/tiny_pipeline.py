@@ -121,51 +121,58 @@ class TinyPipeline:
         return path
 
     def fetch(self, asset: str, folder: Path | None = None) -> Call:
-        out = Path(self.plan.record(asset)) if folder is None else folder / f"{asset}.json"
+        out = Path(self.plan.file("record", asset=asset)) if folder is None else folder / f"{asset}.json"
         return self._call("fetch", asset, out)
 
     def encode(self, latents: str, folder: Path | None = None, shard: int | None = None) -> Call:
         """One shard, or with ``shard`` None the manifest of all of them."""
-        manifest = Path(self.plan.manifest(latents))
+        manifest = Path(self.plan.file("manifest", latents=latents))
         out = manifest if folder is None else folder / manifest.name
-        words = ["--source", self.plan.source(latents)]
-        words += ["--tokenizer", *self.plan.tokenizer_weights(latents)]
+        words = self._inputs("encode", latents=latents)
         if shard is not None:
             out = out.with_name(f"shard-{shard:05d}.tar")
             return self._call("encode", latents, out, *words, "--shard", str(shard))
-        shards = [str(out.with_name(Path(path).name)) for path in self.plan.shards(latents)]
-        return self._call("encode", latents, out, *words, "--merge", *shards)
+        shards = self.plan.inputs("manifest", {"latents": latents})["shards"]
+        merged = [str(out.with_name(Path(path).name)) for path in shards]
+        return self._call("encode", latents, out, *words, "--merge", *merged)
 
     def train(self, method: str, folder: Path | None = None, seed: int = 0) -> Call:
         run = f"{method}/base"
         out = Path(self.plan.model(method)) if folder is None else folder / "model.safetensors"
         curve = out.with_name("train.jsonl")
-        words = ["--latents", self.plan.latents_of(run), "--teacher", *self.plan.teacher_of(run)]
+        words = self._inputs("train", run=run, seed=str(seed))
         call = self._call("train", f"{run}/{seed}", out, *words, "--curve", str(curve))
         return Call("train", call.arguments, [out, curve])
 
     def sample(self, method: str, cell: str, folder: Path | None = None, protocol: str = "digits") -> Call:
-        run, images = f"{method}/base", self.plan.image_set(protocol)
-        default = Path(self.plan.images_of(run, "0", cell, protocol))
+        key = self._cell(method, cell, images=self.plan.image_set(protocol))
+        default = Path(self.plan.file("images", **key))
         out = default if folder is None else folder / default.name
-        words = ["--model", self.plan.model(method), "--latents", self.plan.latents_of(run)]
-        words += ["--tokenizer", *self.plan.decoder_of(run)]
-        return self._call("sample", f"{run}/{cell}/{images}", out, *words)
+        return self._call(
+            "sample", f"{method}/base/{cell}/{key['images']}", out, *self._inputs("sample", **key)
+        )
 
     def reference(self, folder: Path | None = None, protocol: str = "digits") -> Call:
-        default = Path(self.plan.reference(protocol)[0])
+        default = Path(self.plan.file("statistics", protocol=protocol))
         out = default if folder is None else folder / default.name
-        words = ["--latents", *self.plan.reference_latents(protocol)]
-        return self._call("reference", protocol, out, *words, "--extractor", *self.plan.extractor(protocol))
+        return self._call("reference", protocol, out, *self._inputs("reference", protocol=protocol))
 
     def score(self, method: str, cell: str, folder: Path | None = None, protocol: str = "digits") -> Call:
-        run = f"{method}/base"
-        images = self.plan.images_of(run, "0", cell, protocol)
-        default = Path(images).with_name(f"{protocol}.json")
+        key = self._cell(method, cell, protocol=protocol)
+        default = Path(self.plan.file("metrics", **key))
         out = default if folder is None else folder / default.name
-        words = ["--images", images, "--extractor", *self.plan.extractor(protocol)]
-        words += ["--reference", *self.plan.reference(protocol)]
-        return self._call("score", f"{run}/0/{cell}/{protocol}", out, *words)
+        words = self._inputs("score", **key)
+        return self._call("score", f"{method}/base/0/{cell}/{protocol}", out, *words)
+
+    def _cell(self, method: str, cell: str, **more: str) -> dict[str, str]:
+        sampler, _, steps = cell.rpartition("-")
+        return {"run": f"{method}/base", "seed": "0", "sampler": sampler, "steps": steps, **more}
+
+    def _inputs(self, stage: str, **key: str) -> list[str]:
+        """The options of a stage that name its input files, as the rules write them."""
+        found = self.plan.inputs(stage, key)
+        found.pop("spec")
+        return [word for option, files in found.items() for word in (f"--{option}", *files)]
 
     def _call(self, stage: str, name: str, out: Path, *words: str) -> Call:
         spec = self.spec(

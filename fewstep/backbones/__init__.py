@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..config.networks import FlowNetwork, Mlp, UNet
-from ..config.settings import Backbone, ConvAutoencoder, LightningDiT
+from ..config.networks import FlowNetwork
+from ..config.settings import Backbone
 
 if TYPE_CHECKING:
     from torch import nn
+
+NETWORKS = {
+    "lightningdit": ("lightningdit", "LightningDiT"),
+    "noise": ("noise", "NoiseDiT"),
+    "mlp": ("mlp", "Mlp"),
+    "unet": ("unet", "UNet"),
+    "conv-autoencoder": ("convnets", "ConvAutoencoder"),
+    "conv-classifier": ("convnets", "ConvClassifier"),
+}
+"""Module and class by the kind of the spec, or by what its network predicts. Loaded when built, so that a
+training depends on the source of its own network alone."""
 
 
 def build(spec: Backbone) -> nn.Module:
@@ -20,23 +32,10 @@ def build(spec: Backbone) -> nn.Module:
     Raises:
         ValueError: sizes that do not fit together, naming them.
     """
-    if isinstance(spec, LightningDiT):
-        from . import lightningdit, noise
-
-        return (noise.NoiseDiT if spec.predicts == "noise" else lightningdit.LightningDiT)(spec)
-    if isinstance(spec, Mlp):
-        from . import mlp
-
-        return mlp.Mlp(spec)
-    if isinstance(spec, UNet):
-        from . import unet
-
-        return unet.UNet(spec)
-    from . import convnets
-
-    if isinstance(spec, ConvAutoencoder):
-        return convnets.ConvAutoencoder(spec)
-    return convnets.ConvClassifier(spec)
+    kind = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
+    module, name = NETWORKS[kind]
+    network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)
+    return network
 
 
 def null_label(spec: FlowNetwork) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..config.networks import Mlp, UNet
-from .dual import Carried, add
+from ..config.networks import FlowNetwork
 from .layers import LabelEmbedding, TimeEmbedding, without_autocast
 
 
@@ -19,16 +18,16 @@ class Conditioned(nn.Module):
     r_embedder: TimeEmbedding | None
     y_embedder: LabelEmbedding | None
 
-    def embed(self, spec: Mlp | UNet, width: int) -> None:
+    def embed(self, spec: FlowNetwork, width: int, labels: bool) -> None:
         """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)
         self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
-        self.y_embedder = LabelEmbedding(spec.classes, width) if spec.conditional else None
+        self.y_embedder = LabelEmbedding(spec.classes, width) if labels else None
         if self.r_embedder is not None:
             zero(self.r_embedder.mlp[2])
 
-    def condition(self, t: Carried, s: Carried | None, y: Tensor) -> Carried:
+    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
         """Sum of the embeddings of t, s (B,) and the labels y (B,): (B, width), never in half precision.
 
         The derivative with respect to the times passes through here, and costs little.
@@ -36,11 +35,11 @@ class Conditioned(nn.Module):
         with without_autocast(y.device):
             c = self.t_embedder(t)
             if self.y_embedder is not None:
-                c = add(c, self.y_embedder(y))
+                c = c + self.y_embedder(y)
             if self.r_embedder is not None:
                 if s is None:
                     raise ValueError("this network has a target-time embedding: give s")
-                c = add(c, self.r_embedder(s))
+                c = c + self.r_embedder(s)
         return c
 
 

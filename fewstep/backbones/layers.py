@@ -1,132 +1,49 @@
 """Layers of LightningDiT (arXiv 2501.01423), and of DiT, SiT, TiT (2212.09748, 2401.08740, 2505.07447).
 
-Attribute names are those of the published checkpoints, so that weights load without renaming. Every
-layer whose input depends on image or times takes duals too (dual.py); in the rules dx is the tangent of x.
+Attribute names are those of the published checkpoints, so that weights load without renaming.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
-from .dual import Carried, Linear, SiLU, carry, chunk, each, parts, silu_slope
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays; everything narrower becomes float32."""
-    return torch.promote_types(dtype, torch.float32)
+from ..core.precision import upcast
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Switch autocast off where the device has it (the meta device has not)."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def modulate(x: Carried, shift: Carried, scale: Carried, gain: Tensor | None = None) -> Carried:
-    """``(1 + scale) gain x + shift`` with (B, D) parameters and a (D,) gain on (B, N, D) tokens.
-
-    The gain meets the scale before it meets the tokens: one pass over them less, forward and backward.
-    """
-    (x, dx), (shift, dshift), (scale, dscale) = parts(x), parts(shift), parts(scale)
-    factor = 1 + scale[:, None]
-    if gain is not None:
-        factor = factor * gain
-
-    def rule(dx: Tensor) -> Tensor:
-        dfactor = dscale[:, None] if gain is None else dscale[:, None] * gain
-        return torch.addcmul(dshift[:, None], dx, factor).addcmul_(x, dfactor)
-
-    return carry(torch.addcmul(shift[:, None], x, factor), dx, rule)
-
-
-def gated(h: Carried, gate: Carried, branch: Carried) -> Carried:
-    """``h + gate * branch`` with a (B, D) gate on (B, N, D) tokens."""
-    (h, dh), (gate, dgate), (branch, dbranch) = parts(h), parts(gate), parts(branch)
-    gate = gate[:, None]
-    return carry(
-        torch.addcmul(h, gate, branch),
-        dh,
-        lambda dh: torch.addcmul(dh, gate, dbranch).addcmul_(dgate[:, None], branch),
+    known = torch.amp.is_autocast_available(device.type)
+    off: AbstractContextManager[object] = (
+        torch.autocast(device.type, enabled=False) if known else nullcontext()
     )
+    return off
 
 
-class Norm(nn.Module, ABC):
-    """Normalisation over the last axis, computed in float32 or better, and what is done to its result.
+class Norm(nn.Module):
+    """Normalisation over the last axis, of three kinds.
 
-    Args:
-        gain: whether there is a learned factor for each feature.
+    ``rms`` divides by the root of the mean square and has a learned gain, ``rms-plain`` has none; ``layer``
+    subtracts the mean and divides by the standard deviation, without gain and offset (DiT, SiT).
     """
 
-    def __init__(self, width: int, gain: bool, eps: float = 1e-6) -> None:
+    def __init__(self, kind: str, width: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
+        self.weight = nn.Parameter(torch.ones(width)) if kind == "rms" else None
+        self.normalise = F.layer_norm if kind == "layer" else F.rms_norm
         self.eps = eps
 
-    def forward(self, x: Carried, shift: Carried | None = None, scale: Carried | None = None) -> Carried:
-        """The norm times its gain; ``(1 + scale)`` times that, plus ``shift``, where they are given."""
-        unit = self.unit(x)
-        if shift is not None and scale is not None:
-            return modulate(unit, shift, scale, self.weight)
-        if self.weight is None:
-            return unit
-        unit, dunit = parts(unit)
-        return carry(unit * self.weight, dunit, lambda dunit: dunit * self.weight)
-
-    @abstractmethod
-    def unit(self, x: Carried) -> Carried:
-        """The norm itself."""
-
-
-class RMSNorm(Norm):
-    """Divides by the root of the mean square."""
-
-    def __init__(self, width: int, gain: bool = True) -> None:
-        super().__init__(width, gain)
-
-    def unit(self, x: Carried) -> Carried:
-        x, dx = parts(x)
-        wide = x.to(at_least_float32(x.dtype))
-        # The norm's backward and memory are smaller than those of a mean of squares.
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        unit = wide * scale
-
-        def rule(dx: Tensor) -> Tensor:
-            dx = dx.to(wide.dtype)
-            along = (unit * dx).mean(-1, keepdim=True)
-            return torch.addcmul(dx, unit, along, value=-1).mul_(scale).to(x.dtype)
-
-        return carry(unit.to(x.dtype), dx, rule)
-
-
-class LayerNorm(Norm):
-    """Subtracts the mean and divides by the standard deviation, without gain and offset (DiT, SiT)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, gain=False)
-
-    def unit(self, x: Carried) -> Carried:
-        x, dx = parts(x)
-        wide = x.to(at_least_float32(x.dtype))
-        unit, _, scale = torch.native_layer_norm(wide, (x.shape[-1],), None, None, self.eps)
-
-        def rule(dx: Tensor) -> Tensor:
-            dx = dx.to(wide.dtype)
-            along = (unit * dx).mean(-1, keepdim=True)
-            return (torch.addcmul(dx - dx.mean(-1, keepdim=True), unit, along, value=-1) * scale).to(x.dtype)
-
-        return carry(unit.to(x.dtype), dx, rule)
-
-
-NORMS = {"rms": RMSNorm, "rms-plain": partial(RMSNorm, gain=False), "layer": LayerNorm}
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """The norm of x (B, ..., D); ``(1 + scale)`` times that plus ``shift`` (B, 1, D), where given."""
+        unit = self.normalise(x, x.shape[-1:], eps=self.eps)
+        if shift is None or scale is None:
+            return unit if self.weight is None else unit * self.weight
+        # The gain meets the scale before it meets the tokens: one pass over them less.
+        factor = 1 + scale if self.weight is None else (1 + scale) * self.weight
+        return torch.addcmul(shift, unit, factor)
 
 
 class TimeEmbedding(nn.Module):
@@ -140,29 +57,20 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         if features % 2:
             raise ValueError(f"time_features {features} must be even: half cosines, half sines")
-        self.mlp = nn.Sequential(Linear(features, width), SiLU(), Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.half = features // 2
         self.scale = scale
         self.period = period
 
-    def features(self, t: Carried, dtype: torch.dtype) -> Carried:
+    def features(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """The sinusoids (B, features), computed in ``dtype``."""
-        t, dt = parts(t)
         j = torch.arange(self.half, device=t.device, dtype=dtype)
-        frequencies = self.scale * self.period ** (-j / self.half)
-        angles = t.to(dtype)[:, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()
+        angles = t.to(dtype)[:, None] * (self.scale * self.period ** (-j / self.half))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
-        def rule(dt: Tensor) -> Tensor:
-            dangles = dt.to(dtype)[:, None] * frequencies
-            return torch.cat([-sin * dangles, cos * dangles], dim=-1)
-
-        return carry(torch.cat([cos, sin], dim=-1), dt, rule)
-
-    def forward(self, t: Carried) -> Carried:
+    def forward(self, t: Tensor) -> Tensor:
         dtype = self.mlp[0].weight.dtype
-        features = self.features(t, at_least_float32(dtype))
-        return self.mlp(each(lambda x: x.to(dtype), features))
+        return self.mlp(self.features(t, torch.promote_types(dtype, torch.float32)).to(dtype))
 
 
 class LabelEmbedding(nn.Module):
@@ -187,16 +95,11 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
-    def forward(self, x: Carried) -> Carried:
-        x, dx = parts(each(self._cut, x))
-        weight = self.proj.weight.flatten(1)
-        return carry(F.linear(x, weight, self.proj.bias), dx, lambda dx: F.linear(dx, weight))
-
-    def _cut(self, x: Tensor) -> Tensor:
-        """Patches (B, N, C * patch * patch), channels first."""
+    def forward(self, x: Tensor) -> Tensor:
         p = self.proj.stride[0]
         x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C * patch * patch)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def sincos_table(rows: int, columns: int, width: int) -> Tensor:
@@ -243,23 +146,17 @@ class RotaryTable(nn.Module):
         self.register_buffer("freqs_cos", angles.cos().to(torch.get_default_dtype()))
         self.register_buffer("freqs_sin", angles.sin().to(torch.get_default_dtype()))
 
-    def forward(self, x: Carried) -> Carried:
+    def forward(self, x: Tensor) -> Tensor:
         """Rotate (B, heads, N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
-        return each(self._rotate if torch.compiler.is_compiling() else self._turn, x)
-
-    def _turn(self, x: Tensor) -> Tensor:
-        """As products of complex numbers: one kernel, the same bits."""
-        dtype = torch.promote_types(x.dtype, self.freqs_cos.dtype)
-        wide = at_least_float32(dtype)
-        turns = torch.complex(self.freqs_cos[:, ::2].to(wide), self.freqs_sin[:, ::2].to(wide))
-        pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turns).flatten(-2).to(dtype)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        """The same in real numbers, for compilers, which have none but these."""
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-b, a], dim=-1).flatten(-2)
-        return x * self.freqs_cos + turned * self.freqs_sin
+        cos, sin = self.freqs_cos, self.freqs_sin
+        if torch.compiler.is_compiling():  # compilers have real numbers alone
+            a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([-b, a], dim=-1).flatten(-2)
+            return (x * cos + turned * sin).to(x.dtype)
+        # As products of complex numbers: one kernel, the same bits.
+        pairs = torch.view_as_complex(upcast(x).unflatten(-1, (-1, 2)))
+        turns = torch.complex(upcast(cos[:, ::2]), upcast(sin[:, ::2]))
+        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -271,18 +168,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool, norm: str) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.q_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
-        self.k_norm = NORMS[norm](width // heads) if qk_norm else nn.Identity()
-        self.proj = Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
+        self.k_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Carried, rope: nn.Module) -> Carried:
-        q, k, v = (each(self._split, part) for part in chunk(self.qkv(x), 3))
-        mixed = attend(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
-        return self.proj(each(lambda o: o.transpose(1, 2).flatten(2), mixed))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x: Tensor, rope: nn.Module) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -290,13 +184,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w12 = Linear(width, 2 * hidden)
-        self.w3 = Linear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
 
-    def forward(self, x: Carried) -> Carried:
-        (a, da), (b, db) = map(parts, chunk(self.w12(x), 2))
-        active = F.silu(a)
-        return self.w3(carry(active * b, da, lambda da: silu_slope(da, a).mul_(b).addcmul_(active, db)))
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(a) * b)
 
 
 class Gelu(nn.Module):
@@ -304,13 +197,11 @@ class Gelu(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Carried) -> Carried:
-        a, da = parts(self.fc1(x))
-        active = F.gelu(a, approximate="tanh")
-        return self.fc2(carry(active, da, lambda da: torch.ops.aten.gelu_backward(da, a, approximate="tanh")))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 def feed_forward(kind: str, width: int) -> nn.Module:
@@ -323,16 +214,16 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, qk_norm: bool, norm: str, mlp: str) -> None:
         super().__init__()
-        self.norm1 = NORMS[norm](width)
+        self.norm1 = Norm(norm, width)
         self.attn = Attention(width, heads, qk_norm, norm)
-        self.norm2 = NORMS[norm](width)
+        self.norm2 = Norm(norm, width)
         self.mlp = feed_forward(mlp, width)
-        self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 6 * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, h: Carried, c: Carried, rope: nn.Module) -> Carried:
-        shift1, scale1, gate1, shift2, scale2, gate2 = chunk(self.adaLN_modulation(c), 6)
-        h = gated(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
-        return gated(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
+    def forward(self, h: Tensor, c: Tensor, rope: nn.Module) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
+        return torch.addcmul(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
 
 
 class FinalLayer(nn.Module):
@@ -340,10 +231,10 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, features: int, norm: str) -> None:
         super().__init__()
-        self.norm_final = NORMS[norm](width)
-        self.linear = Linear(width, features)
-        self.adaLN_modulation = nn.Sequential(SiLU(), Linear(width, 2 * width))
+        self.norm_final = Norm(norm, width)
+        self.linear = nn.Linear(width, features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, h: Carried, c: Carried) -> Carried:
-        shift, scale = chunk(self.adaLN_modulation(c), 2)
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
         return self.linear(self.norm_final(h, shift, scale))

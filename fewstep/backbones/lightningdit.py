@@ -6,27 +6,15 @@ query-key norm, 407 with it (the FACM teacher), and four more for the target-tim
 
 With ``norm: layer``, ``mlp: gelu`` and ``rope: false`` it is SiT (arXiv 2401.08740), which has the layers of
 DiT; with ``norm: rms-plain`` and ``qk_norm: true`` it is TiT (arXiv 2505.07447).
-
-Given tangents, the network carries value and derivative through its layers together (dual.py).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..config import settings
 from .conditioned import Conditioned
-from .dual import Carried, add, each, swept
-from .layers import (
-    Block,
-    FinalLayer,
-    LabelEmbedding,
-    PatchEmbedding,
-    RotaryTable,
-    TimeEmbedding,
-    sincos_table,
-)
+from .layers import Block, FinalLayer, LabelEmbedding, PatchEmbedding, RotaryTable, sincos_table
 
 
 class LightningDiT(Conditioned):
@@ -39,7 +27,7 @@ class LightningDiT(Conditioned):
     first, and the result is the pair (velocity, flow map).
     """
 
-    carries_tangents = True
+    y_embedder: LabelEmbedding
 
     def __init__(self, spec: settings.LightningDiT) -> None:
         super().__init__()
@@ -47,13 +35,9 @@ class LightningDiT(Conditioned):
         self.channels = channels
         self.patch = spec.patch
         self.grid = (height // spec.patch, width // spec.patch)
-        times = (spec.width, spec.time_features, spec.time_scale, spec.time_period)
-
         self.pos_embed = nn.Parameter(sincos_table(*self.grid, spec.width), requires_grad=False)
         self.x_embedder = PatchEmbedding(channels, spec.width, spec.patch)
-        self.t_embedder = TimeEmbedding(*times)
-        self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
-        self.y_embedder = LabelEmbedding(spec.classes, spec.width)
+        self.embed(spec, spec.width, labels=True)
         self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads) if spec.rope else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.qk_norm, spec.norm, spec.mlp) for _ in range(spec.depth)
@@ -90,40 +74,23 @@ class LightningDiT(Conditioned):
         image = patches.unflatten(2, (p, p, self.channels)).unflatten(1, (rows, columns))
         return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, rows * p, columns * p)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor | None,
-        y: Tensor,
-        tangents: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Evaluate the network, and its derivative if asked for.
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Evaluate the network.
 
         Args:
             x: noisy latents (B, C, H, W), in the dtype of the weights (any under autocast).
             t: times (B,), in [0, 1].
             s: target times (B,); None is allowed without ``target_time``.
             y: labels (B,), int64; ``classes`` is the unconditional one.
-            tangents: dx, dt, ds, of the shapes of x, t, s.
 
         Returns:
-            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two
-            outputs; with ``tangents`` this value and its derivative along them, which has no graph.
+            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two outputs.
         """
-        return swept(self._sweep, (x, t, s), y, tangents)
-
-    def _sweep(self, x: Carried, t: Carried, s: Carried | None, y: Tensor, dtype: torch.dtype):
-        """Plain tensors, or duals, from the first layer to the last."""
         c = self.condition(t, s, y)
-        h = add(self.x_embedder(x), self.pos_embed)
+        h = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             h = block(h, c, self.feat_rope)
-
-        def image(patches: Tensor) -> Tensor:
-            return self.unpatchify(patches).to(dtype)
-
-        velocity = each(image, self.final_layer(h, c))
+        velocity = self.unpatchify(self.final_layer(h, c)).to(x.dtype)
         if self.final_layer_u is None:
             return velocity
-        return velocity, each(image, self.final_layer_u(h, c))
+        return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)

@@ -1,18 +1,13 @@
-"""Fully connected layers for points of the plane, given as (C, 1, 1) "images".
-
-Given tangents, the network carries value and derivative through its layers together (dual.py).
-"""
+"""Fully connected layers for points of the plane, given as (C, 1, 1) "images"."""
 
 from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from ..config import networks
 from .conditioned import Conditioned, zero
-from .dual import Carried, Linear, SiLU, add, each, swept
 
 
 class Mlp(Conditioned):
@@ -22,44 +17,26 @@ class Mlp(Conditioned):
     F = 0. With ``outputs: 2`` the result is the pair (velocity, flow map).
     """
 
-    carries_tangents = True
-
     def __init__(self, spec: networks.Mlp) -> None:
         super().__init__()
         size = prod(spec.shape)
         self.shape = tuple(spec.shape)
-        self.x_embedder = Linear(size, spec.width)
-        self.embed(spec, spec.width)
-        hidden = [layer for _ in range(spec.depth - 1) for layer in (SiLU(), Linear(spec.width, spec.width))]
-        self.trunk = nn.Sequential(*hidden, SiLU())
-        self.final_layer = Linear(spec.width, size)
-        self.final_layer_u = Linear(spec.width, size) if spec.outputs == 2 else None
+        self.x_embedder = nn.Linear(size, spec.width)
+        self.embed(spec, spec.width, spec.conditional)
+        hidden: list[nn.Module] = []
+        for _ in range(spec.depth - 1):
+            hidden += [nn.SiLU(), nn.Linear(spec.width, spec.width)]
+        self.trunk = nn.Sequential(*hidden, nn.SiLU())
+        self.final_layer = nn.Linear(spec.width, size)
+        self.final_layer_u = nn.Linear(spec.width, size) if spec.outputs == 2 else None
         for head in (self.final_layer, self.final_layer_u):
             if head is not None:
                 zero(head)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor | None,
-        y: Tensor,
-        tangents: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Evaluate the network, and its derivative along ``tangents`` if asked for.
-
-        Args and result as of `lightningdit.LightningDiT.forward`, with x (B, C, H, W).
-        """
-        return swept(self._sweep, (x, t, s), y, tangents)
-
-    def _sweep(self, x: Carried, t: Carried, s: Carried | None, y: Tensor, dtype: torch.dtype):
-        h = add(self.x_embedder(each(lambda x: x.flatten(1), x)), self.condition(t, s, y))
-        h = self.trunk(h)
-
-        def shaped(values: Tensor) -> Tensor:
-            return values.unflatten(1, self.shape).to(dtype)
-
-        velocity = each(shaped, self.final_layer(h))
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Evaluate the network; arguments and result as of `lightningdit.LightningDiT.forward`."""
+        h = self.trunk(self.x_embedder(x.flatten(1)) + self.condition(t, s, y))
+        velocity = self.final_layer(h).unflatten(1, self.shape).to(x.dtype)
         if self.final_layer_u is None:
             return velocity
-        return velocity, each(shaped, self.final_layer_u(h))
+        return velocity, self.final_layer_u(h).unflatten(1, self.shape).to(x.dtype)

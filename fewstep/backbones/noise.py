@@ -5,7 +5,7 @@ a^2 = (1 - beta_0) ... (1 - beta_k), beta rising evenly from 1e-4 to 0.02 (arXiv
 x_t = t x1 + (1 - t) x0 divided by r = sqrt(t^2 + (1 - t)^2) is one with a = t / r and b = (1 - t) / r. The
 network's output there is E[x0 | x_t], hence the velocity E[x1 - x0 | x_t] = (x_t - E[x0 | x_t]) / t.
 
-Deviations from print:
+Deviations from the paper:
 
 * Between two trained steps log(a / b) is interpolated in k; the network's embedding takes any number.
 * The steps reach from t = 0.0063 (k = 999) to t = 0.99 (k = 0): beyond them the field is that at the end.
@@ -46,12 +46,10 @@ def step(t: Tensor) -> tuple[Tensor, Tensor]:
 class NoiseDiT(LightningDiT):
     """The same layers and names; called alike, for the velocity at s = t alone."""
 
-    carries_tangents = False
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
         """Velocity (B, C, H, W) at points x of the straight path and times t (B,); s is ignored."""
         k, t = step(t)
         r = torch.hypot(t, 1 - t)
         e = super().forward(x / append_dims(r, x).to(x.dtype), k.to(x.dtype), None, y)
-        assert isinstance(e, Tensor)
+        assert not isinstance(e, tuple)
         return (x - e) / append_dims(t, x).to(x.dtype)

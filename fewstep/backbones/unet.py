@@ -28,13 +28,13 @@ class UNet(Conditioned):
 
     With ``target_time`` off, s is ignored; with it on, the network starts independent of s. It starts as
     F = 0. With ``outputs: 2`` there is a second output convolution, ``final_layer_u``, and the result is
-    the pair (velocity, flow map). Tangents are left to core/jvp.py.
+    the pair (velocity, flow map).
     """
 
     def __init__(self, spec: networks.UNet) -> None:
         super().__init__()
         embedding = 4 * spec.width
-        self.embed(spec, embedding)
+        self.embed(spec, embedding, spec.conditional)
         trunk = _trunk(spec, embedding)
         self.conv_in = trunk.conv_in
         self.down_blocks = trunk.down_blocks

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import build
 from ..config import read_spec
@@ -209,6 +209,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
         with _autocast(spec.precision):
             given = (x1, t, ends), (x0, ends, 0 * ends), y
             value, tangent = value_and_tangent(net, *given, formulation)
+            assert isinstance(value, Tensor) and isinstance(tangent, Tensor)
             loss = (value - tangent).square().mean()
         loss.backward()
         net.zero_grad(set_to_none=True)

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, RootModel
 
 from .assets import Asset
-from .base import ConfigError, Strict, merge, parse, parse_all, read_yaml, require_known
+from .base import (
+    NAME,
+    NAME_RULE,
+    ConfigError,
+    Mistakes,
+    Name,
+    Strict,
+    layers,
+    merge,
+    parse,
+    parse_entries,
+    read_yaml,
+    require_known,
+)
 from .bench import Bench
-from .costs import Costs
 from .methods import Method
-from .settings import Backbone, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer, Weights
-from .tables import Claim, Row, Table
+from .rates import Costs
+from .references import Ref, check_references
+from .settings import Backbone, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
+from .tables import Claim, Table
+
+SECTIONS = ("assets", "settings", "methods", "tables")
+"""Files that a preset may lay something over."""
 
 
 class Files(Strict):
@@ -24,17 +43,18 @@ class Files(Strict):
     methods: str = Field(description="folder; its files together name every method once")
     tables: str = Field(description="folder with one file per table or figure")
     claims: str
-    costs: str = "config/costs.yaml"
+    costs: str
 
 
 class Root(Strict):
     """config/config.yaml with a preset laid over it."""
 
+    based_on: str | None = Field(default=None, description="a preset that this one is laid over")
     files: Files
-    pathvars: dict[str, str]
+    pathvars: dict[Name, str]
     seeds: list[int] = Field(min_length=1)
     claim_seeds: list[int] = Field(default=[], description="seeds behind the claims; empty: seeds")
-    targets: list[str] | Literal["all"] = Field(
+    targets: Annotated[list[str] | Literal["all"], Ref("targets")] = Field(
         description="what is made unasked: stems of config/tables, claims, report; or all of these"
     )
     title: str = Field(description="heading of the report")
@@ -43,7 +63,10 @@ class Root(Strict):
         default="trained", description="released: adopt published few-step models, and train nothing"
     )
     bench: Bench
-    replace_recipes: dict[str, str] = {}
+    replace_recipes: Annotated[dict[str, str], Ref("recipes")] = Field(
+        default={},
+        description="pattern of recipes -> the recipe that methods take instead; the others are taken out",
+    )
     overrides: dict[str, dict[str, Any]] = Field(
         default={}, description="laid over the files, by file; an entry that is null is taken out"
     )
@@ -52,13 +75,27 @@ class Root(Strict):
 class Parts(Strict):
     """config/settings.yaml."""
 
-    datasets: dict[str, Dataset]
-    tokenizers: dict[str, Tokenizer]
-    latents: dict[str, Latents]
-    backbones: dict[str, Backbone]
-    samplers: dict[str, Sampler]
-    protocols: dict[str, Protocol]
-    recipes: dict[str, Recipe]
+    datasets: dict[Name, Dataset]
+    tokenizers: dict[Name, Tokenizer]
+    latents: dict[Name, Latents]
+    backbones: dict[Name, Backbone]
+    samplers: dict[Name, Sampler]
+    protocols: dict[Name, Protocol]
+    recipes: dict[Name, Recipe]
+
+
+class AssetsFile(RootModel[dict[Name, Asset]]):
+    """config/assets.yaml."""
+
+
+class MethodsFile(RootModel[dict[Name, Method]]):
+    """A file of config/methods/."""
+
+
+class ClaimsFile(Strict):
+    """config/claims.yaml."""
+
+    claims: list[Claim] = []
 
 
 @dataclass(frozen=True)
@@ -73,189 +110,183 @@ class Config:
     tables: dict[str, Table]
     claims: list[Claim]
     costs: Costs
+    names: dict[str, Collection[str]]
+    """Kind of entry -> the names there are, for references."""
 
     @property
     def claim_seeds(self) -> list[int]:
         return self.root.claim_seeds or self.root.seeds
 
 
-def load(raw: Mapping[str, Any], base: Path = Path()) -> Config:
+def load(
+    raw: Mapping[str, Any],
+    base: Path = Path(),
+    files: Iterable[str | Path] = (),
+) -> Config:
     """Validate the configuration that Snakemake merged from its config files.
 
     Args:
-        raw: content of config/config.yaml, with a preset and the command line laid over it.
+        raw: content of config/config.yaml, with a preset and the command line laid over it (`complete`).
         base: folder that relative file names refer to.
+        files: the presets that Snakemake has read, to be read again: it lets the last of two equal keys win.
 
     Raises:
-        ConfigError: one line for every mistake found, naming file and key.
+        ConfigError: one line for every mistake found, in all files, naming file and key.
     """
-    root = parse(Root, dict(raw), "config/config.yaml or preset")
-    over = root.overrides
-    for name in over:
-        require_known(name, ["assets", "settings", "methods", "tables"], "preset", "overrides")
+    return _Reader(base).load(raw, files)
 
-    def file(name: str) -> tuple[str, dict[str, Any]]:
-        path = getattr(root.files, name)
-        return path, merge(read_yaml(base / path), over.get(name, {}))
 
-    assets_file, raw_assets = file("assets")
-    assets = parse_all(Asset, raw_assets, assets_file)
-    settings_file, raw_parts = file("settings")
-    raw_parts = {part: _present(entries) for part, entries in raw_parts.items()}
-    for backbone in raw_parts.get("backbones", {}).values():
-        backbone.setdefault("kind", "lightningdit")
-    parts = parse(Parts, raw_parts, settings_file)
-    _check_parts(parts, assets, settings_file)
+class _Reader:
+    """Reads and validates every file, and keeps what is wrong to the end."""
 
-    raw_methods, method_files = _methods(root.files.methods, base, over.get("methods", {}))
-    methods = {}
-    for name, entry in raw_methods.items():
-        if "recipe" in entry:
-            entry["recipe"] = root.replace_recipes.get(entry["recipe"], entry["recipe"])
-        shown = method_files[name]
-        method = methods[name] = parse(Method, entry, shown, name)
-        require_known(method.recipe, parts.recipes, shown, f"{name}.recipe")
-        if method.backbone is not None:
-            require_known(method.backbone, parts.backbones, shown, f"{name}.backbone")
-        for sampler in method.samplers.values():
-            require_known(sampler, parts.samplers, shown, f"{name}.samplers")
-    for name, recipe in parts.recipes.items():
-        if recipe.teacher is not None:
-            require_known(recipe.teacher, methods, settings_file, f"recipes.{name}.teacher")
-    for name, tokenizer in parts.tokenizers.items():
-        _check_weights(tokenizer.weights, assets, methods, settings_file, f"tokenizers.{name}.weights")
-        if tokenizer.statistics_file is not None:
-            assert tokenizer.weights is not None and tokenizer.weights.asset is not None
-            files = [entry.name for entry in assets[tokenizer.weights.asset].files]
-            require_known(
-                tokenizer.statistics_file, files, settings_file, f"tokenizers.{name}.statistics_file"
-            )
-    for name, protocol in parts.protocols.items():
-        _check_weights(protocol.weights, assets, methods, settings_file, f"protocols.{name}.weights")
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.mistakes = Mistakes()
 
-    tables = {}
-    table_files = sorted((base / root.files.tables).glob("*.yaml"))
-    for name in over.get("tables", {}):
-        require_known(name, [path.stem for path in table_files], "preset", "overrides.tables")
-    for path in table_files:
-        shown = f"{root.files.tables}/{path.name}"
-        if over.get("tables", {}).get(path.stem, {}) is None:
-            continue
-        raw_table = _merge_table(read_yaml(path), over.get("tables", {}).get(path.stem, {}), shown)
-        if (source := raw_table.get("rows_of")) is not None:
-            require_known(source, [other.stem for other in table_files], shown, "rows_of")
-            if raw_table["rows"]:
-                raise ConfigError(f"{shown}: rows and rows_of are both given; keep one")
-            other = read_yaml(path.with_stem(source))
-            raw_table["rows"] = _merge_table(other, over.get("tables", {}).get(source) or {}, shown)["rows"]
-        tables[path.stem] = parse(Table, raw_table, shown)
-        for row in tables[path.stem].rows:
-            _check_row(row, methods, parts, shown)
-    for target in [] if root.targets == "all" else root.targets:
-        require_known(
-            target,
-            [*(path.stem for path in table_files), "claims", "report"],
-            "config/config.yaml",
-            "targets",
+    def load(self, raw: Mapping[str, Any], files: Iterable[str | Path]) -> Config:
+        for file in files:
+            read_yaml(Path(file), mistakes=self.mistakes)
+        for file in layers(raw):
+            self._read(file)
+        shown = "config/config.yaml or preset"
+        root = None
+        with self.mistakes.caught():
+            root = parse(Root, raw, shown)
+        if root is None:
+            self.mistakes.refuse()
+        assert root is not None
+        self.root, over = root, root.overrides
+        for name in over:
+            self._known(name, SECTIONS, "preset", "overrides")
+
+        raw_assets = merge(self._read(root.files.assets), over.get("assets", {}))
+        assets = parse_entries(AssetsFile, raw_assets, root.files.assets, self.mistakes).root
+        raw_parts = merge(self._read(root.files.settings), over.get("settings", {}))
+        raw_parts = {part: _present(entries) for part, entries in raw_parts.items()}
+        raw_parts["recipes"] = self._recipes(raw_parts.get("recipes") or {})
+        for backbone in (raw_parts.get("backbones") or {}).values():
+            backbone.setdefault("kind", "lightningdit")
+        parts = parse_entries(Parts, raw_parts, root.files.settings, self.mistakes, depth=2)
+        raw_methods, method_files = self._methods(over.get("methods", {}))
+        methods: dict[str, Method] = {}
+        for name, entry in raw_methods.items():
+            methods |= parse_entries(MethodsFile, {name: entry}, method_files[name], self.mistakes).root
+        stems, tables = self._tables(over.get("tables", {}))
+        claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
+        costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
+
+        names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
+        names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
+        names |= {f"files of {name}": [file.name for file in asset.files] for name, asset in assets.items()}
+        names["extractors"] = {protocol.extractor for protocol in parts.protocols.values()}
+        names["targets"] = [*stems, "claims", "report", *(["all"] if root.targets == "all" else [])]
+        checked = [(root, shown, ""), (AssetsFile(assets), root.files.assets, "")]
+        checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
+        checked += [(method, method_files[name], name) for name, method in methods.items()]
+        checked += [(table, f"{root.files.tables}/{name}.yaml", "") for name, table in tables.items()]
+        for model, file, key in [*checked, (costs, root.files.costs, "")]:
+            check_references(model, file, key, names, self.mistakes)
+        self.mistakes.refuse()
+        self._check_parts(parts)
+        self.mistakes.refuse()
+        return Config(
+            root, assets, parts, raw_methods, methods, method_files, tables, claims.claims, costs, names
         )
 
-    raw_claims = read_yaml(base / root.files.claims).get("claims", [])
-    claims = [
-        parse(Claim, claim, root.files.claims, f"claims.{index}") for index, claim in enumerate(raw_claims)
-    ]
-    for claim in claims:
-        for cell in [claim.left, *claim.right]:
-            where = f"claims.{claim.id}"
-            require_known(cell.method, methods, root.files.claims, f"{where}.method")
-            require_known(cell.sampler, parts.samplers, root.files.claims, f"{where}.sampler")
-    costs = parse(Costs, read_yaml(base / root.files.costs), root.files.costs)
-    _check_costs(costs, assets, parts, root.files.costs)
-    return Config(root, assets, parts, raw_methods, methods, method_files, tables, claims, costs)
+    def _read(self, file: str) -> dict[str, Any]:
+        return read_yaml(self.base / file, file, self.mistakes)
 
+    def _known(self, name: str, names: Iterable[str], file: str, key: str) -> bool:
+        with self.mistakes.caught():
+            require_known(name, names, file, key)
+            return True
+        return False
 
-def _methods(
-    folder: str, base: Path, over: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Entries of every file of the folder with a preset laid over, and the file of each.
+    def _recipes(self, recipes: dict[str, Any]) -> dict[str, Any]:
+        """The recipes without those that are replaced."""
+        for pattern in self.root.replace_recipes:
+            if not any(fnmatch(name, pattern) for name in recipes):
+                self.mistakes.add(f"preset: replace_recipes: no recipe is called {pattern!r}")
+        return {name: recipe for name, recipe in recipes.items() if self._recipe(name) == name}
 
-    Raises:
-        ConfigError: two files hold one name, or the preset changes a method that no file holds.
-    """
-    found: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    for path in sorted((base / folder).glob("*.yaml")):
-        for name, entry in read_yaml(path).items():
+    def _recipe(self, name: str) -> str:
+        """The recipe that takes the place of one; itself, if it is not replaced."""
+        found = [to for pattern, to in self.root.replace_recipes.items() if fnmatch(name, pattern)]
+        return name if not found or name in self.root.replace_recipes.values() else found[0]
+
+    def _methods(self, over: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Entries of every file of the folder with a preset laid over, and the file of each."""
+        found: dict[str, Any] = {}
+        files = dict.fromkeys(over, "preset")
+        folder = self.root.files.methods
+        for path in sorted((self.base / folder).glob("*.yaml")):
             shown = f"{folder}/{path.name}"
-            if name in found:
-                raise ConfigError(f"{shown}: {name}: stands in {files[name]} too; rename one")
-            found[name], files[name] = entry, shown
-    for name in over:
-        if name not in found:
-            files[name] = "preset"
-    return _present(merge(found, over)), files
+            for name, entry in self._read(shown).items():
+                if name in found:
+                    self.mistakes.add(f"{shown}: {name}: stands in {files[name]} too; rename one")
+                else:
+                    found[name], files[name] = entry, shown
+        methods = _present(merge(found, over))
+        for entry in methods.values():
+            if isinstance(entry, dict) and isinstance(entry.get("recipe"), str):
+                entry["recipe"] = self._recipe(entry["recipe"])
+        return methods, files
 
+    def _tables(self, over: Mapping[str, Any]) -> tuple[list[str], dict[str, Table]]:
+        """Stems of all files, and the tables that the preset leaves."""
+        folder = self.root.files.tables
+        stems = [path.stem for path in sorted((self.base / folder).glob("*.yaml"))]
+        for name in over:
+            self._known(name, stems, "preset", "overrides.tables")
+        merged = {
+            name: _merge_table(
+                self._read(f"{folder}/{name}.yaml"),
+                over.get(name) or {},
+                f"overrides.tables of {folder}/{name}.yaml",
+                self.mistakes,
+            )
+            for name in stems
+        }
+        tables = {}
+        for name in stems:
+            shown, raw = f"{folder}/{name}.yaml", merged[name]
+            if not re.fullmatch(NAME, name):
+                self.mistakes.add(f"{shown}: the file's {name!r} {NAME_RULE}")
+            if name in over and over[name] is None:
+                continue
+            source = raw.get("rows_of")
+            if source is not None and self._known(source, stems, shown, "rows_of"):
+                if raw["rows"]:
+                    self.mistakes.add(f"{shown}: rows and rows_of are both given; keep one")
+                raw["rows"] = merged[source]["rows"]
+            with self.mistakes.caught():
+                tables[name] = parse(Table, raw, shown)
+        return stems, tables
 
-def _check_parts(parts: Parts, assets: Mapping[str, Asset], file: str) -> None:
-    for name, dataset in parts.datasets.items():
-        require_known(dataset.asset, assets, file, f"datasets.{name}.asset")
-    for name, latents in parts.latents.items():
-        require_known(latents.dataset, parts.datasets, file, f"latents.{name}.dataset")
-        require_known(latents.tokenizer, parts.tokenizers, file, f"latents.{name}.tokenizer")
-        encoded = parts.datasets[latents.dataset].format == "latents-safetensors"
-        if encoded and parts.tokenizers[latents.tokenizer].posterior == "moments":
-            raise ConfigError(
-                f"{file}: latents.{name}.tokenizer: posterior: moments needs images, but "
-                f"{latents.dataset} was encoded elsewhere; choose posterior: sample"
-            )
-        images = parts.datasets[latents.dataset].images
-        if latents.shards > images:
-            raise ConfigError(f"{file}: latents.{name}.shards: {latents.shards} shards for {images} images")
-    for name, protocol in parts.protocols.items():
-        if protocol.reference_latents is not None:
-            require_known(
-                protocol.reference_latents, parts.latents, file, f"protocols.{name}.reference_latents"
-            )
-        if protocol.reference is not None and protocol.reference.asset is not None:
-            require_known(protocol.reference.asset, assets, file, f"protocols.{name}.reference.asset")
-    for name, recipe in parts.recipes.items():
-        where = f"recipes.{name}"
-        require_known(recipe.latents, parts.latents, file, f"{where}.latents")
-        require_known(recipe.backbone, parts.backbones, file, f"{where}.backbone")
-        classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
-        for protocol_name in recipe.protocols:
-            require_known(protocol_name, parts.protocols, file, f"{where}.protocols")
-            protocol = parts.protocols[protocol_name]
-            if protocol.labels == "balanced" and protocol.images % classes:
-                raise ConfigError(
-                    f"{file}: protocols.{protocol_name}.images: {protocol.images} balanced images "
-                    f"do not divide into {classes} classes"
+    def _check_parts(self, parts: Parts) -> None:
+        """What is right in itself and does not fit together."""
+        file = self.root.files.settings
+        for name, latents in parts.latents.items():
+            dataset = parts.datasets[latents.dataset]
+            encoded = dataset.format == "latents-safetensors"
+            if encoded and parts.tokenizers[latents.tokenizer].posterior == "moments":
+                self.mistakes.add(
+                    f"{file}: latents.{name}.tokenizer: posterior: moments needs images, but "
+                    f"{latents.dataset} was encoded elsewhere; choose posterior: sample"
                 )
-
-
-def _check_costs(costs: Costs, assets: Mapping[str, Asset], parts: Parts, file: str) -> None:
-    names: dict[str, Iterable[str]] = {
-        "encode": parts.tokenizers,
-        "decode": parts.tokenizers,
-        "train": parts.backbones,
-        "forward": parts.backbones,
-        "score": {protocol.extractor for protocol in parts.protocols.values()},
-        "assets": assets,
-    }
-    for key, allowed in names.items():
-        for name in getattr(costs, key):
-            require_known(name, allowed, file, key)
-
-
-def _check_weights(
-    weights: Weights | None, assets: Mapping[str, Asset], methods: Iterable[str], file: str, key: str
-) -> None:
-    if weights is None:
-        return
-    if weights.method is not None:
-        require_known(weights.method, methods, file, f"{key}.method")
-        return
-    assert weights.asset is not None
-    check_file(weights.asset, weights.file, assets, file, key)
+            if latents.shards > dataset.images:
+                self.mistakes.add(
+                    f"{file}: latents.{name}.shards: {latents.shards} shards for {dataset.images} images"
+                )
+        for recipe in parts.recipes.values():
+            classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
+            for name in recipe.protocols:
+                protocol = parts.protocols[name]
+                if protocol.labels == "balanced" and protocol.images % classes:
+                    self.mistakes.add(
+                        f"{file}: protocols.{name}.images: {protocol.images} balanced images "
+                        f"do not divide into {classes} classes"
+                    )
 
 
 def check_file(asset: str, name: str | None, assets: Mapping[str, Asset], file: str, key: str) -> None:
@@ -266,26 +297,20 @@ def check_file(asset: str, name: str | None, assets: Mapping[str, Asset], file: 
     require_known(name, [entry.name for entry in assets[asset].files], file, f"{key}.file")
 
 
-def _check_row(row: Row, methods: Mapping[str, Method], parts: Parts, file: str) -> None:
-    if row.method is None:
-        return
-    require_known(row.method, methods, file, f"rows.{row.id}.method")
-    samplers = row.sampler if isinstance(row.sampler, dict) else {0: row.sampler}
-    for sampler in samplers.values():
-        if sampler is not None:
-            require_known(sampler, parts.samplers, file, f"rows.{row.id}.sampler")
-
-
-def _merge_table(raw: dict[str, Any], over: dict[str, Any], file: str) -> dict[str, Any]:
+def _merge_table(
+    raw: dict[str, Any], over: Mapping[str, Any], where: str, mistakes: Mistakes
+) -> dict[str, Any]:
     """Lay a preset over a table; its rows are a mapping from row id to what differs."""
-    rows = dict(over.get("rows", {}))
+    rows = raw.get("rows", [])
+    changes = over.get("rows", {})
+    known = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
+    for name in changes:
+        with mistakes.caught():
+            require_known(name, known, "preset", where)
     merged: dict[str, Any] = merge(raw, {key: value for key, value in over.items() if key != "rows"})
-    for name in rows:
-        require_known(
-            name, [row["id"] for row in raw.get("rows", [])], "preset", f"overrides.tables of {file}"
-        )
-    merged["rows"] = [merge(row, rows.get(row.get("id"), {})) for row in raw.get("rows", [])]
-    return merged
+    if isinstance(rows, list):
+        rows = [merge(row, changes.get(row.get("id"), {})) if isinstance(row, dict) else row for row in rows]
+    return {**merged, "rows": rows}
 
 
 def _present(entries: Any) -> Any:
@@ -297,12 +322,11 @@ def _present(entries: Any) -> Any:
 
 def schemas() -> dict[str, dict[str, Any]]:
     """JSON schemas of the configuration files, for editors; by file stem below workflow/schemas."""
-    return {
-        "config": Root.model_json_schema(),
-        "assets": TypeAdapter(dict[str, Asset]).json_schema(),
-        "settings": Parts.model_json_schema(),
-        "methods": TypeAdapter(dict[str, Method]).json_schema(),
-        "table": Table.model_json_schema(),
-        "claims": TypeAdapter(dict[str, list[Claim]]).json_schema(),
-        "costs": Costs.model_json_schema(),
+    files: dict[str, type[BaseModel]] = {
+        "config": Root,
+        "assets": AssetsFile,
+        "settings": Parts,
+        "methods": MethodsFile,
     }
+    files |= {"table": Table, "claims": ClaimsFile, "costs": Costs}
+    return {stem: model.model_json_schema() for stem, model in files.items()}

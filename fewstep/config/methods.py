@@ -9,6 +9,7 @@ from pydantic import Field
 from ..methods import parameter_classes
 from .base import Strict
 from .objectives import LossParams
+from .references import Ref
 from .settings import Mark
 
 if TYPE_CHECKING:
@@ -20,13 +21,17 @@ else:
 class Published(Strict):
     """A network's published weights, and what its authors made them for."""
 
-    asset: str
-    file: str = Field(description="which file of the asset")
-    tokenizer: str = Field(description="of the latents that they were trained on")
+    asset: Annotated[str, Ref("assets")]
+    file: Annotated[str, Ref("files of", within="asset")] = Field(description="which file of the asset")
+    tokenizer: Annotated[str, Ref("tokenizers")] = Field(
+        description="of the latents that they were trained on"
+    )
     reverse: bool = Field(
         default=False, description="their t is 1 at noise, and their velocity noise - data: converted"
     )
-    sampler: str | None = Field(default=None, description="sampler that their authors evaluate them with")
+    sampler: Annotated[str | None, Ref("samplers")] = Field(
+        default=None, description="sampler that their authors evaluate them with"
+    )
 
 
 class Method(Strict):
@@ -34,11 +39,11 @@ class Method(Strict):
 
     title: str
     paper: str = ""
-    recipe: str
+    recipe: Annotated[str, Ref("recipes")]
     loss: AnyLossParams = Field(
         description="of a method in fewstep/methods: its name, and what differs from its defaults"
     )
-    teacher: bool | str = Field(
+    teacher: Annotated[bool | str, Ref("methods")] = Field(
         default=True, description="learn from, and start as, the recipe's teacher, or the method named here"
     )
     weights: Published | None = Field(
@@ -49,8 +54,10 @@ class Method(Strict):
     )
     train: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
-    backbone: str | None = Field(default=None, description="instead of the recipe's")
-    samplers: dict[int | Literal["default"], str] = Field(
+    backbone: Annotated[str | None, Ref("backbones")] = Field(
+        default=None, description="instead of the recipe's"
+    )
+    samplers: Annotated[dict[int | Literal["default"], str], Ref("samplers")] = Field(
         default={}, description="sampler for each number of steps"
     )
     provenance: dict[str, Mark] = Field(

@@ -1,4 +1,4 @@
-"""Named parts (data sets, tokenizers, backbones, samplers, protocols) and the settings made of them."""
+"""The entries of config/settings.yaml: named parts, and the recipes made of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pydantic import Field, model_validator
 
 from .base import Strict
 from .networks import FlowNetwork, Mlp, UNet
-from .sampling import UCGMSampling
+from .references import Ref
+from .ucgm_sampler import UCGMSampling
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
 
 
 class Dataset(Strict):
-    asset: str
+    asset: Annotated[str, Ref("assets")]
     format: Literal[
         "digits", "moons", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"
     ] = Field(
@@ -39,14 +40,16 @@ class Dataset(Strict):
 class Weights(Strict):
     """Where a network's weights come from: a fetched asset, or a run of this workflow."""
 
-    asset: str | None = None
-    file: str | None = Field(default=None, description="which file of the asset")
-    method: str | None = None
+    asset: Annotated[str | None, Ref("assets")] = None
+    file: Annotated[str | None, Ref("files of", within="asset")] = None
+    method: Annotated[str | None, Ref("methods")] = None
 
     @model_validator(mode="after")
     def _one(self) -> Weights:
         if (self.asset is None) == (self.method is None):
             raise ValueError("name exactly one of asset, method")
+        if (self.asset is None) != (self.file is None):
+            raise ValueError("file names the file of an asset; asset and file go together")
         return self
 
 
@@ -75,10 +78,14 @@ class Tokenizer(Strict):
         default="mean",
         description="what is stored: a draw, the mean, or both moments, to draw anew in every batch",
     )
-    statistics: Literal["none", "computed", "published"] = Field(
-        default="none", description="per-channel normalisation of the latents"
+    statistics: Literal["none", "computed", "published", "given"] = Field(
+        default="none",
+        description="per-channel normalisation of the latents: by their own moments, by those of a published "
+        "file, or by mean and std",
     )
-    statistics_file: str | None = Field(
+    mean: list[float] | None = Field(default=None, description="given: of each channel")
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, description="given: the same")
+    statistics_file: Annotated[str | None, Ref("files of", within="weights.asset")] = Field(
         default=None, description="published: file of the weights' asset with mean and std"
     )
     multiplier: float = Field(default=1.0, gt=0, description="factor after normalisation")
@@ -97,6 +104,9 @@ class Tokenizer(Strict):
         published = self.statistics == "published"
         if published != (self.statistics_file is not None):
             raise ValueError("statistics: published and statistics_file go together")
+        numbers = [self.shape[0]] * 2 if self.statistics == "given" else [0, 0]
+        if [len(self.mean or []), len(self.std or [])] != numbers:
+            raise ValueError("statistics: given needs mean and std of each channel, and others have neither")
         if published and not (self.weights and self.weights.asset):
             raise ValueError("statistics: published needs weights that are an asset")
         return self
@@ -121,8 +131,8 @@ class Tokenizer(Strict):
 class Latents(Strict):
     """A data set seen through a tokenizer, as WebDataset shards."""
 
-    dataset: str
-    tokenizer: str
+    dataset: Annotated[str, Ref("datasets")]
+    tokenizer: Annotated[str, Ref("tokenizers")]
     shards: int = Field(gt=0)
     flip: bool = Field(default=False, description="store the mirrored view too")
     dtype: Literal["float16", "float32"] = "float32"
@@ -179,6 +189,7 @@ class ConvClassifier(Strict):
     features: int = Field(gt=0)
 
 
+FlowBackbone = Annotated[LightningDiT | Mlp | UNet, Field(discriminator="kind")]
 Backbone = Annotated[
     LightningDiT | Mlp | UNet | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")
 ]
@@ -285,7 +296,8 @@ class Protocol(Strict):
     logits: str | None = Field(default=None, description="layer for the Inception score")
     weights: Weights | None = Field(default=None, description="of the extractor; identity has none")
     reference: Weights | None = Field(default=None, description="stored mu, sigma; else computed")
-    reference_latents: str | None = Field(default=None, description="images behind a computed one")
+    reference_latents: Annotated[str | None, Ref("latents")] = None
+
     uint8: Literal["round", "truncate", "none"] = Field(
         default="round", description="how images become bytes; none: they do not (identity)"
     )
@@ -381,12 +393,14 @@ class Recipe(Strict):
     scale: Literal["paper", "small", "demo", "toy"] = Field(
         description="toy: as small in the paper itself, and one and the same under every preset"
     )
-    latents: str
-    backbone: str
+    latents: Annotated[str, Ref("latents")]
+    backbone: Annotated[str, Ref("backbones")]
     train: Train
-    teacher: str | None = Field(default=None, description="method whose weights teach and initialise")
+    teacher: Annotated[str | None, Ref("methods")] = Field(None, description="it teaches and initialises")
     guidance: Guidance | None = None
-    protocols: list[str] = Field(default=[], description="first the paper's own, then the common one")
+    protocols: Annotated[list[str], Ref("protocols")] = Field(
+        default=[], description="first the paper's own, then the common one"
+    )
     label_dropout: float = Field(default=0.1, ge=0, lt=1, description="used by methods without a teacher")
     provenance: dict[str, Mark] = Field(
         default={}, description="mark of a hyper-parameter, or of all below a key: train, train.optimizer.lr"

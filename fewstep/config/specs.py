@@ -12,7 +12,19 @@ from .assets import Asset
 from .base import Strict
 from .bench import Bench
 from .methods import AnyLossParams
-from .settings import Backbone, Dataset, Guidance, Latents, Mark, Protocol, Sampler, Tokenizer, Train
+from .rates import Device, Operations, Rate, Source
+from .settings import (
+    Backbone,
+    Dataset,
+    FlowBackbone,
+    Guidance,
+    Latents,
+    Mark,
+    Protocol,
+    Sampler,
+    Tokenizer,
+    Train,
+)
 from .tables import Claim, Kind, Table
 
 
@@ -67,8 +79,8 @@ class TrainSpec(Strict):
 class BenchSpec(Strict):
     """Training steps to be measured on synthetic latents."""
 
-    backbone: Backbone
-    teacher: Backbone | None
+    backbone: FlowBackbone
+    teacher: FlowBackbone | None
     guidance: Guidance | None
     precision: str
     losses: dict[str, AnyLossParams] = Field(description="method -> its objective")
@@ -139,7 +151,7 @@ class TableSpec(Strict):
     scale: str = Field(description="scale of its recipes; only `paper` stands under the paper's numbers")
     protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
     extra_metrics: dict[str, str] = Field(
-        default={}, description="metric in a column of its own -> the protocol that it is of"
+        default={}, description="metric beside the table's own -> the protocol that it is of"
     )
     table: Table
     rows: list[RowCells] = []
@@ -165,16 +177,52 @@ class TableSpec(Strict):
 
 class ClaimsSpec(Strict):
     claims: list[Claim]
-    protocols: dict[str, str] = Field(description="claim -> the protocol under which its cells are compared")
-    seeds: list[int]
-    first_seeds: list[int] = Field(default=[0], description="for claims that say `seeds: first`")
-    once: list[str] = Field(
-        default=[], description="methods whose seed 0 stands for every seed (the teacher)"
+    cells: dict[str, list[list[CellKey]]] = Field(
+        description="claim -> for each seed, the left cell and then the right ones"
     )
+    seeds: list[int]
     toys: list[str] = Field(
         default=[], description="claims about experiments that are as small in the paper itself"
     )
     scale: str
+
+
+class Work(Strict):
+    """What the jobs of one rule do with one network, all together."""
+
+    name: str = Field(description="e.g. decm on lightningdit-xl1")
+    images: float = Field(description="trained on, encoded or scored; of sampling, evaluations")
+    rate: Rate | None = Field(default=None, description="declared; None: count the operations")
+    network: str | None = Field(default=None, description="key of the spec's networks, to be counted")
+    tokenizer: Tokenizer | None = Field(default=None, description="of published weights, to be counted")
+    decode: bool = Field(default=False, description="by the tokenizer, instead of encoding")
+    loss: AnyLossParams | None = Field(default=None, description="train the network; None: evaluate it")
+    teacher: str | None = None
+    guided: bool = Field(default=False, description="the teacher is evaluated with and without label")
+    half: bool = Field(default=False, description="bf16 or fp16")
+
+
+class CostLine(Strict):
+    """The jobs of one rule on one kind of device."""
+
+    rule: str
+    device: Device
+    jobs: int
+    work: list[Work] = []
+    models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
+    kept: float = Field(default=0, description="other bytes that stay")
+    temporary: float = Field(default=0, description="bytes of all jobs together that go again")
+    sources: list[Source] = Field(default=[], description="of the sizes")
+    unknown: list[str] = []
+
+
+class CostsSpec(Strict):
+    """All that the targets' costs follow from, once networks are counted."""
+
+    lines: list[CostLine]
+    networks: dict[str, Backbone]
+    operations: Operations
+    start: float = Field(description="seconds of a job before its first image")
 
 
 class ReportItem(Strict):

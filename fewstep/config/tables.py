@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Strict
+from .base import Name, Strict
 from .methods import Variant
+from .references import Ref
 
 Numbers = list[float | None]
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "scatter"]
@@ -20,13 +21,13 @@ class Row(Strict):
     sampling doubles the network evaluations, which the metrics then say.
     """
 
-    id: str = Field(pattern=r"\D", description="not a number alone")
+    id: Name
     label: str
     group: str = ""
-    method: str | None = None
-    variant: str = "base"
+    method: Annotated[str | None, Ref("methods")] = None
+    variant: Name = "base"
     set: Variant | None = Field(default=None, description="what the variant changes")
-    sampler: str | dict[int | Literal["default"], str] | None = Field(
+    sampler: Annotated[str | dict[int | Literal["default"], str] | None, Ref("samplers")] = Field(
         default=None, description="instead of the method's samplers: one name, or one for each NFE"
     )
     steps: list[int] | None = Field(default=None, description="instead of the table's")
@@ -55,7 +56,7 @@ class Table(Strict):
     metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
     metrics: list[str] = Field(
         default=[],
-        description="kind table: further ones, in columns of ours, from the first protocol that has them",
+        description="kind table: other metrics, in columns of ours, from the first protocol that has them",
     )
     parameter: str | None = Field(
         default=None,
@@ -116,16 +117,16 @@ class Table(Strict):
 class CellName(Strict):
     """A cell by name, as the claims refer to it."""
 
-    method: str
+    method: Annotated[str, Ref("methods")]
     variant: str = "base"
-    sampler: str
+    sampler: Annotated[str, Ref("samplers")]
     steps: int = Field(gt=0)
 
 
 class Claim(Strict):
     """``left`` relation ``factor`` x every one of ``right``, for each seed."""
 
-    id: str
+    id: Name
     statement: str
     source: str
     left: CellName

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from .dual import make_dual, tangent_of, value_of
 from .heads import Output
 from .wrappers import unwrap
 
@@ -56,16 +57,14 @@ def value_and_tangent(
     return FORMULATIONS[formulation](net, inputs, tangents, y)
 
 
-def _fused(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
-    """One sweep of the wrapped network, which carries value and tangent through its layers together.
+def forward_with_jvp(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
+    """One forward of the wrapped network on dual numbers, an ordinary forward to every wrapper and hook.
 
-    An ordinary forward to every wrapper and hook. A network without rules for tangents, that is
-    without the attribute ``carries_tangents``, gets ``split``: the same numbers, slower.
+    Raises:
+        ValueError: an operation of the network without a rule for tangents (dual.py).
     """
-    if not getattr(unwrap(net), "carries_tangents", False):
-        return _split(net, inputs, tangents, y)
-    value, tangent = net(*inputs, y, tangents=tangents)
-    return value, tangent
+    output = net(*map(make_dual, inputs, tangents), y)
+    return _each(value_of, output), _each(tangent_of, output)
 
 
 def _functorch(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
@@ -109,14 +108,14 @@ def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[
 
 def _each(function: Callable[..., Tensor], *outputs: Output) -> Output:
     """Apply to one output, or to the first ones and to the second ones."""
-    if isinstance(outputs[0], Tensor):
+    if not isinstance(outputs[0], tuple):
         return function(*outputs)
     first, second = (function(*parts) for parts in zip(*outputs, strict=True))
     return first, second
 
 
 FORMULATIONS: dict[str, Formulation] = {
-    "fused": _fused,
+    "fused": forward_with_jvp,
     "split": _split,
     "functorch": _functorch,
     "central": _central,

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..common.gres import gpus_in
 from ..plan import Plan
-from ..plan.needs import needs
 from .machine import Check, gpus_of, run_command
 
 TOOLS = ["sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"]
@@ -69,7 +68,7 @@ def job_arrays(profile: dict[str, Any], plan: Plan) -> Iterator[Check]:
         remedy = "set slurm-status-command: squeue, or remove slurm-array-jobs"
         yield Check("fail", "job arrays", f"sacct numbers their tasks otherwise than Snakemake: {remedy}")
         return
-    shards = sum(plan.parts.latents[name].shards for name in needs(plan, plan.wanted).latents)
+    shards = sum(job.stage == "encode" for job in plan.jobs())
     jobs = int(profile.get("jobs", 0))
     if jobs < shards:
         remedy = f"set jobs to more than {shards}, or remove slurm-array-jobs"

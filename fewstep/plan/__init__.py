@@ -1,198 +1,206 @@
 """From configuration to runs, cells, specs and paths. Pure: no torch, no Snakemake, no jobs.
 
-The rules of workflow/ ask two kinds of question: from which files does X follow (paths), and on
+The rules of workflow/ ask two kinds of question: from which files does X follow (inputs), and on
 what does X depend beside files (specs). Both are answered here, from config/ alone.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from ..config import dump
-from ..config.base import require_known
-from ..config.settings import Weights
+from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
+from ..config.load import load
+from ..config.settings import Backbone, Weights
 from ..config.specs import CellKey
-from .cells import Cells
-from .costs import as_csv, as_text, costs
-from .needs import needs
-from .runs import BASE, Run
-from .specs import spec
+from . import checks, marks, paths
+from .cells import Resolver
+from .jobs import Job, dependencies
+from .runs import BASE, Run, find_variants, resolve_runs
+from .stage_inputs import inputs
+from .stage_specs import BUILDERS
 
 __all__ = ["BASE", "Plan", "Run"]
 
+SPEC_OF = {"manifest": "encode", "figure": "table"}
+"""Stages that read the spec of another."""
 
-class Plan(Cells):
-    """Paths, as strings relative to the working directory."""
 
-    def path(self, text: str) -> str:
-        """Expand <results> and the other path variables."""
-        for name, value in self.config.root.pathvars.items():
-            text = text.replace(f"<{name}>", value)
-        return text
+class Plan:
+    """The configuration with everything resolved: runs, tables and claims with their cells, images, paths.
 
-    def spec_text(self, stage: str, name: str) -> str:
-        """Canonical JSON of a spec, without its last line feed."""
-        return dump(spec(self, stage, name)).rstrip("\n")
+    Args:
+        raw, base, files: as for `config.load.load`.
 
-    # Data and weights
+    Raises:
+        ConfigError: one line for every mistake.
+    """
 
-    def record(self, asset: str) -> str:
-        return self.path(f"<assets>/{asset}.json")
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        base: Path = Path(),
+        files: Iterable[str | Path] = (),
+    ) -> None:
+        self.config = config = load(raw, base, files)
+        self.parts = config.parts
+        mistakes = Mistakes()
+        variants = find_variants(config, mistakes)
+        self.runs = resolve_runs(config, variants, mistakes)
+        resolver = Resolver(config, self.runs, variants, self.shared_models, mistakes)
+        self.tables = {name: resolver.table(name) for name in config.tables}
+        claims = [resolver.claim(claim) for claim in config.claims]
+        self.claims = [claim for claim in claims if claim is not None]
+        self.seeds = resolver.seeds
+        self._check(mistakes)
+        mistakes.refuse()
+        self.wanted = [name for name in self._targets() if self._filled(name)]
+        self.image_sets = {self.image_set(name): entry for name, entry in self.parts.protocols.items()}
 
-    def weights(self, weights: Weights | None) -> list[str]:
-        """The file that leads to some weights: a model of ours, or an asset's record."""
-        if weights is None:
-            return []
-        if weights.method is not None:
-            return [self.model(weights.method)]
-        assert weights.asset is not None
-        return [self.record(weights.asset)]
+    @cached_property
+    def shared_models(self) -> set[str]:
+        """Methods that others build on: teachers, tokenizers, feature extractors."""
+        weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
+        weights += [protocol.weights for protocol in self.parts.protocols.values()]
+        weights += [protocol.reference for protocol in self.parts.protocols.values()]
+        teachers = {run.teacher for run in self.runs.values() if run.teacher}
+        return teachers | {given.method for given in weights if given is not None and given.method}
 
-    def source(self, latents: str) -> str:
-        return self.record(self.parts.datasets[self.parts.latents[latents].dataset].asset)
+    def _check(self, mistakes: Mistakes) -> None:
+        """Fail now on what would otherwise show only when a cell, or the report, is asked for."""
+        own: dict[str, Strict | None]
+        for name, recipe in self.parts.recipes.items():
+            own = {"train": recipe.train, "guidance": recipe.guidance}
+            with mistakes.caught():
+                marks.check(
+                    recipe.provenance, own, self.config.root.files.settings, f"recipes.{name}.provenance"
+                )
+        for run in self.runs.values():
+            if run.variant != BASE:
+                continue
+            file = self.config.method_files[run.method]
+            own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
+            with mistakes.caught():
+                marks.check(run.entry.provenance, own, file, f"{run.method}.provenance")
+            teacher = self.runs.get(f"{run.recipe.teacher}/{BASE}") if run.has_teacher else None
+            with mistakes.caught():
+                above = teacher.backbone if teacher else None
+                checks.check_prediction(run.backbone, run.adopted, above, f"{file}: {run.method}.backbone")
 
-    def tokenizer_weights(self, latents: str) -> list[str]:
-        return self.weights(self.parts.tokenizers[self.parts.latents[latents].tokenizer].weights)
+    def _targets(self) -> list[str]:
+        targets = self.config.root.targets
+        if targets != "all":
+            return list(targets)
+        named = [name for name, table in self.config.tables.items() if not table.by_name]
+        return [*named, "claims", "report"]
 
-    def shards(self, latents: str) -> list[str]:
-        count = self.parts.latents[latents].shards
-        return [self.path(f"<latents>/{latents}/shard-{shard:05d}.tar") for shard in range(count)]
+    def _filled(self, target: str) -> bool:
+        """Whether there is something behind a target."""
+        if target in ("claims", "report"):
+            return target == "report" or bool(self.claims)
+        entry = self.tables.get(target)
+        return entry is not None and (entry.table.kind == "table" or bool(entry.runs))
 
-    def manifest(self, latents: str) -> str:
-        return self.path(f"<latents>/{latents}/manifest.json")
+    def run(self, method: str, variant: str = BASE) -> Run:
+        """The run of that name.
 
-    # Runs; in the rules' wildcards a run is method/variant
+        Raises:
+            ConfigError: neither config/methods/ nor a table defines it.
+        """
+        require_known(f"{method}/{variant}", self.runs, "config/methods and config/tables", "run")
+        return self.runs[f"{method}/{variant}"]
+
+    def network(self, weights: Weights | None) -> Backbone | None:
+        """Backbone of a network that this workflow trains; None for published weights."""
+        return None if weights is None or weights.method is None else self.run(weights.method).backbone
+
+    # Paths, as strings relative to the working directory
+
+    def path(self, template: str, **wildcards: Any) -> str:
+        """Expand <results> and the other path variables, and wildcards."""
+        return paths.expand(template, self.config.root.pathvars, **wildcards)
+
+    def file(self, kind: str, **wildcards: Any) -> str:
+        """The path of a file of one kind; see `paths.FILES`."""
+        return self.path(paths.FILES[kind], **wildcards)
 
     def model(self, method: str, variant: str = BASE, seed: int = 0) -> str:
-        return self.path(f"<results>/{method}/{variant}/{seed}/model.safetensors")
-
-    def adopted_from(self, run: str) -> list[str]:
-        published = self.runs[run].published
-        return [self.record(published.asset)] if published else []
-
-    def latents_of(self, run: str) -> str:
-        return self.manifest(self.runs[run].recipe.latents)
-
-    def normalisation_of(self, run: str) -> list[str]:
-        """The manifest, where the tokenizer's own files do not say how its latents are normalised."""
-        return [self.latents_of(run)] if self.runs[run].tokenizer.measured else []
-
-    def teacher_of(self, run: str) -> list[str]:
-        teacher = self.runs[run].teacher
-        return [self.model(teacher)] if teacher else []
-
-    def decoder_of(self, run: str) -> list[str]:
-        return self.weights(self.runs[run].tokenizer.weights)
-
-    # Evaluation
-
-    def extractor(self, protocol: str) -> list[str]:
-        return self.weights(self.parts.protocols[protocol].weights)
-
-    def reference(self, protocol: str) -> list[str]:
-        """Reference statistics: computed here, or the record of a published file."""
-        if self.parts.protocols[protocol].stored:
-            return self.published_reference(protocol)
-        return [self.path(f"<results>/references/{protocol}.npz")]
-
-    def published_reference(self, protocol: str) -> list[str]:
-        return self.weights(self.parts.protocols[protocol].reference)
-
-    def reference_latents(self, protocol: str) -> list[str]:
-        latents = self.parts.protocols[protocol].reference_latents
-        return [self.manifest(latents)] if latents else []
-
-    def images_of(self, run: str, seed: str, cell: str, protocol: str) -> str:
-        return self.path(f"<results>/{run}/{seed}/{cell}/{self.image_set(protocol)}.tar")
+        return self.file("model", run=f"{method}/{variant}", seed=seed)
 
     def metrics(self, key: CellKey) -> str:
-        return self.path(
-            f"<results>/{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}/{key.protocol}.json"
-        )
+        return self.file("metrics", run=f"{key.method}/{key.variant}", **key.model_dump())
 
-    # Tables and figures
+    def images(self, key: CellKey) -> str:
+        wildcards = {"run": f"{key.method}/{key.variant}", "images": self.image_set(key.protocol)}
+        return self.file("images", **key.model_dump(), **wildcards)
 
-    def table_metrics(self, name: str) -> list[str]:
-        if self.config.tables[name].kind not in ("table", "curve", "ranking", "price", "sweep"):
-            return []
-        return [self.metrics(key) for key in self.table_cells(name)]
-
-    def table_images(self, name: str) -> list[str]:
-        files = (
-            self.images_of(
-                f"{key.method}/{key.variant}", str(key.seed), f"{key.sampler}-{key.steps}", key.protocol
-            )
-            for key in self.picture_cells(name)
-        )
-        return list(dict.fromkeys(files))  # protocols may share their images
-
-    def table_reference(self, name: str) -> list[str]:
-        """Real points beside the sampled ones."""
-        table = self.config.tables[name]
-        protocols = self.table_protocols(name)[:1] if table.kind == "scatter" else []
-        return [file for protocol in protocols for file in self.reference(protocol)]
-
-    def table_curves(self, name: str) -> list[str]:
-        if self.config.tables[name].kind != "training":
-            return []
-        return [
-            self.path(f"<results>/{run.name}/{seed}/train.jsonl")
-            for run in self.table_runs(name).values()
-            for seed in self.table_seeds(self.config.tables[name], run)
-        ]
+    def image_set(self, protocol: str) -> str:
+        """Name of the images that a protocol wants; protocols that want the same share them."""
+        entry = self.parts.protocols[protocol]
+        return f"{entry.labels}-{entry.images}-{entry.uint8}-{entry.seed}"
 
     def parts_of(self, target: str) -> list[str]:
         """The files of one target."""
-        if target == "report":
-            return [self.path("<results>/report.html")]
-        if target == "claims":
-            suffixes = ["csv", "md"]
-        else:
-            suffixes = ["csv", "md"] if self.config.tables[target].kind == "table" else ["png", "csv"]
-        return [self.path(f"<results>/{target}.{suffix}") for suffix in suffixes]
+        kinds = {"report": ["page"], "claims": ["claims", "claims_markdown"]}.get(target)
+        if kinds is None:
+            kinds = ["csv", "markdown"] if self.tables[target].table.kind == "table" else ["png", "csv"]
+        return [self.file(kind, table=target) for kind in kinds]
 
     def targets(self) -> list[str]:
         return [file for target in self.wanted for file in self.parts_of(target)]
 
-    def asset_records(self) -> list[str]:
-        """Records of everything from outside that the targets need."""
-        return [self.record(asset) for asset in needs(self, self.wanted).assets]
+    # Jobs
 
-    def cost_csv(self) -> str:
-        """What the targets cost, as CSV; see plan/costs.py."""
-        return as_csv(costs(self))
+    def inputs(self, stage: str, key: Mapping[str, str]) -> dict[str, list[str]]:
+        """Input files of a job, by the option of the stage that takes them.
 
-    def cost_table(self) -> str:
-        """The same for a terminal."""
-        return as_text(costs(self))
+        Args:
+            key: the wildcards of its output.
+        """
+        name = SPEC_OF.get(stage, stage)
+        spec = self.path(f"<results>/specs/{name}/{paths.SPECS[name]}.json", **key)
+        return {"spec": [spec], **inputs(self, stage, key)}
 
-    def report_parts(self) -> list[str]:
-        """What the report page is made of: the files of every target but itself."""
-        return [file for target in self.wanted if target != "report" for file in self.parts_of(target)]
+    def assets(self) -> list[str]:
+        """Everything from outside that the targets need."""
+        return [job.key["asset"] for job in self.jobs() if job.stage == "fetch"]
 
-    # Wildcards
+    def jobs(self) -> list[Job]:
+        """Every job behind the targets but the small ones that write specs."""
+        return dependencies(self, self.targets())
 
-    def pattern(self, kind: str) -> str:
-        """Regular expression that matches the names of one kind and nothing else."""
-        tables = self.config.tables
+    def spec(self, stage: str, name: str) -> Strict:
+        """The spec of a stage; ``name`` is its path below <results>/specs/STAGE/."""
+        require_known(stage, BUILDERS, "workflow", "stage")
+        found = paths.pattern(paths.SPECS[stage], self.constraints).fullmatch(name)
+        if found is None:
+            raise ConfigError(f"workflow: {stage}: nothing is called {name!r}")
+        return BUILDERS[stage](self, **found.groupdict())
+
+    def spec_text(self, stage: str, name: str) -> str:
+        """Canonical JSON of a spec, without its last line feed."""
+        return dump(self.spec(stage, name)).rstrip("\n")
+
+    @cached_property
+    def constraints(self) -> dict[str, str]:
+        """Wildcard -> regular expression that matches its values and nothing else."""
         names: dict[str, Iterable[str]] = {
-            "runs": self.runs,
-            "trained": [name for name, run in self.runs.items() if not run.adopted],
-            "adopted": [name for name, run in self.runs.items() if run.adopted],
-            "assets": self.config.assets,
+            "asset": self.config.assets,
             "latents": self.parts.latents,
-            "protocols": self.parts.protocols,
-            "image_sets": self.image_sets,
-            "tables": [name for name, table in tables.items() if table.kind == "table"],
-            "figures": [name for name, table in tables.items() if table.kind != "table"],
+            "run": self.runs,
+            "sampler": self.parts.samplers,
+            "protocol": self.parts.protocols,
+            "images": self.image_sets,
+            "table": self.config.tables,
         }
-        if kind == "cells":
-            return "(" + _alternatives(self.parts.samplers) + r")-\d+"
-        require_known(kind, names, "workflow", "pattern")
-        return _alternatives(names[kind])
+        found = {wildcard: paths.alternatives(values) for wildcard, values in names.items()}
+        return {**found, "seed": r"\d+", "steps": r"\d+", "shard": r"\d{5}"}
 
+    def runs_pattern(self, adopted: bool) -> str:
+        return paths.alternatives(name for name, run in self.runs.items() if run.adopted == adopted)
 
-def _alternatives(names: Iterable[str]) -> str:
-    """Longest first; a pattern that matches nothing when there are no names."""
-    return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)"
+    def tables_pattern(self, figures: bool) -> str:
+        tables = self.config.tables.items()
+        return paths.alternatives(name for name, table in tables if (table.kind != "table") == figures)

@@ -34,7 +34,7 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
 
 def values(run: Run) -> Iterator[tuple[str, Any]]:
     """Key and value of everything that is set in a run's loss, training and guidance."""
-    guidance = run.guidance if run.taught else None
+    guidance = run.guidance if run.has_teacher else None
     for part, model in {"loss": run.loss, "train": run.train, "guidance": guidance}.items():
         for key, value in _leaves(part, model.model_dump() if model else {}):
             if value is not None and key not in BOOKKEEPING:

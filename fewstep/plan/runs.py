@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-from ..config.base import ConfigError, merge, parse, require_known
-from ..config.load import Config, load
+from ..config.base import ConfigError, Mistakes, merge, parse
+from ..config.load import Config
 from ..config.methods import Method, Published, Variant
 from ..config.networks import FlowNetwork
 from ..config.objectives import LossParams
-from ..config.settings import Backbone, Guidance, Recipe, Tokenizer, Train, Weights
+from ..config.rates import Device
+from ..config.references import check_references
+from ..config.settings import Backbone, Guidance, Recipe, Tokenizer, Train
 from ..config.tables import Row
 from .checks import check_backbone, check_loss, check_published
 
@@ -31,6 +30,8 @@ class Run:
     loss: LossParams
     train: Train
     guidance: Guidance | None
+    network: str
+    """Name of the backbone."""
     backbone: Backbone
     tokenizer: Tokenizer
     published: Published | None
@@ -51,9 +52,13 @@ class Run:
         return None if self.adopted else named_teacher(self.entry, self.recipe)
 
     @property
-    def taught(self) -> bool:
-        """Whether the run learns from a teacher."""
+    def has_teacher(self) -> bool:
         return self.teacher is not None
+
+    @property
+    def device(self) -> Device:
+        """Where networks of this size are trained and sampled from, unless a rate says otherwise."""
+        return "cpu" if self.recipe.scale in ("demo", "toy") else "gpu"
 
     @property
     def expanded(self) -> bool:
@@ -69,143 +74,112 @@ def named_teacher(entry: Method, recipe: Recipe) -> str | None:
     return recipe.teacher if entry.teacher else None
 
 
-class Runs:
-    """The configuration and the runs that it defines."""
+def rows(config: Config) -> Iterator[tuple[str, Row]]:
+    """Table name and row, for every row of every table and figure."""
+    for name, table in config.tables.items():
+        for row in table.rows:
+            yield name, row
 
-    def __init__(self, raw: Mapping[str, Any], base: Path = Path()):
-        self.config: Config = load(raw, base)
-        self.parts = self.config.parts
-        self._variants = self._collect_variants()
-        self.runs: dict[str, Run] = {}
-        for method, variant in self._variants:
-            run = self._resolve(method, variant)
-            self.runs[run.name] = run
-        for run in self.runs.values():
-            self._check_loss(run)
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
-        """Table name and row, for every row of every table and figure."""
-        for name, table in self.config.tables.items():
-            for row in table.rows:
-                yield name, row
+def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], Variant]:
+    """Every (method, variant) that a table defines, beside the base of each method."""
+    found: dict[tuple[str, str], Variant] = {(name, BASE): Variant() for name in config.methods}
+    where: dict[tuple[str, str], str] = {}
+    for table, row in rows(config):
+        if row.method is None or row.set is None:
+            continue
+        key = (row.method, row.variant)
+        place = f"{config.root.files.tables}/{table}.yaml: rows.{row.id}.set"
+        if row.variant == BASE:
+            mistakes.add(f"{place}: what it changes needs a variant name other than {BASE!r}")
+        elif key in found and found[key] != row.set:
+            mistakes.add(f"{place}: variant {row.variant!r} is defined otherwise in {where[key]}")
+        else:
+            found[key], where[key] = row.set, place
+    return found
 
-    def run(self, method: str, variant: str = BASE) -> Run:
-        """The run of that name.
 
-        Raises:
-            ConfigError: neither config/methods/ nor a table defines it.
-        """
-        require_known(method, self.config.methods, "config/methods", "method")
-        variants = [run.variant for run in self.runs.values() if run.method == method]
-        require_known(variant, variants, "config/tables", f"variant of {method}")
-        return self.runs[f"{method}/{variant}"]
+def resolve_runs(
+    config: Config, variants: Mapping[tuple[str, str], Variant], mistakes: Mistakes
+) -> dict[str, Run]:
+    """Every run by its name, method/variant; those with mistakes are left out."""
+    runs: dict[str, Run] = {}
+    for (method, variant), changes in variants.items():
+        with mistakes.caught():
+            run = _resolve(config, method, variant, changes, mistakes)
+            runs[run.name] = run
+    for run in runs.values():
+        with mistakes.caught():
+            _check_loss(config, runs, run)
+    return runs
 
-    def available(self, run: Run) -> bool:
-        """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
-        return run.adopted or self.config.root.weights == "trained"
 
-    def seeds(self, run: Run, wanted: list[int]) -> list[int]:
-        """A training has every seed; published weights, and what others build on, exist once."""
-        return [0] if self.once(run) else wanted
+def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes: Mistakes) -> Run:
+    """Apply a variant's changes; its mistakes are told under the variant's name."""
+    parts = config.parts
+    file, key = _place(config, name, variant)
+    where = f"{file}: {key}"
+    own = changes.model_dump(exclude_unset=True)
+    method = parse(Method, merge(config.raw_methods[name], own), file, key)
+    if variant != BASE:
+        found = Mistakes()
+        check_references(method, file, key, config.names, found)
+        found.refuse()
+    recipe = parts.recipes[method.recipe]
+    train = parse(Train, merge(recipe.train.model_dump(), method.train), file, key, "train")
+    guidance = None
+    if recipe.guidance is not None:
+        merged = merge(recipe.guidance.model_dump(), method.guidance)
+        guidance = parse(Guidance, merged, file, key, "guidance")
+    elif method.guidance:
+        raise ConfigError(f"{where}.guidance: recipe {method.recipe} has no guidance")
+    teacher = named_teacher(method, recipe)
+    if method.teacher and teacher is None:
+        raise ConfigError(f"{where}.teacher: recipe {method.recipe} names no teacher")
+    if teacher == name:
+        raise ConfigError(f"{where}.teacher: {name} cannot teach itself; set it to false")
+    released = method.released if config.root.weights == "released" and variant == BASE else None
+    network = method.backbone or recipe.backbone
+    run = Run(
+        method=name,
+        variant=variant,
+        entry=method,
+        recipe=recipe,
+        loss=method.loss,
+        train=train,
+        guidance=guidance,
+        network=network,
+        backbone=parts.backbones[network],
+        tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
+        published=method.weights or released,
+    )
+    with mistakes.caught():
+        check_backbone(config, network, recipe.latents)
+    for part, weights in (("weights", method.weights), ("released", method.released)):
+        if weights is not None:
+            with mistakes.caught():
+                check_published(config, weights, recipe, f"{where}.{part}")
+    return run
 
-    def once(self, run: Run) -> bool:
-        return run.adopted or run.method in self.foundations
 
-    @cached_property
-    def foundations(self) -> set[str]:
-        """Methods that others build on: teachers, tokenizers, feature extractors."""
-        weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
-        weights += [protocol.weights for protocol in self.parts.protocols.values()]
-        weights += [protocol.reference for protocol in self.parts.protocols.values()]
-        teachers = {run.teacher for run in self.runs.values() if run.teacher}
-        return teachers | {given.method for given in weights if given is not None and given.method}
+def _place(config: Config, method: str, variant: str) -> tuple[str, str]:
+    """File and key that a run's mistakes are told under."""
+    if variant == BASE:
+        return config.method_files[method], method
+    return config.root.files.tables, f"{method}, variant {variant}"
 
-    def network(self, weights: Weights | None) -> Backbone | None:
-        """Backbone of a network that this workflow trains; None for published weights."""
-        if weights is None or weights.method is None:
-            return None
-        return self.run(weights.method).backbone
 
-    def _collect_variants(self) -> dict[tuple[str, str], Variant]:
-        """Every (method, variant) that a table defines, beside the base of each method."""
-        found: dict[tuple[str, str], Variant] = {(name, BASE): Variant() for name in self.config.methods}
-        where: dict[tuple[str, str], str] = {}
-        for table, row in self.rows():
-            if row.method is None or row.set is None:
-                continue
-            key = (row.method, row.variant)
-            place = f"{self.config.root.files.tables}/{table}.yaml: rows.{row.id}.set"
-            if row.variant == BASE:
-                raise ConfigError(f"{place}: what it changes needs a variant name other than {BASE!r}")
-            if key in found and found[key] != row.set:
-                raise ConfigError(f"{place}: variant {row.variant!r} is defined otherwise in {where[key]}")
-            found[key] = row.set
-            where[key] = place
-        return found
-
-    def _resolve(self, name: str, variant: str) -> Run:
-        """Apply a variant's changes; its mistakes are reported under the variant's name."""
-        changes = self._variants[name, variant].model_dump(exclude_unset=True)
-        file, where = self._place(name, variant)
-        method = parse(Method, merge(self.config.raw_methods[name], changes), file, where)
-        recipe = self.parts.recipes[method.recipe]
-        train = parse(Train, merge(recipe.train.model_dump(), method.train), file, where, "train")
-        guidance = None
-        if recipe.guidance is not None:
-            merged = merge(recipe.guidance.model_dump(), method.guidance)
-            guidance = parse(Guidance, merged, file, where, "guidance")
-        elif method.guidance:
-            raise ConfigError(f"{file}: {where}.guidance: recipe {method.recipe} has no guidance")
-        teacher = named_teacher(method, recipe)
-        if method.teacher and teacher is None:
-            raise ConfigError(f"{file}: {where}.teacher: recipe {method.recipe} names no teacher")
-        if teacher == name:
-            raise ConfigError(f"{file}: {where}.teacher: {name} cannot teach itself; set it to false")
-        if teacher is not None:
-            require_known(teacher, self.config.methods, file, f"{where}.teacher")
-        released = method.released if self.config.root.weights == "released" and variant == BASE else None
-        published = method.weights or released
-        for key, weights in (("weights", method.weights), ("released", method.released)):
-            if weights is not None:
-                check_published(self.config, weights, recipe, f"{file}: {where}.{key}")
-        latents = self.parts.latents[recipe.latents]
-        network = method.backbone or recipe.backbone
-        check_backbone(self.config, network, recipe.latents)
-        return Run(
-            method=name,
-            variant=variant,
-            entry=method,
-            recipe=recipe,
-            loss=method.loss,
-            train=train,
-            guidance=guidance,
-            backbone=self.parts.backbones[network],
-            tokenizer=self.parts.tokenizers[latents.tokenizer],
-            published=published,
-        )
-
-    def _place(self, method: str, variant: str) -> tuple[str, str]:
-        """File and key that a run's mistakes are reported under."""
-        if variant == BASE:
-            return self.config.method_files[method], method
-        return self.config.root.files.tables, f"{method}, variant {variant}"
-
-    def _check_loss(self, run: Run) -> None:
-        teachers = self._teachers(run, f"{self.config.method_files[run.method]}: {run.method}")
-        file, where = self._place(run.method, run.variant)
-        teacher = teachers[0].loss if teachers else None
-        check_loss(run.loss, run.train, run.backbone, teacher, f"{file}: {where}.loss")
-
-    def _teachers(self, run: Run, where: str) -> list[Run]:
-        """The run's teacher, the teacher's own, and so on.
-
-        Raises:
-            ConfigError: they go in a circle.
-        """
-        line = [run]
-        while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
-            names = [each.method for each in line]
-            if name in names:
-                raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")
-            line.append(self.run(name))
-        return line[1:]
+def _check_loss(config: Config, runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse teachers that go in a circle, and a loss whose needs are not met."""
+    line = [run]
+    while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
+        names = [each.method for each in line]
+        if name in names:
+            where = f"{config.method_files[run.method]}: {run.method}"
+            raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")
+        if f"{name}/{BASE}" not in runs:  # told already
+            return
+        line.append(runs[f"{name}/{BASE}"])
+    teacher = line[1].loss if len(line) > 1 else None
+    file, key = _place(config, run.method, run.variant)
+    check_loss(run.loss, run.train, run.backbone, teacher, f"{file}: {key}.loss")

@@ -8,7 +8,7 @@ from operator import ge, gt, le, lt
 from pathlib import Path
 from statistics import mean, stdev
 
-from ..config.specs import CellKey, ClaimsSpec
+from ..config.specs import ClaimsSpec
 from ..config.tables import CellName, Claim
 from .formatting import (
     Number,
@@ -100,13 +100,8 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> CheckedClaim:
     right: list[list[float]] = [[] for _ in claim.right]
     ratios: list[float] = []
     held = 0
-    # With every cell trained once (say, the teacher against itself) there is one seed to compare.
-    cells = [claim.left, *claim.right]
-    own = {"first": spec.first_seeds, "all": spec.seeds}
-    asked = claim.seeds if isinstance(claim.seeds, list) else own[claim.seeds]
-    seeds = [0] if all(cell.method in spec.once for cell in cells) else asked
-    for seed in seeds:
-        keys = [_key(spec, claim, cell, seed) for cell in cells]
+    seeds = spec.cells[claim.id]
+    for keys in seeds:
         if any(key not in metrics for key in keys):
             continue
         ours, *others = (value_of(metrics[key], claim.metric) for key in keys)
@@ -136,17 +131,6 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> CheckedClaim:
         expected=claim.miniature if toy or spec.scale != "paper" else "holds",
         scale="toy" if toy else spec.scale,
         note=claim.note,
-    )
-
-
-def _key(spec: ClaimsSpec, claim: Claim, cell: CellName, seed: int) -> CellKey:
-    return CellKey(
-        method=cell.method,
-        variant=cell.variant,
-        seed=0 if cell.method in spec.once else seed,
-        sampler=cell.sampler,
-        steps=cell.steps,
-        protocol=spec.protocols[claim.id],
     )
 
 

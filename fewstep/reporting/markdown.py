@@ -201,6 +201,6 @@ def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
         for claim in claims
     ]
     parts.append(_pipes([head, ["---"] * 5 + ["---:"] * 2 + ["---"], *lines]))
-    protocols = ", ".join(dict.fromkeys(spec.protocols.values()))
+    protocols = ", ".join(dict.fromkeys(cells[0][0].protocol for cells in spec.cells.values()))
     parts.append(f"Protocol: {protocols}. Scale: {spec.scale}. Seeds: {', '.join(map(str, spec.seeds))}.")
     return "\n\n".join(parts) + "\n"

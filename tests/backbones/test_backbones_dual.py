@@ -1,4 +1,4 @@
-"""The rules for tangents of the backbone's layers, against torch.func.jvp of the same forward."""
+"""Networks and their layers on dual numbers, against torch.func.jvp of the same forward."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones import attention, build, layers
-from fewstep.backbones.dual import Dual, Linear, SiLU, add, parts
-from fewstep.bench.meters import peak_bytes
+from fewstep.backbones import build, layers
+from fewstep.core.dual import Dual
+from fewstep.core.jvp import forward_with_jvp
 
 SIT = {"norm": "layer", "mlp": "gelu", "rope": False, "patch": 2}
 FLAGS = [
@@ -32,24 +32,12 @@ def reference(function, values, tangents):
         return torch.func.jvp(function, tuple(values), tuple(tangents))
 
 
-def check(function, *shapes, dtype=torch.float64):
-    """``function`` on duals of random values in the given shapes."""
-    draws = torch.Generator().manual_seed(5)
-    values, tangents = zip(*(torch.randn(2, *shape, generator=draws, dtype=dtype) for shape in shapes))
-    value, tangent = function(*map(Dual, values, tangents))
-    assert torch.equal(value, function(*values))
-    assert not tangent.requires_grad and tangent.abs().max() > 1e-3
-    torch.testing.assert_close(tangent, reference(function, values, tangents)[1], rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (Linear(5, 7), (3, 4, 5)),
-        (SiLU(), (3, 5)),
-        (layers.RMSNorm(6), (2, 3, 6)),
-        (layers.RMSNorm(6, gain=False), (2, 3, 6)),
-        (layers.LayerNorm(6), (2, 3, 6)),
+        (layers.Norm("rms", 6), (2, 3, 6)),
+        (layers.Norm("rms-plain", 6), (2, 3, 6)),
+        (layers.Norm("layer", 6), (2, 3, 6)),
         (layers.SwiGLU(6, 9), (2, 3, 6)),
         (layers.Gelu(6, 9), (2, 3, 6)),
         (layers.TimeEmbedding(6, 8, 2.0, 50.0), (4,)),
@@ -62,24 +50,22 @@ def test_layers(layer, shape):
     check(layer.double(), shape)
 
 
-def test_products_with_the_conditioning():
-    tokens, per_sample = (2, 3, 5), (2, 5)
-    check(layers.modulate, tokens, per_sample, per_sample)
-    check(layers.gated, tokens, per_sample, tokens)
+@pytest.mark.parametrize("kind", ["rms", "rms-plain", "layer"])
+def test_modulated_norms(kind):
+    check(layers.Norm(kind, 6).double(), (2, 3, 6), (2, 1, 6), (2, 1, 6))
 
 
-@pytest.mark.parametrize("scores", [1, 2 * 3 * 16, 10**6], ids=["row by row", "uneven slices", "at once"])
-def test_attention_in_slices(scores, monkeypatch):
-    monkeypatch.setattr(attention, "SCORES", scores)
-    check(attention.attend, *[(5, 3, 4, 6)] * 3)
-
-
-def test_a_term_without_tangent():
-    x, y, dx = torch.randn(3, 4)
-    assert parts(add(x, y))[1] is None
-    for sum_ in (add(Dual(x, dx), y), add(y, Dual(x, dx))):
-        assert torch.equal(sum_.value, x + y) and torch.equal(sum_.tangent, dx)
-    assert torch.equal(add(Dual(x, dx), Dual(y, dx)).tangent, 2 * dx)
+def check(function, *shapes):
+    """``function`` on duals of random values in the given shapes."""
+    draws = torch.Generator().manual_seed(5)
+    values, tangents = zip(
+        *(torch.randn(2, *shape, generator=draws, dtype=torch.float64) for shape in shapes)
+    )
+    found = function(*map(Dual, values, tangents))
+    assert torch.equal(found.value, function(*values))
+    assert not found.tangent.requires_grad and found.tangent.abs().max() > 1e-3
+    expected = reference(function, values, tangents)[1]
+    torch.testing.assert_close(found.tangent, expected, rtol=1e-12, atol=1e-12)
 
 
 def directions(x, t, s):
@@ -99,11 +85,11 @@ def test_network(flags, dtype, spec, active, inputs):
     net = active(one, dtype, target=True)
     x, t, s, y = inputs(one, dtype=dtype)
     tangents = directions(x, t, s)
-    swept, derivative = (as_pair(part) for part in net(x, t, s, y, tangents=tangents))
+    swept, derivative = map(as_pair, forward_with_jvp(net, (x, t, s), tangents, y))
     plain = as_pair(net(x, t, s, y))
     weights = [w for w in net.parameters() if w.requires_grad]
     expected = as_pair(reference(lambda x, t, s: net(x, t, s, y), (x, t, s), tangents)[1])
-    exact = {torch.float64: 1e-10, torch.float32: 2e-4}[dtype]
+    exact = {torch.float64: 1e-12, torch.float32: 2e-4}[dtype]
     for value, ordinary, tangent, jvp in zip(swept, plain, derivative, expected, strict=True):
         assert torch.equal(value, ordinary)
         assert not tangent.requires_grad and tangent.dtype == dtype and tangent.abs().max() > 0.1
@@ -121,16 +107,16 @@ def test_network_under_bf16_autocast(flags, spec, active, inputs):
     net = active(one, target=True)
     x, t, s, y = inputs(one)
     tangents = directions(x, t, s)
-    exact = net(x, t, s, y, tangents=tangents)[1]
+    exact = forward_with_jvp(net, (x, t, s), tangents, y)[1]
     with torch.autocast("cpu", torch.bfloat16):
-        value, rough = net(x, t, s, y, tangents=tangents)
+        value, rough = forward_with_jvp(net, (x, t, s), tangents, y)
         plain = net(x, t, s, y)
     assert torch.equal(value, plain) and rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     assert (rough - exact).norm() < 0.1 * exact.norm()
     weights = [w for w in net.parameters() if w.requires_grad]
     with torch.autocast("cpu", torch.bfloat16):  # a fresh cache of cast weights, filled by the sweep
-        value = net(x, t, s, y, tangents=tangents)[0]
+        value, _ = forward_with_jvp(net, (x, t, s), tangents, y)
     gradients = (torch.autograd.grad(v.square().mean(), weights) for v in (value, plain))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -139,9 +125,10 @@ def test_half_precision_weights(spec, active, inputs):
     one = spec(qk_norm=True, target_time=True)
     x, t, s, y = inputs(one)
     tangents = directions(x, t, s)
-    exact = active(one, target=True)(x, t, s, y, tangents=tangents)[1]
+    exact = forward_with_jvp(active(one, target=True), (x, t, s), tangents, y)[1]
     net = active(one, torch.bfloat16, target=True)
-    value, rough = net(x.bfloat16(), t, s, y, tangents=(tangents[0].bfloat16(), *tangents[1:]))
+    halves = (tangents[0].bfloat16(), *tangents[1:])
+    value, rough = forward_with_jvp(net, (x.bfloat16(), t, s), halves, y)
     assert value.dtype == rough.dtype == torch.bfloat16
     assert (rough - exact).norm() < 0.15 * exact.norm()
 
@@ -150,7 +137,7 @@ def test_tangents_carry_no_graph_in(spec, active, inputs):
     one = spec()
     x, t, s, y = inputs(one)
     dx, dt, ds = directions(x, t, s)
-    _, tangent = active(one)(x, t, s, y, tangents=(dx.requires_grad_(), dt, ds))
+    _, tangent = forward_with_jvp(active(one), (x, t, s), (dx.requires_grad_(), dt, ds), y)
     assert not tangent.requires_grad
 
 
@@ -161,33 +148,17 @@ def test_the_graph_is_that_of_the_value_alone(flags, spec, active, inputs):
     net = active(one, target=True)
     x, t, s, y = inputs(one)
 
-    def saved(**given):
+    def saved(*given):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda z: sizes.append(z.numel()) or z, lambda z: z):
-            net(x, t, s, y, **given)
+            net(*given, y)
         return sizes
 
-    assert saved(tangents=directions(x, t, s)) == saved()
+    assert saved(*map(Dual, (x, t, s), directions(x, t, s))) == saved(x, t, s)
 
 
 def test_patches_of_an_image_reach_a_fresh_network_as_zero(spec, inputs):
     one = spec()
     x, t, s, y = inputs(one)
-    value, tangent = build(one)(x, t, s, y, tangents=directions(x, t, s))
+    value, tangent = forward_with_jvp(build(one), (x, t, s), directions(x, t, s), y)
     assert not value.any() and not tangent.any()
-
-
-def test_attention_of_many_tokens_holds_no_square():
-    """Neither for the backward nor for the tangent; one square of all heads would be 32 MiB here."""
-    tokens = 1024
-    values, tangents = torch.randn(2, 3, 1, 8, tokens, 8, generator=torch.Generator().manual_seed(7))
-    saved = []
-
-    def sweep():
-        q, k, v = (value.clone().requires_grad_() for value in values)
-        with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z.numel()) or z, lambda z: z):
-            return attention.attend(*map(Dual, (q, k, v), tangents))
-
-    sweep()
-    assert max(saved) < tokens**2 / 10
-    assert peak_bytes(sweep) < 8 * 2**20

@@ -264,7 +264,7 @@ def test_records_that_do_not_match(spec, active, published, tmp_path):
     record.write_text(json.dumps(content | {"files": []}))
     assert "has no file 'weights/teacher.pt'" in refusal(arguments)
     record.write_text("{}")
-    assert "released.json: not the record of a fetched asset: name: Field required" in refusal(arguments)
+    assert "released.json: not the record of a fetched asset: name: is missing" in refusal(arguments)
     record.write_text(json.dumps(content))
     (tmp_path / "assets/released/weights/teacher.pt").unlink()
     assert "teacher.pt is missing; fetch the asset again" in refusal(arguments)

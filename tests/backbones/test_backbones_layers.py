@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fewstep.backbones.layers import RMSNorm, RotaryTable, SwiGLU, TimeEmbedding, sincos_table
+from fewstep.backbones.layers import Norm, RotaryTable, SwiGLU, TimeEmbedding, sincos_table
 
 
 def rotary(rows: int, columns: int, head_dim: int) -> RotaryTable:
@@ -95,7 +95,7 @@ def test_times_are_not_rounded_to_the_weights():
 
 
 def test_rms_norm():
-    norm = RMSNorm(6)
+    norm = Norm("rms", 6)
     x = 3 * torch.randn(5, 6)
     torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(5), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (6,), eps=1e-6))

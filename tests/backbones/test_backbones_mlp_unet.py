@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fewstep.backbones import build, null_label
 from fewstep.backbones.model_file import load_compatible
+from fewstep.bench.estimate import parameters
 from fewstep.config.networks import Mlp, UNet
-from fewstep.core.jvp import value_and_tangent
-from fewstep.plan.sizes import parameters
+from fewstep.core.jvp import TOLERANCES, value_and_tangent
 
 
 def mlp(**changes) -> Mlp:
@@ -82,22 +82,29 @@ def test_both_times_count(spec):
         assert not any(torch.allclose(value, other, atol=1e-3) for other in others)
 
 
-@every
-@pytest.mark.parametrize("formulation", ["fused", "split", "central"])
-def test_tangents_are_the_derivative(spec, formulation):
-    """By forward mode through convolutions, group norms and attention; the MLP by its own rules."""
+def evaluate(spec, formulation: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Values, tangents, and gradients of a loss that uses both."""
     net = awake(spec)
     point, y = inputs(spec)
     draws = torch.Generator().manual_seed(5)
     directions = tuple(torch.randn(z.shape, generator=draws, dtype=z.dtype) for z in point)
-    value, tangent = value_and_tangent(net, point, directions, y, formulation)
-    with torch.no_grad():
-        ahead = net(*(z + 1e-5 * dz for z, dz in zip(point, directions)), y)
-        behind = net(*(z - 1e-5 * dz for z, dz in zip(point, directions)), y)
-    loose = {"rtol": 2e-3, "atol": 2e-3} if formulation == "central" else {"rtol": 1e-5, "atol": 1e-6}
-    for v, d, a, b, plain in zip(*map(outputs, (value, tangent, ahead, behind, net(*point, y)))):
-        assert v.requires_grad and not d.requires_grad and torch.allclose(v, plain)
-        torch.testing.assert_close(d, (a - b) / 2e-5, **loose)
+    values, tangents = map(outputs, value_and_tangent(net, point, directions, y, formulation))
+    assert not any(tangent.requires_grad for tangent in tangents)
+    loss = sum((v * d + v.square()).mean() for v, d in zip(values, tangents))
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    return [value.detach() for value in values], tangents, list(gradients)
+
+
+@every
+@pytest.mark.parametrize("formulation", ["fused", "split", "central"])
+def test_value_tangent_and_gradient_are_those_of_functorch(spec, formulation):
+    """Through convolutions, group norms, attention and changes of resolution."""
+    found, expected = evaluate(spec, formulation), evaluate(spec, "functorch")
+    for part, ours, theirs in zip(("value", "tangent", "gradient"), found, expected):
+        limit = TOLERANCES[formulation]["float64"][part]
+        difference = sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True)) ** 0.5
+        norm = sum(float(b.square().sum()) for b in theirs) ** 0.5
+        assert norm > 0.01 and difference <= limit * norm, part
 
 
 @every

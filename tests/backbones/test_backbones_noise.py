@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from configs import make_plan, raw_config
+from configs import behind, make_plan, raw_config
 from test_backbones_sit import PATH, SIT, TINY, forward, published
 
 from fewstep.backbones import build, noise
@@ -14,6 +14,7 @@ from fewstep.backbones.lightningdit import LightningDiT as Network
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
+from fewstep.core.jvp import value_and_tangent
 from fewstep.plan import Plan
 
 DIT = LightningDiT(**TINY, **SIT, predicts="noise")
@@ -69,6 +70,19 @@ def test_the_field_stays_finite_at_both_ends(monkeypatch) -> None:
     torch.testing.assert_close(net(x, ends, ends, y), net(x, inner, inner, y))
 
 
+def test_the_tangent_is_that_of_functorch() -> None:
+    torch.manual_seed(0)
+    net = build(DIT).double()
+    for weight in net.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    x, dx = torch.randn(2, 3, 4, 6, 6, dtype=torch.float64)
+    t, dt = torch.rand(2, 3, dtype=torch.float64)
+    given = (x, t, t), (dx, dt, dt), torch.arange(3)
+    found, expected = (value_and_tangent(net, *given, name) for name in ("fused", "functorch"))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_an_adopted_network_is_the_published_one() -> None:
     weights = published("sit", 8)
     net, converted = import_weights(weights, DIT, PATH)
@@ -109,6 +123,6 @@ def test_such_a_network_neither_learns_nor_teaches(methods, settings, words) -> 
 
 def test_its_cells_are_planned(paper_plan: Plan) -> None:
     assert paper_plan.run("teacher-dit").adopted
-    cells = paper_plan.table_cells("teachers")
+    cells = paper_plan.tables["teachers"].all_cells
     assert len(cells) == 6 * 1 + 2 and {key.steps for key in cells} == {250}
-    assert not paper_plan.normalisation_of("teacher-dit/base")
+    assert "manifest" not in behind(paper_plan, "teachers")

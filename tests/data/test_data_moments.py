@@ -15,7 +15,7 @@ from fewstep.data.encoding import ChannelStatistics
 from fewstep.data.encoding import open_tokenizer as opened_by_encode
 from fewstep.data.loader import Loader, positions
 from fewstep.data.shards import LatentShards
-from fewstep.plan.sizes import shard_bytes
+from fewstep.plan.costs_spec import shard_bytes
 
 
 class Posterior:

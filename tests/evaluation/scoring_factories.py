@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from configs import extractor_file
 from tiny_pipeline import Call, TinyPipeline
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def reference_call(pipeline: TinyPipeline, folder: Path, asset: Path, chosen: Pr
         "--published",
         str(asset),
         "--extractor",
-        *pipeline.plan.extractor("digits"),
+        extractor_file(pipeline.plan),
     ]
     return Call("reference", [*words, "--out", str(out)], [out])
 
@@ -116,5 +117,12 @@ def score_call(
     )
     path, out = folder / "score-spec.json", folder / "score.json"
     path.write_text(dump(spec))
-    words = ["--spec", str(path), "--images", str(images), "--extractor", *pipeline.plan.extractor("digits")]
+    words = [
+        "--spec",
+        str(path),
+        "--images",
+        str(images),
+        "--extractor",
+        extractor_file(pipeline.plan),
+    ]
     return Call("score", [*words, "--reference", str(reference), "--out", str(out)], [out])

@@ -119,7 +119,9 @@ def test_refuses_a_model_of_another_backbone(pipeline, tmp_path):
 
 def test_refuses_other_latents(pipeline, tmp_path):
     call = replaced(
-        pipeline.sample("cd", "cm-2", tmp_path), "--latents", pipeline.plan.manifest("digits-pixels")
+        pipeline.sample("cd", "cm-2", tmp_path),
+        "--latents",
+        pipeline.plan.file("manifest", latents="digits-pixels"),
     )
     refused(call, "tokenizer.kind")
 
@@ -161,6 +163,11 @@ def test_images_are_not_constant(pipeline):
     images = images_of(pipeline.sample("cd", "cm-2").out)
     assert images.float().std() > 5
     assert len({bytes(image.numpy()) for image in images}) == 40
+
+
+def test_rounding_is_lightningdits_truncation_of_what_is_half_a_level_higher():
+    x = 1.2 * torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1.2
+    assert torch.equal(quantize(x, "round"), (127.5 * x + 128).clamp(0, 255).to(torch.uint8))
 
 
 def test_quantize():

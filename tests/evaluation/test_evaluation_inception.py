@@ -51,7 +51,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def protocol(paper_plan):
-    return paper_plan.parts.protocols["decm"].model_copy(update={"images": 6})
+    return paper_plan.parts.protocols["decm-fid50k"].model_copy(update={"images": 6})
 
 
 def pictures() -> torch.Tensor:

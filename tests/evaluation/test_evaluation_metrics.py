@@ -58,7 +58,9 @@ def test_all_metrics_are_torch_fidelitys(pipeline, published, tmp_path):
         input1=Items(OURS),
         input2=Items(REAL),
         feature_extractor="conv-classifier",
-        feature_extractor_weights_path=pipeline.plan.extractor("digits")[0],
+        feature_extractor_weights_path=pipeline.plan.inputs("reference", {"protocol": "digits"})["extractor"][
+            0
+        ],
         **{"cuda": False, "cache": False, "verbose": False, "samples_find_deep": False, "batch_size": 50},
         **{"fid": True, "isc": True, "kid": True, "prc": True, "kid_subsets": 5, "kid_subset_size": 50},
     )

@@ -52,7 +52,7 @@ def test_the_number_is_that_of_the_points(moons, method):
     tar = open_images(moons.sample(method, "cm-1", protocol="moons").out)
     assert (tar.count, tar.shape, tar.dtype) == (260, (2, 1, 1), np.float32)
     samples = images_of(tar.path).flatten(1)
-    real = LatentShards(moons.plan.manifest("moons-held-out")).read(range(200)).flatten(1)
+    real = LatentShards(moons.plan.file("manifest", latents="moons-held-out")).read(range(200)).flatten(1)
     metrics = json.loads(moons.score(method, "cm-1", protocol="moons").out.read_text())
     assert metrics["mmd"] == pytest.approx(mmd_squared(samples, real, 1.0), rel=1e-9)
     assert 0 < metrics["mmd"] < 0.5 and "fid" not in metrics

@@ -7,7 +7,7 @@ import pytest
 import torch
 from archive_contents import card_of, images_of
 from child_processes import ranks
-from configs import make_plan, raw_config
+from configs import make_plan, raw_config, sample_inputs
 from PIL import Image
 from tiny_pipeline import Call
 
@@ -56,7 +56,7 @@ class Published:
                     for name, entry in parts.backbones.items()
                     if entry.shape == parts.tokenizers["vavae-f16d32"].shape
                 },
-                "protocols": {"decm": {"images": IMAGES}},
+                "protocols": {"decm-fid50k": {"images": IMAGES}},
             },
         }
         changes = {
@@ -104,17 +104,17 @@ class Published:
         self.call("fetch", asset, self.folder / f"assets/{asset}.json")()
 
     def encode(self) -> None:
-        words = ["--source", self.plan.source("imagenet256-vavae")]
-        words += ["--tokenizer", *self.plan.tokenizer_weights("imagenet256-vavae")]
+        files = self.plan.inputs("encode", {"latents": "imagenet256-vavae"})
+        words = ["--source", *files["source"], "--tokenizer", *files["tokenizer"]]
         shard = self.folder / "latents/imagenet256-vavae/shard-00000.tar"
         self.call("encode", "imagenet256-vavae", shard, *words, "--shard", "0")()
         manifest = shard.with_name("manifest.json")
         self.call("encode", "imagenet256-vavae", manifest, *words, "--merge", str(shard))()
 
     def sample(self, out, *latents: str) -> Call:
-        images = self.plan.image_set("decm")
+        images = self.plan.image_set("decm-fid50k")
         words = ["--model", self.plan.model("facm"), "--latents", *latents]
-        words += ["--tokenizer", *self.plan.decoder_of("facm/base")]
+        words += ["--tokenizer", *sample_inputs(self.plan, "facm/base")["tokenizer"]]
         return self.call("sample", f"facm/base/cm-2/{images}", out, *words)
 
 
@@ -125,12 +125,13 @@ def published(tmp_path_factory, paper_plan) -> Published:
     for asset in ("vavae-f16d32", "facm-250ep"):
         result.fetch(asset)
     model = result.folder / "results/facm/base/0/model.safetensors"
-    result.call("adopt", "facm/base", model, "--asset", *result.plan.adopted_from("facm/base"))()
+    asset = result.plan.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"]
+    result.call("adopt", "facm/base", model, "--asset", *asset)()
     return result
 
 
 def test_released_weights_are_sampled_without_a_data_set(published, tmp_path):
-    assert published.plan.normalisation_of("facm/base") == []
+    assert sample_inputs(published.plan, "facm/base")["latents"] == []
     call = published.sample(tmp_path / "images.tar")
     call()
     images = images_of(call.out)
@@ -145,7 +146,7 @@ def test_released_weights_are_sampled_without_a_data_set(published, tmp_path):
 def test_the_manifest_would_say_the_same(published, tmp_path):
     published.fetch("imagenet-train")
     published.encode()
-    manifest = published.plan.manifest("imagenet256-vavae")
+    manifest = published.plan.file("manifest", latents="imagenet256-vavae")
     calls = published.sample(tmp_path / "without.tar"), published.sample(tmp_path / "with.tar", manifest)
     for call in calls:
         call()
@@ -170,4 +171,5 @@ def test_measured_statistics_need_the_manifest(pipeline, tmp_path):
     call = Call("sample", [*call.arguments[: at + 1], *call.arguments[at + 2 :]], call.outputs)
     with pytest.raises(ConfigError, match="statistics: computed is in the latents' manifest; pass --latents"):
         call()
-    assert pipeline.plan.normalisation_of("cd/base") == [pipeline.plan.manifest("digits-latents")]
+    manifest = pipeline.plan.file("manifest", latents="digits-latents")
+    assert sample_inputs(pipeline.plan, "cd/base")["latents"] == [manifest]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from archive_contents import card_of, images_of
+from configs import extractor_file
 from tiny_pipeline import TinyPipeline, refused, replaced
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
@@ -31,7 +32,7 @@ CELL = ("cd", "cm-2")
 @pytest.fixture(scope="module")
 def extractor(pipeline: TinyPipeline) -> Extractor:
     protocol = pipeline.plan.parts.protocols["digits"]
-    path = pipeline.plan.extractor("digits")[0]
+    path = extractor_file(pipeline.plan)
     return Extractor(protocol, Path(path), pipeline.plan.network(protocol.weights))
 
 
@@ -53,7 +54,7 @@ def tar(pipeline, images, tmp_path):
 
 
 def test_torch_fidelity_gives_our_features(pipeline, extractor, images):
-    net, _ = load_network(pipeline.plan.extractor("digits")[0])
+    net, _ = load_network(extractor_file(pipeline.plan))
     with torch.no_grad():
         direct = net.features(images.float() / 127.5 - 1)
         logits = net.head(direct)
@@ -64,7 +65,7 @@ def test_torch_fidelity_gives_our_features(pipeline, extractor, images):
 
 
 def test_distance_equals_torch_fidelity(pipeline, extractor, images):
-    shards = LatentShards(pipeline.plan.manifest("digits-pixels"))
+    shards = LatentShards(pipeline.plan.file("manifest", latents="digits-pixels"))
     real = quantize(shards.read(range(len(shards)))[:, 0], "round")
     ours, theirs = (extractor(each)["features"] for each in (images, real))
     expected = fid_statistics_to_metric(
@@ -82,7 +83,7 @@ def test_the_metrics_say_how_they_were_made(pipeline):
     metrics = json.loads(pipeline.score(*CELL).out.read_text())
     assert metrics["images"] == 40 and metrics["evaluations"] == 2
     assert metrics["reference_sha256"] == sha256(pipeline.reference().out)
-    assert metrics["extractor_sha256"] == sha256(pipeline.plan.extractor("digits")[0])
+    assert metrics["extractor_sha256"] == sha256(extractor_file(pipeline.plan))
     assert metrics["protocol"]["labels"] == "balanced" and metrics["protocol"]["feature_scale"] == 100.0
     assert metrics["cell"]["method"] == "cd" and metrics["status"] == "trained"
     assert 1 <= metrics["is"] <= 10
@@ -91,7 +92,7 @@ def test_the_metrics_say_how_they_were_made(pipeline):
 
 def test_real_images_are_near_themselves(pipeline, tar, tmp_path):
     """The scale of the numbers: the first forty digits against all."""
-    shards = LatentShards(pipeline.plan.manifest("digits-pixels"))
+    shards = LatentShards(pipeline.plan.file("manifest", latents="digits-pixels"))
     real = quantize(shards.read(range(40))[:, 0], "round")
     call = replaced(pipeline.score(*CELL, tmp_path), "--images", tar(real))
     call()

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from source_files import modules, reached, theirs
 
+from fewstep.backbones import NETWORKS
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENVS = sorted((ROOT / "envs").glob("*.yaml"))
 # Distribution -> module, where they differ.
@@ -29,7 +31,7 @@ MODULES = {
 # Modules that come with another distribution.
 COMES_WITH = {"markupsafe": "jinja2"}
 
-# Imported where it is used, and these stages never use it: what extracts features is no UNet.
+# Loaded where it is built, and these stages never use it: what extracts features is no UNet.
 UNUSED = {"score": {"fewstep.backbones.unet"}, "reference": {"fewstep.backbones.unet"}}
 
 
@@ -86,7 +88,10 @@ def test_rules_are_found():
 def missing(stage: str, path: Path) -> set[str]:
     """Modules that a stage imports and an environment lacks."""
     available = {MODULES.get(name, name) for name in env_of(path)[1]}
-    used = reached(f"fewstep.{stage}") - UNUSED.get(stage, set())
+    used = reached(f"fewstep.{stage}")
+    if "fewstep.backbones" in used:  # which loads a network's module by its name
+        used = used.union(*(reached(f"fewstep.backbones.{module}") for module, _ in NETWORKS.values()))
+    used -= UNUSED.get(stage, set())
     needed = {COMES_WITH.get(name, name) for module in used for name in theirs(module)}
     return needed - available - sys.stdlib_module_names
 

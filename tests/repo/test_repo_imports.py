@@ -8,8 +8,10 @@ from collections import defaultdict
 import pytest
 from source_files import PACKAGE, area, imports, modules, ours, reached, theirs
 
+from fewstep.backbones import NETWORKS
+
 COMMANDS = {"fetch", "encode", "adopt", "train", "sample", "reference", "score"}
-COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor"}
+COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor", "costs"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.
@@ -132,6 +134,16 @@ def test_third_parties_live_in_one_place(party):
 def test_every_place_is_needed(party):
     """An entry above that nobody uses any more would hide the next mistake."""
     assert any(party in theirs(module) for module in modules())
+
+
+@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets"])
+def test_a_network_reaches_no_other(network):
+    """A training is one of its own network's source alone."""
+    found = {module for module in reached(f"fewstep.backbones.{network}") if area(module) == "backbones"}
+    others = {f"fewstep.backbones.{module}" for module, _ in NETWORKS.values()} - {
+        f"fewstep.backbones.{network}"
+    }
+    assert not found & others
 
 
 def test_a_file_name_means_one_thing():

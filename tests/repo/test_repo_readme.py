@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ import pytest
 from configs import ROOT, make_plan, raw_config
 from source_files import modules, text, tracked
 
+from fewstep.bench.estimate import estimate, rows
 from fewstep.plan import Plan
 
 PAGES = [path for path in tracked() if path.suffix == ".md"]
@@ -61,7 +61,7 @@ def test_snakemake_calls(page):
         preset = Path(profile).name
         plan = make_plan(raw_config(preset if (ROOT / f"config/{preset}.yaml").is_file() else None))
         made = {file for name in [*plan.config.tables, "claims", "report"] for file in plan.parts_of(name)}
-        made |= {plan.metrics(key) for name in plan.config.tables for key in plan.table_cells(name)}
+        made |= {plan.metrics(key) for table in plan.tables.values() for key in table.all_cells}
         made |= {plan.path("<results>/plan.csv"), plan.path("<results>/bench.csv")}
         made |= {plan.model(run.method, run.variant) for run in plan.runs.values()}
         for word in call:
@@ -76,10 +76,10 @@ def test_extras_exist(page):
 def test_the_price_of_table_1(readme):
     """As results/plan.csv has it."""
     raw = raw_config()
-    lines = make_plan({**raw, "targets": ["table1"]}).cost_csv().splitlines()
-    totals = [line for line in csv.DictReader(lines) if line["rule"] == "total"]
-    (hours,) = [float(line["time"]) for line in totals if line["unit"] == "GPU-hours"]
-    kept = sum(int(line["kept_bytes"]) for line in totals) / 1e9
+    lines = estimate(make_plan({**raw, "targets": ["table1"]}).spec("costs", "costs"))
+    totals = [row for row in rows(lines) if row.rule == "total"]
+    (hours,) = [row.time for row in totals if row.unit == "GPU-hours"]
+    kept = sum(row.kept_bytes for row in totals) / 1e9
     told = re.search(r"about ([\d,]+) GPU-hours \(H100\) and keeps (\d+) GB", readme)
     assert [float(number.replace(",", "")) for number in told.groups()] == pytest.approx(
         [hours, kept], rel=0.03
@@ -92,5 +92,8 @@ def test_the_example_of_a_table(readme, tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "config/tables/mine.yaml").write_text(example)
     plan = Plan(raw_config(), tmp_path)
-    assert {(key.variant, key.steps) for key in plan.table_cells("mine")} == {("freq-4", 1), ("freq-4", 4)}
+    assert {(key.variant, key.steps) for key in plan.tables["mine"].all_cells} == {
+        ("freq-4", 1),
+        ("freq-4", 4),
+    }
     assert plan.parts_of("mine") == ["results/mine.csv", "results/mine.md"]

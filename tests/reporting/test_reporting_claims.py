@@ -29,13 +29,17 @@ def claim(left, relation, right, factor=1.0, **more) -> Claim:
 
 
 def spec_of(*claims, scale="demo", seeds=(0, 1)) -> ClaimsSpec:
-    return ClaimsSpec(
-        claims=list(claims),
-        protocols={claim.id: "p" for claim in claims},
-        seeds=list(seeds),
-        once=["teacher"],
-        scale=scale,
-    )
+    """With a teacher that is trained once."""
+
+    def key(cell: CellName, seed: int) -> CellKey:
+        return CellKey(**cell.model_dump(), seed=0 if cell.method == "teacher" else seed, protocol="p")
+
+    cells = {}
+    for claim in claims:
+        sides = [claim.left, *claim.right]
+        own = [0] if all(cell.method == "teacher" for cell in sides) else seeds
+        cells[claim.id] = [[key(cell, seed) for cell in sides] for seed in own]
+    return ClaimsSpec(claims=list(claims), cells=cells, seeds=list(seeds), scale=scale)
 
 
 def numbers(metric, **values):

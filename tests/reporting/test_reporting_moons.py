@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fewstep import figure as stage
 from fewstep.config import ConfigError, read_spec
 from fewstep.config.specs import CellKey, ClaimsSpec, TableSpec
-from fewstep.config.tables import Table
+from fewstep.config.tables import Claim, Table
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.claim_checks import check_claims
 from fewstep.reporting.formatting import read_csv
@@ -117,12 +117,18 @@ def test_scatter_refuses_what_is_no_point_of_the_plane(spec_file, points, refere
 
 
 def test_the_plan_asks_for_samples_and_real_points(paper_plan, demo_plan):
-    assert len(paper_plan.table_images("dumo-figure3-samples")) == 7
-    assert paper_plan.table_reference("dumo-figure3-samples") == ["results/references/moons.npz"]
-    assert paper_plan.table_reference("dumo-figure3") == []
+    samples, metrics = (
+        paper_plan.inputs("figure", {"table": name}) for name in ("dumo-figure3-samples", "dumo-figure3")
+    )
+    assert len(samples["images"]) == 7
+    assert samples["reference"] == ["results/references/moons.npz"] and metrics["reference"] == []
     # A grid takes one file, whatever its protocols.
-    assert len(paper_plan.table_images("figure6")) == len(demo_plan.table_images("figure6")) == 1
-    assert len(demo_plan.table_metrics("dumo-figure3")) == 7 * 3
+    assert (
+        len(paper_plan.inputs("figure", {"table": "figure6"})["images"])
+        == len(demo_plan.inputs("figure", {"table": "figure6"})["images"])
+        == 1
+    )
+    assert len(demo_plan.inputs("figure", {"table": "dumo-figure3"})["metrics"]) == 7 * 3
 
 
 def test_toys_are_the_same_under_every_preset(paper_plan, demo_plan):
@@ -176,14 +182,16 @@ def test_claims_about_toys_keep_their_seeds_and_what_is_known(metric, scale):
         "seeds": [3, 4],
         "miniature": "fails",
     }
-    spec = ClaimsSpec.model_validate(
-        {"claims": [raw], "protocols": {"c": "moons"}, "seeds": [0], "toys": ["c"], "scale": scale}
-    )
-    found = {}
-    for method, value in (("meanflow-moons", 0.004), ("dumo-moons", 0.002)):
-        for seed in (3, 4):
-            key = CellKey(method=method, variant="base", seed=seed, sampler="cm", steps=1, protocol="moons")
-            found[key] = metric(key, 0.0, mmd=value)
+    values = {"meanflow-moons": 0.004, "dumo-moons": 0.002}
+    cells = [
+        [
+            CellKey(method=method, variant="base", seed=seed, sampler="cm", steps=1, protocol="moons")
+            for method in values
+        ]
+        for seed in (3, 4)
+    ]
+    spec = ClaimsSpec(claims=[Claim(**raw)], cells={"c": cells}, seeds=[0], toys=["c"], scale=scale)
+    found = {key: metric(key, 0.0, mmd=values[key.method]) for keys in cells for key in keys}
     (checked,) = check_claims(spec, found)
     assert (checked.holds, checked.seeds, checked.expected, checked.scale) == ("no", "0/2", "fails", "toy")
     assert not checked.surprising

@@ -76,13 +76,11 @@ def page(make_spec, metric, tmp_path):
             )
         one, two = (CellName(method="decm", sampler="cm", steps=steps) for steps in (1, 2))
         claims = [
-            Claim(id=sign, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
-            for sign in ("<", ">=")
+            Claim(id=name, statement=f"one {sign} two", source="§1", left=one, relation=sign, right=[two])
+            for name, sign in (("less", "<"), ("more", ">="))
         ]
-        spec = ClaimsSpec(
-            claims=claims, protocols={claim.id: "decm" for claim in claims}, seeds=[0], scale=scale
-        )
         keys = [CellKey(**cell.model_dump(), seed=0, protocol="decm") for cell in (one, two)]
+        spec = ClaimsSpec(claims=claims, cells={claim.id: [keys] for claim in claims}, seeds=[0], scale=scale)
         (tmp_path / "claims.csv").write_text(
             claims_csv(
                 check_claims(spec, {key: metric(key, fid) for key, fid in zip(keys, (2.0, 1.0), strict=True)})

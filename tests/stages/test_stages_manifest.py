@@ -13,7 +13,7 @@ from tiny_pipeline import TinyPipeline, refused, replaced
 @pytest.fixture
 def latents(pipeline: TinyPipeline, tmp_path: Path) -> Path:
     """A copy of the digits' latents: the path of its manifest."""
-    source = Path(pipeline.plan.manifest("digits-latents"))
+    source = Path(pipeline.plan.file("manifest", latents="digits-latents"))
     return Path(shutil.copytree(source.parent, tmp_path / "latents")) / source.name
 
 

@@ -24,7 +24,7 @@ from fewstep.data.asset_files import RecordBody, RecordFile
 
 def merge_call(pipeline: TinyPipeline, folder: Path) -> Call:
     folder.mkdir(exist_ok=True)
-    for shard in pipeline.plan.shards("digits-pixels"):
+    for shard in pipeline.plan.inputs("manifest", {"latents": "digits-pixels"})["shards"]:
         shutil.copy(shard, folder)
     return pipeline.encode("digits-pixels", folder)
 

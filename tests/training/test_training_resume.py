@@ -116,7 +116,7 @@ def test_a_state_belongs_to_latents_and_code(pipeline, tmp_path, capfd, monkeypa
     call = pipeline.train("cd", tmp_path).more("--save-steps", "3")
     child(call, tmp_path / "log", signal_at_step, step=4, number=signal.SIGKILL)
     if changed == "latents":
-        manifest = Path(pipeline.plan.manifest("digits-latents"))
+        manifest = Path(pipeline.plan.file("manifest", latents="digits-latents"))
         folder = Path(shutil.copytree(manifest.parent, tmp_path / "latents"))
         (folder / manifest.name).write_text(manifest.read_text() + "\n")
         call = replaced(call, "--latents", str(folder / manifest.name))

@@ -20,7 +20,9 @@ from fewstep.training.optimizer import learning_rate
 
 
 def test_refuses_latents_of_another_tokenizer(pipeline: TinyPipeline, tmp_path):
-    call = replaced(pipeline.train("cd", tmp_path), "--latents", pipeline.plan.manifest("digits-pixels"))
+    call = replaced(
+        pipeline.train("cd", tmp_path), "--latents", pipeline.plan.file("manifest", latents="digits-pixels")
+    )
     refused(call, "digits-pixels", "shape", "[1, 8, 8]", "[4, 4, 4]", "tokenizer.kind")
 
 

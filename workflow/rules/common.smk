@@ -1,30 +1,31 @@
-# The plan answers every question about names, paths and specs; rules only ask it.
+# The plan answers every question about names, paths, inputs and specs; rules only ask it.
 from fewstep.config import ConfigError
 from fewstep.config.base import complete
 from fewstep.plan import Plan
+from fewstep.plan.paths import FILES
 
+# With `config:` in a module statement, the files and the command line are those of another workflow.
+outer = workflow.modifier.skip_configfile
 try:
-    config = complete(config, repository)
+    config = complete(
+        config, repository, {} if outer else workflow.config_settings.config
+    )
     workflow.register_pathvars(**config["pathvars"])
     config["pathvars"] = {
         name: workflow.pathvars.get(name) for name in config["pathvars"]
     }
-    plan = Plan(config, repository)
+    plan = Plan(config, repository, () if outer else workflow.configfiles)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
+def inputs(stage):
+    """The input files of a stage's job, by name."""
+    return lambda wildcards: plan.inputs(stage, dict(wildcards.items()))
+
+
 wildcard_constraints:
-    run=plan.pattern("runs"),
-    seed=r"\d+",
-    shard=r"\d{5}",
-    asset=plan.pattern("assets"),
-    latents=plan.pattern("latents"),
-    protocol=plan.pattern("protocols"),
-    images=plan.pattern("image_sets"),
-    cell=plan.pattern("cells"),
-    table=plan.pattern("tables"),
-    figure=plan.pattern("figures"),
+    **plan.constraints,
 
 
 rule spec:
@@ -41,4 +42,4 @@ rule spec:
     params:
         text=lambda wildcards: plan.spec_text(wildcards.stage, wildcards.name),
     shell:
-        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
+        "{{ printf '%s\\n' {params.text:q} > {output:q}.tmp && mv {output:q}.tmp {output:q}; }} 2> {log:q}"

@@ -1,32 +1,30 @@
 # Local: compute nodes often have no network.
 rule fetch:
     input:
-        spec="<results>/specs/fetch/{asset}.json",
+        unpack(inputs("fetch")),
     output:
-        "<assets>/{asset}.json",
+        FILES["record"],
     log:
         "<logs>/fetch/{asset}.log",
     localrule: True
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "python -m fewstep.fetch --spec {input.spec} --out {output} > {log} 2>&1"
+        "python -m fewstep.fetch --spec {input.spec:q} --out {output:q} > {log:q} 2>&1"
 
 
 # All that the targets need from outside, before anything is submitted.
 rule assets:
     input:
-        lambda wildcards: plan.asset_records(),
+        lambda wildcards: [plan.file("record", asset=name) for name in plan.assets()],
     localrule: True
 
 
 rule encode:
     input:
-        spec="<results>/specs/encode/{latents}.json",
-        source=lambda wildcards: plan.source(wildcards.latents),
-        tokenizer=lambda wildcards: plan.tokenizer_weights(wildcards.latents),
+        unpack(inputs("encode")),
     output:
-        "<latents>/{latents}/shard-{shard}.tar",
+        FILES["shard"],
     log:
         "<logs>/encode/{latents}/{shard}.log",
     conda:
@@ -34,22 +32,19 @@ rule encode:
     resources:
         gpu=0,
     shell:
-        "python -m fewstep.encode --spec {input.spec} --source {input.source}"
-        " --tokenizer {input.tokenizer} --shard {wildcards.shard} --out {output} > {log} 2>&1"
+        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        " --tokenizer {input.tokenizer:q} --shard {wildcards.shard:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule manifest:
     input:
-        spec="<results>/specs/encode/{latents}.json",
-        source=lambda wildcards: plan.source(wildcards.latents),
-        tokenizer=lambda wildcards: plan.tokenizer_weights(wildcards.latents),
-        shards=lambda wildcards: plan.shards(wildcards.latents),
+        unpack(inputs("manifest")),
     output:
-        "<latents>/{latents}/manifest.json",
+        FILES["manifest"],
     log:
         "<logs>/encode/{latents}/manifest.log",
     conda:
         "../../envs/torch.yaml"
     shell:
-        "python -m fewstep.encode --spec {input.spec} --source {input.source}"
-        " --tokenizer {input.tokenizer} --merge {input.shards} --out {output} > {log} 2>&1"
+        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        " --tokenizer {input.tokenizer:q} --merge {input.shards:q} --out {output:q} > {log:q} 2>&1"

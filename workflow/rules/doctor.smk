@@ -18,4 +18,4 @@ rule doctor:
         or [repository / "profiles/slurm"],
         repository=repository,
     shell:
-        "python -m fewstep.doctor --profile {params.profiles:q} --repository {params.repository:q} 2>&1 | tee {log}"
+        "python -m fewstep.doctor --profile {params.profiles:q} --repository {params.repository:q} 2>&1 | tee {log:q}"

@@ -1,32 +1,26 @@
 rule sample:
     input:
-        spec="<results>/specs/sample/{run}/{cell}/{images}.json",
-        model="<results>/{run}/{seed}/model.safetensors",
-        latents=lambda wildcards: plan.normalisation_of(wildcards.run),
-        tokenizer=lambda wildcards: plan.decoder_of(wildcards.run),
+        unpack(inputs("sample")),
     output:
-        temp("<results>/{run}/{seed}/{cell}/{images}.tar"),
+        temp(FILES["images"]),
     log:
-        "<logs>/sample/{run}/{seed}/{cell}/{images}.log",
+        "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.log",
     conda:
         "../../envs/torch.yaml"
     resources:
         gpu=0,
         gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.sample --spec {input.spec}"
-        " --model {input.model} --latents {input.latents} --tokenizer {input.tokenizer}"
-        " --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.sample"
+        " --spec {input.spec:q} --model {input.model:q} --latents {input.latents:q}"
+        " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule reference:
     input:
-        spec="<results>/specs/reference/{protocol}.json",
-        latents=lambda wildcards: plan.reference_latents(wildcards.protocol),
-        published=lambda wildcards: plan.published_reference(wildcards.protocol),
-        extractor=lambda wildcards: plan.extractor(wildcards.protocol),
+        unpack(inputs("reference")),
     output:
-        "<results>/references/{protocol}.npz",
+        FILES["statistics"],
     log:
         "<logs>/reference/{protocol}.log",
     conda:
@@ -35,27 +29,24 @@ rule reference:
         gpu=0,
         gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.reference --spec {input.spec}"
-        " --latents {input.latents} --published {input.published} --extractor {input.extractor} --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.reference"
+        " --spec {input.spec:q} --latents {input.latents:q} --published {input.published:q}"
+        " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule score:
     input:
-        spec="<results>/specs/score/{run}/{seed}/{cell}/{protocol}.json",
-        images=lambda wildcards: plan.images_of(
-            wildcards.run, wildcards.seed, wildcards.cell, wildcards.protocol
-        ),
-        extractor=lambda wildcards: plan.extractor(wildcards.protocol),
-        reference=lambda wildcards: plan.reference(wildcards.protocol),
+        unpack(inputs("score")),
     output:
-        "<results>/{run}/{seed}/{cell}/{protocol}.json",
+        FILES["metrics"],
     log:
-        "<logs>/score/{run}/{seed}/{cell}/{protocol}.log",
+        "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
     conda:
         "../../envs/metrics.yaml"
     resources:
         gpu=0,
         gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.score --spec {input.spec}"
-        " --images {input.images} --extractor {input.extractor} --reference {input.reference} --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.score"
+        " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
+        " --reference {input.reference:q} --out {output:q} > {log:q} 2>&1"

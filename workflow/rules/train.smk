@@ -2,18 +2,18 @@
 # model is decided by its `weights` in config/methods/.
 rule adopt:
     input:
-        spec="<results>/specs/adopt/{run}.json",
-        asset=lambda wildcards: plan.adopted_from(wildcards.run),
+        unpack(inputs("adopt")),
     output:
-        model="<results>/{run}/0/model.safetensors",
+        FILES["model"],
     log:
-        "<logs>/adopt/{run}.log",
+        "<logs>/adopt/{run}/{seed}.log",
     wildcard_constraints:
-        run=plan.pattern("adopted"),
+        run=plan.runs_pattern(adopted=True),
+        seed="0",
     conda:
         "../../envs/torch.yaml"
     shell:
-        "python -m fewstep.adopt --spec {input.spec} --asset {input.asset} --out {output} > {log} 2>&1"
+        "python -m fewstep.adopt --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Training state lives in an undeclared folder beside the model: Snakemake removes the declared
@@ -21,13 +21,11 @@ rule adopt:
 # exec: without it the shell dies of a signal at once, and the job ends before the state is saved.
 rule train:
     input:
-        spec="<results>/specs/train/{run}/{seed}.json",
-        latents=lambda wildcards: plan.latents_of(wildcards.run),
-        teacher=lambda wildcards: plan.teacher_of(wildcards.run),
+        unpack(inputs("train")),
     output:
-        model="<results>/{run}/{seed}/model.safetensors",
+        model=FILES["model"],
         curve=report(
-            "<results>/{run}/{seed}/train.jsonl",
+            FILES["curve"],
             caption="../report/train.rst",
             category="Training curves",
             labels={"run": "{run}", "seed": "{seed}"},
@@ -37,7 +35,7 @@ rule train:
     benchmark:
         "<results>/{run}/{seed}/benchmark.tsv"
     wildcard_constraints:
-        run=plan.pattern("trained"),
+        run=plan.runs_pattern(adopted=False),
     conda:
         "../../envs/torch.yaml"
     resources:
@@ -47,15 +45,15 @@ rule train:
         options="",
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
-        " --gres '{resources.gres}' --threads {threads} --lock {output.model}.lock"
-        " fewstep.train --spec {input.spec} --latents {input.latents} --teacher {input.teacher}"
-        " --out {output.model} --curve {output.curve} {resources.options} > {log} 2>&1"
+        " --gres={resources.gres:q} --threads {threads} --lock {output.model:q}.lock"
+        " fewstep.train --spec {input.spec:q} --latents {input.latents:q} --teacher {input.teacher:q}"
+        " --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 
 # Nothing is trained: networks and latents are random, and of the sizes in the configuration.
 rule bench:
     input:
-        spec="<results>/specs/bench/bench.json",
+        unpack(inputs("bench")),
     output:
         "<results>/bench.csv",
     log:
@@ -66,5 +64,5 @@ rule bench:
         gpu=0,
         gres="",
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres '{resources.gres}' fewstep.bench train-step"
-        " --spec {input.spec} --out {output} > {log} 2>&1"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.bench train-step"
+        " --spec {input.spec:q} --out {output:q} > {log:q} 2>&1"

@@ -7,12 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from configs import ROOT
+from configs import ROOT, behind, teacher_file
 
 from fewstep.config import dump, read_spec
 from fewstep.config.__main__ import rendered
 from fewstep.config.specs import CellKey, LatentCard, SampleSpec, TrainSpec
-from fewstep.plan.needs import needs
 
 SPECS = {"train": ("decm/freq-5/0", TrainSpec), "sample": (None, SampleSpec)}
 
@@ -24,8 +23,10 @@ def test_schemas_are_up_to_date():
 
 
 def test_every_table_names_its_cells(paper_plan):
-    keys = paper_plan.table_cells("table3")
-    assert CellKey(method="decm", variant="base", seed=0, sampler="mix", steps=4, protocol="decm") in keys
+    keys = paper_plan.tables["table3"].all_cells
+    assert (
+        CellKey(method="decm", variant="base", seed=0, sampler="mix", steps=4, protocol="decm-fid50k") in keys
+    )
     assert len(keys) == len(set(keys))
     # fifteen rows, of which (g), (h), (j) and (n) are one run, four columns, two protocols
     assert len(keys) == 12 * 4 * 2
@@ -39,11 +40,11 @@ def test_variants_change_what_they_say(demo_plan):
 
 
 def test_teacher_is_adopted_at_paper_scale_and_trained_in_the_demo(paper_plan, demo_plan):
-    assert re.fullmatch(paper_plan.pattern("adopted"), "teacher/base")
-    assert re.fullmatch(demo_plan.pattern("trained"), "teacher/base")
-    assert not re.fullmatch(demo_plan.pattern("adopted"), "teacher/base")
-    assert paper_plan.teacher_of("decm/base") == ["results/teacher/base/0/model.safetensors"]
-    assert paper_plan.teacher_of("teacher/base") == []
+    assert re.fullmatch(paper_plan.runs_pattern(adopted=True), "teacher/base")
+    assert re.fullmatch(demo_plan.runs_pattern(adopted=False), "teacher/base")
+    assert not re.fullmatch(demo_plan.runs_pattern(adopted=True), "teacher/base")
+    assert teacher_file(paper_plan, "decm/base") == ["results/teacher/base/0/model.safetensors"]
+    assert teacher_file(paper_plan, "teacher/base") == []
 
 
 def test_demo_numbers_stay_below_results_demo(demo_plan):
@@ -73,7 +74,7 @@ def test_planning_needs_no_torch():
         "from fewstep.config.base import read_yaml\n"
         "plan = Plan(read_yaml(Path('config/config.yaml')))\n"
         "assert plan.spec_text('train', 'decm/base/0')\n"
-        "plan.targets(), plan.claim_cells(), plan.spec_text('report', 'report')\n"
+        "plan.targets(), plan.jobs(), plan.spec_text('report', 'report'), plan.spec_text('costs', 'costs')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -104,16 +105,16 @@ def test_every_table_has_something_behind_it(scale, request):
     for name, table in plan.config.tables.items():
         if not any(row.method for row in table.rows):
             continue
-        found = needs(plan, [name])
-        assert found.models, name
-        assert found.images or found.cells or table.kind == "training", name
+        found = behind(plan, name)
+        assert {"train", "adopt"} & found.keys(), name
+        assert "sample" in found or table.kind == "training", name
 
 
 @pytest.mark.slow
 def test_a_single_cell_is_a_target(tmp_path):
     out = dry_run(
         *("--profile", "profiles/slurm", "--directory", str(tmp_path)),
-        "results/decm/freq-5/0/mix-8/decm.json",
+        "results/decm/freq-5/0/mix-8/decm-fid50k.json",
     )
     assert re.search(r"^score +1$", out, re.MULTILINE)
     assert re.search(r"^train +1$", out, re.MULTILINE)

@@ -7,15 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from configs import ROOT, make_plan, raw_config, unmarked
+from configs import ROOT, behind, make_plan, raw_config, teacher_file, unmarked, wildcard_values
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 from fewstep.config.settings import LightningDiT
 from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan
-from fewstep.plan.needs import needs
-from fewstep.plan.specs import spec
 from fewstep.reporting.rows import fill_table
 
 
@@ -26,7 +24,7 @@ def released() -> Plan:
 
 def statuses(plan: Plan, table: str) -> dict[str, str]:
     """Row -> status, with the metrics of every cell at hand."""
-    asked = spec(plan, "table", table)
+    asked = plan.spec("table", table)
     assert isinstance(asked, TableSpec)
     found = {
         key: {
@@ -37,7 +35,7 @@ def statuses(plan: Plan, table: str) -> dict[str, str]:
             "code": None if plan.run(key.method, key.variant).adopted else "now",
             "status": "released" if plan.run(key.method, key.variant).adopted else "trained",
         }
-        for key in plan.table_cells(table)
+        for key in plan.tables[table].all_cells
     }
     return {
         row.row: row.status
@@ -51,21 +49,23 @@ def test_released_weights_fill_their_rows_and_the_others_are_reported(released):
         *("lightningdit", "lightningdit-guided", "facm")
     }
     assert set(found.values()) == {"released weights", "reported only"}
-    assert not released.table_curves("figure4")
+    assert not released.inputs("figure", {"table": "figure4"})["curves"]
 
 
 def test_weights_are_trained_unless_released_is_asked_for(paper_plan, released):
     assert statuses(paper_plan, "table1")["facm"] == "reproduced"
     assert not paper_plan.run("facm").adopted and released.run("facm").adopted
-    assert re.fullmatch(released.pattern("adopted"), "facm/base")
-    assert released.adopted_from("facm/base") == ["data/assets/facm-250ep.json"]
+    assert re.fullmatch(released.runs_pattern(adopted=True), "facm/base")
+    assert released.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"] == [
+        "data/assets/facm-250ep.json"
+    ]
 
 
 def test_released_weights_need_no_data_set(released):
     """Normalisation comes with the tokenizer; only training reads latents."""
-    found = needs(released, ["table1", "facm-released"])
-    assert not found.latents
-    assert set(found.assets) == {
+    found = behind(released, "table1", "facm-released")
+    assert not {"encode", "manifest"} & found.keys()
+    assert wildcard_values(found["fetch"], "asset") == {
         *("vavae-f16d32", "lightningdit-xl1-800ep", "facm-100ep", "facm-250ep", "facm-400ep"),
         *("inception-2015", "facm-reference", "adm-reference"),
     }
@@ -74,7 +74,7 @@ def test_released_weights_need_no_data_set(released):
 def test_released_models_calibrate_in_either_mode(paper_plan, released):
     for plan in (paper_plan, released):
         assert set(statuses(plan, "facm-released").values()) == {"released weights"}
-        assert {key.seed for key in plan.table_cells("facm-released")} == {0}
+        assert {key.seed for key in plan.tables["facm-released"].all_cells} == {0}
     rows = {
         row.id: (row.steps, row.reported["fid"]) for row in paper_plan.config.tables["facm-released"].rows
     }
@@ -83,7 +83,7 @@ def test_released_models_calibrate_in_either_mode(paper_plan, released):
 
 def test_targets_with_nothing_behind_them_are_left_out(released):
     assert not {"results/figure4.png", "results/figure6.png"} & set(released.targets())
-    assert [claim.id for claim in released.claims] == ["guidance-helps-teacher"]
+    assert [entry.claim.id for entry in released.claims] == ["guidance-helps-teacher"]
     assert released.spec_text("claims", "claims") and released.spec_text("report", "report")
 
 
@@ -96,21 +96,23 @@ def test_an_ablation_does_not_take_the_base_weights():
 
 
 def test_extra_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
-    assert paper_plan.extra_metrics("facm-released") == {
-        "is": "decm",
+    assert paper_plan.tables["facm-released"].extra_metrics == {
+        "is": "decm-fid50k",
         **dict.fromkeys(("kid", "precision", "recall"), "common"),
     }
-    assert set(demo_plan.extra_metrics("table1").values()) == {"digits"}
+    assert set(demo_plan.tables["table1"].extra_metrics.values()) == {"digits"}
     assert '"extra_metrics": {\n  "kid": "common"' in paper_plan.spec_text("table", "table1")
-    assert make_plan({**raw_config(), "weights": "released"}).extra_metrics(
-        "table1"
-    ) == paper_plan.extra_metrics("table1")
+    released = make_plan({**raw_config(), "weights": "released"})
+    assert released.tables["table1"].extra_metrics == paper_plan.tables["table1"].extra_metrics
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"table4": {"metrics": ["precison"]}}, ["table4.yaml: metrics", "decm, common", "'precison'"]),
+        (
+            {"table4": {"metrics": ["precison"]}},
+            ["table4.yaml: metrics", "decm-fid50k, common", "'precison'"],
+        ),
         ({"table4": {"metrics": ["kid", "kid"]}}, ["table4.yaml", "name one twice"]),
         ({"table4": {"metrics": ["fid"]}}, ["table4.yaml", "the table's own metric"]),
         ({"figure1": {"metrics": ["kid"]}}, ["figure1.yaml", "kind: table, not of curve"]),
@@ -130,8 +132,8 @@ def test_the_three_teachers(paper_plan):
         "teacher-64ep": False,
         "teacher-facm": True,
     }
-    assert paper_plan.teacher_of("facm/base") == [paper_plan.model("teacher-facm")]
-    assert paper_plan.teacher_of("decm/base") == [paper_plan.model("teacher")]
+    assert teacher_file(paper_plan, "facm/base") == [paper_plan.model("teacher-facm")]
+    assert teacher_file(paper_plan, "decm/base") == [paper_plan.model("teacher")]
 
 
 @pytest.mark.parametrize("name", ["imagenet256-vavae-facm", "imagenet256-vavae-64ep"])
@@ -140,7 +142,7 @@ def test_every_method_can_start_from_another_teacher(name):
     plan = make_plan(raw)
     for method in ("cd", "decm", "meanflow", "scm"):
         run = plan.run(method)
-        (teacher,) = plan.teacher_of(run.name)
+        (teacher,) = teacher_file(plan, run.name)
         name = teacher.split("/")[1]
         assert name != "teacher"
         assert isinstance(run.backbone, LightningDiT)
@@ -172,7 +174,10 @@ def images(plan: Plan) -> str:
         ),
         ({"methods": {"facm": {"samplers": {"default": "mix"}}}}, ["'mix'", "target_time"]),
         ({"methods": {"decm": {"provenance": {"loss.frek": "paper"}}}}, ["decm.provenance", "'loss.freq'"]),
-        ({"methods": {"decm": {"provenance": {"loss.freq": "blog"}}}}, ["decm.provenance", "'paper'"]),
+        (
+            {"methods": {"decm": {"provenance": {"loss.freq": "blog"}}}},
+            ["decm.provenance", "'blog'", "code"],
+        ),
     ],
 )
 def test_what_cannot_work_is_one_error(overrides, words):
@@ -190,7 +195,7 @@ def test_every_hyper_parameter_at_paper_scale_has_a_mark(paper_plan):
 
 
 def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
-    report = spec(paper_plan, "report", "report")
+    report = paper_plan.spec("report", "report")
     found = {entry.key: (entry.value, entry.mark) for entry in report.methods["decm"].parameters}
     assert found["loss.freq"] == ("3", "paper")
     assert found["loss.clamp"] == ("1.0", "code")
@@ -200,7 +205,7 @@ def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
     assert found["guidance.interval"] == ("0.125, 1.0", "code")
     assert "train.log_every" not in found
     assert not report.methods["teacher"].parameters, "adopted: not trained here"
-    assert not spec(demo_plan, "report", "report").methods["decm"].parameters
+    assert not demo_plan.spec("report", "report").methods["decm"].parameters
 
 
 def test_paper_values(paper_plan):
@@ -225,9 +230,10 @@ def test_the_small_preset():
     run = plan.run("decm")
     assert (run.recipe.scale, run.backbone.depth, run.backbone.width) == ("small", 12, 768)
     assert not [name for name, run in plan.runs.items() if run.adopted]
-    assert plan.teacher_of("facm/base") == ["results/small/teacher/base/0/model.safetensors"]
+    assert teacher_file(plan, "facm/base") == ["results/small/teacher/base/0/model.safetensors"]
     assert all(target.startswith("results/small/") for target in plan.targets())
-    assert plan.manifest("imagenet256-vavae") == make_plan(raw_config()).manifest("imagenet256-vavae")
+    latents = {"latents": "imagenet256-vavae"}
+    assert plan.file("manifest", **latents) == make_plan(raw_config()).file("manifest", **latents)
     assert set(statuses(plan, "table1").values()) == {"miniature", "reported only"}
 
 

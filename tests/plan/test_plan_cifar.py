@@ -5,28 +5,35 @@ from __future__ import annotations
 import re
 
 import pytest
-from configs import make_plan, raw_config, unmarked
-from test_workflow_plan import dry_run
-
-from fewstep.plan.needs import needs
+from configs import behind, make_plan, raw_config, teacher_file, unmarked, wildcard_values
+from test_plan_targets import dry_run
 
 
 def test_the_table_trains_both_methods_on_pixels_from_scratch(paper_plan):
-    cells = paper_plan.table_cells("dumo-table3")
+    cells = paper_plan.tables["dumo-table3"].all_cells
     assert {(key.method, key.sampler, key.steps, key.protocol) for key in cells} == {
         ("meanflow-cifar10", "cm", 1, "cifar10"),
         ("dumo-cifar10", "cm", 1, "cifar10"),
         ("dumo-cifar10", "cm", 2, "cifar10"),
     }
-    found = needs(paper_plan, ["dumo-table3"])
-    assert set(found.assets) == {"cifar10", "inception-2015"}
-    assert list(found.latents) == ["cifar10"] and list(found.references) == ["cifar10"]
+    found = behind(paper_plan, "dumo-table3")
+    assert wildcard_values(found["fetch"], "asset") == {"cifar10", "inception-2015"}
+    assert found["manifest"] == [{"latents": "cifar10"}]
+    assert found["reference"] == [{"protocol": "cifar10"}]
     for name in ("meanflow-cifar10/base", "dumo-cifar10/base"):
         run = paper_plan.runs[name]
-        assert paper_plan.teacher_of(name) == [] and run.guidance is None
+        assert teacher_file(paper_plan, name) == [] and run.guidance is None
         assert not run.backbone.conditional and run.recipe.label_dropout == 0
         assert unmarked(run) == [] and paper_plan.seeds(run, [0, 1]) == [0, 1]
     assert paper_plan.run("dumo-cifar10").backbone.outputs == 2
+
+
+def test_meanflow_is_the_original_configuration_of_its_release(paper_plan):
+    """Both times of logit-normal(-2, 2) from noise to data; c is 1e-3 beside a sum over the pixels there."""
+    run = paper_plan.run("meanflow-cifar10")
+    assert (run.loss.times.mean, run.loss.times.std) == (2.0, 2.0)
+    assert run.loss.norm_constant == pytest.approx(1e-3 / (3 * 32 * 32), rel=2e-3)
+    assert run.train.steps == 16_000 * 49 and run.train.precision == "no"
 
 
 def test_it_is_evaluated_against_the_training_images(paper_plan):

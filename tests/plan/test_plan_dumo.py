@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from configs import make_plan, raw_config, unmarked
 
+from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.sizes import parameters
+from fewstep.plan.cells import shared_protocol
 
 
 def over(**files):
@@ -39,16 +40,16 @@ def test_every_hyper_parameter_has_a_mark(paper_plan, method):
 
 def test_the_ablation_differs_in_nothing_but_the_method(paper_plan):
     ours, theirs = (paper_plan.run(name) for name in ("dumo-b2", "meanflow-b2"))
-    assert ours.train == theirs.train and not ours.taught and not theirs.taught
+    assert ours.train == theirs.train and not ours.has_teacher and not theirs.has_teacher
     sizes = [parameters(run.backbone) for run in (ours, theirs)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
 def test_two_steps_meet_at_the_time_of_the_siblings(paper_plan, demo_plan):
     for plan in (paper_plan, demo_plan):
-        (cell,) = [key for key in plan.table_cells("dumo-table1") if (key.method, key.steps) == ("dumo", 2)][
-            :1
-        ]
+        (cell,) = [
+            key for key in plan.tables["dumo-table1"].all_cells if (key.method, key.steps) == ("dumo", 2)
+        ][:1]
         assert plan.parts.samplers[cell.sampler].times == [0, 0.7]
 
 
@@ -91,12 +92,10 @@ def test_networks_and_losses_that_do_not_fit(methods, message):
 
 
 def test_a_claim_needs_a_protocol_that_evaluates_all_of_its_cells(paper_plan):
-    plan = make_plan(raw_config())
-    claims = {claim.id: claim for claim in plan.config.claims}
-    assert paper_plan.claim_protocol(claims["decm-best-at-one"]) == "decm"
-    assert paper_plan.claim_protocol(claims["dumo-one-step"]) == "common"
-    mixed = claims["dumo-one-step"].model_copy(update={"left": claims["decm-best-at-one"].left})
-    assert plan.claim_protocol(mixed) == "common"
-    far = claims["dumo-one-step"].left.model_copy(update={"method": "dumo-512"})
-    with pytest.raises(ConfigError, match=r"dumo-one-step: no protocol .* common-512"):
-        plan.claim_protocol(claims["dumo-one-step"].model_copy(update={"left": far}))
+    claims = {entry.claim.id: entry for entry in paper_plan.claims}
+    protocols = {name: entry.cells[0][0].protocol for name, entry in claims.items()}
+    assert (protocols["decm-best-at-one"], protocols["dumo-one-step"]) == ("decm-fid50k", "common")
+    ours, other, far = (paper_plan.run(name) for name in ("decm", "meanflow-sdvae", "dumo-512"))
+    assert shared_protocol([ours, other], "claims") == "common"
+    with pytest.raises(ConfigError, match=r"claims: no protocol .* common-512"):
+        shared_protocol([far, other], "claims")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from configs import make_plan, raw_config
+from configs import behind, make_plan, raw_config, teacher_file
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.needs import needs
 
 
 def demo(**methods):
@@ -19,26 +18,39 @@ def test_a_method_may_name_its_own_teacher(scale, request):
     plan = request.getfixturevalue(scale)
     stage, student = plan.run("tcm-stage1"), plan.run("tcm")
     assert (stage.teacher, student.teacher) == ("teacher", "tcm-stage1")
-    assert plan.teacher_of("tcm/base") == [plan.model("tcm-stage1")]
-    assert plan.teacher_of("tcm-stage1/base") == [plan.model("teacher")]
-    assert stage.recipe is student.recipe and student.taught
+    assert teacher_file(plan, "tcm/base") == [plan.model("tcm-stage1")]
+    assert teacher_file(plan, "tcm-stage1/base") == [plan.model("teacher")]
+    assert stage.recipe is student.recipe and student.has_teacher
+
+
+def test_lightningdit_is_evaluated_as_its_authors_do(paper_plan):
+    """250 times are 249 steps, with a shift of 0.3 both with and without guidance; bytes are rounded."""
+    plan = paper_plan
+    cells = [key for key in plan.tables["teachers"].all_cells if key.method == "teacher-lightningdit"]
+    assert {(key.steps, key.protocol) for key in cells} == {(249, "lightningdit"), (249, "common")}
+    assert {plan.parts.samplers[key.sampler].shift for key in cells} == {0.3}
+    assert {plan.parts.samplers[key.sampler].guidance == "none" for key in cells} == {True, False}
+    protocol = plan.parts.protocols["lightningdit"]
+    assert (protocol.uint8, protocol.labels) == ("round", "random")
+    assert plan.run("teacher-lightningdit").published.asset == plan.run("teacher").published.asset
 
 
 def test_every_teacher_is_trained(demo_plan):
-    found = needs(demo_plan, ["zoo"]).models
-    assert {("tcm/base", 0), ("tcm-stage1/base", 0), ("teacher/base", 0)} <= set(found)
+    trained = behind(demo_plan, "zoo")["train"]
+    for name in ("tcm/base", "tcm-stage1/base", "teacher/base"):
+        assert {"run": name, "seed": "0"} in trained
 
 
 def test_from_scratch_at_paper_scale_and_from_the_teacher_in_the_demo(paper_plan, demo_plan):
     for name in ("imm", "shortcut", "ict"):
-        assert paper_plan.run(name).teacher is None and not paper_plan.run(name).taught
+        assert paper_plan.run(name).teacher is None and not paper_plan.run(name).has_teacher
         assert demo_plan.run(name).teacher == "teacher"
 
 
 def test_table1_trains_the_same_methods_in_the_demo_as_before(paper_plan, demo_plan):
     ours = {"lightningdit", "lightningdit-guided", "meanflow", "facm", "scm", "decm"}
-    assert set(demo_plan.table_runs("table1")) == ours
-    assert set(paper_plan.table_runs("table1")) == ours | {"imm", "shortcut"}
+    assert set(demo_plan.tables["table1"].runs) == ours
+    assert set(paper_plan.tables["table1"].runs) == ours | {"imm", "shortcut"}
 
 
 @pytest.mark.parametrize(

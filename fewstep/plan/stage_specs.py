@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from ..config.base import ConfigError, Strict, require_known
+from ..config.base import ConfigError, Strict
 from ..config.settings import Guidance, Sampler
 from ..config.specs import (
     AdoptSpec,
     BenchSpec,
-    CellKey,
     ClaimsSpec,
+    CostsSpec,
     EncodeSpec,
     FetchSpec,
     LatentCard,
@@ -25,18 +26,16 @@ from ..config.specs import (
     TableSpec,
     TrainSpec,
 )
-from .cells import Cells
+from .cells import cell_key, check_sampler
+from .costs_spec import cost_lines
 from .marks import hyperparameter_sources
 from .runs import Run
 
-
-def spec(plan: Cells, stage: str, name: str) -> Strict:
-    """The spec of a stage; ``name`` is its path below <results>/specs/<stage>/."""
-    require_known(stage, _SPECS, "workflow", "stage")
-    return _SPECS[stage](plan, *name.split("/"))
+if TYPE_CHECKING:
+    from . import Plan
 
 
-def _latents(plan: Cells, name: str) -> LatentCard:
+def _latents(plan: Plan, name: str) -> LatentCard:
     entry = plan.parts.latents[name]
     dataset = plan.parts.datasets[entry.dataset]
     tokenizer = plan.parts.tokenizers[entry.tokenizer]
@@ -49,15 +48,15 @@ def _latents(plan: Cells, name: str) -> LatentCard:
     )
 
 
-def _fetch(plan: Cells, asset: str) -> Strict:
+def _fetch(plan: Plan, asset: str) -> Strict:
     return FetchSpec(name=asset, asset=plan.config.assets[asset])
 
 
-def _encode(plan: Cells, name: str) -> Strict:
-    entry = plan.parts.latents[name]
+def _encode(plan: Plan, latents: str) -> Strict:
+    entry = plan.parts.latents[latents]
     tokenizer = plan.parts.tokenizers[entry.tokenizer]
     return EncodeSpec(
-        name=name,
+        name=latents,
         dataset=plan.parts.datasets[entry.dataset],
         tokenizer=tokenizer,
         latents=entry,
@@ -65,14 +64,15 @@ def _encode(plan: Cells, name: str) -> Strict:
     )
 
 
-def _adopt(plan: Cells, method: str, variant: str) -> Strict:
-    run = plan.run(method, variant)
-    weights = run.published
+def _adopt(plan: Plan, run: str) -> Strict:
+    entry = plan.runs[run]
+    weights = entry.published
     if weights is None:
-        raise ConfigError(f"{plan.config.method_files[method]}: {method}.weights: no published file to adopt")
+        file = plan.config.method_files[entry.method]
+        raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
     return AdoptSpec(
-        method=method,
-        backbone=run.backbone,
+        method=entry.method,
+        backbone=entry.backbone,
         asset=weights.asset,
         file=weights.file,
         tokenizer=plan.parts.tokenizers[weights.tokenizer],
@@ -81,58 +81,58 @@ def _adopt(plan: Cells, method: str, variant: str) -> Strict:
     )
 
 
-def _train(plan: Cells, method: str, variant: str, seed: str) -> Strict:
-    run = plan.run(method, variant)
+def _train(plan: Plan, run: str, seed: str) -> Strict:
+    entry = plan.runs[run]
+    taught = entry.has_teacher
     return TrainSpec(
-        method=method,
-        variant=variant,
+        method=entry.method,
+        variant=entry.variant,
         seed=int(seed),
-        loss=run.loss,
-        backbone=run.backbone,
-        latents=_latents(plan, run.recipe.latents),
-        teacher=run.taught,
-        guidance=run.guidance if run.taught else None,
-        label_dropout=0.0 if run.taught else run.recipe.label_dropout,
-        train=run.train,
+        loss=entry.loss,
+        backbone=entry.backbone,
+        latents=_latents(plan, entry.recipe.latents),
+        teacher=taught,
+        guidance=entry.guidance if taught else None,
+        label_dropout=0.0 if taught else entry.recipe.label_dropout,
+        train=entry.train,
     )
 
 
-def _bench(plan: Cells, _name: str) -> Strict:
+def _bench(plan: Plan) -> Strict:
     bench = plan.config.root.bench
-    for name in bench.methods:
-        require_known(name, plan.config.methods, "config/config.yaml or preset", "bench.methods")
     runs = [plan.run(name) for name in bench.methods]
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
-    return BenchSpec(
-        backbone=first.backbone,
-        teacher=teacher.backbone if teacher else None,
-        guidance=first.guidance if teacher else None,
-        precision=first.train.precision,
-        losses={run.method: run.loss for run in runs},
-        bench=bench,
+    return BenchSpec.model_validate(
+        {
+            "backbone": first.backbone,
+            "teacher": teacher.backbone if teacher else None,
+            "guidance": first.guidance if teacher else None,
+            "precision": first.train.precision,
+            "losses": {run.method: run.loss for run in runs},
+            "bench": bench,
+        }
     )
 
 
-def _sample(plan: Cells, method: str, variant: str, cell: str, images: str) -> SampleSpec:
-    run = plan.run(method, variant)
-    name, steps = _split_cell(plan, cell)
-    plan.check_sampler(run, name, steps, f"cell {method}/{variant}/{cell}")
+def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> SampleSpec:
+    entry = plan.runs[run]
+    check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
     protocol = plan.image_sets[images]
-    sampler = plan.parts.samplers[name]
+    chosen = plan.parts.samplers[sampler]
     return SampleSpec(
-        backbone=run.backbone,
-        expanded=run.expanded,
-        sampler=sampler.model_copy(update={"guidance": "none"}),
-        guidance=_sampling_guidance(run, sampler),
-        steps=steps,
+        backbone=entry.backbone,
+        expanded=entry.expanded,
+        sampler=chosen.model_copy(update={"guidance": "none"}),
+        guidance=_sampling_guidance(entry, chosen),
+        steps=int(steps),
         images=protocol.images,
         labels=protocol.labels,
         uint8=protocol.uint8,
         seed=protocol.seed,
-        latents=_latents(plan, run.recipe.latents),
-        image=_image(plan, run),
-        decoder=plan.network(run.tokenizer.weights),
+        latents=_latents(plan, entry.recipe.latents),
+        image=_image(plan, entry),
+        decoder=plan.network(entry.tokenizer.weights),
     )
 
 
@@ -146,13 +146,7 @@ def _sampling_guidance(run: Run, sampler: Sampler) -> Guidance | None:
     return run.recipe.guidance.model_copy(update={"normalise": "none"})
 
 
-def _split_cell(plan: Cells, cell: str) -> tuple[str, int]:
-    name, _, steps = cell.rpartition("-")
-    require_known(name, plan.parts.samplers, plan.config.root.files.settings, "samplers")
-    return name, int(steps)
-
-
-def _reference(plan: Cells, protocol: str) -> Strict:
+def _reference(plan: Plan, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     if entry.stored:
         raise ConfigError(
@@ -165,53 +159,37 @@ def _reference(plan: Cells, protocol: str) -> Strict:
     )
 
 
-def _score(plan: Cells, method: str, variant: str, seed: str, cell: str, protocol: str) -> Strict:
-    name, steps = _split_cell(plan, cell)
+def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
-    key = CellKey(
-        method=method, variant=variant, seed=int(seed), sampler=name, steps=steps, protocol=protocol
-    )
     return ScoreSpec(
-        cell=key,
+        cell=cell_key(plan.runs[run], int(seed), sampler, int(steps), protocol),
         protocol=entry,
         extractor=plan.network(entry.weights),
-        sample=_sample(plan, method, variant, cell, plan.image_set(protocol)),
+        sample=_sample(plan, run, sampler, steps, plan.image_set(protocol)),
     )
 
 
-def _image(plan: Cells, run: Run) -> list[int]:
+def _image(plan: Plan, run: Run) -> list[int]:
     """(C, H, W) of the images of a run's data set."""
     dataset = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset]
     return [dataset.channels, dataset.resolution, dataset.resolution]
 
 
-def _table(plan: Cells, name: str) -> Strict:
-    table = plan.config.tables[name]
-    runs = plan.table_runs(name)
+def _table(plan: Plan, table: str) -> Strict:
+    entry = plan.tables[table]
+    runs, rows = entry.runs, entry.table.rows
     # A run that cannot be had is, in this table, a reported number.
-    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in table.rows]
-    cells = [
-        RowCells(
-            id=row.id,
-            cells={protocol: plan.row_cells(table, row, protocol) for protocol in plan.protocols(row)},
-        )
-        for row in table.rows
-    ]
+    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
     return TableSpec(
-        name=name,
+        name=table,
         scale=_scale(runs.values()),
-        protocols=plan.table_protocols(name),
-        extra_metrics=plan.extra_metrics(name),
-        table=table.model_copy(update={"rows": shown}),
-        rows=cells,
-        parameters=plan.parameters(name),
+        protocols=entry.protocols,
+        extra_metrics=entry.extra_metrics,
+        table=entry.table.model_copy(update={"rows": shown}),
+        rows=[RowCells(id=row, cells=cells) for row, cells in entry.cells.items()],
+        parameters=entry.parameters,
         runs={
-            row: RunName(
-                method=run.method,
-                variant=run.variant,
-                loss=run.loss.name,
-                seeds=plan.table_seeds(table, run),
-            )
+            row: RunName(method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row])
             for row, run in runs.items()
         },
     )
@@ -223,24 +201,22 @@ def _scale(runs: Iterable[Run]) -> str:
     return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
 
 
-def _claims(plan: Cells, _name: str) -> Strict:
-    cells = plan.claim_cells()
-    runs = [plan.run(key.method, key.variant) for key in cells]
+def _claims(plan: Plan) -> Strict:
+    keys = [key for entry in plan.claims for cells in entry.cells for key in cells]
+    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in plan.claims}
     return ClaimsSpec(
-        claims=plan.claims,
-        protocols={claim.id: plan.claim_protocol(claim) for claim in plan.claims},
+        claims=[entry.claim for entry in plan.claims],
+        cells={entry.claim.id: entry.cells for entry in plan.claims},
         seeds=plan.config.claim_seeds,
-        first_seeds=plan.config.root.seeds,
-        once=sorted({run.method for run in runs if plan.once(run)}),
-        toys=[claim.id for claim in plan.claims if plan.scale(claim.left.method) == "toy"],
-        scale=_scale(runs),
+        toys=[name for name, run in left.items() if run.recipe.scale == "toy"],
+        scale=_scale(plan.run(key.method, key.variant) for key in keys),
     )
 
 
-def _report(plan: Cells, _name: str) -> Strict:
+def _report(plan: Plan) -> Strict:
     root = plan.config.root
-    names = [name for name in plan.wanted if name in plan.config.tables]
-    runs = [run for name in names for run in plan.table_runs(name).values()]
+    names = [name for name in plan.wanted if name in plan.tables]
+    runs = [run for name in names for run in plan.tables[name].runs.values()]
     methods = {run.method: run for run in runs}
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     tables = {name: plan.config.tables[name] for name in names}
@@ -274,7 +250,20 @@ def _report(plan: Cells, _name: str) -> Strict:
     )
 
 
-_SPECS: dict[str, Callable[..., Strict]] = {
+def _costs(plan: Plan) -> Strict:
+    lines = cost_lines(plan)
+    named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
+    named |= {name for line in lines for name in line.models}
+    costs = plan.config.costs
+    return CostsSpec(
+        lines=lines,
+        networks={name: plan.parts.backbones[name] for name in sorted(named)},
+        operations=costs.operations,
+        start=costs.start,
+    )
+
+
+BUILDERS: dict[str, Callable[..., Strict]] = {
     "fetch": _fetch,
     "encode": _encode,
     "adopt": _adopt,
@@ -286,4 +275,5 @@ _SPECS: dict[str, Callable[..., Strict]] = {
     "table": _table,
     "claims": _claims,
     "report": _report,
+    "costs": _costs,
 }

@@ -20,9 +20,9 @@ def all_specs(plan: Plan) -> dict[str, str]:
     names |= {("table", name) for name in plan.config.tables}
     for run in plan.runs.values():
         names |= {("train", f"{run.name}/{seed}") for seed in plan.seeds(run, plan.config.claim_seeds)}
-    cells: list[CellKey] = plan.claim_cells()
+    cells: list[CellKey] = [key for claim in plan.claims for keys in claim.cells for key in keys]
     for table in plan.config.tables:
-        cells += plan.table_cells(table)
+        cells += plan.tables[table].all_cells
     for key in cells:
         run, cell = f"{key.method}/{key.variant}", f"{key.sampler}-{key.steps}"
         names.add(("sample", f"{run}/{cell}/{plan.image_set(key.protocol)}"))

@@ -1,0 +1,309 @@
+"""What the configured targets cost: jobs, device time and disk, by rule, before anything is run.
+
+Networks are built without memory (on the meta device), and their weights and operations counted. A training
+step costs as many evaluations of its network as the same method's step does on a tiny network of that kind,
+which is really done, and counted, on the CPU. Measured rates of config/costs.yaml are laid over all this.
+
+Temporary bytes are those of all jobs together; a disk holds those of the jobs that run at one time.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from ..backbones import build, null_label
+from ..config.networks import FlowNetwork, UNet
+from ..config.objectives import LossParams
+from ..config.rates import Device
+from ..config.settings import Backbone, Guidance, LdmAutoencoder, LightningDiT, Tokenizer
+from ..config.specs import CostLine, CostsSpec, Work
+from ..core.guidance import ClassifierFreeGuidance
+from ..core.jvp import value_and_tangent
+from ..core.method import Batch, Context
+from ..core.operations import OperationCounter, per_step
+from ..core.rng import Streams
+from ..data.tokenizers import build_ldm_autoencoder
+from ..methods import build as build_method
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+STATE = 4
+"""Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
+ROWS, STEPS = 48, 1000
+"""Batch and length of the training on the tiny network; methods that group rows round the batch up."""
+SD_VAE = LdmAutoencoder(multipliers=[1, 2, 4, 4], attention=[])
+UNITS: dict[Device, str] = {"gpu": "GPU-hours", "cpu": "CPU-seconds"}
+SECONDS: dict[Device, float] = {"gpu": 3600.0, "cpu": 1.0}
+
+
+@dataclass
+class Line:
+    """One rule on one kind of device."""
+
+    rule: str
+    device: Device
+    jobs: int = 0
+    seconds: float = 0.0
+    kept: float = 0.0
+    """Bytes, as ``temporary``."""
+    temporary: float = 0.0
+    sources: set[str] = field(default_factory=set)
+    unknown: dict[str, None] = field(default_factory=dict)
+
+    def add(self, other: Line) -> None:
+        for name in ("jobs", "seconds", "kept", "temporary"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sources |= other.sources
+        self.unknown |= other.unknown
+
+
+def estimate(spec: CostsSpec) -> list[Line]:
+    """The lines of the spec with their networks counted."""
+    return [_line(spec, line) for line in spec.lines]
+
+
+def _line(spec: CostsSpec, asked: CostLine) -> Line:
+    line = Line(asked.rule, asked.device, asked.jobs, kept=asked.kept, temporary=asked.temporary)
+    line.sources |= set(asked.sources)
+    line.unknown |= dict.fromkeys(asked.unknown)
+    for name, count in asked.models.items():
+        size = 4 * count * parameters(spec.networks[name])
+        line.kept += size
+        line.temporary += STATE * size if asked.rule == "train" else 0
+    if asked.work:
+        line.seconds += asked.jobs * spec.start
+    for work in asked.work:
+        if work.rate is not None:
+            line.seconds += work.images / work.rate.rate
+            line.sources.add(work.rate.source)
+        elif work.network is not None or work.tokenizer is not None:
+            rates = spec.operations
+            rate = rates.core if asked.device == "cpu" else rates.half if work.half else rates.float32
+            line.seconds += work.images * _operations(spec.networks, work) / rate.rate
+            line.sources.add("counted")
+        else:
+            line.unknown[f"no rate for {work.name}"] = None
+    return line
+
+
+def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
+    """Of the work on one image."""
+    if work.tokenizer is not None:
+        return tokenizer_operations(work.tokenizer, work.decode)
+    assert work.network is not None
+    network = networks[work.network]
+    one = operations(network)
+    if work.loss is None:
+        return one
+    teacher = networks[work.teacher] if work.teacher else None
+    return one * evaluations(work.loss, network, teacher, work.guided)
+
+
+def _once(count: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Cache by the arguments' content: specs do not hash."""
+    known: dict[str, Found] = {}
+
+    @wraps(count)
+    def counted(*arguments: Given.args, **named: Given.kwargs) -> Found:
+        key = repr((arguments, named))
+        if key not in known:
+            known[key] = count(*arguments, **named)
+        return known[key]
+
+    return counted
+
+
+@_once
+def parameters(spec: Backbone) -> int:
+    """Numbers that a network's file holds (small buffers are left out)."""
+    return sum(weight.numel() for weight in _on_meta(spec).parameters())
+
+
+@_once
+def operations(spec: Backbone) -> float:
+    """Floating-point operations of one evaluation of one image; see `core.operations`."""
+    if not isinstance(spec, LightningDiT):
+        return _forward(_on_meta(spec), spec, 1, "meta")
+    # Blocks are alike: two networks of one and two tell the rest.
+    few = [spec.model_copy(update={"depth": depth}) for depth in (1, 2)]
+    one, two = (_forward(_on_meta(each), each, 1, "meta") for each in few)
+    return one + (spec.depth - 1) * (two - one)
+
+
+@_once
+def tokenizer_operations(tokenizer: Tokenizer, decode: bool) -> float:
+    """Of one image through a KL autoencoder of latent diffusion."""
+    network = tokenizer.network or (SD_VAE if tokenizer.kind == "sd-vae" else LdmAutoencoder())
+    channels, *sides = tokenizer.shape
+    autoencoder = build_ldm_autoencoder(network, channels, "meta")
+    factor = 2 ** (len(network.multipliers) - 1)
+    shape = [channels, *sides] if decode else [3, *(factor * side for side in sides)]
+    with torch.no_grad(), OperationCounter() as counted:
+        (autoencoder.decode if decode else autoencoder.encode)(torch.zeros(1, *shape, device="meta"))
+    return float(counted.total)
+
+
+@_once
+def _on_meta(spec: Backbone) -> nn.Module:
+    with torch.device("meta"):
+        return build(spec)
+
+
+def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> float:
+    """Operations for each of ``rows`` images."""
+    x, t = torch.zeros(rows, *spec.shape, device=device), torch.zeros(rows, device=device)
+    with torch.no_grad(), OperationCounter() as counted:
+        if isinstance(spec, FlowNetwork):
+            net(x, t, t, torch.zeros(rows, dtype=torch.long, device=device))
+        else:
+            net(x)
+    return float(counted.total) / rows
+
+
+def evaluations(loss: LossParams, network: Backbone, teacher: Backbone | None, guided: bool) -> float:
+    """What a training step costs for each image, in evaluations of its network.
+
+    Args:
+        guided: whether the teacher is evaluated with label and without.
+    """
+    small = _tiny(network)
+    return _evaluations(loss, small, _tiny(teacher, small.shape) if teacher else None, guided)
+
+
+@_once
+def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, guided: bool) -> float:
+    method = build_method(loss)
+    rows = method.group * -(-ROWS // method.group)
+    net = _random(small)
+    frozen = _random(teacher).requires_grad_(False) if teacher else None
+    target = copy.deepcopy(net).requires_grad_(False) if method.target_decay is not None else None
+    null = null_label(small) if isinstance(small, FlowNetwork) else 0
+    guidance = Guidance(scale=2.0) if guided else None
+    draws = torch.Generator().manual_seed(0)
+    x1, x0 = torch.randn(2, rows, *small.shape, generator=draws)
+    batch = Batch(x1, x0, torch.arange(rows) % getattr(small, "classes", 1))
+
+    def slices(step: int) -> list[tuple[Batch, Context]]:
+        context = Context(
+            step=step,
+            steps=STEPS,
+            rng=Streams(0, step, rows, slice(0, rows), x1.device),
+            null=null,
+            jvp=value_and_tangent,
+            teacher=ClassifierFreeGuidance(frozen, guidance, null, 1.0) if frozen is not None else None,
+            teacher_net=frozen,
+            target=target,
+            extra=method.extra(),
+        )
+        return [(batch, context)]
+
+    def clear() -> None:
+        net.zero_grad(set_to_none=True)
+
+    return per_step(method, net, slices, STEPS, clear) / rows / _forward(net, small, rows)
+
+
+def _random(spec: Backbone) -> nn.Module:
+    torch.manual_seed(0)
+    return build(spec)
+
+
+def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
+    """A small network of the same kind, with the same outputs and times."""
+    if isinstance(spec, LightningDiT):
+        side = 4 * spec.patch
+        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
+        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
+    if isinstance(spec, UNet):
+        levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}
+        counts = {"groups": 4, "depth": 1, "classes": 4}
+        return spec.model_copy(update={**levels, **counts, "shape": shape or [spec.shape[0], 16, 16]})
+    return spec
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table, in units for a reader."""
+
+    rule: str
+    jobs: int
+    time: float | None
+    unit: str
+    kept_bytes: float
+    temporary_bytes: float
+    source: str
+    note: str
+
+
+def rows(lines: Iterable[Line]) -> list[Row]:
+    """Lines and their totals, one for each unit of time."""
+    lines = list(lines)
+    totals = []
+    for device in UNITS:
+        if group := [line for line in lines if line.device == device]:
+            totals.append(Line("total", device))
+            for line in group:
+                totals[-1].add(line)
+    return [
+        Row(
+            rule=line.rule,
+            jobs=line.jobs,
+            time=line.seconds / SECONDS[line.device] if line.seconds else None,
+            unit=UNITS[line.device] if line.seconds else "",
+            kept_bytes=line.kept,
+            temporary_bytes=line.temporary,
+            source="+".join(sorted(line.sources)),
+            note="; ".join(line.unknown),
+        )
+        for line in [*lines, *totals]
+    ]
+
+
+def as_csv(table: Iterable[Row]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [column.name for column in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        numbers = {
+            "time": "" if row.time is None else f"{row.time:.4g}",
+            "kept_bytes": f"{row.kept_bytes:.0f}",
+            "temporary_bytes": f"{row.temporary_bytes:.0f}",
+        }
+        writer.writerow({**asdict(row), **numbers})
+    return stream.getvalue()
+
+
+def as_text(table: Iterable[Row]) -> str:
+    """The table for a terminal."""
+    head = ["rule", "jobs", "time", "kept", "temporary", "source", "note"]
+    cells = [head]
+    for row in table:
+        time = "-" if row.time is None else f"{row.time:.4g} {row.unit}"
+        sizes = [_size(row.kept_bytes), _size(row.temporary_bytes)]
+        cells.append([row.rule, str(row.jobs), time, *sizes, row.source, row.note])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = {"jobs", "time", "kept", "temporary"}
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if count else "-"
+        count /= 1000
+    return f"{count:.3g} TB"

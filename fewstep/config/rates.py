@@ -1,0 +1,62 @@
+"""config/costs.yaml: throughputs and sizes from which the costs of targets are estimated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Strict
+from .references import Ref
+
+Device = Literal["gpu", "cpu"]
+Source = Literal["measured", "published", "estimated"]
+
+
+class Rate(Strict):
+    """How much one device does in a second."""
+
+    rate: float = Field(gt=0, description="per second and device")
+    device: Device = "gpu"
+    source: Source
+    note: str = Field(description="where it comes from")
+
+
+class Size(Strict):
+    bytes: float = Field(gt=0, description="on disk")
+    source: Source
+    note: str = ""
+
+
+class Operations(Strict):
+    """Floating-point operations in a second, two for a multiplication with its addition."""
+
+    float32: Rate = Field(description="of one GPU")
+    half: Rate = Field(description="of one GPU, in bf16 and fp16")
+    core: Rate = Field(description="of one CPU core")
+
+
+class Costs(Strict):
+    """Work of networks that has no rate of its own costs its counted operations at the device's rate."""
+
+    start: float = Field(ge=0, description="seconds of a job before its first image")
+    operations: Operations
+    read: Rate = Field(description="images read by a tokenizer without a network")
+    encode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
+        default={}, description="tokenizer -> images (views) encoded"
+    )
+    decode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
+        default={}, description="tokenizer -> images decoded"
+    )
+    train: Annotated[dict[str, dict[str, Rate]], Ref("backbones", keys=True)] = Field(
+        default={}, description="backbone -> loss -> images trained on, all updates of a step together"
+    )
+    forward: Annotated[dict[str, Rate], Ref("backbones", keys=True)] = Field(
+        default={}, description="backbone -> evaluations of one image"
+    )
+    score: Annotated[dict[str, Rate], Ref("extractors", keys=True)] = Field(
+        default={}, description="extractor -> images"
+    )
+    assets: Annotated[dict[str, Size], Ref("assets", keys=True)] = Field(
+        default={}, description="asset -> what the download takes"
+    )

@@ -1,0 +1,208 @@
+"""What the configured targets consist of: jobs, work and bytes, by rule. Torch-free: networks are named only.
+
+How large a network is and what its evaluation costs is counted from the network itself (bench/estimate.py).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..config.rates import Device
+from ..config.settings import Backbone, Latents, Protocol, Tokenizer, Weights
+from ..config.specs import CostLine, Work
+from .jobs import Job
+
+if TYPE_CHECKING:
+    from . import Plan
+
+BLOCK = 512
+"""Of a tar; every member has a header of one block and content in whole blocks."""
+NPY_HEADER = 128
+ADM_IMAGES = 10_000
+"""Images in a published reference, as in ADM's."""
+RULES = {"report": "report_page"}
+"""Stage -> rule, where they have two names."""
+
+
+def cost_lines(plan: Plan) -> list[CostLine]:
+    """Lines of the wanted targets' jobs, one for each rule and device, in the order of the rules."""
+    jobs = plan.jobs()
+    lines: dict[tuple[str, str], CostLine] = {}
+    for stage in _ORDER:
+        for job in (job for job in jobs if job.stage == stage):
+            line = _LINES.get(stage, _plain)(plan, job)
+            key = (line.rule, line.device)
+            lines[key] = _add(lines[key], line) if key in lines else line
+    return list(lines.values())
+
+
+def _add(line: CostLine, more: CostLine) -> CostLine:
+    work = {each.model_copy(update={"images": 0}).model_dump_json(): each for each in line.work}
+    for each in more.work:
+        key = each.model_copy(update={"images": 0}).model_dump_json()
+        before = work[key].images if key in work else 0
+        work[key] = each.model_copy(update={"images": before + each.images})
+    models = {
+        name: line.models.get(name, 0) + more.models.get(name, 0) for name in {**line.models, **more.models}
+    }
+    return CostLine(
+        rule=line.rule,
+        device=line.device,
+        jobs=line.jobs + more.jobs,
+        work=list(work.values()),
+        models=models,
+        kept=line.kept + more.kept,
+        temporary=line.temporary + more.temporary,
+        sources=sorted({*line.sources, *more.sources}),
+        unknown=list(dict.fromkeys([*line.unknown, *more.unknown])),
+    )
+
+
+def _plain(plan: Plan, job: Job) -> CostLine:
+    return CostLine(rule=RULES.get(job.stage, job.stage), device="cpu", jobs=1)
+
+
+def _fetch(plan: Plan, job: Job) -> CostLine:
+    name = job.key["asset"]
+    size, files = plan.config.costs.assets.get(name), plan.config.assets[name].files
+    line = CostLine(rule="fetch", device="cpu", jobs=1)
+    if files and all(file.bytes for file in files):
+        kept = sum(file.bytes or 0 for file in files)
+        return line.model_copy(update={"kept": kept, "sources": ["published"]})
+    if size is None:
+        return line.model_copy(update={"unknown": [f"no size of {name}"]})
+    return line.model_copy(update={"kept": size.bytes, "sources": [size.source]})
+
+
+def _working(rule: str, device: Device, *work: Work, **values: object) -> CostLine:
+    """A job of some work: on the device of the first declared rate, or ``device``."""
+    devices = [each.rate.device for each in work if each.rate is not None]
+    return CostLine(rule=rule, device=devices[0] if devices else device, jobs=1, work=list(work), **values)  # type: ignore[arg-type]
+
+
+def _encode(plan: Plan, job: Job) -> CostLine:
+    entry = plan.parts.latents[job.key["latents"]]
+    images = plan.parts.datasets[entry.dataset].images / entry.shards
+    work = _tokenizing(plan, entry.tokenizer, images * (2 if entry.flip else 1))
+    kept = shard_bytes(entry, plan.parts.tokenizers[entry.tokenizer], images)
+    return _working("encode", "gpu", work, kept=kept)
+
+
+def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False) -> Work:
+    costs, tokenizer = plan.config.costs, plan.parts.tokenizers[name]
+    rate = (costs.decode if decode else costs.encode).get(name) or (costs.read if tokenizer.plain else None)
+    network = None if rate else _network(plan, tokenizer.weights)
+    return Work(
+        name=f"{'decoding' if decode else 'encoding'} by {name}",
+        images=images,
+        rate=rate,
+        network=network,
+        tokenizer=None if rate or network else tokenizer,
+        decode=decode,
+    )
+
+
+def _network(plan: Plan, weights: Weights | None) -> str | None:
+    """Name of a network that this workflow trains."""
+    return plan.run(weights.method).network if weights and weights.method else None
+
+
+def _manifest(plan: Plan, job: Job) -> CostLine:
+    images = plan.parts.datasets[plan.parts.latents[job.key["latents"]].dataset].images
+    return CostLine(rule="manifest", device="cpu", jobs=1, kept=16 * images)
+
+
+def _adopt(plan: Plan, job: Job) -> CostLine:
+    return CostLine(rule="adopt", device="cpu", jobs=1, models={plan.runs[job.key["run"]].network: 1})
+
+
+def _train(plan: Plan, job: Job) -> CostLine:
+    run = plan.runs[job.key["run"]]
+    rate = plan.config.costs.train.get(run.network, {}).get(run.loss.name)
+    work = Work(
+        name=f"{run.loss.name} on {run.network}",
+        images=run.train.steps * run.train.global_batch_size,
+        rate=rate,
+        network=None if rate else run.network,
+        loss=None if rate else run.loss,
+        teacher=plan.run(run.teacher).network if run.teacher and not rate else None,
+        guided=rate is None and run.has_teacher and run.guidance is not None and run.guidance.scale != 1,
+        half=run.train.precision != "no",
+    )
+    return _working("train", run.device, work, models={run.network: 1})
+
+
+def _sample(plan: Plan, job: Job) -> CostLine:
+    run, protocol = plan.runs[job.key["run"]], plan.image_sets[job.key["images"]]
+    latents = plan.parts.latents[run.recipe.latents]
+    dataset = plan.parts.datasets[latents.dataset]
+    both = 1 if plan.parts.samplers[job.key["sampler"]].guidance == "none" else 2
+    rate = plan.config.costs.forward.get(run.network)
+    evaluations = Work(
+        name=f"evaluations of {run.network}",
+        images=protocol.images * int(job.key["steps"]) * both,
+        rate=rate,
+        network=None if rate else run.network,
+    )
+    work = [evaluations]
+    if not run.tokenizer.plain:
+        work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True))
+    size = protocol.images * dataset.channels * dataset.resolution**2
+    return _working("sample", run.device, *work, temporary=size)
+
+
+def _reference(plan: Plan, job: Job) -> CostLine:
+    protocol = plan.parts.protocols[job.key["protocol"]]
+    images, coordinates = ADM_IMAGES, None
+    if protocol.reference_latents is not None:
+        latents = plan.parts.latents[protocol.reference_latents]
+        images = plan.parts.datasets[latents.dataset].images
+        if protocol.own_features:
+            coordinates = prod(plan.parts.tokenizers[latents.tokenizer].shape)
+    size = reference_bytes(protocol, plan.network(protocol.weights), images, coordinates)
+    unknown = [f"no size of {protocol.extractor}'s {protocol.features}"] if size is None else []
+    return _working("reference", "gpu", _scoring(plan, protocol, images), kept=size or 0, unknown=unknown)
+
+
+def _score(plan: Plan, job: Job) -> CostLine:
+    protocol = plan.parts.protocols[job.key["protocol"]]
+    return _working("score", "gpu", _scoring(plan, protocol, protocol.images))
+
+
+def _scoring(plan: Plan, protocol: Protocol, images: int) -> Work:
+    rate = plan.config.costs.score.get(protocol.extractor)
+    network = None if rate else _network(plan, protocol.weights)
+    return Work(name=f"features of {protocol.extractor}", images=images, rate=rate, network=network)
+
+
+def shard_bytes(latents: Latents, tokenizer: Tokenizer, images: float) -> float:
+    """Tar shards with ``images`` images: a label and an array each."""
+    item = {"float16": 2, "float32": 4}[latents.dtype]
+    array = (2 if latents.flip else 1) * prod(tokenizer.stored) * item + NPY_HEADER
+    return images * (3 * BLOCK + -(-array // BLOCK) * BLOCK)
+
+
+def reference_bytes(
+    protocol: Protocol, extractor: Backbone | None, images: int, width: int | None = None
+) -> int | None:
+    """Statistics, and features of ``images`` real ones if they are compared; None if the width is unknown."""
+    width = width or getattr(extractor, "features", None)
+    if width is None and protocol.features.isdecimal():
+        width = int(protocol.features)
+    if width is None:
+        return None
+    return 8 * (width * width + width) + (4 * images * width if protocol.compares_images else 0)
+
+
+_LINES = {
+    "fetch": _fetch,
+    "encode": _encode,
+    "manifest": _manifest,
+    "adopt": _adopt,
+    "train": _train,
+    "sample": _sample,
+    "reference": _reference,
+    "score": _score,
+}
+_ORDER = [*_LINES, "table", "figure", "claims", "report"]
