@@ -66,7 +66,9 @@ def tables(**changes) -> dict:
         ),
         pytest.param(methods(decm={"title": "DE-CM!"}), ["report/report"], id="a title: the report alone"),
         pytest.param(
-            settings(samplers={"mix": {"switch": 0.25}}), ["sample/decm/*/mix-*"], id="a sampler: no training"
+            settings(samplers={"mix": {"switch": 0.25}}),
+            ["sample/decm/*/mix-*", "score/decm/*/mix-*"],
+            id="a sampler: no training",
         ),
         pytest.param(
             tables(
@@ -97,6 +99,7 @@ def tables(**changes) -> dict:
                     f"sample/teacher/base/{name}-*"
                     for name in ("euler-guided", "euler-lightningdit", "ucgm-lightningdit")
                 ),
+                "score/teacher/base/0/*",
             ],
             id="guidance: every student",
         ),
