@@ -17,7 +17,7 @@ from ..common.files import atomic
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record
-from .image_files import SUFFIXES, WORDNET, ImageFile, ImageFiles, check_folders, check_label
+from .image_files import SUFFIXES, WORDNET, ImageFile, ImageFiles, check_folders, check_label, check_number
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -115,11 +115,8 @@ def _class_entries(
     for member in members:
         path = PurePosixPath(member.name)
         if member.isfile() and path.suffix.lower() in SUFFIXES:
-            yield (
-                PurePosixPath(name).stem,
-                path.name,
-                TarEntry(tar, base + member.offset_data, member.size, -1),
-            )
+            entry = TarEntry(tar, base + member.offset_data, member.size, -1)
+            yield PurePosixPath(name).stem, path.name, entry
 
 
 class WebDatasetTars(_TarFiles):
@@ -132,10 +129,7 @@ class WebDatasetTars(_TarFiles):
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset, record)
         found = len(np.unique(self._entries[:, TarEntry._fields.index("label")]))
-        if found != dataset.classes:
-            raise ConfigError(
-                f"{record.path}: dataset.classes: found {found}, the configuration says {dataset.classes}"
-            )
+        check_number(record.path, "classes", found, dataset.classes)
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         return [
