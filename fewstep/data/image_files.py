@@ -156,19 +156,19 @@ def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -
         )
 
 
-def check_label(where: str, dataset: Dataset, label: int | None, folder: str | None) -> int:
-    """The label, if it is one of the data set's and that of WordNet id ``folder`` (None: not known).
+def check_label(where: str, dataset: Dataset, label: int | None, name: str | None = None) -> int:
+    """The label, if it is one of the data set's, and that of the WordNet id in the image's ``name``, if any.
 
     Raises:
         ConfigError: neither is so.
     """
     if label is None or not 0 <= label < dataset.classes:
         raise ConfigError(f"{where}: label {label} is not one of {dataset.classes} classes")
-    if dataset.class_ids is not None and folder is not None:
+    if dataset.class_ids is not None and (told := WORDNET.search(name or "")):
         ids = class_ids(dataset.class_ids)
-        if label >= len(ids) or ids[label] != folder:
+        if label >= len(ids) or ids[label] != told[1]:
             raise ConfigError(
-                f"{where}: label {label} on an image of {folder}, but labels must count the sorted ids of "
+                f"{where}: label {label} on an image of {told[1]}, but labels must count the sorted ids of "
                 f"{dataset.class_ids}"
             )
     return label

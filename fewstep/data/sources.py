@@ -175,5 +175,5 @@ class PublishedLatents:
                 latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))
                 labels.append(file.get_slice("labels")[part].long())
             for label in labels[-1].tolist():
-                check_label(f"{path}: labels", self._dataset, label, None)
+                check_label(f"{path}: labels", self._dataset, label)
         return torch.cat(latents), torch.cat(labels)

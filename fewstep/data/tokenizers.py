@@ -70,10 +70,7 @@ class Codec(Protocol):
 
 
 def open_tokenizer(
-    tokenizer: Tokenizer,
-    weights: Path | None,
-    backbone: Backbone | None,
-    device: torch.device | str = "cpu",
+    tokenizer: Tokenizer, weights: Path | None, backbone: Backbone | None, device: torch.device | str = "cpu"
 ) -> Codec:
     """Load a tokenizer.
 
@@ -92,14 +89,13 @@ def open_tokenizer(
         assert tokenizer.weights is not None
         path = read_record(weights).file(tokenizer.weights.file)
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
-        return KlCodec(vae, tokenizer.posterior, device)
-    if tokenizer.kind == "sd-vae":
+    elif tokenizer.kind == "sd-vae":
         vae = _load_diffusers_autoencoder(tokenizer, read_record(weights))
-        return KlCodec(vae, tokenizer.posterior, device)
-    if not isinstance(backbone, ConvAutoencoder):
-        raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
-    network, _ = load_network(weights, backbone)
-    return ConvCodec(network, device)
+    else:
+        if not isinstance(backbone, ConvAutoencoder):
+            raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
+        return ConvCodec(load_network(weights, backbone)[0], device)
+    return KlCodec(vae, tokenizer.posterior, device)
 
 
 def weights_digest(weights: Path | None) -> str | None:
@@ -209,7 +205,11 @@ def load_ldm_autoencoder(path: Path, network: LdmAutoencoder, latent: int) -> Au
         ValueError: a file that cannot be read without running code from it; missing, unknown or
             misshapen tensors, by the names that they have in the file.
     """
-    tensors = {name: value for name, value in _read_state_dict(path).items() if name.startswith(KEPT)}
+    content = load_tensors(path)
+    read = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
+    tensors = {name: value for name, value in read.items() if name.startswith(KEPT)}
     vae = build_ldm_autoencoder(network, latent, "meta")
     state, faults = {}, []
     for name, own in vae.state_dict().items():
@@ -228,11 +228,3 @@ def load_ldm_autoencoder(path: Path, network: LdmAutoencoder, latent: int) -> Au
         raise ConfigError(f"{path}: does not fit tokenizer.network: {first_few(faults)}")
     vae.load_state_dict(state, assign=True)
     return vae
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    content = load_tensors(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
-    return state
