@@ -48,7 +48,11 @@ def import_weights(
         torch.manual_seed(fold_in(0, "adopt"))
         net = build(backbone)
     load_compatible(net, tensors, str(path))
-    _check_output(net, backbone, path)
+    noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        result = net.eval()(noise, torch.full((1,), 0.5), torch.ones(1), torch.zeros(1, dtype=torch.long))
+    if not all(output.isfinite().all() for output in (result if isinstance(result, tuple) else [result])):
+        raise ValueError(f"{path}: the network's output on noise is not finite")
     return net, converted
 
 
@@ -115,16 +119,6 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
         )
     if not backbone.target_time and any(name.startswith("r_embedder.") for name in tensors):
         raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")
-
-
-@torch.no_grad()
-def _check_output(net: nn.Module, backbone: LightningDiT, path: Path) -> None:
-    noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
-    half, end = torch.full((1,), 0.5), torch.ones(1)
-    result = net.eval()(noise, half, end, torch.zeros(1, dtype=torch.long))
-    outputs = result if isinstance(result, tuple) else (result,)
-    if not all(output.isfinite().all() for output in outputs):
-        raise ValueError(f"{path}: the network's output on noise is not finite")
 
 
 def convert_state_dict(

@@ -36,11 +36,9 @@ STEPS = 1000
 class LightningDiT(Conditioned):
     """Average velocity F(x, t, s, y) of a latent flow.
 
-    With ``target_time`` off, s is ignored. With it on, the network starts independent of s, because
-    the last layer of its embedding (``r_embedder``) is zero.
-
-    With ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the
-    first, and the result is the pair (velocity, flow map).
+    With ``target_time`` off, s is ignored; with it on, the network starts independent of s. With
+    ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the first, and the
+    result is the pair (velocity, flow map).
     """
 
     y_embedder: LabelEmbedding
@@ -61,9 +59,6 @@ class LightningDiT(Conditioned):
         features = spec.patch**2 * channels
         self.final_layer = FinalLayer(spec.width, features, spec.norm)
         self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))

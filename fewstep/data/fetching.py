@@ -13,7 +13,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,11 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
             missing.append(file)
         else:
             done[file.name] = kept
-    brought = hub.bring(missing) if hub else _bring_one_by_one(asset, missing, folder)
+    if hub:
+        brought = hub.bring(missing)
+    else:
+        one = _download if asset.kind == "http" else partial(_write_bundled, asset)
+        brought = (one(file, inside(folder, file.name, "files")) for file in missing)
     for file in missing:
         try:
             found = next(brought)
@@ -115,12 +120,6 @@ def _origin(asset: Asset, file: AssetFile) -> str:
     if asset.moons is not None:
         return f"sklearn.datasets.make_moons {asset.moons}"
     return "sklearn.datasets.load_digits"
-
-
-def _bring_one_by_one(asset: Asset, files: Iterable[AssetFile], folder: Path) -> Iterator[RecordFile]:
-    for file in files:
-        path = inside(folder, file.name, "files")
-        yield _download(file, path) if asset.kind == "http" else _write_bundled(asset, file, path)
 
 
 def _write_bundled(asset: Asset, file: AssetFile, path: Path) -> RecordFile:

@@ -22,7 +22,7 @@ from ..common.tensor_files import load_tensors
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
-from .asset_files import Record, read_record
+from .asset_files import read_record
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -85,16 +85,15 @@ def open_tokenizer(
         return IdentityCodec(bounds=tokenizer.kind == "pixels")
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
-    if tokenizer.kind == "vavae":
-        assert tokenizer.weights is not None
-        path = read_record(weights).file(tokenizer.weights.file)
-        vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
-    elif tokenizer.kind == "sd-vae":
-        vae = _load_diffusers_autoencoder(tokenizer, read_record(weights))
-    else:
+    if tokenizer.kind == "autoencoder":
         if not isinstance(backbone, ConvAutoencoder):
             raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
         return ConvCodec(load_network(weights, backbone)[0], device)
+    path = read_record(weights).file(tokenizer.weights.file if tokenizer.weights else None)
+    if tokenizer.kind == "vavae":
+        vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
+    else:
+        vae = _load_diffusers_autoencoder(path.parent)
     return KlCodec(vae, tokenizer.posterior, device)
 
 
@@ -157,17 +156,10 @@ class KlCodec:
         return torch.cat([self._vae.decode(piece).sample.clamp(-1, 1) for piece in pieces])
 
 
-def _load_diffusers_autoencoder(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
+def _load_diffusers_autoencoder(folder: Path) -> AutoencoderKL:
     """A repository in diffusers' layout, from safetensors only."""
     from diffusers import AutoencoderKL
 
-    names = record.names(".safetensors")
-    name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
-    if name is None:
-        raise ConfigError(
-            f"{record.path}: tokenizer.weights.file: name one .safetensors file; it has {names or 'none'}"
-        )
-    folder = record.file(name).parent
     try:
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:
