@@ -92,22 +92,17 @@ def closure(package: Path, start: Iterable[str]) -> dict[str, Path]:
         ValueError: a module of ``start`` does not exist.
     """
     found: dict[str, Path] = {}
-    todo = []
-    for name in start:
-        if _path(package, name) is None:
-            raise ValueError(f"{package.name}.{name}: no such module")
-        todo.append(name)
+    todo = list(start)
+    if absent := [name for name in todo if _path(package, name) is None]:
+        raise ValueError(f"{package.name}.{absent[0]}: no such module")
     while todo:
         name = todo.pop()
         path = _path(package, name)
         if path is None or name in found or name.split(".")[0] in LEFT_OUT:
             continue
         found[name] = path
-        todo += [
-            other
-            for other in _source(path).imports(package.name, name)
-            if not (name in CHOSEN and other.startswith(f"{name}."))
-        ]
+        others = _source(path).imports(package.name, name)
+        todo += [other for other in others if not (name in CHOSEN and other.startswith(f"{name}."))]
     return found
 
 

@@ -11,11 +11,14 @@ the derivative is linear in them, and the product is what rounding in bf16 shoul
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from .dual import make_dual, tangent_of, value_of
 from .heads import Output
@@ -97,9 +100,21 @@ def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tup
 
 def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
     # Fused attention kernels have no forward-mode rule.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
         value, tangent = torch.func.jvp(lambda x, t, s: bare(x, t, s, y), inputs, tangents)
     return value, tangent
+
+
+class _ContiguousGroupNorm(TorchFunctionMode):
+    """In torch 2.11 forward mode refuses the group norm of what is not contiguous."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return function(*args, **kwargs or {})
+        except RuntimeError:
+            if function is not F.group_norm:
+                raise
+            return function(args[0].contiguous(), *args[1:], **kwargs or {})
 
 
 def _each(function: Callable[..., Tensor], *outputs: Output) -> Output:
