@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..config.networks import FlowNetwork
+from ..config.settings import FlowNetwork
 from .layers import LabelEmbedding, TimeEmbedding, without_autocast
 
 

@@ -21,10 +21,9 @@ import torch
 from torch import nn
 
 from ..backbones import build, null_label
-from ..config.networks import FlowNetwork, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
-from ..config.settings import Backbone, Guidance, LdmAutoencoder, LightningDiT, Tokenizer
+from ..config.settings import Backbone, FlowNetwork, Guidance, LdmAutoencoder, LightningDiT, Tokenizer, UNet
 from ..config.specs import CostLine, CostsSpec, Work
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent

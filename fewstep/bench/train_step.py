@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..backbones import build
 from ..config import read_spec
-from ..config.bench import Bench
+from ..config.rates import Bench
 from ..config.settings import Backbone, Guidance, LightningDiT
 from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance

@@ -15,11 +15,10 @@ from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Backbone, Weights
 from ..config.specs import CellKey
-from . import checks, marks, paths
+from . import marks, paths
 from .cells import Resolver
-from .jobs import Job, dependencies
-from .runs import BASE, Run, find_variants, resolve_runs
-from .stage_inputs import inputs
+from .jobs import Job, dependencies, inputs
+from .runs import BASE, Run, check_prediction, find_variants, resolve_runs
 from .stage_specs import BUILDERS
 
 __all__ = ["BASE", "Plan", "Run"]
@@ -86,8 +85,7 @@ class Plan:
                 marks.check(run.entry.provenance, own, file, f"{run.method}.provenance")
             teacher = self.runs.get(f"{run.recipe.teacher}/{BASE}") if run.has_teacher else None
             with mistakes.caught():
-                above = teacher.backbone if teacher else None
-                checks.check_prediction(run.backbone, run.adopted, above, f"{file}: {run.method}.backbone")
+                check_prediction(run, teacher, f"{file}: {run.method}.backbone")
 
     def _targets(self) -> list[str]:
         targets = self.config.root.targets

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..config.base import ConfigError, Mistakes, require_known
 from ..config.load import Config
+from ..config.settings import FlowNetwork
 from ..config.specs import CellKey
 from ..config.tables import CellName, Claim, Row, Table
-from .checks import check_jump
 from .runs import Run
 
 PICTURES = ("grid", "scatter")
@@ -252,8 +252,13 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
-    if inner or sampler.kind in ("mix", "jump"):
-        check_jump(run.backbone, name, where)
+    jumps = inner or sampler.kind in ("mix", "jump")
+    # Without a target time, a flow map only reaches the data.
+    if jumps and not (isinstance(run.backbone, FlowNetwork) and run.backbone.target_time):
+        raise ConfigError(
+            f"{where}: sampler {name!r} jumps to inner times, which needs a backbone with "
+            "target_time: true; use kind: euler or cm"
+        )
     if not run.recipe.protocols:
         raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")
 

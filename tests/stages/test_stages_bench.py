@@ -16,7 +16,7 @@ from fewstep.bench import meters, train_step
 from fewstep.bench.__main__ import BENCHMARKS, main
 from fewstep.config import ConfigError, dump
 from fewstep.config.base import merge
-from fewstep.config.bench import Blocks, Formulation
+from fewstep.config.rates import Blocks, Formulation
 from fewstep.config.specs import BenchSpec
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.core.operations import OperationCounter
