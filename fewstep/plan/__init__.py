@@ -52,7 +52,6 @@ class Plan:
         self.tables = {name: resolver.table(name) for name in config.tables}
         claims = [resolver.claim(claim) for claim in config.claims]
         self.claims = [claim for claim in claims if claim is not None]
-        self.seeds = resolver.seeds
         self._check(mistakes)
         mistakes.refuse()
         self.wanted = [name for name in self._targets() if self._filled(name)]

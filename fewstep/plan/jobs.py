@@ -17,24 +17,6 @@ if TYPE_CHECKING:
 
 Files = dict[str, list[str]]
 
-MAKERS = {
-    "record": "fetch",
-    "shard": "encode",
-    "manifest": "manifest",
-    "model": "train",
-    "curve": "train",
-    "images": "sample",
-    "metrics": "score",
-    "statistics": "reference",
-    "csv": "table",
-    "markdown": "table",
-    "png": "figure",
-    "claims": "claims",
-    "claims_markdown": "claims",
-    "page": "report",
-}
-"""Kind of file -> the stage that makes it; some are made otherwise, see `maker`."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -74,7 +56,7 @@ def maker(plan: Plan, patterns: dict[str, re.Pattern[str]], file: str) -> Job:
         match = pattern.fullmatch(file)
         if match is None:
             continue
-        key, stage = match.groupdict(), MAKERS[kind]
+        key, stage = match.groupdict(), paths.MAKERS[kind]
         if stage == "train" and plan.runs[key["run"]].adopted:
             stage = "adopt"
         if kind == "csv" and plan.tables[key["table"]].table.kind != "table":

@@ -12,6 +12,7 @@ from ..config.objectives import LossParams, Problems
 from ..config.rates import Device
 from ..config.references import check_references
 from ..config.settings import Backbone, FlowNetwork, Guidance, LightningDiT, Recipe, Tokenizer, Train
+from ..config.specs import CellKey
 
 BASE = "base"
 
@@ -62,6 +63,10 @@ class Run:
         """Whether the network has its velocity at the time condition 2 - t."""
         one_time = isinstance(self.backbone, FlowNetwork) and not self.backbone.target_time
         return one_time and self.loss.velocity_at_expanded_time
+
+    def cell(self, seed: int, sampler: str, steps: int, protocol: str) -> CellKey:
+        names = {"method": self.method, "variant": self.variant, "sampler": sampler, "protocol": protocol}
+        return CellKey(**names, seed=seed, steps=steps)
 
 
 def named_teacher(entry: Method, recipe: Recipe) -> str | None:

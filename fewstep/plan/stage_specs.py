@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..config import specs
 from ..config.base import ConfigError, Strict
 from ..config.settings import Guidance, Sampler
-from .cells import cell_key, check_sampler
+from .cells import check_sampler
 from .costs_spec import cost_lines
 from .marks import hyperparameter_sources
 from .runs import Run
@@ -144,7 +144,7 @@ def _reference(plan: Plan, protocol: str) -> Strict:
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     return specs.ScoreSpec(
-        cell=cell_key(plan.runs[run], int(seed), sampler, int(steps), protocol),
+        cell=plan.runs[run].cell(int(seed), sampler, int(steps), protocol),
         protocol=entry,
         extractor=plan.network(entry.weights),
         image=_image(plan, plan.runs[run]),
@@ -211,11 +211,8 @@ def _report(plan: Plan) -> Strict:
         items=[
             specs.ReportItem(
                 name=name,
-                kind=table.kind,
-                title=table.title,
-                paper=table.paper,
-                caption=table.caption,
                 target=f"{root.pathvars['results']}/{name}.csv",
+                **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()
         ],
