@@ -117,11 +117,7 @@ class Config:
         return self.root.claim_seeds or self.root.seeds
 
 
-def load(
-    raw: Mapping[str, Any],
-    base: Path = Path(),
-    files: Iterable[str | Path] = (),
-) -> Config:
+def load(raw: Mapping[str, Any], base: Path = Path(), files: Iterable[str | Path] = ()) -> Config:
     """Validate the configuration that Snakemake merged from its config files.
 
     Args:
@@ -196,10 +192,10 @@ class _Reader:
         return read_yaml(self.base / file, file, self.mistakes)
 
     def _known(self, name: str, names: Iterable[str], file: str, key: str) -> bool:
+        names = list(names)
         with self.mistakes.caught():
             require_known(name, names, file, key)
-            return True
-        return False
+        return name in names
 
     def _recipes(self, recipes: dict[str, Any]) -> dict[str, Any]:
         """The recipes without those that are replaced."""
