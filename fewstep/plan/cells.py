@@ -128,13 +128,7 @@ class Resolver:
         if not all(map(self.available, runs)):
             return None
         with self.mistakes.caught():
-            named = [run.recipe.protocols for run in runs]
-            shared = [protocol for protocol in named[0] if all(protocol in others for others in named)]
-            if not shared:
-                raise ConfigError(
-                    f"{where}: no protocol evaluates all of its cells; "
-                    f"their recipes name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
-                )
+            protocol = shared_protocol(runs, where)
             asked = {"first": self.config.root.seeds, "all": self.config.claim_seeds}
             wanted = claim.seeds if isinstance(claim.seeds, list) else asked[claim.seeds]
             single = [self.single(run) for run in runs]
@@ -142,7 +136,7 @@ class Resolver:
                 claim,
                 [
                     [
-                        run.cell(0 if one else seed, cell.sampler, cell.steps, shared[0])
+                        run.cell(0 if one else seed, cell.sampler, cell.steps, protocol)
                         for cell, run, one in zip(sides, runs, single, strict=True)
                     ]
                     # With every cell trained once (say, the teacher against itself) there is one seed.
@@ -209,6 +203,18 @@ def _parameters(found: ResolvedTable, where: str) -> dict[str, float]:
             "a sweep needs two"
         )
     return values
+
+
+def shared_protocol(runs: Iterable[Run], where: str) -> str:
+    """The protocol under which runs are compared: the first that all their recipes name."""
+    named = [run.recipe.protocols for run in runs]
+    shared = [protocol for protocol in named[0] if all(protocol in others for others in named)]
+    if not shared:
+        raise ConfigError(
+            f"{where}: no protocol evaluates all of its cells; "
+            f"their recipes name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
+        )
+    return shared[0]
 
 
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:
