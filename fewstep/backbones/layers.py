@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.networks import FlowNetwork
+from ..config.settings import FlowNetwork
 from ..core.precision import upcast
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbones import null_label
 from ..backbones.model_file import check_tokenizer, load_network
 from ..config import ConfigError, digest
-from ..config.networks import FlowNetwork
+from ..config.settings import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.guidance import guided_field
 from ..core.rng import generator

@@ -22,8 +22,7 @@ from ..backbones.model_file import check_tokenizer, load_compatible, load_model,
 from ..common.files import atomic, sha256
 from ..common.provenance import training_digest
 from ..config import digest
-from ..config.networks import FlowNetwork
-from ..config.settings import ConstantEma
+from ..config.settings import ConstantEma, FlowNetwork
 from ..config.specs import TrainSpec
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
