@@ -20,7 +20,7 @@ from .claim_checks import read_claims
 from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
-from .rows import STATUSES, FilledTable, TableRow, read_table
+from .rows import FilledTable, TableRow, read_table
 
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
@@ -51,13 +51,9 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {
-        "number": format_number,
-        "ours": ours_text,
-        "metric_name": metric_name,
-        "sign_texts": sign_texts,
-    }
-    environment.filters.update(filters, hint=hint, inline=inline)
+    environment.filters.update(number=format_number, ours=ours_text)
+    for function in (metric_name, sign_texts, hint, inline):
+        environment.filters[function.__name__] = function
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
@@ -66,7 +62,7 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         parts=shown,
         claims=claims,
         verdicts=Counter(claim.holds for claim in claims),
-        statuses=[(name, statuses[name], STATUS_TEXTS[name]) for name in STATUSES if statuses[name]],
+        statuses=[(name, statuses[name], text) for name, text in STATUS_TEXTS.items() if statuses[name]],
         agreeing=sum(row.agrees == "yes" for row in rows),
         compared=sum(row.agrees != "" for row in rows),
         protocols={name: _protocol(entry) for name, entry in spec.protocols.items()},

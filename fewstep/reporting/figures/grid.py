@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
-from .inputs import FigureInputs
 
 GAP = 4
 SMALLEST = 64
@@ -59,15 +58,15 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[Clas
     return rows
 
 
-def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     """Lay the images out on white; small ones are enlarged by a whole factor, without smoothing.
 
     Raises:
         ValueError: not one file of images, or as for :func:`select`.
     """
-    if len(inputs.images) != 1:
-        raise ValueError(f"{spec.name}: kind grid takes one --images file, not {len(inputs.images)}")
-    rows = select(inputs.images[0], spec.table.columns, spec.table.classes)
+    if len(paths) != 1:
+        raise ValueError(f"{spec.name}: kind grid takes one --images file, not {len(paths)}")
+    rows = select(paths[0], spec.table.columns, spec.table.classes)
     height, width = next(row.images[0].shape[:2] for row in rows if row.images)
     factor = max(1, -(-SMALLEST // height))
     height, width = height * factor, width * factor
@@ -77,17 +76,13 @@ def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=max(14, min(height // 5, 28)))
+    places = []
     for position, row in enumerate(rows):
         top = GAP + position * (height + GAP)
         pen.text((margin - 10, top + height // 2), str(row.label), fill="#444444", font=font, anchor="rm")
-        for column, image in enumerate(row.images):
+        for column, (index, image) in enumerate(zip(row.indices, row.images, strict=True)):
             colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
             tile = Image.fromarray(colour).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (margin + column * (width + GAP), top))
-    sheet.save(path, format="PNG")
-    places = [
-        {"row": position, "column": column, "label": row.label, "image": index}
-        for position, row in enumerate(rows)
-        for column, index in enumerate(row.indices)
-    ]
-    return to_csv(["row", "column", "label", "image"], places)
+            places.append({"row": position, "column": column, "label": row.label, "image": index})
+    return sheet, to_csv(["row", "column", "label", "image"], places)
