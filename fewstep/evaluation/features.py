@@ -88,9 +88,14 @@ class FeatureCollector:
     def __init__(self, protocol: Protocol, device: torch.device | str = "cpu"):
         self._protocol = protocol
         self._device = device
-        self._features: list[Tensor] = []
-        self._logits: list[Tensor] = []
         self._gaussian: GaussianStats | None = None
+        self._kept: dict[str, list[Tensor]] = {}
+        """By layer, batch by batch."""
+        if protocol.compares_images:
+            self._kept[protocol.features] = []
+        if "is" in protocol.metrics:
+            assert protocol.logits is not None
+            self._kept[protocol.logits] = []
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Take in a batch as an `Extractor` returns it."""
@@ -98,11 +103,8 @@ class FeatureCollector:
         if self._gaussian is None:
             self._gaussian = GaussianStats(features.shape[1], self._device)
         self._gaussian.update(features)
-        if self._protocol.compares_images:
-            self._features.append(features)
-        if "is" in self._protocol.metrics:
-            assert self._protocol.logits is not None
-            self._logits.append(values[self._protocol.logits])
+        for layer, batches in self._kept.items():
+            batches.append(values[layer])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and covariance (F, F), float64, on the CPU.
@@ -117,9 +119,10 @@ class FeatureCollector:
     @property
     def features(self) -> Tensor:
         """Features (n, F), if the protocol compares images."""
-        return torch.cat(self._features)
+        return torch.cat(self._kept[self._protocol.features])
 
     @property
     def logits(self) -> Tensor:
         """Logits (n, classes), if the protocol asks for the Inception score."""
-        return torch.cat(self._logits)
+        assert self._protocol.logits is not None
+        return torch.cat(self._kept[self._protocol.logits])

@@ -10,8 +10,17 @@ from statistics import mean, stdev
 
 from ..config.specs import ClaimsSpec
 from ..config.tables import CellName, Claim
-from .formatting import Number, NumberList, TextList, format_mean, format_number, parse_rows, read_csv
-from .formatting import rounded, to_csv
+from .formatting import (
+    Number,
+    NumberList,
+    TextList,
+    format_mean,
+    format_number,
+    parse_rows,
+    read_csv,
+    rounded,
+    to_csv,
+)
 from .metrics import Metrics, value_of
 
 _RELATIONS = {"<": lt, "<=": le, ">": gt, ">=": ge}
