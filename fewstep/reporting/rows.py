@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from ..config.specs import TableSpec
 from ..config.tables import Row
@@ -40,8 +39,6 @@ class TableRow:
     variant: str
     metric: str
     reported: Number
-    also_reported: Mapping[str, Number]
-    """Columns `reported_METRIC`."""
     ours: Number
     ours_std: Number
     seeds: str
@@ -49,8 +46,6 @@ class TableRow:
     images: str
     evaluations: str
     """Of the network, for one image."""
-    more: Mapping[str, Number]
-    """A column for each other protocol, and columns `ours_METRIC`."""
     flops_per_step: Number = None
     status: str
     difference: Number
@@ -67,10 +62,11 @@ class TableRow:
     """Of a sweep; None for a run whose loss does not have it."""
     values: NumberList = field(default_factory=list)
     """Of a sweep: the metric of every seed."""
+    more: Mapping[str, Number]
+    """Columns `reported_METRIC`, one for each other protocol, and `ours_METRIC`."""
 
     def __getitem__(self, column: str) -> object:
-        numbers = {**self.also_reported, **self.more}
-        return numbers[column] if column in numbers else getattr(self, column)
+        return self.more[column] if column in self.more else getattr(self, column)
 
 
 _FIELDS = [entry.name for entry in fields(TableRow)]
@@ -142,11 +138,8 @@ class FilledTable:
 def read_table(path: str | Path) -> FilledTable:
     """Read back what :meth:`FilledTable.to_csv` wrote; errors as for :func:`parse_rows`."""
     columns, lines = read_csv(path)
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        numbers = {name: line.pop(name) for name in columns if name not in _FIELDS}
-        also_reported = {name: numbers.pop(name) for name in columns if name.startswith("reported_")}
-        rows.append(line | {"also_reported": also_reported, "more": numbers})
+    more = [{name: line.pop(name) for name in columns if name not in _FIELDS} for line in lines]
+    rows = [line | {"more": numbers} for line, numbers in zip(lines, more, strict=True)]
     return FilledTable(columns, parse_rows(TableRow, rows, path))
 
 
@@ -192,14 +185,15 @@ def _rank(row: TableRow, rows: Sequence[TableRow]) -> int | None:
 
 
 def _columns(spec: TableSpec) -> list[str]:
-    some = {
-        "also_reported": [f"reported_{name}" for name in _also_reported(spec)],
-        "more": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
+    after = {
+        "reported": [f"reported_{name}" for name in _also_reported(spec)],
+        "evaluations": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
     }
-    absent = set() if spec.table.ranked else {"rank"}
+    absent = {"more"} if spec.table.ranked else {"more", "rank"}
     absent |= {"flops_per_step", "cost"} if spec.table.unit is None else set()
     absent |= {"parameter", "values"} if spec.table.kind != "sweep" else set()
-    return [column for name in _FIELDS if name not in absent for column in some.get(name, [name])]
+    names = [name for name in _FIELDS if name not in absent]
+    return [column for name in names for column in [name, *after.get(name, [])]]
 
 
 def _also_reported(spec: TableSpec) -> list[str]:
@@ -220,7 +214,8 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     def measured(protocol: str, metric: str) -> float | None:
         return rounded(gather(metrics, keys.get(protocol, []), metric).mean)
 
-    more = {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
+    more = {f"reported_{name}": reported.get(name) for name in _also_reported(spec)}
+    more |= {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
     more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
     difference, tolerance, agrees = _agreement(spec, ours.mean, reported.get(table.metric))
     return TableRow(
@@ -236,7 +231,6 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         variant=row.variant if row.method else "",
         metric=table.metric,
         reported=reported.get(table.metric),
-        also_reported={f"reported_{name}": reported.get(name) for name in _also_reported(spec)},
         ours=rounded(ours.mean),
         ours_std=rounded(ours.std),
         seeds=f"{len(ours.values)}/{len(asked)}" if asked else "",

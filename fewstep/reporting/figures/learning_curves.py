@@ -52,8 +52,7 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[dict[str, Any]]:
 def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Figure, str]:
     """First update of every step faintly, a running median on top; values not finite leave a gap.
 
-    Raises:
-        ValueError: as for :func:`read`.
+    Errors as for :func:`read`.
     """
     lines = read(spec, paths)
     column = spec.table.metric
