@@ -54,9 +54,8 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, ours=ours_text)
-    for function in (metric_name, sign_texts, hint, inline, in_words):
-        environment.filters[function.__name__] = function
+    environment.filters |= {"number": format_number, "ours": ours_text, "hint": hint, "inline": inline}
+    environment.filters |= {"metric_name": metric_name, "sign_texts": sign_texts, "in_words": in_words}
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
@@ -88,13 +87,7 @@ def hint(row: TableRow) -> str:
 
 def inline(text: str) -> Markup:
     """Escaped text in which `x` and ``x`` are code."""
-    pieces = re.split(r"``(.+?)``|`(.+?)`", text)
-    shown = [
-        escape(piece) if position % 3 == 0 else Markup("<code>{}</code>").format(piece)
-        for position, piece in enumerate(pieces)
-        if piece is not None
-    ]
-    return Markup("").join(shown)
+    return Markup(re.sub(r"``(.+?)``|`(.+?)`", r"<code>\1\2</code>", str(escape(text))))
 
 
 def in_words(value: Any) -> str:
