@@ -42,11 +42,18 @@ class Enhancement(Strict):
     """Guidance mixed into the velocity to learn from (core/enhanced.py; UCGM, arXiv 2505.07447)."""
 
     reference: Literal["teacher", "own"] = Field(
-        default="teacher", description="prediction of a frozen teacher, or of the network itself"
+        default="teacher", description="the frozen teacher, or the network itself by its moving average"
     )
-    zeta: float = Field(description="weight of the reference from time start on")
+    difference: Literal["line", "online", "reference"] = Field(
+        default="line",
+        description="what is added zeta times: the reference's prediction less x1 - x0 (line) or its own "
+        "without label (reference), or that of the network that learns less the latter (online)",
+    )
+    zeta: float = Field(description="weight of the difference from time start on")
     start: float = Field(default=0.25, ge=0, le=1, description="time below which zeta gives way to beyond")
-    beyond: float = Field(default=0.5, ge=0, le=1, description="weight of the reference below start")
+    beyond: float = Field(
+        default=0.5, ge=0, le=1, description="weight of the conditional prediction below start"
+    )
 
 
 class LossParams(Strict):

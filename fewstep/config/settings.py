@@ -78,9 +78,13 @@ class Tokenizer(Strict):
         default="mean",
         description="what is stored: a draw, the mean, or both moments, to draw anew in every batch",
     )
-    statistics: Literal["none", "computed", "published"] = Field(
-        default="none", description="per-channel normalisation of the latents"
+    statistics: Literal["none", "computed", "published", "given"] = Field(
+        default="none",
+        description="per-channel normalisation of the latents: by their own moments, by those of a published "
+        "file, or by mean and std",
     )
+    mean: list[float] | None = Field(default=None, description="given: of each channel")
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, description="given: the same")
     statistics_file: Annotated[str | None, Ref("files of", within="weights.asset")] = Field(
         default=None, description="published: file of the weights' asset with mean and std"
     )
@@ -100,6 +104,9 @@ class Tokenizer(Strict):
         published = self.statistics == "published"
         if published != (self.statistics_file is not None):
             raise ValueError("statistics: published and statistics_file go together")
+        numbers = [self.shape[0]] * 2 if self.statistics == "given" else [0, 0]
+        if [len(self.mean or []), len(self.std or [])] != numbers:
+            raise ValueError("statistics: given needs mean and std of each channel, and others have neither")
         if published and not (self.weights and self.weights.asset):
             raise ValueError("statistics: published needs weights that are an asset")
         return self

@@ -98,9 +98,10 @@ def apply(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         ValueError: the function has no rule, works in place, or would lose the graph of a value.
     """
     rule = RULES.get(function)
+    graphs = torch.is_grad_enabled()
     if rule is None or (kwargs and (kwargs.get("inplace") or kwargs.get("out") is not None)):
         raise _refusal(function)
-    if not torch.is_grad_enabled() and any(isinstance(x, Dual) and x.value.requires_grad for x in args):
+    if not graphs and any(isinstance(x, Dual) and x.value.requires_grad for x in args):
         # torch.autograd.Function passes on what is no tensor as it is, and records no graph for it.
         raise ValueError(
             f"{function.__name__} of a value with graph and tangent inside torch.no_grad, a"
@@ -108,8 +109,11 @@ def apply(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
     values = [x.value if type(x) is Dual else value_of(x) if type(x) in (list, tuple) else x for x in args]
     value = function(*values, **{name: value_of(x) for name, x in kwargs.items()})
-    with torch.no_grad():
+    torch._C._set_grad_enabled(False)  # as torch.no_grad does, in a quarter of its time
+    try:
         tangent = rule(function, value, *args, **kwargs)
+    finally:
+        torch._C._set_grad_enabled(graphs)
     if tangent is None:
         return value
     if isinstance(value, Tensor):

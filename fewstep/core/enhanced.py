@@ -3,17 +3,23 @@
 Between data x1 and noise x0 lies the path; a reference network moves both ends by the same rule, and
 the straight line between the moved ends goes through the same x_t with the velocity
 
-    teacher:  v* = (1 - w) (x1 - x0) + w v_T(x_t, t, y)            frozen multi-step teacher, w = zeta
-    own:      v* = (x1 - x0) + zeta (v(x_t, t, y) - v-(x_t, t, null))     v- the target network
+    line:       v* = (x1 - x0) + zeta (v-(x_t, t, y) - (x1 - x0))
+    online:     v* = (x1 - x0) + zeta (v(x_t, t, y) - v-(x_t, t, null))
+    reference:  v* = (x1 - x0) + zeta (v-(x_t, t, y) - v-(x_t, t, null))
 
-for t >= start. Nearer to noise zeta gives way to a mean of two: w = ``beyond`` with a teacher,
-(1 - beyond) (x1 - x0) + beyond v(x_t, t, y) without. The teacher's is a guidance of scale
-1 + zeta (w0 - 1) if v_T stands for one of scale w0; the own model's of 1 / (1 - zeta) once it is learned.
+for t >= start, by ``difference``. v is the network that learns; v- is the frozen multi-step teacher, or the
+learning network's moving average (``reference``). Nearer to noise v* is the mean
+(1 - beyond) (x1 - x0) + beyond c of the line and the conditional prediction c, which is v(x_t, t, y) in form
+online and v-(x_t, t, y) in the others. Rows whose label is dropped keep x1 - x0 in form line; in the others
+they follow the mean of it and v-(x_t, t, null), at all times.
+
+With a teacher of guidance scale w0, form line is a guidance of scale 1 + zeta (w0 - 1). With the own network
+form online is one of 1 / (1 - zeta) once it is learned; with a frozen teacher without guidance form reference
+is one of 1 + zeta.
 
 Mapping: the paper moves x and z with f^x and f^z, and has noise at tau = 1; as alpha z* + gamma x* = x_tau,
-the moved pair has the velocity above. Its window tau in (0, s] is t >= 1 - s.
-
-Rows whose label is dropped keep x1 - x0 under a teacher, and without one the mean of it and v(x_t, t, null).
+the moved pair has the velocity above. Its window tau in (0, s] is t >= 1 - s. The release calls the three
+forms fc-vs-xz, ft-vs-fe and fc-vs-fe.
 """
 
 from __future__ import annotations
@@ -48,7 +54,7 @@ class EnhancedSample(PathSample):
     Labels are dropped in a share ``ctx.label_dropout`` of the rows, under a teacher as well.
 
     Args:
-        net: the network that learns, which the own form asks, without gradient, at s = t.
+        net: the network that learns, asked at s = t without gradient.
 
     Raises:
         ValueError: on ``v``, if the reference is the teacher and there is none.
@@ -80,20 +86,21 @@ class EnhancedSample(PathSample):
         e = self._enhancement
         if e is None:
             return self.line
-        if e.reference == "own":
-            return self._own(e)
-        if self._ctx.teacher is None:
+        if e.reference == "teacher" and self._ctx.teacher is None:
             raise ValueError("enhance.reference: teacher needs a teacher; use own, or give the method one")
-        weight = share(e, self.t).masked_fill(self._dropped, 0)
-        return blend(self.line, self._ctx.teacher(self.x, self.t, self.y), weight)
+        conditional = self.own if e.difference == "online" else self._reference(e, self.y)
+        if e.difference == "line":
+            return blend(self.line, conditional, share(e, self.t).masked_fill(self._dropped, 0))
+        unconditional = self._reference(e, torch.full_like(self.y, self._ctx.null))
+        guided = self.line + e.zeta * (conditional - unconditional)
+        followed = unconditional.where(append_dims(self._dropped, self.x), conditional)
+        mean = blend(self.line, followed, torch.full_like(self.t, e.beyond))
+        return mean.where(append_dims(self._dropped | (self.t < e.start), self.x), guided)
 
-    def _own(self, e: Enhancement) -> Tensor:
-        reference = self._ctx.follow(self._net)
-        null = torch.full_like(self.y, self._ctx.null)
+    def _reference(self, e: Enhancement, y: Tensor) -> Tensor:
+        """v- at this point for labels ``y`` (B,), (B, C, H, W), without a graph."""
+        if e.reference == "teacher":
+            assert self._ctx.teacher is not None
+            return self._ctx.teacher(self.x, self.t, y)
         with torch.no_grad():
-            unconditional = average_velocity(reference, self.x, self.t, self.t, null)
-        guided = self.line + e.zeta * (self.own - unconditional)
-        # On rows without label the network's own prediction is the unconditional one.
-        mean = blend(self.line, self.own, torch.full_like(self.t, e.beyond))
-        plain = self._dropped | (self.t < e.start)
-        return torch.where(append_dims(plain, mean), mean, guided)
+            return average_velocity(self._ctx.follow(self._net), self.x, self.t, self.t, y)

@@ -19,9 +19,23 @@ def labels(batch: Batch, ctx: Context) -> Tensor:
     The rows dropped are the same all through a step. A teacher's velocity belongs to its label, so
     nothing is dropped under a teacher.
     """
-    if ctx.teacher is not None or ctx.label_dropout == 0:
+    if not drops_labels(ctx):
         return batch.y
     return torch.where(dropped(batch, ctx), torch.full_like(batch.y, ctx.null), batch.y)
+
+
+def drops_labels(ctx: Context) -> bool:
+    """Whether rows of a `PathSample` may have lost their label."""
+    return ctx.teacher is None and ctx.label_dropout > 0
+
+
+def rows_without_interval(ctx: Context) -> str:
+    """Name of the stream by which MeanFlow and iMF give rows s = t.
+
+    Where labels are dropped it is that of the labels: the releases take the first rows of a batch for both,
+    so that rows without label have s = t, as far as the share of these goes.
+    """
+    return "label_dropout" if drops_labels(ctx) else "equal"
 
 
 def dropped(batch: Batch, ctx: Context) -> Tensor:

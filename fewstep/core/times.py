@@ -11,15 +11,15 @@ from torch import Tensor
 from ..config.objectives import TimeDistribution
 from .rng import Streams
 
-LOWEST, HIGHEST = 0.002, 80.0
-"""Least and greatest noise level of EDM, beside data of about unit variance."""
+LOWEST, HIGHEST = 0.004, 160.0
+"""Least and greatest noise level of EDM for data of unit variance; EDM has 0.002 and 80 for deviation 1/2."""
 
 
 def karras_grid(points: int, device: torch.device | str = "cpu", rho: float = 7.0) -> tuple[Tensor, Tensor]:
     """EDM's noise levels, falling, and their times t = 1 / (1 + sigma), rising; each (points,), float64.
 
-    (1 - t) / t is the noise level of x_t / t (EDM, arXiv 2206.00364, Eq. 5). The ends, t = 0.012 and
-    0.998, are moved to 0 and 1, where samplers start and end.
+    (1 - t) / t is the noise level of x_t / t (EDM, arXiv 2206.00364, Eq. 5). The ends, t = 0.006 and
+    0.996, are moved to 0 and 1, where samplers start and end.
     """
     ramp = torch.linspace(0, 1, points, dtype=torch.float64, device=device)
     sigma = (HIGHEST ** (1 / rho) + ramp * (LOWEST ** (1 / rho) - HIGHEST ** (1 / rho))) ** rho
@@ -55,8 +55,13 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
     return torch.sigmoid(n)
 
 
-def sample_interval(law: TimeDistribution, rng: Streams, equal: float) -> tuple[Tensor, Tensor]:
-    """Two draws of ``law``, sorted: t <= s, each (B,), float32. A share ``equal`` of the rows has s = t."""
+def sample_interval(
+    law: TimeDistribution, rng: Streams, equal: float, rows: str = "equal"
+) -> tuple[Tensor, Tensor]:
+    """Two draws of ``law``, sorted: t <= s, each (B,), float32.
+
+    A share ``equal`` of the rows has s = t, those with the least numbers of the stream ``rows``.
+    """
     one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
     t, s = torch.minimum(one, other), torch.maximum(one, other)
-    return t, torch.where(rng.uniform("equal") < equal, t, s)
+    return t, torch.where(rng.uniform(rows) < equal, t, s)

@@ -239,6 +239,9 @@ def normalisation(
         if published is None:
             raise ConfigError("tokenizer.statistics: published, but there are none")
         mean, std = published.mean, published.std
+    elif tokenizer.statistics == "given":
+        assert tokenizer.mean is not None and tokenizer.std is not None
+        mean, std = tokenizer.mean, tokenizer.std
     elif tokenizer.statistics == "none":
         mean, std = [0.0] * len(mean), [1.0] * len(std)
     if not torch.tensor(std).gt(0).all():

@@ -61,7 +61,8 @@ def integrate(
       the last step.
     * ucgm: on the times of `ucgm_grid`, with u = F(x, t_i, s) and s = t_i, 1 or t_(i+1) (``condition``):
       xh = x + (1 - t_i) u, zh = x - t_i u, both moved on by kappa times their change since the last step
-      (from the third step on); then x = t_(i+1) xh + (1 - t_(i+1)) (sqrt(1 - rho) zh + sqrt(rho) noise(i)).
+      (from the third step on, but not in the last); then
+      x = t_(i+1) xh + (1 - t_(i+1)) (sqrt(1 - rho) zh + sqrt(rho) noise(i)).
     * mix: first one jump from 0 to t_1 (noise to noisy), then Euler steps while t_i < switch, then
       cm steps; the last step is always a cm step. With switch = 0 only the first step is deterministic.
 
@@ -116,7 +117,7 @@ def _integrate_ucgm(
             times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
             u = field(x.float(), times, torch.full_like(times, end)).double()
             raw = data, old_noise = x + (1 - now) * u, x - now * u
-            if before is not None and i > 1:
+            if before is not None and i > 1 and after < 1:
                 data, old_noise = (one + kappa * (one - old) for one, old in zip(raw, before, strict=True))
             before = raw
             if after < 1 and rho > 0:

@@ -78,17 +78,35 @@ def test_a_teacher_moves_all_rows_but_those_without_label(batch):
     assert torch.equal(EnhancedSample(batch, context(), T, None, teacher).v, line)
 
 
-def test_the_own_form_asks_the_network_with_label_and_its_average_without(batch):
-    net, average = Field(0.3), Field(-0.2)
-    e = Enhancement(reference="own", zeta=0.44)
-    point = EnhancedSample(batch, context(target=average, dropout=0.3), T, e, net)
+@pytest.mark.parametrize("reference", ["own", "teacher"])
+@pytest.mark.parametrize("difference", ["online", "reference"])
+def test_what_is_guided_away_from_the_prediction_without_label(reference, difference, batch):
+    """Rows without label follow the reference's prediction without label, half of the way."""
+    net, average, teacher = Field(0.3), Field(-0.2), Field(0.7)
+    e = Enhancement(reference=reference, difference=difference, zeta=0.44)
+    ctx = context(teacher=field_of(teacher), target=average, dropout=0.3)
+    point = EnhancedSample(batch, ctx, T, e, net)
     line, gone = batch.x1 - batch.x0, point.y == 4
-    conditional = net(point.x, T, T, point.y)
-    unconditional = average(point.x, T, T, torch.full_like(batch.y, 4))
+    assert 0 < int(gone.sum()) < ROWS
+    told = {"own": average, "teacher": teacher}[reference]
+    conditional = (net if difference == "online" else told)(point.x, T, T, point.y)
+    unconditional = told(point.x, T, T, torch.full_like(batch.y, 4))
     inside = ~gone & (T >= 0.25)
-    expected = line + 0.44 * (conditional - unconditional)
-    torch.testing.assert_close(point.v[inside], expected[inside])
-    torch.testing.assert_close(point.v[~inside], ((line + conditional) / 2)[~inside])
+    torch.testing.assert_close(point.v[inside], (line + 0.44 * (conditional - unconditional))[inside])
+    below = ~gone & (T < 0.25)
+    torch.testing.assert_close(point.v[below], ((line + conditional) / 2)[below])
+    torch.testing.assert_close(point.v[gone], ((line + unconditional) / 2)[gone])
+
+
+def test_without_average_or_teacher_the_network_is_its_own_reference(batch):
+    net = Field(0.3)
+    e = Enhancement(reference="own", difference="online", zeta=0.44)
+    point = EnhancedSample(batch, context(), T, e, net)
+    inside = T >= 0.25
+    guided = point.line + 0.44 * (
+        net(point.x, T, T, batch.y) - net(point.x, T, T, torch.full_like(batch.y, 4))
+    )
+    torch.testing.assert_close(point.v[inside], guided[inside])
 
 
 def test_a_missing_teacher_is_named(batch):

@@ -30,6 +30,14 @@ def test_velocity_loss_with_cosine():
     assert velocity_loss(turned, v, cosine=True).tolist() == pytest.approx([3.5, 12.5])
 
 
+def test_the_cosine_is_over_the_channels_of_each_pixel():
+    """Two pixels, aligned in one and orthogonal in the other: (0 + 1) / 2, whatever their lengths."""
+    v = torch.tensor([[[3.0, 1.0]], [[4.0, 0.0]]])[None]
+    F = torch.tensor([[[30.0, 0.0]], [[40.0, 7.0]]])[None]
+    difference = velocity_loss(F, v, cosine=True) - velocity_loss(F, v, cosine=False)
+    assert difference.tolist() == pytest.approx([0.5], abs=1e-4)
+
+
 def test_residual_carries_no_gradient():
     F = torch.ones(2, 1, 1, 1, requires_grad=True)
     g = consistency_residual(F, torch.full_like(F, 0.25), torch.full_like(F, 0.5))

@@ -164,6 +164,11 @@ def test_images_are_not_constant(pipeline):
     assert len({bytes(image.numpy()) for image in images}) == 40
 
 
+def test_rounding_is_lightningdits_truncation_of_what_is_half_a_level_higher():
+    x = 1.2 * torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1.2
+    assert torch.equal(quantize(x, "round"), (127.5 * x + 128).clamp(0, 255).to(torch.uint8))
+
+
 def test_quantize():
     levels = torch.arange(256, dtype=torch.float32) / 127.5 - 1
     assert torch.equal(quantize(levels, "round"), torch.arange(256).to(torch.uint8))

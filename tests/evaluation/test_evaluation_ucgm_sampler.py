@@ -77,6 +77,21 @@ def test_order_of_the_extrapolation(kappa, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.12)
 
 
+def test_extrapolation_starts_in_the_third_step_and_spares_the_last():
+    """Four steps with kappa = 1 / 2, written out; the last prediction of the data is the sample."""
+    x, raw = draws(8), []
+    for i, (now, after) in enumerate(pairwise([0.0, 0.25, 0.5, 0.75, 1.0])):
+        time = torch.full((8,), now, dtype=torch.float64)
+        u = exact(x, time, time)
+        raw.append((x + (1 - now) * u, x - now * u))
+        data, noise = raw[-1]
+        if i == 2:
+            data, noise = (new + (new - old) / 2 for new, old in zip(raw[2], raw[1], strict=True))
+        x = after * data + (1 - after) * noise
+    found = run(make(condition="velocity", kappa=0.5), draws(8), 4)
+    torch.testing.assert_close(found, raw[-1][0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("gaps", "schedule", "steps", "times"),
     [

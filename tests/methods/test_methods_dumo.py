@@ -296,7 +296,7 @@ class Counting(nn.Module):
 
 def test_forwards_per_step(exact_heads, exact_context, gaussian_batch):
     """One with a graph, one ahead; one without label for one's own guidance; one more for two sides."""
-    own = Enhancement(reference="own", zeta=0.44)
+    own = Enhancement(reference="own", difference="online", zeta=0.44)
     for given, calls in {
         (): [(True, False), (False, False)],
         (("enhance", own),): [(True, False), (False, True), (False, False)],

@@ -288,6 +288,72 @@ def test_meanflow_guides_itself_inside_of_its_times(exact_map, exact_context, ga
     torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, t)))
 
 
+def test_meanflow_has_the_plain_form_of_guidance_too(exact_map, exact_context, gaussian_batch):
+    """kappa = 0: the velocity without a label, and 3 times the way from there to v."""
+    params = MeanFlowParams(times=UNIFORM, flow_matching_fraction=1.0, norm_power=0.0, omega=3.0)
+    net, batch, ctx = Labelled(exact_map(0.4)), gaussian_batch, exact_context()
+    draws = torch.stack([ctx.rng.uniform("t"), ctx.rng.uniform("s")]).double()
+    t = draws.min(0).values
+    x = interpolate(batch.x0, batch.x1, t)
+    null = net.exact(x, t, t, batch.y).detach() + 1
+    expected = null + 3 * (ctx.teacher(x, t, batch.y) - null)
+    g = net(x, t, t, batch.y).detach() - expected
+    torch.testing.assert_close(gradient(params, net, batch, ctx), by_hand(g, phi(x, t, t)))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        MeanFlowParams(flow_matching_fraction=0.75),
+        IMPROVED.model_copy(update={"flow_matching_fraction": 0.5}),
+    ],
+    ids=["meanflow", "imeanflow"],
+)
+def test_rows_without_label_have_no_interval(params, exact_map, exact_context, gaussian_batch):
+    """Both are the first rows of a batch in the releases; the share of rows with s = t stays what it is."""
+    asked = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = exact_map(0.1)
+
+        def forward(self, x, t, s, y):
+            asked.append((t, s, y))
+            return self.net(x, t, s, y)
+
+    for taught in (True, False):
+        asked.clear()
+        ctx = exact_context(taught=taught)
+        ctx.label_dropout = 0.3
+        evaluate(params, Spy(), gaussian_batch, ctx)
+        t, s, y = asked[-1]
+        share = params.flow_matching_fraction
+        assert float((s == t).double().mean()) == pytest.approx(share, abs=0.08)
+        assert (s == t)[y == ctx.null].all() and bool((y == ctx.null).any()) != taught
+
+
+def test_soflow_keeps_its_times_apart(exact_map, exact_context, gaussian_batch):
+    """The release's least gap, where the end drawn is before the start, or the start beside the data."""
+    asked = []
+
+    class Spy(nn.Module):
+        def forward(self, x, t, s, y):
+            asked.append((t, s))
+            return exact_map(0.1)(x, t, s, y)
+
+    late = TimeDistribution(law="logit-normal", mean=20.0, std=1.0)
+    early = TimeDistribution(law="logit-normal", mean=-2.0, std=1.0)
+    for start, end in ((UNIFORM, early), (late, late)):
+        asked.clear()
+        params = SoFlowParams(flow_matching_fraction=0.0, consistency_times=start, end_times=end)
+        evaluate(params, Spy(), gaussian_batch, exact_context())
+        (t, s), (middle, same) = asked
+        assert float((s - t).min()) == pytest.approx(1e-4, rel=1e-3)
+        assert float((middle - t).min()) == pytest.approx(1e-4, rel=1e-3)
+        assert torch.equal(s, same) and float((middle - s).max()) < 1e-7
+
+
 class TwoHeads(nn.Module):
     """Velocity and flow map of two networks, called as one."""
 

@@ -128,7 +128,7 @@ class TestIMM:
 
 class TestShortcut:
     def params(self, grid=16, **given):
-        return ShortcutParams(grid=grid, **{"bootstrap": 0.5, "clamp": None, **given})
+        return ShortcutParams(grid=grid, **{"bootstrap": 0.5, "longest": 0.0, "clamp": None, **given})
 
     def bootstrapped(self, ctx, batch, jumps, **given):
         """Start, end and target of a jump of size 1 / jumps from every row."""
@@ -197,6 +197,33 @@ class TestShortcut:
         _, _, free = self.bootstrapped(taught(), gaussian_batch, 4)
         _, _, bounded = self.bootstrapped(taught(), gaussian_batch, 4, clamp=0.5)
         assert float(free.abs().max()) > 0.5 and float(bounded.abs().max()) == 0.5
+
+    def test_clamp_bounds_the_point_between_the_jumps(self, exact_map, taught, gaussian_batch):
+        ctx = taught()
+        ctx.target = Recorder(exact_map())
+        self.bootstrapped(ctx, gaussian_batch, 4, clamp=0.5)
+        start, middle = (asked[0].abs().max() for asked in ctx.target.asked)
+        assert float(start) > 0.5 and float(middle) == 0.5
+
+    def test_rows_that_learn_jumps_keep_their_labels(self, exact_map, taught, gaussian_batch):
+        net, ctx = Recorder(exact_map()), taught(teacher=False)
+        ctx.label_dropout = 0.4
+        terms(self.params(), net, gaussian_batch, ctx)
+        _, t, s, y = net.asked[0]
+        assert (y[s > t] == 0).all() and 0.2 < float((y[s == t] == ctx.null).double().mean()) < 0.6
+
+    def test_the_longest_jump_has_a_quarter_of_the_jumps(self, exact_map, taught, gaussian_batch):
+        """Seven sizes have four rows each of the release's 32, and d = 1 the four that are left."""
+        jumps = []
+        for step in range(40):
+            net = Recorder(exact_map())
+            terms(self.params(grid=128, longest=0.125), net, gaussian_batch, taught(step))
+            t, s = net.asked[0][1:3]
+            jumps.append((s - t)[s > t])
+        sizes, counts = torch.cat(jumps).unique(return_counts=True)
+        assert sizes.tolist() == [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+        shares = counts / counts.sum()
+        assert shares.tolist() == pytest.approx([1 / 8] * 6 + [1 / 4], abs=0.02)
 
     def test_it_asks_for_its_moving_average(self, exact_map, exact_context, gaussian_batch):
         assert methods.build(self.params()).target_decay == 0.999

@@ -11,7 +11,7 @@ from torch import nn
 from fewstep import methods
 from fewstep.config.objectives import Enhancement, TimeDistribution
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.method import Context
+from fewstep.core.method import Batch, Context
 from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
 from fewstep.core.segments import Start, central_residual, chain_residual, end_times, sine_gain
@@ -176,6 +176,50 @@ class TestUCGM:
         ours = UCGMParams(ratio=0.0, times=uniform, enhance=TAUGHT, **PLAIN)
         theirs = FlowMatchingParams(times=uniform)
         assert gradient(ours) == pytest.approx(gradient(theirs), rel=1e-12)
+
+    @pytest.mark.parametrize(("huber", "cosine"), [(None, False), (0.0, True)])
+    def test_the_first_stage_is_flow_matching_with_the_cosine_weight(self, huber, cosine, tiny, tiny_batch):
+        """The gradient of every weight, with the network's own guidance and dropped labels.
+
+        The target is far away, so that a clip of the residual would show.
+        """
+        net, average = tiny("ucgm").double(), tiny("ucgm").double()
+        batch = Batch(4 * tiny_batch.x1.double(), tiny_batch.x0.double(), tiny_batch.y)
+        ctx = Context(
+            0, 1, Streams(0, 0, 8, slice(None)), 3, value_and_tangent, target=average, label_dropout=0.3
+        )
+        with torch.no_grad():
+            for weight in average.parameters():
+                weight.mul_(0.7)
+        own = Enhancement(reference="own", difference="online", zeta=0.47)
+        params = UCGMParams(ratio=0.0, times=TimeDistribution(), enhance=own, huber=huber, cosine=cosine)
+        loss = methods.build(params).updates(0)[0](net, batch, ctx).loss
+        found = torch.autograd.grad(loss, list(net.parameters()))
+
+        t, gone = ctx.rng.uniform("t").double(), ctx.rng.uniform("label_dropout") < 0.3
+        assert 0 < int(gone.sum()) < 8 and (t < 0.25).any()
+        y, null = torch.where(gone, 3, batch.y), torch.full_like(batch.y, 3)
+        x, line = interpolate(batch.x0, batch.x1, t), batch.x1 - batch.x0
+        u = net(x, t, t, y)
+        conditional, unconditional = u.detach(), average(x, t, t, null).detach()
+        v = torch.where(
+            append_dims(gone, x),
+            (line + unconditional) / 2,
+            torch.where(
+                append_dims(t < 0.25, x),
+                (line + conditional) / 2,
+                line + 0.47 * (conditional - unconditional),
+            ),
+        )
+        assert float((u - v).detach().abs().max()) > 4
+        error = (u - v).square().flatten(1).mean(1)
+        error = error if huber is None else error.sqrt()
+        if cosine:
+            angle = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1))
+            error = error + (1 - angle).mean((1, 2))
+        expected = torch.autograd.grad((torch.cos(1.57 * (1 - t)) * error).mean(), list(net.parameters()))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
     @pytest.mark.parametrize("huber", [None, 0.0, 5.0])
     def test_by_hand(self, huber, gradient, exact_map, exact_context, gaussian_batch):

@@ -28,6 +28,14 @@ def test_the_table_trains_both_methods_on_pixels_from_scratch(paper_plan):
     assert paper_plan.run("dumo-cifar10").backbone.outputs == 2
 
 
+def test_meanflow_is_the_original_configuration_of_its_release(paper_plan):
+    """Both times of logit-normal(-2, 2) from noise to data; c is 1e-3 beside a sum over the pixels there."""
+    run = paper_plan.run("meanflow-cifar10")
+    assert (run.loss.times.mean, run.loss.times.std) == (2.0, 2.0)
+    assert run.loss.norm_constant == pytest.approx(1e-3 / (3 * 32 * 32), rel=2e-3)
+    assert run.train.steps == 16_000 * 49 and run.train.precision == "no"
+
+
 def test_it_is_evaluated_against_the_training_images(paper_plan):
     protocol = paper_plan.parts.protocols["cifar10"]
     latents = paper_plan.parts.latents[protocol.reference_latents]

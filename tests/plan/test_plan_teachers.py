@@ -23,6 +23,18 @@ def test_a_method_may_name_its_own_teacher(scale, request):
     assert stage.recipe is student.recipe and student.has_teacher
 
 
+def test_lightningdit_is_evaluated_as_its_authors_do(paper_plan):
+    """250 times are 249 steps, with a shift of 0.3 both with and without guidance; bytes are rounded."""
+    plan = paper_plan
+    cells = [key for key in plan.tables["teachers"].all_cells if key.method == "teacher-lightningdit"]
+    assert {(key.steps, key.protocol) for key in cells} == {(249, "lightningdit"), (249, "common")}
+    assert {plan.parts.samplers[key.sampler].shift for key in cells} == {0.3}
+    assert {plan.parts.samplers[key.sampler].guidance == "none" for key in cells} == {True, False}
+    protocol = plan.parts.protocols["lightningdit"]
+    assert (protocol.uint8, protocol.labels) == ("round", "random")
+    assert plan.run("teacher-lightningdit").published.asset == plan.run("teacher").published.asset
+
+
 def test_every_teacher_is_trained(demo_plan):
     trained = behind(demo_plan, "zoo")["train"]
     for name in ("tcm/base", "tcm-stage1/base", "teacher/base"):

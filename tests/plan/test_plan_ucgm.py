@@ -9,7 +9,7 @@ from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
 
-METHODS = ["ucgm-multistep", "ucgm", "ucgm-multistep-sdvae", "ucgm-sdvae", "ucgm-lightningdit"]
+METHODS = ["ucgm-multistep", "ucgm", "ucgm-multistep-sdvae", "ucgm-sdvae", "ucgm-lightningdit", "ucgm-sit"]
 METHODS += ["rcgm", "rcgm-sdvae", "twinflow"]
 
 
@@ -41,6 +41,32 @@ def test_few_steps_start_from_many(paper_plan, method, first):
     assert run.tokenizer == teacher.tokenizer and run.guidance.scale == 1
     assert run.train.optimizer.name == "radam" and teacher.train.optimizer.name == "adamw"
     assert teacher.loss.ratio == 0 and teacher.loss.enhance.reference == "own"
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "zeta"), [("ucgm-lightningdit", "teacher", 3.0), ("ucgm-sit", "teacher-sit", 1.7)]
+)
+def test_published_models_are_tuned_as_released(paper_plan, method, first, zeta):
+    """From frozen weights without guidance, which they get from predictions with and without label."""
+    run = paper_plan.run(method)
+    assert teacher_file(paper_plan, f"{method}/base") == [paper_plan.model(first)]
+    assert run.backbone == paper_plan.run(first).backbone
+    assert run.guidance.scale == 1 and run.recipe.label_dropout == 0.1
+    loss, enhance = run.loss, run.loss.enhance
+    assert (enhance.reference, enhance.difference, enhance.zeta) == ("teacher", "reference", zeta)
+    assert (enhance.start, enhance.beyond) == (0.25, 0.5)
+    assert (loss.ratio, loss.huber, loss.times.alpha, loss.times.beta) == (1, 5, 1, 0.8)
+    train, optimizer = run.train, run.train.optimizer
+    assert (train.steps, train.global_batch_size, train.ema.decay) == (800, 1024, 0.99)
+    assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.clip) == (
+        "radam",
+        1e-4,
+        [0.9, 0.999],
+        0.1,
+    )
+    (cell,) = {key for key in paper_plan.tables["ucgm-table"].all_cells if key.method == method}
+    sampler = paper_plan.parts.samplers[cell.sampler].ucgm
+    assert (cell.steps, sampler.condition, sampler.rho, sampler.gaps) == (2, "end", 1.0, [0.001, 0.6])
 
 
 def test_the_size_in_print(paper_plan):

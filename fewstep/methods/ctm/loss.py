@@ -12,7 +12,9 @@ interpolant of the same data and noise. Denoising score matching keeps F at s = 
     L_dsm = mean (F(x_t', t', t') - v)^2,   L = L_ctm + dsm L_dsm
 
 Mapping: the paper has x = x1 + sigma x0 and G(x, t, s) = (s / t) x + (1 - s / t) g(x, t, s) with times in
-sigma. With t = 1 / (1 + sigma) and x_t = t x, G is f(x_t, t, s) = x_t + (s - t) F and g = x_t + (1 - t) F.
+sigma, and data of deviation 1/2. Beside data of unit variance sigma doubles: the grid spans 0.004 to 160, and
+the logit of t in L_dsm has the mean 1.2 - ln 2 = 0.507. With t = 1 / (1 + sigma) and x_t = t x, G is f(x_t,
+t, s) = x_t + (s - t) F and g = x_t + (1 - t) F.
 
 Deviations from the paper:
 
@@ -22,6 +24,10 @@ Deviations from the paper:
 * ``dsm`` is a constant, not balanced by gradient norms of the last layer, and L_dsm follows the
   teacher's velocity where there is one, so that both terms want the same guidance.
 * L_dsm is one mean square of velocities, with t' of EDM's law; the paper weights denoised images.
+* Each row draws its own t, u and s, and so its number of solver steps. The release draws that number once for
+  a batch, k with odds k, then the grid times t that leave room for it.
+* Heun's steps are taken in t, the release's in sigma. Half of its times of L_dsm are even on Karras' scale.
+* The jump to s within the target is the moving average's, as released; the paper writes the network itself.
 * The ends of the grid are moved to t = 0 and 1 (core/times.py).
 """
 

@@ -20,7 +20,7 @@ class CTMParams(LossParams):
     solver_steps: int = Field(default=39, gt=0, description="most grid steps from t to u")
     dsm: float = Field(default=1.0, ge=0, description="weight of denoising score matching")
     times: TimeDistribution = Field(
-        default=TimeDistribution(law="logit-normal", mean=1.2, std=1.2),
+        default=TimeDistribution(law="logit-normal", mean=0.507, std=1.2),
         description="of denoising score matching",
     )
     target_decay: float = Field(default=0.999, ge=0, lt=1)

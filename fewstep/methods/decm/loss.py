@@ -26,6 +26,8 @@ Deviations from the paper:
 * v_psi is the teacher at the student's own jump, as in Eqs. 13 to 15. Line 23 takes v_t of the data
   point's interpolant, which is not zero at the exact map: ``n2n_target: interpolant`` does that.
 * Without a teacher nothing gives v_psi: the student's own F(f, t, t) is used, without gradient.
+* Lines 20 and 21 guide v_r too. With guidance from t = 0.125 on, as in the recipe, and r below 0.01 it never
+  is.
 * g is divided by lambda + gamma, so that the clamp means the same as in L_cm.
 * Left open in the paper: alpha(t) = 1 - t^(1/2), w2 = 1 - (1 - (t - r))^(1/2) (the same law of the
   interval's length; ``n2n_weight: linear`` is (t - r) / 2), freq 3, N = 100 segments, r_max = 1 / N.

@@ -12,7 +12,7 @@ is given 2 - t, with even odds, so that conditions on [0, 1] are free for the co
 
 Deviations from the paper:
 
-* LightningDiT's and FACM's logit-normal training times are a matter of ``times``, uniform by default.
+* LightningDiT's logit-normal training times are a matter of ``times``, uniform by default, as FACM's are.
 * FACM's network has no target time. One that has is given s = t, and s = 2 - t on the expanded half.
 """
 

@@ -12,15 +12,17 @@ The grid is EDM's (rho = 7), and N = min(first 2^floor(k / K'), last) + 1 in ste
 K' = floor(K / (log2 floor(last / first) + 1)). An interval is drawn with the probability that
 ln sigma ~ N(mean, std^2) falls into it.
 
-Mapping: the paper has x = x1 + sigma x0. x_t = t x with t = 1 / (1 + sigma), so the noisy end of a pair,
-which carries the gradient, has the earlier time.
+Mapping: the paper has x = x1 + s x0 with data of deviation 1/2. Beside data of unit variance the noise level
+is sigma = 2 s, and x_t = 2 t x with t = 1 / (1 + sigma), so the noisy end of a pair, which carries the
+gradient, has the earlier time. The mean of ln sigma is -1.1 + ln 2 = -0.407, the grid spans 0.004 to 160, and
+c is doubled.
 
 Deviations from the paper:
 
 * f = x + (1 - t) F with the velocity network, instead of c_skip x + c_out F; data of unit variance.
-* The ends of the grid, sigma = 80 and 0.002 (t = 0.012 and 0.998), are moved to t = 0 and 1, the ends
+* The ends of the grid, sigma = 160 and 0.004 (t = 0.006 and 0.996), are moved to t = 0 and 1, the ends
   of the samplers.
-* The distance is divided by sqrt(D), D = C H W, and c by the same: 0.00054 beside a root mean square.
+* The distance is divided by sqrt(D), D = C H W, and so is c: 0.00108 beside a root mean square.
 * Dropout in the network, alike in both evaluations, is left out: the backbones have none.
 * A teacher is not in the paper.
 """

@@ -17,9 +17,9 @@ class ICTParams(LossParams):
     intervals: list[Annotated[int, Field(gt=0)]] = Field(
         default=[10, 1280], min_length=2, max_length=2, description="of the grid, in the first and last stage"
     )
-    mean: float = Field(default=-1.1, description="of ln sigma, by which intervals are drawn")
+    mean: float = Field(default=-0.407, description="of ln sigma, by which intervals are drawn")
     std: float = Field(default=2.0, gt=0)
-    huber: float = Field(default=0.00054, gt=0, description="c of the pseudo-Huber loss")
+    huber: float = Field(default=0.00108, gt=0, description="c of the pseudo-Huber loss")
 
     @model_validator(mode="after")
     def _grows(self) -> ICTParams:

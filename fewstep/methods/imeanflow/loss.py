@@ -9,7 +9,7 @@ which is regressed to the velocity itself instead of to a target that contains t
 
 The derivative is taken along the network's own velocity u, as V would be at sampling time: along x1 - x0,
 MeanFlow's choice, V would see the noise that it is to predict. t and s are two draws from ``times``, sorted;
-a share ``flow_matching_fraction`` of the rows has s = t.
+a share ``flow_matching_fraction`` of the rows has s = t, among them those that lose their label.
 
 Mapping: the paper has noise at tau = 1 and v = e - x. With t = 1 - tau, s = 1 - r the average velocity
 changes sign, F(x, t, s) = -u(z, r, tau), and V = u + (tau - r) du becomes F - (s - t) dF.
@@ -33,7 +33,7 @@ from ...core.heads import average_velocity, merged
 from ...core.losses import adaptive, mean_square
 from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims
-from ...core.path_sample import PathSample
+from ...core.path_sample import PathSample, rows_without_interval
 from ...core.times import sample_interval
 from .params import IMeanFlowParams
 
@@ -42,7 +42,8 @@ class IMeanFlow(Method):
     params: IMeanFlowParams
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
-        t, s = sample_interval(self.params.times, ctx.rng, self.params.flow_matching_fraction)
+        fraction, rows = self.params.flow_matching_fraction, rows_without_interval(ctx)
+        t, s = sample_interval(self.params.times, ctx.rng, fraction, rows)
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         gap = s - at.t

@@ -22,5 +22,7 @@ class IMeanFlowParams(LossParams):
     )
     norm_power: float = Field(default=1.0, ge=0, le=1)
     norm_constant: float = Field(
-        default=1e-6, gt=0, description="c, beside a mean of squares: 0.01 over the 8,192 numbers of a latent"
+        default=1.22e-6,
+        gt=0,
+        description="c, beside a mean of squares: 0.01 over the 8,192 numbers of a latent",
     )

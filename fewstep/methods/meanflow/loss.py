@@ -6,12 +6,14 @@ The MeanFlow identity (Eq. 6) turned into a regression (Eqs. 9 and 10), for t <=
     L     = e / sg(e + c)^p,      e = mean (F - F_tgt)^2
 
 t and s are two draws from ``times``, sorted; a share ``flow_matching_fraction`` of the rows has s = t, where
-the objective is flow matching. v is x1 - x0, or the guided teacher velocity under a teacher. At times in
-``guided``, and where the label was not dropped, the network may guide itself: v is then replaced by
+the objective is flow matching. Rows that lose their label are among these. v is x1 - x0, or the guided
+teacher velocity under a teacher. At times in ``guided``, and where the label was not dropped, the network may
+guide itself: v is then replaced by
 
     omega v + kappa F(x_t, t, t, y) + (1 - omega - kappa) F(x_t, t, t, null),
 
-without gradient, an effective scale of omega / (1 - kappa).
+without gradient, an effective scale of omega / (1 - kappa). kappa = 0 and omega > 1 is the plain form of
+guidance, at scale omega.
 
 Mapping: the paper has noise at tau = 1 and v = e - x. With t = 1 - tau, s = 1 - r the average velocity
 changes sign, F(x, t, s) = -u(z, r, tau), and u = v - (tau - r) du becomes F = v + (s - t) dF.
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 from ...core.losses import adaptive, consistency_residual, mean_square, rms
 from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims
-from ...core.path_sample import PathSample
+from ...core.path_sample import PathSample, rows_without_interval
 from ...core.precision import upcast
 from ...core.times import sample_interval
 from .params import MeanFlowParams
@@ -44,7 +46,7 @@ class MeanFlow(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        t, s = sample_interval(p.times, ctx.rng, p.flow_matching_fraction)
+        t, s = sample_interval(p.times, ctx.rng, p.flow_matching_fraction, rows_without_interval(ctx))
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         gap = s - at.t

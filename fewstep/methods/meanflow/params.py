@@ -22,7 +22,7 @@ class MeanFlowParams(LossParams):
     norm_power: float = Field(default=1.0, ge=0, le=1)
     norm_constant: float = Field(default=1e-3, gt=0)
     omega: float = Field(
-        default=1.0, gt=0, le=1, description="own guidance: weight of the velocity followed; 1: none ..."
+        default=1.0, gt=0, description="own guidance: weight of the velocity followed; 1: none ..."
     )
     kappa: float = Field(
         default=0.0, ge=0, lt=1, description="... of the network's conditional one; the rest has no label"

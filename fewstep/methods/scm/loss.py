@@ -8,9 +8,10 @@ As re-run by FACM and DE-CM, without the trigonometric path:
 with the tangent warmed up, rho = min(1, step / warmup), and the log-variance w(t) learned along.
 v is the guided teacher velocity (sCD), or x1 - x0 without a teacher (sCT).
 
-Mapping: the paper has x_a = cos(a) x + sin(a) z, a in [0, pi / 2], with unit data scale. Then
-t = cos(a) / (cos(a) + sin(a)) and x_t = x_a / (cos(a) + sin(a)); cos(a) of the tangent becomes the
-weight cos(pi t / 2) up to the time law.
+Mapping: the paper has x_a = cos(a) x + sin(a) z, a in [0, pi / 2], with unit data scale. Then t = cos(a) /
+(cos(a) + sin(a)) and x_t = x_a / (cos(a) + sin(a)); cos(a) of the tangent becomes the weight cos(pi t / 2) up
+to the time law. The paper's tan(a) is e^n / sigma_d with data of deviation sigma_d = 1/2; the re-run has the
+same law of n without that factor.
 
 Deviations from the paper:
 

@@ -6,17 +6,18 @@ the other rows the velocity, which stands for the smallest jump, 1/M:
     F(x_t, t, t + d) <- (b1 + b2) / 2,   b1 = F^(x_t, t, t + d/2),   b2 = F^(x_t + (d/2) b1, t + d/2, t + d)
     F(x_t, t, t)     <- v
 
-with mean squares, and with F^ the network's moving average, without gradient. Times lie on the grid of
-their jump. Without a teacher v is x1 - x0, and F^ is guided (scale ``guidance``) where it takes the
-smallest jumps, so that guidance spreads from there to the longer ones; under a teacher v is its guided
-velocity, and F^ is not guided once more.
+with mean squares, and with F^ the network's moving average, without gradient. Times lie on the grid of their
+jump. Sizes are even, but for a share ``longest`` of these rows, which has d = 1: the release puts there what
+its 32 rows leave after dividing by seven sizes. Rows that learn jumps keep their labels. Without a teacher v
+is x1 - x0, and F^ is guided (scale ``guidance``) where it takes the smallest jumps, so that guidance spreads
+from there to the longer ones; under a teacher v is its guided velocity, and F^ is not guided once more.
 
 Mapping: noise is at t = 0 in the paper too; the paper conditions on the size d, here on the end t + d.
 
 Deviations from the paper:
 
 * The smallest jump is conditioned on s = t, as d = 0 of Eq. 5; the release gives both one index.
-* Which rows bootstrap, and with which size, is drawn row by row; the release fixes both shares.
+* Which rows bootstrap, and with which size, is drawn row by row, with the release's fixed shares as odds.
 * The release's path ends at 1e-5 of noise, ours at the data.
 * ``clamp``, which bounds the middle state and the target, is in the release only.
 """
@@ -43,9 +44,11 @@ class Shortcut(Method):
         p = self.params
         long = ctx.rng.uniform("bootstrap") < p.bootstrap
         jumps = 2 ** ctx.rng.integers("size", p.grid.bit_length() - 1)  # 1, 2, ..., M / 2
+        jumps = jumps.masked_fill(ctx.rng.uniform("longest") < p.longest, 1)
         jumps = torch.where(long, jumps, torch.full_like(jumps, p.grid))
         t = (ctx.rng.uniform("t") * jumps).floor() / jumps
         at = PathSample(batch, ctx, t)
+        at.y = torch.where(long, batch.y, at.y)
         s = torch.where(long, ((t * jumps).round() + 1) / jumps, t).to(at.t.dtype)
         target = torch.empty_like(upcast(at.x))
         rows, short = long.nonzero()[:, 0], (~long).nonzero()[:, 0]

@@ -39,7 +39,7 @@ from ...core.times import sample_times
 from .params import SoFlowParams
 
 SHORTEST = 1e-4
-"""Least distance between two of the times t < l < s, and of t from the data."""
+"""Least distance of t from l, from s and from the data, as released; l is s where that is as near."""
 
 
 class SoFlow(Method):
@@ -53,8 +53,8 @@ class SoFlow(Method):
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         still = ctx.rng.uniform("equal") < p.flow_matching_fraction
-        t = sample_times(p.consistency_times, ctx.rng, "t").clamp(max=1 - 2 * SHORTEST)
-        s = torch.maximum(sample_times(p.end_times, ctx.rng, "s"), t + 2 * SHORTEST)
+        t = sample_times(p.consistency_times, ctx.rng, "t").clamp(max=1 - SHORTEST)
+        s = torch.maximum(sample_times(p.end_times, ctx.rng, "s"), t + SHORTEST)
         t = torch.where(still, sample_times(p.times, ctx.rng, "velocity"), t)
         at = PathSample(batch, ctx, t)
         s = torch.where(still, t, s).to(at.t.dtype)

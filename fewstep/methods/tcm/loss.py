@@ -3,26 +3,29 @@
 Stage 1 trains consistency at all times, between t and r > t nearer to the data (arXiv 2406.14548):
 
     L_c = (1 + sigma^-2) d(f(x_t, t, 1), sg f(x_r, r, 1)),   x_r = x_t + (r - t) v,
-    sigma(r) = sigma(t) (1 - n q^-(floor(k / double) + 1)),   n = 1 + 8 sigmoid(-sigma(t)),
+    sigma(r) = sigma(t) (1 - n q^-(floor(k / double) + 1)),   n = 1 + 8 sigmoid(-sigma(t) / 2),
     d = sqrt(e + c^2) - c,   e the mean square of the difference,   sigma(t) = (1 - t) / t
 
-in training step k; the shrinking share is not let fall below ``least``. Stage 2 (``boundary`` t') trains
-only 0 <= t <= t', beside the noise, and takes f(x_r, r, 1) from the frozen network of stage 1 where
-r > t'. A share ``boundary_share`` of its rows sits at t' itself, which pins the map to that of stage 1:
+in training step k; the shrinking share is not let fall below ``least``, where stage 2 goes on: the release
+resumes the count of stage 1. Stage 2 (``boundary`` t') trains only 0 <= t <= t', beside the noise, and takes
+f(x_r, r, 1) from the frozen network of stage 1 where r > t'. A share ``boundary_share`` of its rows sits at
+t' itself, which pins the map to that of stage 1:
 
     L = L_c + boundary_weight L_b,   L_b = L_c at t = t'
 
 The other times of stage 2 have ln(sigma / sigma(t')) of a heavy-tailed law that is densest at t'.
 
-Mapping: the paper has x = x1 + sigma x0. With t = 1 / (1 + sigma) and x_t = t x
-the paper's sigma' = 1 is t' = 1/2.
+Mapping: the paper has x = x1 + s x0 with data of deviation 1/2. Beside data of unit variance the noise level
+is sigma = 2 s, and t = 1 / (1 + sigma), x_t = 2 t x. So its s' = 1 is t' = 1/3, its mean -0.8 of ln s the
+mean 0.8 - ln 2 = 0.107 of t's logit, its n a function of sigma / 2, its levels up to 80 levels up to 160, and
+c, beside distances, is doubled.
 
 Deviations from the paper:
 
 * f = x + (1 - t) F with the velocity network, and data of unit variance: 1 + sigma^-2 is 1 / c_out^2.
 * Student's t with 0.01 degrees of freedom is taken at its limit, whose quantile function is a sinh.
 * ``direction: teacher`` follows the guided teacher velocity in stage 1; the paper has v = x1 - x0 in both.
-* The distance is divided by sqrt(D), D = C H W, and c by the same: 0.00054 beside a root mean square.
+* The distance is divided by sqrt(D), D = C H W, and so is c, 2 x 0.06: 0.00108 beside a root mean square.
 * The learning rate does not decay with the inverse root of the step.
 * A stage-2 network is not replaced by that of stage 1 in sampling: ask it at times up to t' only.
 """
@@ -69,8 +72,8 @@ class TCM(Method):
     def nearer(self, t: Tensor, step: int) -> Tensor:
         """r, (B,): the time of a noise level smaller by the share of this training step."""
         p, noise = self.params, (1 - t) / t
-        share = max(p.q ** -(step // p.double + 1.0), p.least)
-        left = (1 - share * (1 + 8 * torch.sigmoid(-noise))).clamp(min=0)
+        share = max(p.q ** -(step // p.double + 1.0), p.least) if p.boundary is None else p.least
+        left = (1 - share * (1 + 8 * torch.sigmoid(-noise / 2))).clamp(min=0)
         return 1 / (1 + left * noise)
 
     def _times(self, ctx: Context) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,14 @@ class TCMParams(LossParams):
 
     name: Literal["tcm"] = "tcm"
     times: TimeDistribution = Field(
-        default=TimeDistribution(law="logit-normal", mean=0.8, std=1.6), description="of t in stage 1"
+        default=TimeDistribution(law="logit-normal", mean=0.107, std=1.6), description="of t in stage 1"
     )
-    q: float = Field(default=4.0, gt=1, description="the step in noise shrinks by this factor ...")
-    double: int = Field(default=10_000, gt=0, description="... every so many training steps")
-    least: float = Field(default=1 / 256, gt=0, lt=1, description="share of the noise level it ends at")
-    huber: float = Field(default=0.00054, gt=0, description="c of the pseudo-Huber loss")
+    q: float = Field(default=4.0, gt=1, description="stage 1: the step in noise shrinks by this factor ...")
+    double: int = Field(default=10_000, gt=0, description="... every so many training steps ...")
+    least: float = Field(
+        default=1 / 256, gt=0, lt=1, description="... down to this share of the noise level; stage 2 has it"
+    )
+    huber: float = Field(default=0.00108, gt=0, description="c of the pseudo-Huber loss")
     direction: Literal["data", "teacher"] = Field(
         default="data", description="follow x1 - x0, or the teacher's velocity"
     )

@@ -27,7 +27,7 @@ Deviations from the paper:
   (unguided).
 * No constants for class-conditional images are in the paper: text to image is all it does.
 * A teacher gives weights to start from, and guidance if ``enhance`` asks for it; the paper guides with the
-  network's own prediction (``enhance.reference: own``, ``start: 0``).
+  network's own predictions (``enhance`` with ``reference: own``, ``difference: reference``, ``start: 0``).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ consistency training, and between them it is both at once. With u = F(x_t, t, s)
     xi = v - [u - l u-(x_t', t')] / (1 - l),   t' = 1 - l (1 - t),   x_t' = x_t + (t' - t) v      (l < 1)
     xi = [f(x_b, b) - f(x_a, a)] / (b - a),    a, b = t -+ epsilon                                (l = 1)
 
+and plain regression to v under the same weight and h, without gain and clip, for l = 0;
 with f(x, t) = x + (1 - t) u-, u- the network itself or its moving average (``target_decay``), h the
 pseudo-Huber function of constant ``huber``, and v = x1 - x0, guided if asked for (core/enhanced.py).
 The network has no second time in the paper: one that has is given s = t for l = 0 and s = 1 for any other.
@@ -17,6 +18,8 @@ data is f, u = -F, l tau is 1 - l (1 - t), the time law is Beta(b, a); its linea
 Deviations from the paper:
 
 * sin(t) and cos(t) of the time: the release's 1.57 tau in their place.
+* The paper's target has gain and clip for every l. The release leaves both out for l = 0, and this does too:
+  with them the minimiser is not the mean of v.
 * The paper feeds the plain x_(l tau) to the network and moves points only inside f; the release moves both,
   and the moved pair lies on the line through x_t with the guided velocity. That line is followed here.
 * The pair of the central difference is cut to [0, 1]; the paper lets times leave it by epsilon.
@@ -49,10 +52,11 @@ class UCGM(Method):
         at = EnhancedSample(batch, ctx, sample_times(p.times, ctx.rng, "t"), p.enhance, net)
         s = torch.ones_like(at.t) if p.ratio > 0 else at.t
         u = net(at.x, at.t, s, at.y)
+        if p.ratio == 0:
+            at.own = upcast(u.detach())
         xi = self._residual(u, at, ctx.follow(net))
-        towards = bounded(xi, p.clip)
         gain, weight = self._gain(at.t)
-        aim = upcast(u.detach()) + append_dims(gain, xi) * towards
+        aim = at.v if p.ratio == 0 else upcast(u.detach()) + append_dims(gain, xi) * bounded(xi, p.clip)
         error = velocity_loss(u, aim, p.cosine, p.huber)
         loss = (weight * error).mean()
         return LossOutput(loss, {"loss_ucgm": loss.detach(), "residual_ucgm": rms(xi).mean()})
