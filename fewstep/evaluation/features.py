@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,10 +31,8 @@ class Extractor:
         device: torch.device | str = "cpu",
     ):
         self.protocol = protocol
-        self.layers = [protocol.features]
-        if "is" in protocol.metrics:
-            assert protocol.logits is not None
-            self.layers.append(protocol.logits)
+        logits = protocol.logits if "is" in protocol.metrics else None
+        self.layers = [protocol.features, *([logits] if logits else [])]
         self.sha256: str | None = None
         """Of the weights; None where there are none."""
         self._cuda = torch.device(device).type == "cuda"
@@ -61,13 +58,11 @@ class Extractor:
         Raises:
             ValueError: data of another type, a layer that is not a vector for each image, or not finite.
         """
-        wanted = torch.float32 if self.protocol.own_features else torch.uint8
+        own = self.protocol.own_features
+        wanted = torch.float32 if own else torch.uint8
         if images.dtype != wanted:
             raise ValueError(f"images are {images.dtype}, not {wanted}")
-        if self.protocol.own_features:
-            found: Sequence[Tensor] = [images.flatten(1)]
-        else:
-            found = self._net(images.cuda() if self._cuda else images)
+        found = [images.flatten(1)] if own else self._net(images.cuda() if self._cuda else images)
         values = {name: value.cpu() for name, value in zip(self.layers, found, strict=True)}
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
@@ -89,13 +84,8 @@ class FeatureCollector:
         self._protocol = protocol
         self._device = device
         self._gaussian: GaussianStats | None = None
-        self._kept: dict[str, list[Tensor]] = {}
-        """By layer, batch by batch."""
-        if protocol.compares_images:
-            self._kept[protocol.features] = []
-        if "is" in protocol.metrics:
-            assert protocol.logits is not None
-            self._kept[protocol.logits] = []
+        self._features: list[Tensor] = []
+        self._logits: list[Tensor] = []
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Take in a batch as an `Extractor` returns it."""
@@ -103,8 +93,10 @@ class FeatureCollector:
         if self._gaussian is None:
             self._gaussian = GaussianStats(features.shape[1], self._device)
         self._gaussian.update(features)
-        for layer, batches in self._kept.items():
-            batches.append(values[layer])
+        if self._protocol.compares_images:
+            self._features.append(features)
+        if "is" in self._protocol.metrics and self._protocol.logits:
+            self._logits.append(values[self._protocol.logits])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and covariance (F, F), float64, on the CPU.
@@ -119,10 +111,9 @@ class FeatureCollector:
     @property
     def features(self) -> Tensor:
         """Features (n, F), if the protocol compares images."""
-        return torch.cat(self._kept[self._protocol.features])
+        return torch.cat(self._features)
 
     @property
     def logits(self) -> Tensor:
         """Logits (n, classes), if the protocol asks for the Inception score."""
-        assert self._protocol.logits is not None
-        return torch.cat(self._kept[self._protocol.logits])
+        return torch.cat(self._logits)
