@@ -15,13 +15,8 @@ from ..metrics import metric_name
 from ..rows import FilledTable
 from . import style
 
-Side = Literal["left", "center", "right"]
-PLACES: list[tuple[int, int, Side]] = [
-    (7, -3, "left"),
-    (-7, -3, "right"),
-    (0, 7, "center"),
-    (0, -14, "center"),
-]
+Place = tuple[int, int, Literal["left", "center", "right"]]
+PLACES: list[Place] = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
 PLACES += [(7, 8, "left"), (-7, 8, "right"), (7, -14, "left"), (-7, -14, "right")]
 NEAR = len(PLACES)
 PLACES += [
@@ -123,7 +118,7 @@ def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             axis.annotate("", (x, y), (across, up + 3), textcoords="offset points", arrowprops=line, zorder=1)
 
 
-def _burden(bare: Bbox, place: tuple[int, int, Side], taken: Sequence[Bbox], axis: Axes) -> float:
+def _burden(bare: Bbox, place: Place, taken: Sequence[Bbox], axis: Axes) -> float:
     """How bad a place is for a name, in covered square pixels; ``bare`` is its box at the point."""
     across, up, side = place
     pixels = axis.figure.dpi / 72
