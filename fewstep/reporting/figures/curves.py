@@ -83,6 +83,7 @@ def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
     axis.margins(x=0.06, y=0.08)
     if positive:
         style.plain_numbers(axis, sorted({x for _, x, _ in swept}))
+        axis.tick_params(axis="x", labelsize=8)  # 0.75 and 0.8 stand side by side
     if shown:
         axis.legend(loc="best")
     else:
