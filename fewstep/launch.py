@@ -6,18 +6,26 @@
 None or one GPU: a plain Python process. More: torchrun. Several nodes: one torchrun a node, started by
 srun inside the Slurm job. (`accelerate launch` makes no run of several processes without GPUs; torchrun
 behaves the same with and without.) Every step is an exec, so that a signal to the job reaches the stage.
+
+What a stage refuses it would refuse again. Its message is kept beside the output in NAME.refused, and a
+retry (of the same call, files and code) repeats it and ends at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from .common.cli import REFUSAL
+from .common.files import sha256
 from .common.gres import gpus_in
 
 TORCHRUN = "torch.distributed.run"
@@ -30,10 +38,32 @@ def main(argv: list[str] | None = None) -> None:
     given = parse(argv)
     if given.lock and not acquire_lock(given.lock, given.rest):
         return
+    if not given.head and "--out" in given.rest:
+        repeat_refusal(given)
     os.environ["OMP_NUM_THREADS"] = str(max(1, given.threads // max(1, given.gpus)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
     words = command_line(given)
     os.execvp(words[0], words)
+
+
+def repeat_refusal(given: argparse.Namespace) -> None:
+    """Tell the stage where to keep a refusal.
+
+    Raises:
+        SystemExit: this call was refused before, with the same files and code.
+    """
+    out = Path(given.rest[given.rest.index("--out") + 1])
+    files = [Path(word) for word in given.rest if Path(word).is_file()]
+    states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    code = [sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    content = [given.module, given.rest, given.nodes, given.gpus, states, code]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    kept = out.with_name(f"{out.name}.refused")
+    with suppress(OSError, ValueError):
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before["key"] == key:
+            raise SystemExit(f"error: {before['message']}\n(refused before; to try again, remove {kept})")
+    os.environ[REFUSAL] = json.dumps([str(kept), key])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

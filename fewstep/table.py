@@ -9,7 +9,7 @@ from .common.files import write_text
 from .common.provenance import is_stale
 from .config import read_spec
 from .config.specs import TableSpec
-from .reporting.markdown import table_markdown
+from .reporting.markdown import table_markdown, warning_texts
 from .reporting.metrics import load_metrics
 from .reporting.rows import fill_table
 
@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     for key in metrics.keys() - asked:
         print(f"note: {spec.name} does not ask for {key}; left out", file=sys.stderr)
     table = fill_table(spec, metrics, is_stale)
+    for text in warning_texts(table):
+        print(f"warning: {spec.name}: {text}", file=sys.stderr)
     if options.markdown:
         write_text(options.markdown, table_markdown(spec, table))
     write_text(options.out, table.to_csv())

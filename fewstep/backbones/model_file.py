@@ -1,12 +1,17 @@
-"""Model files: safetensors with a card (JSON) in the header that says what the weights are."""
+"""Model files: safetensors with a card (JSON) in the header that says what the weights are.
+
+The card's `sha256` is over the rest of the card and all tensors; a file is read only as it was written.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,30 +28,38 @@ def save_model(
 ) -> None:
     """Write weights atomically, on the CPU; ``backbone`` goes into the card."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({**card, "backbone": backbone.model_dump(mode="json")}, sort_keys=True)
+    card = {**card, "backbone": backbone.model_dump(mode="json")}
+    card["sha256"] = _checksum(ready, card)
     with atomic(path) as temporary:
-        save_file(ready, temporary, metadata={"card": text})
+        save_file(ready, temporary, metadata={"card": json.dumps(card, sort_keys=True)})
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights (on the CPU) and card; errors as for `load_card`."""
-    card = load_card(path)
-    with open_safetensors(path) as file:
-        return read_all(file), card
-
-
-def load_card(path: str | Path) -> dict[str, Any]:
-    """Read the card alone.
+    """Read weights (on the CPU) and card.
 
     Raises:
         ValueError: the file is damaged, or has no card, so that this workflow did not write it.
     """
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
-    if "card" not in metadata:
-        raise ValueError(f"{path}: no card in the header; make the file with fewstep.train or fewstep.adopt")
-    card: dict[str, Any] = json.loads(metadata["card"])
-    return card
+        if "card" not in metadata:
+            raise ValueError(
+                f"{path}: no card in the header; make the file with fewstep.train or fewstep.adopt"
+            )
+        tensors, card = read_all(file), json.loads(metadata["card"])
+        if card.get("sha256") != _checksum(tensors, card):
+            raise ValueError(f"{path}: damaged: weights or card are not those of its sha256; make it again")
+    return tensors, card
+
+
+def _checksum(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """SHA-256 over the card without its own, and names, types, shapes and bytes of the tensors."""
+    rest = json.loads(json.dumps({key: value for key, value in card.items() if key != "sha256"}))
+    total = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def load_network(path: str | Path, expected: Backbone | None = None) -> tuple[nn.Module, dict[str, Any]]:

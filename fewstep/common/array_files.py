@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from .files import reading
 
 
 @contextmanager
@@ -19,14 +19,12 @@ def open_npz(path: str | Path) -> Iterator[Any]:
     Raises:
         ValueError: in one line: the file is missing or damaged, or has no array that is asked for.
     """
-    try:
+    with reading(path, "an npz file as expected"):
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("holds one array, not several by name")
         with content:
             yield content
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not an npz file as expected: {first_line(error)}") from None
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -42,8 +40,3 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if fortran_order or dtype.hasobject:
         raise ValueError("an npy array in Fortran order, or of objects")
     return shape, dtype
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
+
+from .files import write_text
+
+REFUSAL = "FEWSTEP_REFUSAL"
+"""Environment variable: JSON of the file in which fewstep.launch finds a refusal, and what it belongs to."""
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -29,13 +38,30 @@ def run(main: Callable[[list[str] | None], None]) -> None:
     """Call ``main`` as a program: bad input (ConfigError, ValueError), a training that diverged
     (FloatingPointError) and files that cannot be read or written (OSError) are a message and exit status 1.
 
-    Anything else is a mistake in the program and keeps its traceback.
+    Anything else is a mistake in the program and keeps its traceback. SIGTERM ends the program with status
+    143 and lets it clean up; a training saves its state instead.
     """
+    signal.signal(signal.SIGTERM, _end)
+    kept, key = json.loads(os.environ.get(REFUSAL, "[null, null]"))
     try:
         main(None)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if kept and not _because_of_a_file(error):
+            write_text(kept, json.dumps({"key": key, "message": str(error)}))
         raise SystemExit(1) from None
+    if kept:
+        Path(kept).unlink(missing_ok=True)
+
+
+def _because_of_a_file(error: BaseException | None) -> bool:
+    """Whether an OSError is behind the error; the next attempt may find the file or disk in order."""
+    return error is not None and (isinstance(error, OSError) or _because_of_a_file(error.__context__))
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # nothing is to interrupt the cleaning up
+    raise SystemExit(128 + number)
 
 
 def first_few(names: Iterable[str], most: int = 4) -> str:

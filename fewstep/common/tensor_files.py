@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from .array_files import first_line
+from .files import first_line, reading
 
 
 def load_torch(path: str | Path) -> Any:
@@ -33,7 +33,7 @@ def load_torch(path: str | Path) -> Any:
             f"{path}: {what}, and is not opened, as objects could run any code; if you trust it, save its "
             f"tensors as .safetensors and name that file"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"{path}: not a torch file: {first_line(error)}") from None
 
 
@@ -44,11 +44,8 @@ def open_safetensors(path: str | Path) -> Iterator[Any]:
     Raises:
         ValueError: in one line: the file is missing or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a safetensors file: {first_line(error)}") from None
+    with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+        yield file
 
 
 def load_tensors(path: Path) -> Any:

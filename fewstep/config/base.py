@@ -286,27 +286,58 @@ def require_known(name: str, names: Iterable[str], file: str, key: str) -> None:
 
 
 def dump(spec: Strict) -> str:
-    """Canonical text of a spec: sorted keys, so that equal specs are equal bytes."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
+    """Canonical text of a spec, with its digest: sorted keys, so that equal specs are equal bytes."""
+    return sealed(spec.model_dump(mode="json"))
 
 
 def digest(spec: Strict) -> str:
     """First 16 hex digits of the SHA-256 of the canonical text."""
-    return hashlib.sha256(dump(spec).encode()).hexdigest()[:16]
+    return _digest(spec.model_dump(mode="json"))
 
 
-def read_spec(model: type[Model], path: str | Path) -> Model:
-    """Read and validate a spec file.
+def sealed(content: dict[str, Any]) -> str:
+    """JSON text of ``content`` with the digest of it, by which `read_sealed` finds damage."""
+    return _text({**content, "digest": _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()[:16]
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, indent=1) + "\n"
+
+
+def read_sealed(path: str | Path, what: str) -> dict[str, Any]:
+    """Content of a JSON file; a digest that it has must be that of the rest.
+
+    Args:
+        what: what the file should be, with its article.
 
     Raises:
-        ConfigError: naming the file and the offending key.
+        ConfigError: the file is missing or damaged, or no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        raw = json.loads(text)
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("no JSON object")
+        found = raw.pop("digest", None)
+        if found is not None and found != _digest(raw):
+            raise ValueError("its digest is another one; remove the key `digest` if you changed the file")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not {what}: {error}") from None
+    return raw
+
+
+def read_spec(model: type[Model], path: str | Path, what: str = "a spec") -> Model:
+    """Read and validate a file that `dump` wrote.
+
+    Raises:
+        ConfigError: as for `read_sealed`, or naming the file and the offending key.
+    """
+    raw = read_sealed(path, what)
+    try:
         # As JSON, whose keys are text even where the model's are integers.
-        return model.model_validate_json(text)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        return model.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, model, raw, str(path)))) from None

@@ -124,7 +124,7 @@ class ScoreSpec(Strict):
     cell: CellKey
     protocol: Protocol
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
-    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of the data set's images")
+    sample: SampleSpec = Field(description="how the images were sampled")
 
 
 class RowCells(Strict):

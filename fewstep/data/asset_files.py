@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,7 +13,9 @@ from ..common.cli import first_few
 from ..common.files import sha256
 from ..config import ConfigError, Strict
 from ..config.assets import AssetFile
-from ..config.base import parse
+from ..config.base import read_spec
+
+RECORD = "the record of a fetched asset"
 
 
 class RecordFile(Strict):
@@ -134,10 +135,8 @@ def read_record(path: str | Path) -> Record:
     Raises:
         ConfigError: naming the file and what is wrong with it.
     """
-    path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return Record(path, parse(RecordBody, raw, str(path)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
-        raise ConfigError(f"{path}: not the record of a fetched asset: {reason}") from None
+        return Record(Path(path), read_spec(RecordBody, path, RECORD))
+    except ConfigError as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{path}: ").removeprefix(f"not {RECORD}: ")
+        raise ConfigError(f"{path}: not {RECORD}: {reason}") from None

@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.files import atomic, sha256, write_text
-from ..config import ConfigError, digest
+from ..config import ConfigError, digest, dump
 from ..config.specs import EncodeSpec
 from ..core.precision import exact_convolutions
 from .asset_files import read_record
 from .manifest import IndexEntry, Manifest, ShardEntry, normalisation, published_statistics
-from .shards import Scan, ShardCard, map_arrays, scan_shard, write_shard
+from .shards import Scan, ShardCard, checksums, map_arrays, scan_shard, write_shard
 from .sources import DataSource, PublishedLatents, open_source
 from .tokenizers import Codec, open_tokenizer, weights_digest
 
@@ -175,13 +175,14 @@ def merge_shards(
     _check_scans(spec, source, weights_hash, scans, out)
     channels = spec.tokenizer.shape[0]
     statistics = ChannelStatistics(channels)
-    entries = []
+    entries, crcs = [], []
     for scan, path in tqdm(scans, desc="statistics", mininterval=1.0):
         arrays = map_arrays(path, scan.offsets, scan.shape, scan.dtype)
         for start in range(0, len(arrays), PIECE):
             piece = arrays[start : start + PIECE]
             if not np.isfinite(piece).all():
                 raise ConfigError(f"{path}: latents that are not finite; do they fit {scan.dtype}?")
+            crcs.append(checksums(piece))
             drawn = spec.tokenizer.posterior == "moments"
             statistics.add(piece[:, :, :channels], piece[:, :, channels:] if drawn else None)
         entries.append(
@@ -200,7 +201,8 @@ def merge_shards(
     checked = [scan.card.psnr for scan, _ in scans if scan.card.psnr is not None]
     index = out.with_name(f"{out.stem}.index.npz")
     with atomic(index) as temporary:
-        np.savez(temporary, offsets=np.concatenate([scan.offsets for scan, _ in scans]), labels=labels)
+        offsets = np.concatenate([scan.offsets for scan, _ in scans])
+        np.savez(temporary, offsets=offsets, labels=labels, checksums=np.concatenate(crcs))
     manifest = Manifest(
         name=spec.name,
         dataset=spec.dataset,
@@ -221,7 +223,7 @@ def merge_shards(
         source=source,
         spec=digest(spec),
     )
-    write_text(out, manifest.model_dump_json(indent=1) + "\n")
+    write_text(out, dump(manifest))
     return manifest
 
 

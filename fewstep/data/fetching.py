@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..common.files import atomic, write_text
-from ..config import ConfigError
+from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
 from .asset_files import RecordBody, RecordFile, inside, verify
 from .hub import HubRepository
@@ -53,7 +53,7 @@ def fetch_asset(name: str, asset: Asset, out: Path) -> RecordBody:
     except ValueError as error:
         raise ValueError(f"assets.{name}: {error}") from None
     body = RecordBody(name=name, kind=asset.kind, title=asset.title, licence=asset.licence, files=files)
-    write_text(out, body.model_dump_json(indent=1) + "\n")
+    write_text(out, dump(body))
     return body
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..common.files import sha256
 from ..common.tensor_files import load_torch
 from ..config import ConfigError, Strict
-from ..config.base import parse
+from ..config.base import read_spec
 from ..config.settings import Dataset, Tokenizer
 from ..config.specs import LatentCard
 from .asset_files import read_record
@@ -155,11 +154,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         ConfigError: naming the file and the field.
     """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a manifest of latents: {error}") from None
-    manifest = parse(Manifest, raw, str(path))
+    manifest = read_spec(Manifest, path, "a manifest of latents")
     channels = manifest.shape[0]
     expected = normalisation(manifest.tokenizer, manifest.mean, manifest.std, manifest.published)
     for key, found, right in (
@@ -196,7 +191,7 @@ def published_statistics(tokenizer: Tokenizer, weights: Path | None) -> Publishe
         return None
     if weights is None:
         raise ConfigError("tokenizer.statistics: published needs the record of the weights; pass --tokenizer")
-    path = read_record(weights).file(name)
+    path, _ = read_record(weights).verified(name)
     content = load_torch(path)
     values = {}
     for key in ("mean", "std"):

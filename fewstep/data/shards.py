@@ -14,6 +14,7 @@ import json
 import math
 import resource
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,12 @@ def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.
     return np.ndarray((len(offsets), *shape), dtype, memory, int(offsets[0]), (step, *within))
 
 
+def checksums(arrays: np.ndarray) -> np.ndarray:
+    """CRC-32 of each view, uint32 (n, views), of arrays (n, views, C, H, W)."""
+    found = [[zlib.crc32(np.ascontiguousarray(view).data) for view in image] for image in arrays]
+    return np.array(found, np.uint32).reshape(arrays.shape[:2])
+
+
 def _allow_open_files(count: int) -> None:
     """Raise this process's limit of open files, as far as it may: a mapped file stays open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -159,7 +166,8 @@ def _allow_open_files(count: int) -> None:
 class LatentShards:
     """Random access to the latents that a manifest names.
 
-    Sizes and the index are verified at opening; the shards' hashes too if they are small.
+    Sizes and the index are verified at opening; the shards' hashes too if they are small, and otherwise each
+    image's checksum when it is read.
 
     Raises:
         ValueError: naming manifest, field and remedy, if any file is not what the manifest says.
@@ -170,13 +178,13 @@ class LatentShards:
         self.manifest = read_manifest(self.path)
         folder = self.path.parent
         shards = self.manifest.shards
-        total = sum(shard.bytes for shard in shards)
+        self._hashed = sum(shard.bytes for shard in shards) < HASH_BELOW
         for shard in shards:
-            self._verify(folder / shard.name, shard.sha256 if total < HASH_BELOW else None, shard.bytes)
+            self._verify(folder / shard.name, shard.sha256 if self._hashed else None, shard.bytes)
         index = folder / self.manifest.index.name
         self._verify(index, self.manifest.index.sha256, None)
         with open_npz(index) as content:
-            offsets, labels = content["offsets"], content["labels"]
+            offsets, labels, self._checksums = content["offsets"], content["labels"], content["checksums"]
         if not len(offsets) == len(labels) == self.manifest.images:
             raise ValueError(f"{self.path}: images: {self.manifest.images}, the index has {len(labels)}")
         histogram = np.bincount(labels, minlength=self.manifest.dataset.classes).tolist()
@@ -251,11 +259,21 @@ class LatentShards:
             local = index[rows] - self._starts[shard]
             array = self._arrays[shard]
             result[rows] = array[local] if chosen is None else array[local, chosen[rows]]
+        if not self._hashed:
+            self._verify_images(index, chosen, result)
         latents = torch.from_numpy(result)
         if not self.moments:
             return latents
         mean, deviation = latents.chunk(2, dim=-3)
         return mean if noise is None else torch.addcmul(mean.float(), deviation.float(), noise)
+
+    def _verify_images(self, index: np.ndarray, views: np.ndarray | None, arrays: np.ndarray) -> None:
+        expected = self._checksums[index] if views is None else self._checksums[index, views, None]
+        found = checksums(arrays if views is None else arrays[:, None])
+        if (wrong := np.flatnonzero((found != expected).any(1))).size:
+            image = index[wrong[0]]
+            name = self.manifest.shards[np.searchsorted(self._starts, image, side="right") - 1].name
+            raise ValueError(f"{self.path}: {name}: damaged: image {image}; make this shard again")
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw (..., C, H, W) to what a network sees, float32."""

@@ -78,7 +78,7 @@ class ArraySource:
 
 def read_digits(dataset: Dataset, record: Record) -> ArraySource:
     """scikit-learn's digits: values 0..16 become v / 8 - 1."""
-    with open_npz(record.file("digits.npz")) as content:
+    with open_npz(record.verified("digits.npz")[0]) as content:
         images, labels = torch.from_numpy(content["images"]), torch.from_numpy(content["labels"])
     return ArraySource(dataset, record, images[:, None].float().div_(8).sub_(1), labels)
 
@@ -90,7 +90,7 @@ def read_moons(dataset: Dataset, record: Record) -> ArraySource:
     deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
     that two draws share their coordinates.
     """
-    with open_npz(record.file("moons.npz")) as content:
+    with open_npz(record.verified("moons.npz")[0]) as content:
         points, noise = content["points"], float(content["noise"])
     variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
     standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
@@ -121,8 +121,11 @@ class ImageFolder(ImageFiles):
         return len(self._images)
 
     def files(self, start: int, stop: int) -> list[ImageFile]:
-        found = [(folder, self._record.file(f"{folder}/{name}")) for folder, name in self._images[start:stop]]
-        return [ImageFile(path.read_bytes(), self._classes[folder], str(path)) for folder, path in found]
+        found = []
+        for folder, name in self._images[start:stop]:
+            path, _ = self._record.verified(f"{folder}/{name}")
+            found.append(ImageFile(path.read_bytes(), self._classes[folder], str(path)))
+        return found
 
 
 class PublishedLatents:

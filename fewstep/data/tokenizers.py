@@ -89,7 +89,7 @@ def open_tokenizer(
         if not isinstance(backbone, ConvAutoencoder):
             raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
         return ConvCodec(load_network(weights, backbone)[0], device)
-    path = read_record(weights).file(tokenizer.weights.file if tokenizer.weights else None)
+    path, _ = read_record(weights).verified(tokenizer.weights.file if tokenizer.weights else None)
     if tokenizer.kind == "vavae":
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
     else:

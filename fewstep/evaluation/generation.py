@@ -1,19 +1,28 @@
 """The images of one cell.
 
 Labels and noise belong to the image's index and are drawn on the CPU, and images are made in chunks of a
-fixed size, so that the result does not depend on the number of processes.
+fixed size, so that the result does not depend on the number of processes. Finished chunks are kept beside
+the output until it is written: a stage that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..backbones import null_label
 from ..backbones.model_file import check_tokenizer, load_network
+from ..common.provenance import score_digest
 from ..config import ConfigError, digest
 from ..config.settings import FlowNetwork
 from ..config.specs import SampleSpec
@@ -22,7 +31,7 @@ from ..core.rng import generator
 from ..data.manifest import Normalisation, known_normalisation, read_manifest
 from ..data.tokenizers import open_tokenizer, weights_digest
 from .distributed_map import distributed_map, is_main, join_processes
-from .image_archive import write_images
+from .image_archive import open_images, write_images
 from .quantization import quantize
 from .samplers import evaluations_per_image, integrate
 
@@ -70,22 +79,59 @@ def generate_images(
             )
         return quantize(images, spec.uint8)
 
+    owner = {
+        "spec": digest(spec),
+        "model": model_card["sha256"],
+        "tokenizer": weights_digest(weights),
+        "normalisation": normalisation.model_dump(),
+        "code": score_digest(spec.backbone.kind),
+    }
+    kept = KeptChunks(out, owner)
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
-    batches = distributed_map(make, chunks)
+    batches = distributed_map(partial(kept.take, make), chunks)
     if not is_main():
         return
     card = {
+        **spec.model_dump(mode="json"),
         "spec": digest(spec),
         "model": model_card,
         "evaluations": evaluations_per_image(spec.sampler, spec.steps, spec.guidance is not None),
-        "sampler": spec.sampler.model_dump(mode="json"),
-        "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
-        "images": spec.images,
-        "labels": spec.labels,
-        "uint8": spec.uint8,
     }
     parts = zip(batches, labels.split(CHUNK), strict=True)
-    write_images(out, card, ((images.cpu().numpy(), part.numpy()) for images, part in parts))
+    write_images(out, card, ((images.numpy(), part.numpy()) for images, part in parts))
+    shutil.rmtree(kept.folder)
+
+
+class KeptChunks:
+    """Finished chunks of an archive that is being made, in a folder beside it.
+
+    Args:
+        out: the archive.
+        owner: all that the images depend on; chunks of another owner are removed.
+    """
+
+    def __init__(self, out: Path, owner: Mapping[str, Any]) -> None:
+        text = json.dumps(owner, sort_keys=True)
+        self.folder = out.with_name(f"{out.stem}.chunks-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        if is_main():
+            for other in out.parent.glob(f"{glob.escape(out.stem)}.chunks-*"):
+                if other != self.folder:
+                    print(f"{other}: images of another model, spec or code discarded")
+                    shutil.rmtree(other)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, make: Callable[[range], Tensor], indices: range) -> Tensor:
+        """The images (n, C, H, W) of a chunk, on the CPU: kept, or made by ``make``."""
+        path = self.folder / f"{indices.start:08d}.tar"
+        if path.exists():
+            try:
+                return torch.from_numpy(open_images(path).images(0))
+            except ValueError as error:
+                print(f"{error}: made again")
+        images = make(indices).cpu()
+        card = {"uint8": "none" if images.dtype == torch.float32 else "bytes"}
+        write_images(path, card, [(images.numpy(), np.array(indices))])
+        return images
 
 
 def read_normalisation(spec: SampleSpec, manifest: Path | None, weights: Path | None) -> Normalisation:

@@ -1,12 +1,13 @@
 """Archives of images: tars of samples, and npz files of published images. Only numpy is needed to read them.
 
 A tar of samples is a WebDataset: `card.json`, then for each batch `{first index:08d}` the members
-`images.npy`, uint8 (n, C, H, W), and `labels.npy`, int64 (n,). Data that are not images are float32; their
-card says `uint8: none`.
+`images.npy`, uint8 (n, C, H, W), and `labels.npy`, int64 (n,), at last `sha256.json`, the checksums of all
+members. Data that are not images are float32; their card says `uint8: none`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -14,33 +15,60 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ..common.array_files import read_npy_header
-from ..common.files import atomic
+from ..common.files import atomic, reading
+
+CHECKSUMS = "sha256.json"
 
 
 def write_images(
     path: str | Path, card: dict[str, Any], batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write a tar of images (n, C, H, W), uint8 or float32, and their labels (n,), batch by batch."""
+    checksums: dict[str, str] = {}
     first = 0
     with atomic(path) as temporary, tarfile.open(temporary, "w") as tar:
-        _add(tar, "card.json", json.dumps(card).encode())
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+            checksums[name] = hashlib.sha256(content).hexdigest()
+
+        add("card.json", json.dumps(card).encode())
         for images, labels in batches:
             for name, values in (("images", images), ("labels", labels)):
                 content = io.BytesIO()
                 np.save(content, values, allow_pickle=False)
-                _add(tar, f"{first:08d}.{name}.npy", content.getvalue())
+                add(f"{first:08d}.{name}.npy", content.getvalue())
             first += len(images)
+        add(CHECKSUMS, json.dumps(checksums).encode())
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+class Member(NamedTuple):
+    """A file in the tar: its bytes are at ``offset``."""
+
+    name: str
+    offset: int
+    size: int
+    sha256: str
+
+    def read(self, path: Path) -> bytes:
+        """Its content in the tar ``path``.
+
+        Raises:
+            ValueError: it is not what was written.
+        """
+        with path.open("rb") as stream:
+            stream.seek(self.offset)
+            content = stream.read(self.size)
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ValueError(f"{path}: damaged: {self.name} is not that of its sha256; sample again")
+        return content
 
 
 @dataclass(frozen=True)
@@ -55,9 +83,9 @@ class ImageArchive:
     """uint8, or float32 of data that are not images."""
     sizes: list[int]
     """Images in each batch."""
-    image_members: list[tuple[int, int]]
-    """Byte offset and length of the images of each batch."""
-    label_members: list[tuple[int, int]]
+    image_members: list[Member]
+    """The images of each batch."""
+    label_members: list[Member]
 
     @property
     def count(self) -> int:
@@ -71,59 +99,59 @@ class ImageArchive:
         """Labels (n,) of a batch, int64."""
         return self._load(self.label_members[batch])
 
-    def _load(self, member: tuple[int, int]) -> np.ndarray:
-        offset, length = member
-        with self.path.open("rb") as stream:
-            stream.seek(offset)
-            content = io.BytesIO(stream.read(length))
-        array: np.ndarray = np.load(content, allow_pickle=False)
+    def _load(self, member: Member) -> np.ndarray:
+        with reading(self.path, "a tar of images"):
+            array: np.ndarray = np.load(io.BytesIO(member.read(self.path)), allow_pickle=False)
         return array
 
 
 def open_images(path: str | Path) -> ImageArchive:
-    """Read the headers of a tar of samples, and refuse what :func:`write_images` would not have written.
+    """Read card and headers of a tar of samples; images and labels are verified when they are read.
 
     Raises:
-        ValueError: not such a tar, no images, or batches of another type or size than the first.
+        ValueError: not such a tar, or damaged; no images, or batches of another type or size than the first.
     """
     path = Path(path)
-    shape: tuple[int, ...] = ()
-    sizes, images, labels = [], [], []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            card = _read_card(tar, path)
-            wanted = np.dtype(np.float32 if card.get("uint8") == "none" else np.uint8)
-            for member in tar:
-                place = member.offset_data, member.size
-                if member.name.endswith(".labels.npy"):
-                    labels.append(place)
-                elif member.name.endswith(".images.npy"):
-                    stream = tar.extractfile(member)
-                    assert stream is not None
-                    (count, *size), dtype = read_npy_header(stream)
-                    shape = shape or tuple(size)
-                    if dtype != wanted or len(size) != 3 or tuple(size) != shape:
-                        found = f"{dtype} {(count, *size)}"
-                        raise ValueError(
-                            f"{path}: {member.name}: images are {found}, not {wanted} "
-                            "(n, C, H, W) of one size"
-                        )
-                    sizes.append(count)
-                    images.append(place)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: not a tar of images: {error}; make it with fewstep.sample") from None
+    with reading(path, "a tar of images, which fewstep.sample makes"), tarfile.open(path, "r:") as tar:
+        return _open(path, tar)
+
+
+def _open(path: Path, tar: tarfile.TarFile) -> ImageArchive:
+    places = {member.name: member for member in tar}
+    if not places or next(iter(places)) != "card.json":
+        raise ValueError("does not start with card.json")
+    *names, last = places
+    if last != CHECKSUMS:
+        raise ValueError(f"does not end with {CHECKSUMS}")
+    checksums = json.loads(_stream(tar, places[CHECKSUMS]).read())
+    if names != list(checksums):
+        raise ValueError(f"its members are not those of its {CHECKSUMS}")
+    card_member, *members = (
+        Member(name, places[name].offset_data, places[name].size, checksums[name]) for name in names
+    )
+    card = json.loads(card_member.read(path))
+    images = [member for member in members if member.name.endswith(".images.npy")]
+    labels = [member for member in members if member.name.endswith(".labels.npy")]
     if not images:
-        raise ValueError(f"{path}: holds no images; make it with fewstep.sample")
+        raise ValueError("holds no images")
+    wanted = np.dtype(np.float32 if card.get("uint8") == "none" else np.uint8)
+    shape: tuple[int, ...] = ()
+    sizes = []
+    for member in images:
+        (count, *size), dtype = read_npy_header(_stream(tar, places[member.name]))
+        shape = shape or tuple(size)
+        if dtype != wanted or len(size) != 3 or tuple(size) != shape:
+            found = f"{dtype} {(count, *size)}"
+            raise ValueError(f"{member.name}: images are {found}, not {wanted} (n, C, H, W) of one size")
+        sizes.append(count)
     return ImageArchive(path, card, shape, wanted, sizes, images, labels)
 
 
-def _read_card(tar: tarfile.TarFile, path: Path) -> dict[str, Any]:
-    first = tar.next()
-    stream = tar.extractfile(first) if first is not None and first.name == "card.json" else None
+def _stream(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(member)
     if stream is None:
-        raise ValueError(f"{path}: does not start with card.json; make it with fewstep.sample")
-    card: dict[str, Any] = json.load(stream)
-    return card
+        raise ValueError(f"{member.name} is not a file")
+    return stream
 
 
 def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
@@ -135,15 +163,17 @@ def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
     Raises:
         ValueError: no such array, or not of uint8 images.
     """
-    archive = zipfile.ZipFile(path)
+    with reading(path, "an npz file"):
+        archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         names = ", ".join(sorted(archive.namelist()))
         raise ValueError(
             f"{path}: holds {names} and no images (arr_0); take kid, precision and recall out of "
             f"the protocol's metrics, or name another reference"
         )
-    stream = archive.open("arr_0.npy")
-    (count, *size), dtype = read_npy_header(stream)
+    with reading(path, "an npz file"):
+        stream = archive.open("arr_0.npy")
+        (count, *size), dtype = read_npy_header(stream)
     if dtype != np.uint8 or len(size) != 3:
         raise ValueError(f"{path}: arr_0 is {dtype} {(count, *size)}, not uint8 (n, H, W, C)")
     start, length = stream.tell(), int(np.prod(size))

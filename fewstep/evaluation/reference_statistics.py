@@ -77,7 +77,9 @@ def _shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range]
         raise ValueError(f"{manifest}: latents {spec.latents.name} are not pixels")
     shards = LatentShards(manifest)
     shards.check(spec.latents)
-    return lambda indices: quantize(shards.read(indices)[:, 0], spec.protocol.uint8), len(shards)
+    # Real images are bytes already, which the rule for generated ones must not change.
+    rule = "none" if spec.protocol.uint8 == "none" else "round"
+    return lambda indices: quantize(shards.read(indices)[:, 0], rule), len(shards)
 
 
 def _published_images(path: Path) -> tuple[Callable[[range], Tensor], int]:

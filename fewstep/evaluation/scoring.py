@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from ..common.files import sha256, write_text
 from ..common.provenance import score_digest
 from ..config import digest
+from ..config.base import sealed
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
 from ..data.asset_files import read_record
@@ -40,7 +41,7 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
     if protocol.stored:
         assert protocol.reference is not None
         reference, _ = read_record(reference).verified(protocol.reference.file)
-    real = read_reference(reference, protocol, spec.image, extractor.sha256)
+    real = read_reference(reference, protocol, spec.sample.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
     batches = range(len(archive.sizes))
     for values in distributed_map(lambda batch: extractor(torch.from_numpy(archive.images(batch))), batches):
@@ -53,12 +54,17 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
         collector.add(values)
     if not is_main():
         return
+    values = compute_metrics(protocol, collector, real)
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{out}: {name} of {archive.count} images is {value}; are they too few for it?")
     card = archive.card
     backbone = card["model"]["backbone"]["kind"]
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
-        **compute_metrics(protocol, collector, real),
+        **values,
         "images": archive.count,
+        "dimensions": len(real.mu),
         "evaluations": card["evaluations"],
         "protocol": protocol.model_dump(mode="json"),
         "reference_sha256": sha256(reference),
@@ -71,7 +77,7 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
         "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
         "model": {key: value for key, value in card["model"].items() if key != "backbone"},
     }
-    write_text(out, json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    write_text(out, sealed(metrics))
 
 
 def check_images(archive: ImageArchive, spec: ScoreSpec) -> None:
@@ -80,22 +86,19 @@ def check_images(archive: ImageArchive, spec: ScoreSpec) -> None:
     Raises:
         ValueError: naming the file, what differs, and both values.
     """
-    protocol, card, model = spec.protocol, archive.card, archive.card["model"]
-    found = {key: card[key] for key in ("images", "labels", "uint8")}
+    card, protocol, image = archive.card, spec.protocol, tuple(spec.sample.image)
+    asked = spec.sample.model_dump(mode="json")
+    pairs = [(key, card.get(key), value) for key, value in asked.items()]
     # Published weights carry no run's name.
-    found |= {key: model[key] for key in ("method", "variant", "seed") if key in model}
-    asked = {**protocol.model_dump(), **spec.cell.model_dump()}
-    for key, value in found.items():
-        if value != asked[key]:
-            raise ValueError(
-                f"{archive.path}: {key}: these images have {value}, but {asked[key]} is asked for"
-            )
+    cell, model = spec.cell.model_dump(), card["model"]
+    pairs += [(f"model.{key}", model.get(key, cell[key]), cell[key]) for key in ("method", "variant", "seed")]
+    for key, found, wanted in pairs:
+        if found != wanted:
+            raise ValueError(f"{archive.path}: {key}: these images have {found}, but {wanted} is asked for")
     if archive.count != protocol.images:
         raise ValueError(f"{archive.path}: {archive.count} images, but the protocol wants {protocol.images}")
-    if archive.shape != tuple(spec.image):
-        raise ValueError(
-            f"{archive.path}: images are {archive.shape}, but the data set's are {tuple(spec.image)}"
-        )
+    if archive.shape != image:
+        raise ValueError(f"{archive.path}: images are {archive.shape}, but the data set's are {image}")
 
 
 def compute_metrics(protocol: Protocol, ours: FeatureCollector, real: Reference) -> dict[str, float]:

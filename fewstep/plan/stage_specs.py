@@ -97,7 +97,7 @@ def _bench(plan: Plan) -> Strict:
     )
 
 
-def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> Strict:
+def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> specs.SampleSpec:
     entry = plan.runs[run]
     check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
     protocol = plan.image_sets[images]
@@ -147,7 +147,7 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
         cell=plan.runs[run].cell(int(seed), sampler, int(steps), protocol),
         protocol=entry,
         extractor=plan.network(entry.weights),
-        image=_image(plan, plan.runs[run]),
+        sample=_sample(plan, run, sampler, steps, plan.image_set(protocol)),
     )
 
 

@@ -17,6 +17,7 @@ MINIATURE = (
 )
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
+WARNING_SIGN = "†"
 SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
@@ -24,16 +25,23 @@ SIGN_TEXTS = {
 
 
 def ours_text(row: TableRow) -> str:
-    """Our number, with the sign of its status and its rank; a dash where there is none."""
+    """Our number, with the signs of its status and warnings, and its rank; a dash where there is none."""
     if row.ours is None:
         return "–"
     rank = f" ({row.rank})" if row.rank is not None else ""
-    return format_mean(row.ours, row.ours_std) + STATUS_SIGNS.get(row.status, "") + rank
+    signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
+    return format_mean(row.ours, row.ours_std) + signs + rank
 
 
 def sign_texts(table: FilledTable) -> list[str]:
     """What the signs mean that are used in a table."""
-    return [text for status, text in SIGN_TEXTS.items() if any(row.status == status for row in table.rows)]
+    texts = [text for status, text in SIGN_TEXTS.items() if any(row.status == status for row in table.rows)]
+    return texts + [f"{WARNING_SIGN} {text}" for text in warning_texts(table)]
+
+
+def warning_texts(table: FilledTable) -> list[str]:
+    """The warnings of all rows, each with the label of its method."""
+    return list(dict.fromkeys(f"{row.label}: {row.warnings}." for row in table.rows if row.warnings))
 
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:

@@ -5,7 +5,6 @@ A metrics file says itself which cell it belongs to; its path is never looked at
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ..config.base import parse
+from ..config.base import parse, read_sealed
 from ..config.specs import CellKey
 
 Entry = Mapping[str, Any]
@@ -30,11 +29,8 @@ def load_metrics(paths: Iterable[str | Path]) -> dict[CellKey, dict[str, Any]]:
     found: dict[CellKey, dict[str, Any]] = {}
     origin: dict[CellKey, str | Path] = {}
     for path in paths:
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: {error}") from None
-        if not isinstance(raw, dict) or "cell" not in raw:
+        raw = read_sealed(path, "metrics, which fewstep.score makes")
+        if "cell" not in raw:
             raise ValueError(f"{path}: no key `cell`; make the file with fewstep.score")
         cell = parse(CellKey, raw["cell"], str(path), "cell")
         if cell in found:
@@ -86,6 +82,17 @@ def value_of(entry: Entry, metric: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"metrics of {entry['cell']}: {metric} is {value!r}, not a finite number")
     return float(value)
+
+
+def warnings_of(entry: Entry) -> list[str]:
+    """What a reader must know of the numbers of a metrics file."""
+    found = []
+    if skipped := entry.get("model", {}).get("skipped_updates"):
+        found.append(f"{skipped} updates of the training were not finite and were skipped")
+    images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
+    if "fid" in entry and images <= dimensions:
+        found.append(f"Fréchet distance of {images} images in {dimensions} dimensions, which is biased")
+    return found
 
 
 def metric_name(metric: str, scale: str) -> str:

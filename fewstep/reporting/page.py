@@ -82,7 +82,7 @@ def hint(row: TableRow) -> str:
     if row.difference is not None:
         difference = format_number(row.difference, signed=True)
         parts.append(f"difference {difference}, tolerance {format_number(row.tolerance)}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *([row.warnings] if row.warnings else [])])
 
 
 def inline(text: str) -> Markup:

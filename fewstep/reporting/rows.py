@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config.specs import TableSpec
 from ..config.tables import Row
 from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
-from .metrics import CellMetric, Entry, Metrics, gather
+from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
 
 FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
@@ -54,6 +54,8 @@ class TableRow:
     """yes, no, or empty where nothing is compared."""
     protocol: str
     note: str
+    warnings: str
+    """What a reader must know of our number."""
     cost: Number = None
     """Operations of a training step over those of the table's unit."""
     rank: WholeNumber = None
@@ -244,6 +246,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         agrees=agrees,
         protocol=first,
         note=row.note,
+        warnings="; ".join(dict.fromkeys(text for entry in ours.entries for text in warnings_of(entry))),
         parameter=spec.parameters.get(row.id),
         values=[rounded(value) for value in ours.values] if table.kind == "sweep" else [],
     )

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from ..common.files import sha256
+from ..config.base import read_sealed, sealed
 from ..core.wrappers import unwrap
 from .ema import Ema
 
@@ -41,6 +42,7 @@ KEPT = 2
 FILE_BYTES = 2**30
 """Tensors that go into one file, at most; a process holds a file in memory while it writes it."""
 RECORD = "state.json"
+CURVE = "train.jsonl"
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Progress:
     guidance_eta: float | None = None
     self_test: dict[str, Any] | None = None
     flops_per_step: float | None = None
+    curve_bytes: int = 0
+    """Size of the curve's file."""
 
 
 class TrainingState:
@@ -72,6 +76,11 @@ class TrainingState:
         self.owner = owner
         text = json.dumps(owner, sort_keys=True)
         self.folder = beside / f"state-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    @property
+    def curve(self) -> Path:
+        """Lines of the curve so far."""
+        return self.folder / CURVE
 
     def attach(
         self, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, averages: dict[str, Ema]
@@ -152,15 +161,17 @@ class TrainingState:
     def _write_record(self, folder: Path) -> None:
         """The record comes last: it holds the checksums of what was read back from the disk."""
         scaler = self._accelerator.scaler
+        self._progress.curve_bytes = self.curve.stat().st_size if self.curve.exists() else 0
         record = {
             "owner": self.owner,
             "progress": asdict(self._progress),
             "averages": {name: average.updates for name, average in self._averages.items()},
             "scaler": scaler.state_dict() if scaler is not None else None,
             "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+            "curve": _start_sha256(self.curve, self._progress.curve_bytes),
         }
         with (folder / RECORD).open("w", encoding="utf-8") as stream:
-            json.dump(record, stream, indent=1)
+            stream.write(sealed(record))
             stream.flush()
             os.fsync(stream.fileno())
         _sync(folder)
@@ -170,7 +181,7 @@ class TrainingState:
 
     def restore(self, path: Path) -> None:
         """Load a state in place, whatever number of processes and layout it was saved with."""
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = read_sealed(path / RECORD, "the record of a saved state")
         reader = HuggingFaceStorageReader(str(path))
         self._allocate_moments(reader.read_metadata().state_dict_metadata.keys())
         with _one_line_errors(path):
@@ -222,9 +233,12 @@ def damage(folder: Path) -> str | None:
     """The file of a saved state that is not what was written, and why; None for a good state."""
     record = folder / RECORD
     try:
-        files = json.loads(record.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{record}: {error}"
+        content = read_sealed(record, "the record of a saved state")
+        files, size = content["files"], content["progress"]["curve_bytes"]
+        if _start_sha256(curve := folder.parent / CURVE, size) != content["curve"]:
+            return f"{curve}: the first {size} bytes: checksum differs"
+    except (ValueError, KeyError, TypeError) as error:
+        return str(error) if str(record) in str(error) else f"{record}: {error}"
     for name, expected in files.items():
         path = folder / name
         try:
@@ -235,6 +249,12 @@ def damage(folder: Path) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{path}: {error}"
     return None
+
+
+def _start_sha256(path: Path, size: int) -> str:
+    """SHA-256 of the first ``size`` bytes; the file need not exist."""
+    content = path.read_bytes()[:size] if path.exists() else b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -273,13 +293,11 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 class Curve:
     """train.jsonl, one line per logged update; a resumed run cuts what came after its state."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.path = path
         self._stream = path.open("a", encoding="utf-8")
+        self._stream.truncate(size)
 
     def write(self, **values: float) -> None:
         self._stream.write(json.dumps(values) + "\n")

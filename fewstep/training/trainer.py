@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..backbones import build
 from ..backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
-from ..common.files import atomic, sha256
+from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest
 from ..config.settings import ConstantEma, FlowNetwork
@@ -156,7 +156,7 @@ class Trainer:
             self.state.restore(self.saved)
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         self._measure()
-        curve = Curve(self.state.folder / "train.jsonl", progress.step) if main else None
+        curve = Curve(self.state.curve, progress.curve_bytes) if main else None
         self._init_tensorboard()
         bar = tqdm(
             total=spec.train.steps,
@@ -218,11 +218,12 @@ class Trainer:
         weights = parallel.gather(self.ema.tensors())
         if curve:
             curve.flush()
-            with atomic(options.curve) as temporary:
-                shutil.copyfile(curve.path, temporary)
+            write_lines(options.curve, curve.path.read_text(encoding="utf-8"))
             save_model(options.out, weights, spec.backbone, self._card())
         accelerator.wait_for_everyone()
         self.state.remove()
+        if progress.skipped:
+            accelerator.print(f"warning: {progress.skipped} updates were not finite and were skipped")
         peaks = " ".join(f"{peak:.0f}" for peak in parallel.peak_memory(accelerator))
         accelerator.print(f"peak memory of each process: {peaks} MiB")
         # Last: it also takes the process group down.

@@ -22,6 +22,7 @@ from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest
 from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
+from fewstep.data import shards as shards_module
 from fewstep.data.asset_files import read_record
 from fewstep.data.encoding import ChannelStatistics, merge_shards, split
 from fewstep.data.shards import LatentShards
@@ -37,6 +38,7 @@ def copy(made: LatentSet, tmp_path: Path) -> LatentSet:
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     raw = json.loads(path.read_text())
+    raw.pop("digest", None)
     change(raw)
     path.write_text(json.dumps(raw))
 
@@ -278,3 +280,19 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
         )
         decoded = mean.decode(drawn)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
+
+
+def test_a_changed_image_of_shards_too_large_to_hash_is_refused(
+    copy: LatentSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "HASH_BELOW", 0)
+    with np.load(copy.folder / "manifest.index.npz") as index:
+        offset = int(index["offsets"][5])
+    content = bytearray(copy.shards[0].read_bytes())
+    content[offset + 3] ^= 1
+    copy.shards[0].write_bytes(content)
+    opened = LatentShards(copy.manifest)
+    opened.read([4, 6])
+    for views in (None, torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=f"{copy.shards[0].name}: damaged: image 5"):
+            opened.read([4, 5], views)

@@ -15,19 +15,37 @@ from torch import Tensor
 
 from fewstep.config import dump
 from fewstep.config.settings import Protocol
-from fewstep.config.specs import CellKey, ReferenceSpec, ScoreSpec
+from fewstep.config.specs import CellKey, ReferenceSpec, SampleSpec, ScoreSpec
 from fewstep.evaluation.image_archive import write_images
 
 ALL = ["fid", "is", "kid", "precision", "recall"]
-CARD = {
-    "spec": "0",
-    "evaluations": 1,
-    "labels": "random",
-    "uint8": "round",
-    "sampler": {},
-    "guidance": None,
-    "model": {"status": "trained", "code": "0", "backbone": {"kind": "lightningdit"}},
-}
+SAMPLE = SampleSpec.model_validate(
+    {
+        "backbone": {"kind": "mlp", "shape": [1, 8, 8], "classes": 10, "width": 8, "depth": 1},
+        "sampler": {"kind": "cm"},
+        "guidance": None,
+        "steps": 1,
+        "images": 0,
+        "labels": "random",
+        "uint8": "round",
+        "seed": 0,
+        "latents": {
+            "name": "pixels",
+            "shape": [1, 8, 8],
+            "classes": 10,
+            "images": 100,
+            "tokenizer": {"kind": "pixels", "shape": [1, 8, 8]},
+        },
+        "image": [1, 8, 8],
+    }
+)
+
+
+def image_card(images: int, **changes: Any) -> dict[str, Any]:
+    """The card of made-up images."""
+    sample = SAMPLE.model_copy(update={"images": images, **changes})
+    model = {"status": "trained", "code": "0", "backbone": {"kind": "mlp"}}
+    return {**sample.model_dump(mode="json"), "spec": "0", "evaluations": 1, "model": model}
 
 
 def digits(count: int, seed: int, size: int = 8) -> Tensor:
@@ -42,7 +60,7 @@ def digits(count: int, seed: int, size: int = 8) -> Tensor:
 def write(path: Path, images: Tensor, batch: int = 50, said: int | None = None) -> Path:
     """A tar of images; ``said``: how many its card says there are."""
     batches = ((part.numpy(), np.zeros(len(part), np.int64)) for part in images.split(batch))
-    write_images(path, {**CARD, "images": said or len(images)}, batches)
+    write_images(path, image_card(said or len(images)), batches)
     return path
 
 
@@ -93,11 +111,12 @@ def score_call(
     pipeline: TinyPipeline, folder: Path, images: Path, reference: Path, chosen: Protocol, **changes
 ) -> Call:
     cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=1, protocol="made-up")
+    sample = SAMPLE.model_copy(update={"images": chosen.images, **changes})
     spec = ScoreSpec(
-        cell=cell, protocol=chosen, extractor=pipeline.plan.network(chosen.weights), image=[1, 8, 8]
+        cell=cell, protocol=chosen, extractor=pipeline.plan.network(chosen.weights), sample=sample
     )
     path, out = folder / "score-spec.json", folder / "score.json"
-    path.write_text(dump(spec.model_copy(update=changes)))
+    path.write_text(dump(spec))
     words = [
         "--spec",
         str(path),

@@ -137,7 +137,8 @@ def test_refuses_images_that_are_not_finite(pipeline, tmp_path, monkeypatch):
 def test_webdataset_reads_the_tar(pipeline):
     path = pipeline.sample("cd", "cm-2").out
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
-    card, *batches = samples
+    card, *batches, checksums = samples
+    assert checksums["__key__"] == "sha256" and len(checksums["json"]) == 3
     assert card["__key__"] == "card" and card["json"] == card_of(path)
     assert [batch["__key__"] for batch in batches] == ["00000000"]
     assert batches[0]["images.npy"].shape == (40, 1, 8, 8)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scoring_factories import SAMPLE, image_card
 from tiny_pipeline import Call
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -76,20 +77,14 @@ def test_score(weights, protocol, tmp_path):
     folder.mkdir()
     np.savez(folder / "fid-50k-256.npz", mu=mu.numpy() + 1, sigma=sigma.numpy())
     reference = record_of(folder / "fid-50k-256.npz")
-    card = {
-        "images": 6,
-        "labels": "balanced",
-        "uint8": "truncate",
-        "evaluations": 2,
-        "spec": "",
-        "sampler": {},
-        "guidance": None,
-        "model": {"status": "released", "code": None, "backbone": {"kind": "lightningdit"}},
-    }
+    changes = {"labels": "balanced", "uint8": "truncate", "steps": 2, "image": [3, 32, 32]}
+    card = image_card(6, **changes)
+    card["model"] = {"status": "released", "code": None, "backbone": {"kind": "lightningdit"}}
     write_images(tmp_path / "images.tar", card, [(pictures().numpy(), np.zeros(6, np.int64))])
     cell = CellKey(method="decm", variant="base", seed=0, sampler="cm", steps=2, protocol="decm")
+    sample = SAMPLE.model_copy(update={"images": 6, **changes})
     spec = tmp_path / "score.json"
-    spec.write_text(dump(ScoreSpec(cell=cell, protocol=protocol, extractor=None, image=[3, 32, 32])))
+    spec.write_text(dump(ScoreSpec(cell=cell, protocol=protocol, extractor=None, sample=sample)))
     words = ["--spec", str(spec), "--images", str(tmp_path / "images.tar"), "--extractor", str(weights)]
     out = tmp_path / "metrics.json"
     Call("score", [*words, "--reference", str(reference), "--out", str(out)], [out])()

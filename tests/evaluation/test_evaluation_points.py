@@ -10,7 +10,7 @@ import torch
 from archive_contents import images_of
 from tiny_pipeline import TinyPipeline
 
-from fewstep.backbones.model_file import load_card
+from fewstep.backbones.model_file import load_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Protocol
 from fewstep.data.shards import LatentShards
@@ -61,7 +61,7 @@ def test_the_number_is_that_of_the_points(moons, method):
 
 
 def test_a_step_takes_the_whole_batch_at_once(moons):
-    card = load_card(moons.train("meanflow-moons").out)
+    card = load_model(moons.train("meanflow-moons").out)[1]
     assert card["status"] == "trained" and card["self_test"]["tangent_error"] < 1e-2
 
 
@@ -124,7 +124,7 @@ def test_pixels_through_the_unet(tmp_path, method):
     pipeline.encode("digits-pixels", shard=0)()
     pipeline.encode("digits-pixels")()
     pipeline.train(method)()
-    card = load_card(pipeline.train(method).out)
+    card = load_model(pipeline.train(method).out)[1]
     assert card["self_test"]["tangent_error"] < 1e-2 and card["skipped_updates"] == 0
     tar = open_images(pipeline.sample(method, "cm-1")())
     assert tar.shape == (1, 8, 8) and tar.dtype == np.uint8

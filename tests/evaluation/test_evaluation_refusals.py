@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scoring_factories import CARD, digits, protocol, record, reference_call, score_call, write
+from scoring_factories import digits, image_card, protocol, record, reference_call, score_call, write
 
 from fewstep.evaluation.image_archive import open_images, write_images
 
@@ -62,7 +62,9 @@ def test_images_that_are_not_bytes(pipeline, good, tmp_path):
 
 def test_batches_of_different_sizes(tmp_path):
     path = tmp_path / "mixed.tar"
-    write_images(path, CARD, [(np.zeros((2, 1, side, side), np.uint8), np.zeros(2)) for side in (8, 16)])
+    write_images(
+        path, image_card(4), [(np.zeros((2, 1, side, side), np.uint8), np.zeros(2)) for side in (8, 16)]
+    )
     with pytest.raises(ValueError, match="of one size"):
         open_images(path)
 

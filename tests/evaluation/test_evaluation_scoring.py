@@ -105,7 +105,12 @@ def test_real_images_are_near_themselves(pipeline, tar, tmp_path):
         ({"images": 50}, ["images: these images have 50, but 40"]),
         ({"labels": "random"}, ["labels", "random", "balanced"]),
         ({"uint8": "truncate"}, ["uint8", "truncate", "round"]),
-        ({"model": {"method": "scm", "status": "trained", "code": None}}, ["method", "scm", "cd"]),
+        ({"model": {"method": "scm", "status": "trained", "code": None}}, ["model.method", "scm", "cd"]),
+        ({"steps": 1}, ["steps: these images have 1, but 2"]),
+        ({"seed": 7}, ["seed: these images have 7, but 0"]),
+        ({"sampler": {"kind": "euler"}}, ["sampler: these images have {'kind': 'euler'}"]),
+        ({"guidance": {"scale": 2.0}}, ["guidance: these images have {'scale': 2.0}, but None"]),
+        ({"backbone": {"kind": "mlp"}}, ["backbone: these images have {'kind': 'mlp'}"]),
     ],
 )
 def test_refuses_images_of_another_protocol_or_cell(pipeline, tar, tmp_path, changes, words):
@@ -219,3 +224,16 @@ def test_asset_files_are_compared_with_their_record(tmp_path):
     with pytest.raises(ConfigError, match=r"differs from .*fetch the asset again"):
         read_record(record).verified("a.npz")
     shutil.rmtree(folder)
+
+
+def test_real_images_stay_as_they_are_whatever_the_rule_for_generated_ones(pipeline, tmp_path):
+    plan = pipeline.varied({"settings": {"protocols": {"digits": {"uint8": "truncate"}}}})
+    with np.load(plan.reference(tmp_path)()) as found, np.load(pipeline.reference().out) as expected:
+        assert all(np.array_equal(found[name], expected[name]) for name in ("mu", "sigma", "features"))
+
+
+def test_a_metric_that_is_not_finite_is_never_written(pipeline, tmp_path, monkeypatch):
+    from fewstep.evaluation import fidelity
+
+    monkeypatch.setattr(fidelity, "inception_score", lambda logits: float("nan"))
+    refused(pipeline.score(*CELL, tmp_path), "digits.json: is of 40 images is nan")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fewstep import figure as stage
+from fewstep.common.files import write_lines
 from fewstep.config import dump
+from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.figures import grid, learning_curves
 from fewstep.reporting.figures.learning_curves import running_median
 from fewstep.reporting.formatting import read_csv
@@ -50,12 +50,8 @@ def test_curve_without_any_metrics(make_spec, tmp_path):
 
 
 def write_curve(path, values):
-    path.write_text(
-        "".join(
-            json.dumps({"step": i, "update": 0, "grad_norm": v, "loss": 1.0}) + "\n"
-            for i, v in enumerate(values)
-        )
-    )
+    lines = [{"step": i, "update": 0, "grad_norm": v, "loss": 1.0} for i, v in enumerate(values)]
+    write_lines(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
@@ -84,10 +80,10 @@ def test_training_refuses_what_does_not_fit(make_spec, tmp_path):
     with pytest.raises(ValueError, match="1 --curves for 2 runs"):
         learning_curves.read(spec, [good])
     empty = tmp_path / "b.jsonl"
-    empty.write_text('{"step": 0}\n')
+    write_lines(empty, '{"step": 0}\n')
     with pytest.raises(ValueError, match=r"b\.jsonl: no line has the column 'grad_norm'"):
         learning_curves.read(spec, [good, empty])
-    empty.write_text("{\n")
+    write_lines(empty, "{\n")
     with pytest.raises(ValueError, match="line 1"):
         learning_curves.read(spec, [good, empty])
 
@@ -102,21 +98,12 @@ def test_the_running_median_passes_over_spikes_and_gaps():
 def images(tmp_path):
     """60 images (3, 8, 8) in two batches; image i is of class i % 12 and has the grey value i."""
     path = tmp_path / "images.tar"
-    with tarfile.open(path, "w") as tar:
-
-        def add(name, content):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-        add("card.json", b"{}")
-        for first in (0, 40):
-            index = np.arange(first, min(first + 40, 60))
-            batch = np.broadcast_to(index[:, None, None, None], (len(index), 3, 8, 8)).astype(np.uint8)
-            for kind, array in (("images", batch), ("labels", index % 12)):
-                stream = io.BytesIO()
-                np.save(stream, array)
-                add(f"{first:08d}.{kind}.npy", stream.getvalue())
+    parts = [np.arange(0, 40), np.arange(40, 60)]
+    batches = [
+        (np.broadcast_to(part[:, None, None, None], (len(part), 3, 8, 8)).astype(np.uint8), part % 12)
+        for part in parts
+    ]
+    write_images(path, {}, batches)
     return path
 
 
@@ -141,7 +128,7 @@ def test_grid_of_chosen_classes_stops_early_and_keeps_their_order(images):
 
 
 def test_each_kind_wants_its_own_input(make_spec, tmp_path):
-    with pytest.raises(ValueError, match="takes one --images file, not 0"):
+    with pytest.raises(ValueError, match="takes --images"):
         call(make_spec("figure6"), tmp_path)
     with pytest.raises(ValueError, match=r"use fewstep\.table"):
         call(make_spec("table4"), tmp_path)

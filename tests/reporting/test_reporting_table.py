@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from fewstep import table as stage
@@ -13,6 +11,7 @@ from fewstep.config.specs import CellKey
 from fewstep.reporting.formatting import csv_text, format_mean, format_number
 from fewstep.reporting.markdown import table_markdown
 from fewstep.reporting.metrics import load_metrics
+from fewstep.reporting.page import hint
 from fewstep.reporting.rows import FilledTable, TableRow, fill_table, read_table
 
 
@@ -171,8 +170,7 @@ def test_a_csv_file_of_other_columns_is_named(make_spec, tmp_path):
 
 def test_bars_in_labels_do_not_break_markdown(make_spec):
     spec = make_spec("table4")
-    raw = json.loads(dump(spec).replace("Mix sampler", "Mix | sampler"))
-    again = type(spec).model_validate(raw)
+    again = type(spec).model_validate_json(spec.model_dump_json().replace("Mix sampler", "Mix | sampler"))
     assert "| Mix \\| sampler" in table_markdown(again, filled(again))
 
 
@@ -191,3 +189,21 @@ def test_numbers_for_readers():
 def test_numbers_in_csv_files():
     values = [1.23456789, 3, None, "x", [0.5, None], 1e-7]
     assert [csv_text(value) for value in values] == ["1.23457", "3", "", "x", "0.5; ", "1e-07"]
+
+
+def test_warnings_stand_beside_the_number(make_spec, metric, write_json, tmp_path, capsys):
+    spec = make_spec("table4", scale="paper")
+    row = spec.rows[0]
+    keys = next(iter(row.cells.values()))[0]
+    entry = metric(keys[0], 2.0) | {"images": 40, "dimensions": 64, "model": {"skipped_updates": 2}}
+    path = tmp_path / "spec.json"
+    path.write_text(dump(spec))
+    out, markdown = tmp_path / "table.csv", tmp_path / "table.md"
+    words = ["--spec", path, "--metrics", write_json(entry), "--out", out, "--markdown", markdown]
+    stage.main(list(map(str, words)))
+    skipped, few = "2 updates of the training were not finite and were skipped", "40 images in 64 dimensions"
+    assert f"{skipped}; Fréchet distance of {few}" in capsys.readouterr().err
+    assert "2.00†" in markdown.read_text() and skipped in markdown.read_text()
+    table = read_table(out)
+    assert [few in one.warnings for one in table.rows].count(True) == 1
+    assert skipped in hint(next(one for one in table.rows if one.warnings))

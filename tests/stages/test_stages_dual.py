@@ -9,6 +9,7 @@ import torch
 from tiny_pipeline import TinyPipeline, replaced
 
 from fewstep.backbones.model_file import load_model, save_model
+from fewstep.common.files import read_lines
 from fewstep.evaluation.image_archive import open_images
 
 HEAD = "final_layer_u."
@@ -34,7 +35,7 @@ def test_both_heads_are_trained_from_the_teachers_one(pipeline, trained):
         start = teacher[name.replace(HEAD, "final_layer.")]
         assert 0 < (ours - start).abs().max() < 0.1 and 0 < (twin - start).abs().max() < 0.1
         assert not torch.equal(ours, twin)
-    lines = [json.loads(line) for line in trained.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(trained.outputs[1])]
     assert {"loss_v", "loss_u", "residual_u"} <= lines[-1].keys()
 
 

@@ -12,6 +12,7 @@ from tiny_pipeline import TinyPipeline
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.cli import run
+from fewstep.common.files import read_lines
 from fewstep.methods.cd.loss import CD
 from fewstep.training.trainer import Trainer
 
@@ -68,7 +69,7 @@ def test_one_bad_update_is_skipped_and_counted(pipeline: TinyPipeline, tmp_path,
     tensors, card = load_model(call.out)
     assert card["skipped_updates"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     assert [line["step"] for line in lines if not math.isfinite(line["grad_norm"])] == [3]
     assert lines[-1]["step"] == 7
 

@@ -9,7 +9,7 @@ import torch
 from child_processes import ranks
 from tiny_pipeline import TinyPipeline
 
-from fewstep.backbones.model_file import load_card, load_model
+from fewstep.backbones.model_file import load_model
 from fewstep.core import dual
 
 
@@ -23,8 +23,8 @@ def test_it_changes_no_weight(pipeline: TinyPipeline, tmp_path, method):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert call.outputs[1].read_bytes() == plain.outputs[1].read_bytes()
-    assert load_card(plain.out)["self_test"] is None
-    found = load_card(call.out)["self_test"]
+    assert load_model(plain.out)[1]["self_test"] is None
+    found = load_model(call.out)[1]["self_test"]
     assert found["loss_finite"] is True and found["gradient_spread"] == 0
     if method == "digits-classifier":
         assert found["tangent_error"] is None
@@ -44,7 +44,7 @@ def test_a_wrong_rule_is_found(pipeline, tmp_path, monkeypatch, precision):
             call()
         assert not list(tmp_path.glob("state-*")) and not call.out.exists()
     call()
-    error = load_card(call.out)["self_test"]["tangent_error"]
+    error = load_model(call.out)[1]["self_test"]["tangent_error"]
     assert error < (1e-2 if precision == "no" else 0.1)
 
 
@@ -78,4 +78,4 @@ def test_gradients_that_nobody_reduces_are_found(pipeline, tmp_path):
 def test_two_processes_agree(pipeline, tmp_path):
     call = pipeline.train("decm", tmp_path)
     assert ranks(call, tmp_path) == [0, 0]
-    assert json.dumps(load_card(call.out)["self_test"]["gradient_spread"]) == "0.0"
+    assert json.dumps(load_model(call.out)[1]["self_test"]["gradient_spread"]) == "0.0"

@@ -13,7 +13,7 @@ from child_processes import ranks, signal_at_step
 from tiny_pipeline import TinyPipeline
 from trained_files import close, same, states
 
-from fewstep.backbones.model_file import load_card
+from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 from fewstep.training.parallel import local_tensor
 from fewstep.training.state import STOPPED
@@ -59,7 +59,7 @@ def test_two_processes_that_share_the_weights(pipeline, sharded, tmp_path):
     alone = pipeline.train(method, tmp_path)
     alone()
     close(call, alone)
-    found = load_card(call.out)["self_test"]
+    found = load_model(call.out)[1]["self_test"]
     assert found["loss_finite"] and found["gradient_spread"] is None and found["tangent_error"] < 1e-2
 
 

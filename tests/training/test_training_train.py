@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
-from fewstep.backbones.model_file import load_card, load_model, save_model
+from fewstep.backbones.model_file import load_model, save_model
+from fewstep.common.files import read_lines
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
@@ -78,7 +79,7 @@ def test_the_student_starts_as_its_teacher(pipeline, tmp_path):
 def test_curve_columns(pipeline, tmp_path):
     call = pipeline.train("decm", tmp_path)
     call()
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     # the second update comes at every third step
     assert [(line["step"], line["update"]) for line in lines if line["update"]] == [(0, 1), (3, 1), (6, 1)]
     assert [line["step"] for line in lines if not line["update"]] == list(range(8))
@@ -96,7 +97,7 @@ def test_tensorboard_reads_the_events(pipeline, tmp_path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"update0/loss", "update0/grad_norm", "update0/lr", "update1/loss_n2n"} <= tags
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     expected = {line["step"]: line["loss"] for line in lines if line["update"] == 0}
     found = {event.step: event.value for event in events.Scalars("update0/loss")}
     assert found == pytest.approx(expected, rel=1e-6)
@@ -105,17 +106,17 @@ def test_tensorboard_reads_the_events(pipeline, tmp_path):
 def test_log_every(pipeline, tmp_path):
     call = pipeline.varied({"methods": {"cd": {"train": {"log_every": 3}}}}).train("cd", tmp_path)
     call()
-    lines = [json.loads(line) for line in call.outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(call.outputs[1])]
     assert [line["step"] for line in lines] == [0, 3, 6]
 
 
 def test_card(pipeline):
-    card = load_card(pipeline.train("cd").out)
+    card = load_model(pipeline.train("cd").out)[1]
     assert card["status"] == "trained"
     assert (card["method"], card["variant"], card["seed"], card["steps"]) == ("cd", "base", 0, 8)
     assert card["skipped_updates"] == 0
     assert card["guidance_eta"] > 0
-    teacher = load_card(pipeline.train("teacher").out)
+    teacher = load_model(pipeline.train("teacher").out)[1]
     assert teacher["guidance_eta"] is None
     # A tangent, its teacher and the backward, against one forward and backward.
     assert card["flops_per_step"] > 1.5 * teacher["flops_per_step"] > 0
@@ -211,7 +212,7 @@ def test_learning_rate():
 
 
 def test_rates_in_the_curve(pipeline, tmp_path):
-    lines = [json.loads(line) for line in pipeline.train("cd").outputs[1].read_text().splitlines()]
+    lines = [json.loads(line) for line in read_lines(pipeline.train("cd").outputs[1])]
     options = pipeline.plan.run("cd").train.optimizer
     assert [line["lr"] for line in lines] == [learning_rate(options, step, 8) for step in range(8)]
 

@@ -10,14 +10,14 @@ import torch
 from tiny_pipeline import Call
 
 from fewstep.backbones.model_file import load_model
-from fewstep.common.files import sha256
+from fewstep.common.files import read_lines, sha256
 
 # Gradients are summed in another order, and Adam divides them by their own size.
 CLOSE = {"rtol": 2e-3, "atol": 2e-5}
 
 
 def curve(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def close(call: Call, reference: Call) -> None:

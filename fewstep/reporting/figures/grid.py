@@ -50,13 +50,15 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[tupl
 
 
 def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
-    """Lay the images out on white; small ones are enlarged by a whole factor, without smoothing.
+    """Lay the images of the first file (the first seed) out on white.
+
+    Small ones are enlarged by a whole factor, without smoothing.
 
     Raises:
-        ValueError: not one file of images, or as for :func:`select`.
+        ValueError: no file of images, or as for :func:`select`.
     """
-    if len(paths) != 1:
-        raise ValueError(f"{spec.name}: kind grid takes one --images file, not {len(paths)}")
+    if not paths:
+        raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
     rows = select(paths[0], spec.table.columns, spec.table.classes)
     height, width = next(chosen[0][1].shape[:2] for _, chosen in rows if chosen)
     factor = max(1, -(-SMALLEST // height))

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ...common.files import read_lines
 from ...config.specs import TableSpec
 from ..formatting import rounded, to_csv
 from ..metrics import metric_name
@@ -36,7 +37,7 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for (row, seed), path in zip(runs, paths, strict=True):
         before = len(lines)
-        for position, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for position, text in enumerate(read_lines(path), start=1):
             try:
                 entry = json.loads(text)
             except json.JSONDecodeError as error:
