@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NETWORKS = {
     "lightningdit": ("lightningdit", "LightningDiT"),
-    "noise": ("noise", "NoiseDiT"),
+    "noise": ("lightningdit", "NoiseDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
     "conv-autoencoder": ("convnets", "ConvAutoencoder"),

@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor, nn
 
 from ..config import settings
-from .conditioned import Conditioned, zero
+from .layers import Conditioned, zero
 
 
 class Mlp(Conditioned):
@@ -29,9 +29,7 @@ class Mlp(Conditioned):
         self.trunk = nn.Sequential(*hidden, nn.SiLU())
         self.final_layer = nn.Linear(spec.width, size)
         self.final_layer_u = nn.Linear(spec.width, size) if spec.outputs == 2 else None
-        for head in (self.final_layer, self.final_layer_u):
-            if head is not None:
-                zero(head)
+        zero(self.final_layer, self.final_layer_u)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network; arguments and result as of `lightningdit.LightningDiT.forward`."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..config import settings
-from .conditioned import Conditioned, zero
+from .layers import Conditioned, zero
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -46,9 +46,7 @@ class UNet(Conditioned):
         self.final_layer_u: nn.Module | None = None
         if spec.outputs == 2:
             self.final_layer_u = nn.Conv2d(trunk.conv_out.in_channels, spec.shape[0], 3, padding=1)
-        for head in (self.final_layer, self.final_layer_u):
-            if head is not None:
-                zero(head)
+        zero(self.final_layer, self.final_layer_u)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network at x (B, C, H, W), t and s (B,) in [0, 1], labels y (B,).

@@ -32,8 +32,6 @@ from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
-
-
 OTHER_FILES = 512
 """Files that a process may have open beside its shards."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -351,6 +351,8 @@ def start_accelerator(precision: str, folder: Path) -> Accelerator:
         del os.environ[name]
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
+        # Buffers are constants, which DistributedDataParallel would write anew before every forward.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         mixed_precision=precision,
         log_with="tensorboard",
         project_dir=str(folder),
