@@ -125,5 +125,6 @@ def test_such_a_network_neither_learns_nor_teaches(methods, settings, words) -> 
 def test_its_cells_are_planned(paper_plan: Plan) -> None:
     assert paper_plan.run("teacher-dit").adopted
     cells = paper_plan.tables["teachers"].all_cells
-    assert len(cells) == 6 * 1 + 2 and {key.steps for key in cells} == {250}
+    # LightningDiT's authors take 249 steps of the 250 times.
+    assert len(cells) == 6 * 1 + 2 and {key.steps for key in cells} == {249, 250}
     assert "manifest" not in behind(paper_plan, "teachers")

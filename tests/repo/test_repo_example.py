@@ -13,7 +13,7 @@ import pytest
 from configs import ROOT
 from source_files import text, tracked
 
-SUITE = ["tests/workflow", "tests/repo", "tests/methods/test_methods_folders.py"]
+SUITE = ["tests/plan", "tests/repo", "tests/methods/test_methods_folders.py"]
 SUITE += ["tests/methods/test_methods_contract.py"]
 ELSEWHERE = [
     # not about methods, and long
@@ -21,8 +21,8 @@ ELSEWHERE = [
     "tests/repo/test_repo_lint.py",
     "tests/repo/test_repo_envs.py",
     "tests/repo/test_repo_readme.py::test_snakemake_calls",
-    "tests/workflow/test_workflow_plan.py::test_everything_plans_in_every_profile",
-    "tests/workflow/test_workflow_errors.py::test_snakemake_shows_the_error_before_any_job",
+    "tests/plan/test_plan_targets.py::test_everything_plans_in_every_profile",
+    "tests/plan/test_plan_errors.py::test_snakemake_shows_the_error_before_any_job",
 ]
 
 
