@@ -72,7 +72,7 @@ def test_it_is_short(blocks):
 def test_the_suite_passes_with_it(copy):
     """What concerns configuration, plan, layout, and the contract of this method and its neighbours."""
     words = [word for name in ELSEWHERE for word in ("--deselect", name)]
-    out = run(copy, "pytest", "-m", "not slow and not slurm", "-rA", *SUITE, *words)
+    out = run(copy, "pytest", "-n", "0", "-m", "not slow and not slurm", "-rA", *SUITE, *words)
     for name in ("losses_are_pure", "every_default_has_a_source", "no_key_of_a_loss_repeats_its_default"):
         assert re.search(rf"^PASSED .*{name}\[.*lsd.*\]", out, re.MULTILINE), out
 
