@@ -21,13 +21,7 @@ from .data.asset_files import read_record
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the stage.
-
-    Raises:
-        ConfigError: a spec or record that cannot be read, or a file that the record does not name or
-            that has changed.
-        ValueError: a file that is damaged, is unsafe to open, or does not fit the backbone.
-    """
+    """Run the stage; errors as for `read_spec`, `read_record`, `Record.verified` and `import_weights`."""
     arguments = parser(__doc__)
     arguments.add_argument("--asset", type=Path, required=True, help="record of the fetched asset")
     given = arguments.parse_args(argv)
@@ -42,16 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     path, checksum = record.verified(spec.file)
     tensors, found_under = read_weights(path)
     net, converted = import_weights(tensors, spec.backbone, path, spec.reverse)
-    source = {
-        "asset": spec.asset,
-        "file": spec.file,
-        "sha256": checksum,
-        "weights": found_under,
-        "converted": converted,
-    }
+    source = {"asset": spec.asset, "file": spec.file, "sha256": checksum}
     card = {
         "status": "released",
-        "source": source,
+        "source": source | {"weights": found_under, "converted": converted},
         "latents": {"tokenizer": spec.tokenizer.model_dump(mode="json")},
         "sampler": spec.sampler and spec.sampler.model_dump(mode="json"),
         "spec": digest(spec),

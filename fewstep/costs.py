@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> None:
             f"networks are counted with torch, and this Python has no {error.name}: pip install -e ., "
             "or --software-deployment-method conda"
         ) from None
-    table = estimate.rows(estimate.estimate(spec))
-    print(estimate.as_text(table))
-    write_text(options.out, estimate.as_csv(table))
+    lines = estimate.with_totals(estimate.estimate(spec))
+    print(estimate.text_of(lines))
+    write_text(options.out, estimate.csv_of(lines))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,7 @@ from .data.encoding import BATCH, encode_shard, merge_shards
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the stage.
-
-    Raises:
-        ConfigError: sources, tokenizers or shards that are not what the spec says.
-        ValueError: latents that are not finite in the stored type.
-    """
+    """Run the stage; errors as for `encode_shard` and `merge_shards`."""
     arguments = parser(__doc__)
     arguments.add_argument("--source", type=Path, required=True, help="record of the fetched images")
     arguments.add_argument(

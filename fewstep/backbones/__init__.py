@@ -5,15 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..config.networks import FlowNetwork
-from ..config.settings import Backbone
+from ..config.settings import Backbone, FlowNetwork
 
 if TYPE_CHECKING:
     from torch import nn
 
 NETWORKS = {
     "lightningdit": ("lightningdit", "LightningDiT"),
-    "noise": ("noise", "NoiseDiT"),
+    "noise": ("lightningdit", "NoiseDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
     "conv-autoencoder": ("convnets", "ConvAutoencoder"),

@@ -26,6 +26,7 @@ TELLING = {
 }
 """What a tensor's presence tells of the backbone: key, tensor, its value with and without it."""
 HEADS = ("final_layer", "final_layer_u")
+OUTPUTS = [f"{head}.linear.{part}" for head in HEADS for part in ("weight", "bias")]
 EMA_PREFIX = "ema_models.1.ema_model."
 
 
@@ -47,7 +48,11 @@ def import_weights(
         torch.manual_seed(fold_in(0, "adopt"))
         net = build(backbone)
     load_compatible(net, tensors, str(path))
-    _check_output(net, backbone, path)
+    noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        result = net.eval()(noise, torch.full((1,), 0.5), torch.ones(1), torch.zeros(1, dtype=torch.long))
+    if not all(output.isfinite().all() for output in (result if isinstance(result, tuple) else [result])):
+        raise ValueError(f"{path}: the network's output on noise is not finite")
     return net, converted
 
 
@@ -65,21 +70,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not named weights")
     if "emas" in content:
-        averaged = {
-            name.removeprefix(EMA_PREFIX): value
-            for name, value in content["emas"].items()
-            if name.startswith(EMA_PREFIX)
-        }
-        if not averaged:
+        named = [(name, value) for name, value in content["emas"].items() if name.startswith(EMA_PREFIX)]
+        if not named:
             raise ValueError(f"{path}: emas has no {EMA_PREFIX}*")
-        return _without_prefixes(averaged, path), "emas.ema_models.1"
-    if "ema" in content:
-        return _without_prefixes(content["ema"], path), "ema"
-    return _without_prefixes(content, path), ""
-
-
-def _without_prefixes(tensors: Any, path: Path) -> dict[str, Tensor]:
-    """Without the prefixes that DistributedDataParallel and torch.compile add."""
+        tensors: Any = {name.removeprefix(EMA_PREFIX): value for name, value in named}
+        found_under = "emas.ema_models.1"
+    else:
+        found_under = "ema" if "ema" in content else ""
+        tensors = content["ema"] if found_under else content
     others = ["all"]
     if isinstance(tensors, dict):
         others = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
@@ -88,7 +86,9 @@ def _without_prefixes(tensors: Any, path: Path) -> dict[str, Tensor]:
             f"{path}: expected tensors under emas or ema, or nothing but tensors; "
             f"not tensors: {', '.join(others[:8])}"
         )
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
+    # DistributedDataParallel and torch.compile add prefixes.
+    prefixes = r"^(module\.|_orig_mod\.)+"
+    return {re.sub(prefixes, "", name): value for name, value in tensors.items()}, found_under
 
 
 def _to_float32(tensor: Tensor, where: str) -> Tensor:
@@ -121,16 +121,6 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
         raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")
 
 
-@torch.no_grad()
-def _check_output(net: nn.Module, backbone: LightningDiT, path: Path) -> None:
-    noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
-    half, end = torch.full((1,), 0.5), torch.ones(1)
-    result = net.eval()(noise, half, end, torch.zeros(1, dtype=torch.long))
-    outputs = result if isinstance(result, tuple) else (result,)
-    if not all(output.isfinite().all() for output in outputs):
-        raise ValueError(f"{path}: the network's output on noise is not finite")
-
-
 def convert_state_dict(
     tensors: dict[str, Tensor], backbone: LightningDiT, reverse: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -141,25 +131,17 @@ def convert_state_dict(
     noise at t = 1 and predicts noise - data.
     """
     tensors, done = dict(tensors), []
-    if _drop_variance(tensors, backbone):
-        done.append("outputs of a learned variance dropped")
+    channels = backbone.shape[0]
+    for name in OUTPUTS:
+        value = tensors.get(name)
+        if value is not None and value.ndim and len(value) == 2 * channels * backbone.patch**2:
+            # The outputs of a patch are channels last.
+            tensors[name] = value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
+            done = ["outputs of a learned variance dropped"]
     if reverse:
         _reverse_time(tensors, backbone)
         done.append("time and velocity reversed")
     return tensors, done
-
-
-def _drop_variance(tensors: dict[str, Tensor], backbone: LightningDiT) -> bool:
-    """Keep the first C of 2C channels; the outputs of a patch are channels last."""
-    channels = backbone.shape[0]
-    twice = 2 * channels * backbone.patch**2
-    found = False
-    for name in _output_layers():
-        value = tensors.get(name)
-        if value is not None and value.ndim and len(value) == twice:
-            tensors[name] = value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
-            found = True
-    return found
 
 
 def _reverse_time(tensors: dict[str, Tensor], backbone: LightningDiT) -> None:
@@ -177,10 +159,4 @@ def _reverse_time(tensors: dict[str, Tensor], backbone: LightningDiT) -> None:
             cos, sin = value.double().chunk(2, dim=1)
             turned = torch.cat([cos * w.cos() + sin * w.sin(), cos * w.sin() - sin * w.cos()], dim=1)
             tensors[name] = turned.to(value.dtype)
-    for name in _output_layers():
-        if name in tensors:
-            tensors[name] = -tensors[name]
-
-
-def _output_layers() -> list[str]:
-    return [f"{head}.linear.{part}" for head in HEADS for part in ("weight", "bias")]
+    tensors.update({name: -tensors[name] for name in OUTPUTS if name in tensors})

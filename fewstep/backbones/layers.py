@@ -1,26 +1,19 @@
-"""Layers of LightningDiT (arXiv 2501.01423), and of DiT, SiT, TiT (2212.09748, 2401.08740, 2505.07447).
+"""Layers of LightningDiT (arXiv 2501.01423), of DiT, SiT, TiT (2212.09748, 2401.08740, 2505.07447), and
+what all networks of a flow share: times and labels summed to one conditioning vector.
 
 Attribute names are those of the published checkpoints, so that weights load without renaming.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config.settings import FlowNetwork
 from ..core.precision import upcast
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off where the device has it (the meta device has not)."""
-    known = torch.amp.is_autocast_available(device.type)
-    off: AbstractContextManager[object] = (
-        torch.autocast(device.type, enabled=False) if known else nullcontext()
-    )
-    return off
 
 
 class Norm(nn.Module):
@@ -33,7 +26,7 @@ class Norm(nn.Module):
     def __init__(self, kind: str, width: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width)) if kind == "rms" else None
-        self.normalise = F.layer_norm if kind == "layer" else F.rms_norm
+        self.normalise = torch.layer_norm if kind == "layer" else torch.rms_norm
         self.eps = eps
 
     def forward(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
@@ -82,6 +75,51 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)
+
+
+class Conditioned(nn.Module):
+    """A network that knows a time t, and perhaps a second time s and a label y.
+
+    The names of the embeddings are those of the published checkpoints; one that the network lacks is None.
+    """
+
+    t_embedder: TimeEmbedding
+    r_embedder: TimeEmbedding | None
+    y_embedder: LabelEmbedding | None
+
+    def embed(self, spec: FlowNetwork, width: int, labels: bool) -> None:
+        """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
+        times = (width, spec.time_features, spec.time_scale, spec.time_period)
+        self.t_embedder = TimeEmbedding(*times)
+        self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
+        self.y_embedder = LabelEmbedding(spec.classes, width) if labels else None
+        if self.r_embedder is not None:
+            zero(self.r_embedder.mlp[2])
+
+    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Sum of the embeddings of t, s (B,) and the labels y (B,): (B, width), never in half precision.
+
+        The derivative with respect to the times passes through here, and costs little.
+        """
+        kind = y.device.type
+        # The meta device has no autocast to switch off.
+        known = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
+            c = self.t_embedder(t)
+            if self.y_embedder is not None:
+                c = c + self.y_embedder(y)
+            if self.r_embedder is not None:
+                if s is None:
+                    raise ValueError("this network has a target-time embedding: give s")
+                c = c + self.r_embedder(s)
+        return c
+
+
+def zero(*layers: nn.Module | None) -> None:
+    """Weights and offset 0, of the layers that are there."""
+    for layer in layers:
+        for weight in layer.parameters() if layer is not None else ():
+            nn.init.zeros_(weight)
 
 
 class PatchEmbedding(nn.Module):
@@ -204,11 +242,6 @@ class Gelu(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-def feed_forward(kind: str, width: int) -> nn.Module:
-    """The two kinds, of equal size: ``swiglu`` (LightningDiT) and ``gelu`` (DiT, SiT)."""
-    return SwiGLU(width, 8 * width // 3) if kind == "swiglu" else Gelu(width, 4 * width)
-
-
 class Block(nn.Module):
     """Transformer block whose norms and residual gates are set by the conditioning (B, width)."""
 
@@ -217,7 +250,8 @@ class Block(nn.Module):
         self.norm1 = Norm(norm, width)
         self.attn = Attention(width, heads, qk_norm, norm)
         self.norm2 = Norm(norm, width)
-        self.mlp = feed_forward(mlp, width)
+        # Of equal size.
+        self.mlp = SwiGLU(width, 8 * width // 3) if mlp == "swiglu" else Gelu(width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor, rope: nn.Module) -> Tensor:

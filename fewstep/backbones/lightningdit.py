@@ -5,26 +5,40 @@ query-key norm, 407 with it (the FACM teacher), and four more for the target-tim
 (arXiv 2507.03738). The time enters as t in [0, 1], noise at 0, not multiplied by 1000.
 
 With ``norm: layer``, ``mlp: gelu`` and ``rope: false`` it is SiT (arXiv 2401.08740), which has the layers of
-DiT; with ``norm: rms-plain`` and ``qk_norm: true`` it is TiT (arXiv 2505.07447).
+DiT; with ``norm: rms-plain`` and ``qk_norm: true`` it is TiT (arXiv 2505.07447). With ``predicts: noise`` it
+is DiT itself (arXiv 2212.09748), which predicts the noise of a discrete diffusion, as a velocity field.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 from torch import Tensor, nn
 
 from ..config import settings
-from .conditioned import Conditioned
-from .layers import Block, FinalLayer, LabelEmbedding, PatchEmbedding, RotaryTable, sincos_table
+from ..core.path import append_dims
+from .layers import (
+    Block,
+    Conditioned,
+    FinalLayer,
+    LabelEmbedding,
+    PatchEmbedding,
+    RotaryTable,
+    sincos_table,
+    zero,
+)
+
+STEPS = 1000
+"""Of the diffusion of `NoiseDiT`."""
 
 
 class LightningDiT(Conditioned):
     """Average velocity F(x, t, s, y) of a latent flow.
 
-    With ``target_time`` off, s is ignored. With it on, the network starts independent of s, because
-    the last layer of its embedding (``r_embedder``) is zero.
-
-    With ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the
-    first, and the result is the pair (velocity, flow map).
+    With ``target_time`` off, s is ignored; with it on, the network starts independent of s. With
+    ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the first, and the
+    result is the pair (velocity, flow map).
     """
 
     y_embedder: LabelEmbedding
@@ -45,25 +59,19 @@ class LightningDiT(Conditioned):
         features = spec.patch**2 * channels
         self.final_layer = FinalLayer(spec.width, features, spec.norm)
         self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
                 nn.init.zeros_(module.bias)
         normal = [self.y_embedder.embedding_table.weight]
         normal += [self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]
-        zero = [layer.adaLN_modulation[1] for layer in (*self.blocks, self.final_layer)]
-        zero.append(self.final_layer.linear)
         if self.r_embedder is not None:
             normal.append(self.r_embedder.mlp[0].weight)
-            zero.append(self.r_embedder.mlp[2])
+            zero(self.r_embedder.mlp[2])
         for weight in normal:
             nn.init.normal_(weight, std=0.02)
-        for layer in zero:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero(*(layer.adaLN_modulation[1] for layer in (*self.blocks, self.final_layer)))
+        zero(self.final_layer.linear)
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
@@ -94,3 +102,45 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is None:
             return velocity
         return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)
+
+
+@cache
+def noise_levels() -> Tensor:
+    """log(a / b) of the steps, rising: from the last to the first, float64."""
+    beta = torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64)
+    kept = torch.log1p(-beta).cumsum(0)  # log a^2
+    return (kept - torch.log(-torch.expm1(kept))).flip(0) / 2
+
+
+def diffusion_step(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The diffusion's step k for times t (B,), and the times as far as there are steps; both float64."""
+    first, last = torch.sigmoid(noise_levels()[[0, -1]]).tolist()  # t / (1 - t) = a / b
+    t = t.double().clamp(first, last)
+    rising, level = noise_levels().to(t.device), torch.logit(t)
+    above = torch.searchsorted(rising, level).clamp(1, STEPS - 1)
+    low, high = rising[above - 1], rising[above]
+    return STEPS - above - (level - low) / (high - low), t
+
+
+class NoiseDiT(LightningDiT):
+    """DiT: the same layers and names; called alike, for the velocity at s = t alone.
+
+    Mapping: at step k of 0..999 the diffusion has z = a y + b e with data y, noise e, a^2 + b^2 = 1 and
+    a^2 = (1 - beta_0) ... (1 - beta_k), beta rising evenly from 1e-4 to 0.02 (arXiv 2006.11239). A point
+    x_t = t x1 + (1 - t) x0 divided by r = sqrt(t^2 + (1 - t)^2) is one with a = t / r and b = (1 - t) / r.
+    The network's output there is E[x0 | x_t], hence the velocity E[x1 - x0 | x_t] = (x_t - E[x0 | x_t]) / t.
+
+    Deviations from the paper:
+
+    * Between two trained steps log(a / b) is interpolated in k; the network's embedding takes any number.
+    * The steps reach from t = 0.0063 (k = 999) to t = 0.99 (k = 0): beyond them the field is that at the end.
+    * The learned variance belongs to the discrete sampler and is dropped when weights are adopted.
+    """
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Velocity (B, C, H, W) at points x of the straight path and times t (B,); s is ignored."""
+        k, t = diffusion_step(t)
+        r = torch.hypot(t, 1 - t)
+        e = super().forward(x / append_dims(r, x).to(x.dtype), k.to(x.dtype), None, y)
+        assert not isinstance(e, tuple)
+        return (x - e) / append_dims(t, x).to(x.dtype)

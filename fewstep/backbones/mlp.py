@@ -6,8 +6,8 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ..config import networks
-from .conditioned import Conditioned, zero
+from ..config import settings
+from .layers import Conditioned, zero
 
 
 class Mlp(Conditioned):
@@ -17,7 +17,7 @@ class Mlp(Conditioned):
     F = 0. With ``outputs: 2`` the result is the pair (velocity, flow map).
     """
 
-    def __init__(self, spec: networks.Mlp) -> None:
+    def __init__(self, spec: settings.Mlp) -> None:
         super().__init__()
         size = prod(spec.shape)
         self.shape = tuple(spec.shape)
@@ -29,9 +29,7 @@ class Mlp(Conditioned):
         self.trunk = nn.Sequential(*hidden, nn.SiLU())
         self.final_layer = nn.Linear(spec.width, size)
         self.final_layer_u = nn.Linear(spec.width, size) if spec.outputs == 2 else None
-        for head in (self.final_layer, self.final_layer_u):
-            if head is not None:
-                zero(head)
+        zero(self.final_layer, self.final_layer_u)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network; arguments and result as of `lightningdit.LightningDiT.forward`."""

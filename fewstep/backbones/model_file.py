@@ -90,7 +90,7 @@ def check_tokenizer(
     latents = card.get("latents", {})
     trained, asked = latents.get("tokenizer", {}), tokenizer.model_dump(mode="json")
     trained_weights = latents.get("weights")
-    if None not in (trained_weights, weights) and trained_weights != weights:
+    if weights and trained_weights and trained_weights != weights:
         raise ValueError(
             f"{path}: was trained with other tokenizer weights: sha256 {trained_weights}, not {weights}"
         )

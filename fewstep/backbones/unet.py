@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..config import networks
-from .conditioned import Conditioned, zero
+from ..config import settings
+from .layers import Conditioned, zero
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -31,7 +31,7 @@ class UNet(Conditioned):
     the pair (velocity, flow map).
     """
 
-    def __init__(self, spec: networks.UNet) -> None:
+    def __init__(self, spec: settings.UNet) -> None:
         super().__init__()
         embedding = 4 * spec.width
         self.embed(spec, embedding, spec.conditional)
@@ -46,9 +46,7 @@ class UNet(Conditioned):
         self.final_layer_u: nn.Module | None = None
         if spec.outputs == 2:
             self.final_layer_u = nn.Conv2d(trunk.conv_out.in_channels, spec.shape[0], 3, padding=1)
-        for head in (self.final_layer, self.final_layer_u):
-            if head is not None:
-                zero(head)
+        zero(self.final_layer, self.final_layer_u)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network at x (B, C, H, W), t and s (B,) in [0, 1], labels y (B,).
@@ -74,7 +72,7 @@ class UNet(Conditioned):
         return velocity, self.final_layer_u(h).to(x.dtype)
 
 
-def _trunk(spec: networks.UNet, embedding: int) -> UNet2DModel:
+def _trunk(spec: settings.UNet, embedding: int) -> UNet2DModel:
     """diffusers' network without its times; the last convolution of every residual branch starts at zero."""
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention

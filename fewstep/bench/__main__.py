@@ -1,6 +1,6 @@
 """Measure what this machine does in a second, for config/costs.yaml, and what a training step costs.
 
-    python -m fewstep.bench encode|load|sample|score|train-step [--repeats N] [--out x.csv]
+    python -m fewstep.bench encode|sample|score|train-step [--repeats N] [--out x.csv]
 
 All cases of a run take turns, so that a change in the machine's load meets them alike; the least and the
 median of the repeats are told. Networks are random: speed does not depend on weights. The sizes are small
@@ -10,7 +10,6 @@ and, with ``--large``, those of ImageNet (VA-VAE f16d32, LightningDiT-XL/1), whi
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 
 from ..common.cli import run
 from ..common.files import write_text
-from . import throughput, train_step
+from . import as_csv, as_text, throughput, train_step
 
 BENCHMARKS = {**throughput.CASES, "train-step": train_step.cases}
 
@@ -51,21 +50,10 @@ def main(argv: list[str] | None = None) -> None:
         for _ in range(given.repeats):
             for case in cases:
                 case.measure()
-    write([{"benchmark": given.what, **case.row(cases[0])} for case in cases], given.out)
-
-
-def write(lines: list[dict[str, str]], out: Path | None) -> None:
-    """The table, to be read and as CSV."""
-    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in lines[0]}
-    for line in [{key: key for key in widths}, *lines]:
-        print("  ".join(line[key].ljust(width) for key, width in widths.items()).rstrip())
-    if out:
-        with tempfile.TemporaryFile("w+", newline="") as stream:
-            writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
-            stream.seek(0)
-            write_text(out, stream.read())
+    rows = [{"benchmark": given.what, **case.row(cases[0])} for case in cases]
+    print(as_text(rows))
+    if given.out:
+        write_text(given.out, as_csv(rows))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ Temporary bytes are those of all jobs together; a disk holds those of the jobs t
 from __future__ import annotations
 
 import copy
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import nn
 
 from ..backbones import build, null_label
-from ..config.networks import FlowNetwork, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
-from ..config.settings import Backbone, Guidance, LdmAutoencoder, LightningDiT, Tokenizer
+from ..config.settings import Backbone, FlowNetwork, Guidance, LdmAutoencoder, LightningDiT, Tokenizer, UNet
 from ..config.specs import CostLine, CostsSpec, Work
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
@@ -33,16 +29,15 @@ from ..core.operations import OperationCounter, per_step
 from ..core.rng import Streams
 from ..data.tokenizers import build_ldm_autoencoder
 from ..methods import build as build_method
+from . import as_csv, as_text
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
 STATE = 4
 """Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
 ROWS, STEPS = 48, 1000
 """Batch and length of the training on the tiny network; methods that group rows round the batch up."""
 SD_VAE = LdmAutoencoder(multipliers=[1, 2, 4, 4], attention=[])
-UNITS: dict[Device, str] = {"gpu": "GPU-hours", "cpu": "CPU-seconds"}
-SECONDS: dict[Device, float] = {"gpu": 3600.0, "cpu": 1.0}
+UNITS: dict[Device, tuple[str, float]] = {"gpu": ("GPU-hours", 3600.0), "cpu": ("CPU-seconds", 1.0)}
+"""Name and seconds of the unit of time."""
 
 
 @dataclass
@@ -64,6 +59,23 @@ class Line:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sources |= other.sources
         self.unknown |= other.unknown
+
+    @property
+    def unit(self) -> str:
+        """Unit of ``time``."""
+        return UNITS[self.device][0] if self.seconds else ""
+
+    @property
+    def time(self) -> float | None:
+        return self.seconds / UNITS[self.device][1] if self.seconds else None
+
+    @property
+    def source(self) -> str:
+        return "+".join(sorted(self.sources))
+
+    @property
+    def note(self) -> str:
+        return "; ".join(self.unknown)
 
 
 def estimate(spec: CostsSpec) -> list[Line]:
@@ -108,27 +120,13 @@ def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
     return one * evaluations(work.loss, network, teacher, work.guided)
 
 
-def _once(count: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Cache by the arguments' content: specs do not hash."""
-    known: dict[str, Found] = {}
-
-    @wraps(count)
-    def counted(*arguments: Given.args, **named: Given.kwargs) -> Found:
-        key = repr((arguments, named))
-        if key not in known:
-            known[key] = count(*arguments, **named)
-        return known[key]
-
-    return counted
-
-
-@_once
+@cache
 def parameters(spec: Backbone) -> int:
     """Numbers that a network's file holds (small buffers are left out)."""
     return sum(weight.numel() for weight in _on_meta(spec).parameters())
 
 
-@_once
+@cache
 def operations(spec: Backbone) -> float:
     """Floating-point operations of one evaluation of one image; see `core.operations`."""
     if not isinstance(spec, LightningDiT):
@@ -139,7 +137,7 @@ def operations(spec: Backbone) -> float:
     return one + (spec.depth - 1) * (two - one)
 
 
-@_once
+@cache
 def tokenizer_operations(tokenizer: Tokenizer, decode: bool) -> float:
     """Of one image through a KL autoencoder of latent diffusion."""
     network = tokenizer.network or (SD_VAE if tokenizer.kind == "sd-vae" else LdmAutoencoder())
@@ -152,7 +150,7 @@ def tokenizer_operations(tokenizer: Tokenizer, decode: bool) -> float:
     return float(counted.total)
 
 
-@_once
+@cache
 def _on_meta(spec: Backbone) -> nn.Module:
     with torch.device("meta"):
         return build(spec)
@@ -179,7 +177,7 @@ def evaluations(loss: LossParams, network: Backbone, teacher: Backbone | None, g
     return _evaluations(loss, small, _tiny(teacher, small.shape) if teacher else None, guided)
 
 
-@_once
+@cache
 def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, guided: bool) -> float:
     method = build_method(loss)
     rows = method.group * -(-ROWS // method.group)
@@ -230,75 +228,47 @@ def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
     return spec
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table, in units for a reader."""
-
-    rule: str
-    jobs: int
-    time: float | None
-    unit: str
-    kept_bytes: float
-    temporary_bytes: float
-    source: str
-    note: str
+def with_totals(lines: Sequence[Line]) -> list[Line]:
+    """The lines, and a total of those of each device."""
+    totals = {line.device: Line("total", line.device) for line in lines}
+    for line in lines:
+        totals[line.device].add(line)
+    return [*lines, *(totals[device] for device in UNITS if device in totals)]
 
 
-def rows(lines: Iterable[Line]) -> list[Row]:
-    """Lines and their totals, one for each unit of time."""
-    lines = list(lines)
-    totals = []
-    for device in UNITS:
-        if group := [line for line in lines if line.device == device]:
-            totals.append(Line("total", device))
-            for line in group:
-                totals[-1].add(line)
-    return [
-        Row(
-            rule=line.rule,
-            jobs=line.jobs,
-            time=line.seconds / SECONDS[line.device] if line.seconds else None,
-            unit=UNITS[line.device] if line.seconds else "",
-            kept_bytes=line.kept,
-            temporary_bytes=line.temporary,
-            source="+".join(sorted(line.sources)),
-            note="; ".join(line.unknown),
-        )
-        for line in [*lines, *totals]
-    ]
-
-
-def as_csv(table: Iterable[Row]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [column.name for column in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        numbers = {
-            "time": "" if row.time is None else f"{row.time:.4g}",
-            "kept_bytes": f"{row.kept_bytes:.0f}",
-            "temporary_bytes": f"{row.temporary_bytes:.0f}",
+def csv_of(lines: Sequence[Line]) -> str:
+    """The table as CSV: time in ``unit``, sizes in bytes."""
+    rows = [
+        {
+            "rule": line.rule,
+            "jobs": str(line.jobs),
+            "time": "" if line.time is None else f"{line.time:.4g}",
+            "unit": line.unit,
+            "kept_bytes": f"{line.kept:.0f}",
+            "temporary_bytes": f"{line.temporary:.0f}",
+            "source": line.source,
+            "note": line.note,
         }
-        writer.writerow({**asdict(row), **numbers})
-    return stream.getvalue()
+        for line in lines
+    ]
+    return as_csv(rows)
 
 
-def as_text(table: Iterable[Row]) -> str:
+def text_of(lines: Sequence[Line]) -> str:
     """The table for a terminal."""
-    head = ["rule", "jobs", "time", "kept", "temporary", "source", "note"]
-    cells = [head]
-    for row in table:
-        time = "-" if row.time is None else f"{row.time:.4g} {row.unit}"
-        sizes = [_size(row.kept_bytes), _size(row.temporary_bytes)]
-        cells.append([row.rule, str(row.jobs), time, *sizes, row.source, row.note])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = {"jobs", "time", "kept", "temporary"}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+    rows = [
+        {
+            "rule": line.rule,
+            "jobs": str(line.jobs),
+            "time": "-" if line.time is None else f"{line.time:.4g} {line.unit}",
+            "kept": _size(line.kept),
+            "temporary": _size(line.temporary),
+            "source": line.source,
+            "note": line.note,
+        }
+        for line in lines
+    ]
+    return as_text(rows, right=("jobs", "time", "kept", "temporary"))
 
 
 def _size(count: float) -> str:

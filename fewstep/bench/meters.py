@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -26,10 +25,11 @@ PEAKS = {
 """TFLOP/s of products of dense bfloat16 matrices on the maker's data sheet, by a part of the name."""
 
 
-def now() -> float:
-    """Seconds, after the device has done all that it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+def clock() -> float:
+    """Seconds of work: of the process on a CPU, where others may share the core; by the wall on a GPU."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
@@ -39,35 +39,15 @@ def machine() -> dict[str, str]:
     return {"device": name, "threads": str(torch.get_num_threads())}
 
 
-class Stopwatch:
-    """Seconds spent inside a part of a case."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        start = now()
-        yield
-        self.seconds += now() - start
-
-
 @dataclass
 class Case:
-    """One thing to measure: ``call`` handles ``amount`` units, such as images.
+    """One thing to measure: ``call`` handles ``amount`` images."""
 
-    ``stopwatch`` runs inside a ``part`` of the call, whose share of the time is told.
-    """
-
-    name: str
+    words: dict[str, str]
+    """Columns that tell it from the other cases."""
     call: Call
     amount: int
-    unit: str
-    stopwatch: Stopwatch | None = None
-    part: str = ""
-    clock: Callable[[], float] = now
-    seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list, init=False)
 
     def warm_up(self) -> None:
         """Call once before the first measurement: buffers, kernels and file caches."""
@@ -75,24 +55,20 @@ class Case:
 
     def measure(self) -> None:
         """Call once, timed."""
-        before = self.stopwatch.seconds if self.stopwatch else 0.0
-        start = self.clock()
+        start = clock()
         self.call()
-        self.seconds.append(self.clock() - start)
-        if self.stopwatch:
-            self.shares.append((self.stopwatch.seconds - before) / self.seconds[-1])
+        self.seconds.append(clock() - start)
 
     def row(self, first: Case) -> dict[str, str]:
         """A row of the table: rates by the least and the median time; ``relative`` time to the first case."""
         return {
-            "case": self.name,
+            **self.words,
             **machine(),
-            "unit": f"{self.unit}/s",
+            "unit": "images/s",
             "best": f"{self.amount / min(self.seconds):.4g}",
             "median": f"{self.amount / median(self.seconds):.4g}",
             "ms": f"{1e3 * min(self.seconds):.4g}",
             "relative": f"{min(self.seconds) / min(first.seconds):.3f}",
-            "share": f"{median(self.shares):.2f} {self.part}" if self.shares else "",
         }
 
 
@@ -120,20 +96,12 @@ def peak_bytes(call: Call) -> int:
     return top
 
 
-def work_clock() -> Callable[[], float]:
-    """Seconds of work: of the process on a CPU, where others may share the core; by the wall on a GPU."""
-    return now if DEVICE.type == "cuda" else time.process_time
-
-
-def peak_flops(precision: str, known: float | None = None) -> tuple[float, str]:
+def peak_flops(precision: str) -> tuple[float, str]:
     """Operations that the device can do in a second, and where the number is from.
 
     Args:
         precision: "no", "bf16" or "fp16".
-        known: TFLOP/s, given by hand.
     """
-    if known is not None:
-        return 1e12 * known, "given"
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
     if precision != "no":
         for part, teraflops in PEAKS.items():
@@ -142,7 +110,7 @@ def peak_flops(precision: str, known: float | None = None) -> tuple[float, str]:
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     size = 8192 if DEVICE.type == "cuda" else 1024
     a, b = torch.randn(2, size, size, device=DEVICE, dtype=dtype)
-    clock, seconds = work_clock(), []
+    seconds = []
     for _ in range(10):
         start = clock()
         torch.mm(a, b)

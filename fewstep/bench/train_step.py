@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,24 +22,25 @@ from torch import Tensor, nn
 
 from ..backbones import build
 from ..config import read_spec
-from ..config.bench import Bench
+from ..config.rates import Bench
 from ..config.settings import Backbone, Guidance, LightningDiT
 from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance
-from ..core.jvp import FORMULATIONS, value_and_tangent
+from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context, Method, loss_parts
 from ..core.operations import OperationCounter
 from ..core.rng import Streams
 from ..methods import build as build_method
 from ..methods import parameter_classes
 from ..training.parallel import apply_compile_and_checkpointing, check_supported
-from .meters import DEVICE, Call, Case, machine, peak_bytes, peak_flops, work_clock
+from .meters import DEVICE, Case, machine, peak_bytes, peak_flops
 
 BLOCKS = {"plain": (False, ""), "checkpointed": (True, ""), "compiled": (False, "inductor")}
 BLOCKS["both"] = (True, "inductor")
 """How blocks are treated: recomputed or not, and by which compiler."""
 REFERENCE = "functorch"
 CONSISTENCY = "consistency"
+NUMBERS = ("images/s", "ms", "median ms", "MiB", "GFLOP", "MFU", "peak TFLOP/s", "time", "memory")
 Step = Callable[[nn.Module, ClassifierFreeGuidance | None, str], None]
 
 
@@ -46,9 +48,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--spec", type=Path, help="what to measure, as JSON, instead of the options below")
     options.add_argument("--batch", type=int, nargs="+", help="images at once (4, or 16 with --large)")
     options.add_argument("--methods", nargs="*", choices=["facm", "decm"], default=["facm", "decm"])
-    options.add_argument("--formulations", nargs="+", choices=FORMULATIONS, default=[*FORMULATIONS])
     options.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["plain", "checkpointed"])
-    options.add_argument("--peak", type=float, help="TFLOP/s of the device, where the table has it not")
 
 
 def spec_of(given: argparse.Namespace) -> BenchSpec:
@@ -67,39 +67,25 @@ def spec_of(given: argparse.Namespace) -> BenchSpec:
         bench=Bench(
             methods=given.methods,
             batches=given.batch or [16 if given.large else 4],
-            formulations=given.formulations,
             blocks=given.blocks,
             repeats=given.repeats,
         ),
     )
 
 
+@dataclass
 class StepCase(Case):
-    """A step, with what was measured and counted of it beside its time.
+    """Training steps, with what was measured and counted of them beside their time."""
 
-    Args:
-        steps: training steps in one call.
-        words: columns that tell the case from others.
-        peak: operations a second of the device, and where the number is from.
-        same: the cases of the same work on the same batch.
-    """
-
-    def __init__(
-        self,
-        call: Call,
-        steps: int,
-        images: int,
-        words: dict[str, str],
-        peak: tuple[float, str],
-        same: list[StepCase],
-    ) -> None:
-        super().__init__(" ".join(words.values()), call, steps * images, "images", clock=work_clock())
-        self.steps = steps
-        self.words = words
-        self.peak = peak
-        self.same = same
-        self.bytes = self.flops = 0
-        self.note = ""
+    steps: int
+    """Training steps in one call."""
+    peak: tuple[float, str]
+    """Operations a second of the device, and where the number is from."""
+    same: list[StepCase]
+    """The cases of the same work on the same batch."""
+    bytes: int = 0
+    flops: int = 0
+    note: str = ""
 
     def warm_up(self) -> None:
         """Compile what is to be compiled, count and measure."""
@@ -119,26 +105,24 @@ class StepCase(Case):
 
     def row(self, first: Case) -> dict[str, str]:
         row = {**self.words, **machine(), "note": self.note}
-        keys = ("images/s", "ms", "median ms", "MiB", "GFLOP", "MFU", "peak TFLOP/s", "time", "memory")
-        values = [""] * len(keys)
-        if not self.note:
-            least = min(self.seconds)
-            useful = min(case.flops for case in self.same if not case.note)
-            plain = {"tangent": REFERENCE, "blocks": "plain"}
-            other = next((case for case in self.same if plain.items() <= case.words.items()), None)
-            other = None if other is None or other.note else other
-            values = [
-                f"{self.amount / least:.4g}",
-                f"{1e3 * least / self.steps:.4g}",
-                f"{1e3 * median(self.seconds) / self.steps:.4g}",
-                f"{self.bytes / 2**20:.4g}",
-                f"{self.flops / 1e9 / self.steps:.4g}",
-                f"{useful / least / self.peak[0]:.3f}",
-                f"{self.peak[0] / 1e12:.3g} {self.peak[1]}",
-                f"{least / min(other.seconds):.3f}" if other else "",
-                f"{self.bytes / other.bytes:.3f}" if other else "",
-            ]
-        return {**row, **dict(zip(keys, values, strict=True))}
+        if self.note:
+            return row | dict.fromkeys(NUMBERS, "")
+        least = min(self.seconds)
+        useful = min(case.flops for case in self.same if not case.note)
+        plain = {"tangent": REFERENCE, "blocks": "plain"}
+        other = next((case for case in self.same if plain.items() <= case.words.items()), None)
+        values = (
+            f"{self.amount / least:.4g}",
+            f"{1e3 * least / self.steps:.4g}",
+            f"{1e3 * median(self.seconds) / self.steps:.4g}",
+            f"{self.bytes / 2**20:.4g}",
+            f"{self.flops / 1e9 / self.steps:.4g}",
+            f"{useful / least / self.peak[0]:.3f}",
+            f"{self.peak[0] / 1e12:.3g} {self.peak[1]}",
+            f"{least / min(other.seconds):.3f}" if other and not other.note else "",
+            f"{self.bytes / other.bytes:.3f}" if other and not other.note else "",
+        )
+        return row | dict(zip(NUMBERS, values, strict=True))
 
 
 def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
@@ -147,7 +131,7 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
     asked, given.repeats = spec.bench, spec.bench.repeats
     student, teacher = _network(spec.backbone), _network(spec.teacher) if spec.teacher else None
     arranged = {kind: _arranged(student, teacher, spec, kind) for kind in asked.blocks}
-    peak = peak_flops(spec.precision, given.peak)
+    peak = peak_flops(spec.precision)
     found: list[Case] = []
     for batch in asked.batches:
         for name, (steps, step) in _work(spec, batch).items():
@@ -162,7 +146,7 @@ def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
                     words = {"work": name, "batch": str(batch), "tangent": formulation, "blocks": kind}
                     words["precision"] = spec.precision
                     call = partial(step, *arranged[kind], formulation)
-                    same.append(StepCase(call, steps, batch, words, peak, same))
+                    same.append(StepCase(words, call, steps * batch, steps, peak, same))
             found += same
     return found
 

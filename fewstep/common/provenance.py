@@ -21,13 +21,13 @@ LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
 BACKBONES = {
-    "lightningdit": ("lightningdit", "noise"),
-    "mlp": ("mlp",),
-    "unet": ("unet",),
-    "conv-autoencoder": ("convnets",),
-    "conv-classifier": ("convnets",),
+    "lightningdit": "lightningdit",
+    "mlp": "mlp",
+    "unet": "unet",
+    "conv-autoencoder": "convnets",
+    "conv-classifier": "convnets",
 }
-"""Kind of a backbone -> the modules of backbones/ that build it."""
+"""Kind of a backbone -> the module of backbones/ that builds it."""
 
 
 @cache
@@ -42,7 +42,11 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
     Raises:
         ValueError: no such method or backbone.
     """
-    return _digest(package, ["training.trainer", *_method(package, loss), *_backbone(backbone)])
+    method = sorted((package / "methods" / loss).glob("*.py"))
+    if not method:
+        raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
+    modules = [f"methods.{loss}.{path.stem}" for path in method]
+    return _digest(package, ["training.trainer", *modules, _backbone(backbone)])
 
 
 @cache
@@ -52,11 +56,8 @@ def score_digest(backbone: str, package: Path = PACKAGE) -> str:
     Raises:
         ValueError: no such backbone.
     """
-    room = package / "evaluation"
-    modules = sorted(f"evaluation.{path.stem}" for path in room.glob("*.py")) if room.exists() else []
-    return _digest(
-        package, [*(modules or ["sample", "reference", "score"]), "data.tokenizers", *_backbone(backbone)]
-    )
+    modules = [f"evaluation.{path.stem}" for path in sorted((package / "evaluation").glob("*.py"))]
+    return _digest(package, [*modules, "data.tokenizers", _backbone(backbone)])
 
 
 def is_stale(metrics: Mapping[str, Any]) -> bool:
@@ -71,17 +72,10 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     return score is not None and score != score_digest(kind)
 
 
-def _method(package: Path, loss: str) -> list[str]:
-    found = sorted((package / "methods" / loss).glob("*.py"))
-    if not found:
-        raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
-    return [f"methods.{loss}.{path.stem}" for path in found]
-
-
-def _backbone(kind: str) -> list[str]:
+def _backbone(kind: str) -> str:
     if kind not in BACKBONES:
         raise ValueError(f"unknown backbone {kind!r}; known: {', '.join(BACKBONES)}")
-    return [f"backbones.{module}" for module in BACKBONES[kind]]
+    return f"backbones.{BACKBONES[kind]}"
 
 
 def _digest(package: Path, start: Iterable[str]) -> str:
@@ -98,22 +92,17 @@ def closure(package: Path, start: Iterable[str]) -> dict[str, Path]:
         ValueError: a module of ``start`` does not exist.
     """
     found: dict[str, Path] = {}
-    todo = []
-    for name in start:
-        if _path(package, name) is None:
-            raise ValueError(f"{package.name}.{name}: no such module")
-        todo.append(name)
+    todo = list(start)
+    if absent := [name for name in todo if _path(package, name) is None]:
+        raise ValueError(f"{package.name}.{absent[0]}: no such module")
     while todo:
         name = todo.pop()
         path = _path(package, name)
         if path is None or name in found or name.split(".")[0] in LEFT_OUT:
             continue
         found[name] = path
-        todo += [
-            other
-            for other in _source(path).imports(package.name, name)
-            if not (name in CHOSEN and other.startswith(f"{name}."))
-        ]
+        others = _source(path).imports(package.name, name)
+        todo += [other for other in others if not (name in CHOSEN and other.startswith(f"{name}."))]
     return found
 
 

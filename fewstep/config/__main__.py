@@ -6,13 +6,30 @@ import argparse
 import json
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from ..common.files import write_text
-from .load import schemas
+from .load import AssetsFile, ClaimsFile, MethodsFile, Parts, Root
+from .rates import Costs
+from .tables import Table
+
+MODELS: dict[str, type[BaseModel]] = {
+    "config": Root,
+    "assets": AssetsFile,
+    "settings": Parts,
+    "methods": MethodsFile,
+    "table": Table,
+    "claims": ClaimsFile,
+    "costs": Costs,
+}
 
 
 def rendered() -> dict[str, str]:
     """File name -> text of every schema."""
-    return {f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas().items()}
+    return {
+        f"{stem}.json": json.dumps(model.model_json_schema(), indent=1) + "\n"
+        for stem, model in MODELS.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:

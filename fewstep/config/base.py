@@ -30,6 +30,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
+    def __hash__(self) -> int:
+        """Of the content, lists and mappings included, so that results can be cached by it."""
+        return hash(self.model_dump_json())
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,7 +73,7 @@ def parse(model: type[Model], raw: Any, file: str, *key: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, model, raw, file, key))) from None
+        raise ConfigError("\n".join(_explain(error, model, raw, file, *key))) from None
 
 
 def parse_entries(
@@ -83,7 +87,7 @@ def parse_entries(
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        mistakes.add(*_explain(error, model, raw, file, ()))
+        mistakes.add(*_explain(error, model, raw, file))
         for item in error.errors():
             raw = _without(raw, item["loc"][:depth])
     try:
@@ -100,9 +104,7 @@ def _without(raw: Any, keys: tuple[int | str, ...]) -> Any:
     return rest if len(keys) == 1 else {**rest, keys[0]: _without(raw[keys[0]], keys[1:])}
 
 
-def _explain(
-    error: ValidationError, model: type[BaseModel], raw: Any, file: str, key: tuple[str, ...]
-) -> Iterable[str]:
+def _explain(error: ValidationError, model: type[BaseModel], raw: Any, file: str, *key: str) -> Iterable[str]:
     """A line for each key; the branches of a union are alternatives."""
     told: dict[str, list[str]] = {}
     for item in error.errors():
@@ -238,14 +240,7 @@ def read_yaml(path: Path, shown: str = "", mistakes: Mistakes | None = None) -> 
 def merge(base: Any, over: Any) -> Any:
     """Lay ``over`` on ``base``: mappings key by key, anything else as a whole."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
-        return {
-            key: merge(base[key], over[key])
-            if key in base and key in over
-            else over[key]
-            if key in over
-            else base[key]
-            for key in [*base, *(key for key in over if key not in base)]
-        }
+        return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
 
 
@@ -335,15 +330,14 @@ def read_sealed(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def read_spec(model: type[Model], path: str | Path, what: str = "a spec") -> Model:
-    """Read and validate a file that `dump` wrote; ``what`` and errors as for `read_sealed` and `parse`."""
-    return parse(model, _integer_keys(read_sealed(path, what)), str(path))
+    """Read and validate a file that `dump` wrote.
 
-
-def _integer_keys(raw: Any) -> Any:
-    """JSON turns integer mapping keys into text; turn them back."""
-    if isinstance(raw, dict):
-        return {
-            int(key) if isinstance(key, str) and key.isdecimal() else key: _integer_keys(value)
-            for key, value in raw.items()
-        }
-    return [_integer_keys(value) for value in raw] if isinstance(raw, list) else raw
+    Raises:
+        ConfigError: as for `read_sealed`, or naming the file and the offending key.
+    """
+    raw = read_sealed(path, what)
+    try:
+        # As JSON, whose keys are text even where the model's are integers.
+        return model.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, model, raw, str(path)))) from None

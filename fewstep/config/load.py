@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, RootModel
+from pydantic import Field, RootModel
 
 from .assets import Asset
 from .base import (
@@ -26,9 +26,8 @@ from .base import (
     read_yaml,
     require_known,
 )
-from .bench import Bench
 from .methods import Method
-from .rates import Costs
+from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import Backbone, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import Claim, Table
@@ -118,11 +117,7 @@ class Config:
         return self.root.claim_seeds or self.root.seeds
 
 
-def load(
-    raw: Mapping[str, Any],
-    base: Path = Path(),
-    files: Iterable[str | Path] = (),
-) -> Config:
+def load(raw: Mapping[str, Any], base: Path = Path(), files: Iterable[str | Path] = ()) -> Config:
     """Validate the configuration that Snakemake merged from its config files.
 
     Args:
@@ -149,13 +144,13 @@ class _Reader:
         for file in layers(raw):
             self._read(file)
         shown = "config/config.yaml or preset"
-        root = None
-        with self.mistakes.caught():
-            root = parse(Root, raw, shown)
-        if root is None:
+        try:
+            self.root = root = parse(Root, raw, shown)
+        except ConfigError as error:
+            self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
-        assert root is not None
-        self.root, over = root, root.overrides
+            raise
+        over = root.overrides
         for name in over:
             self._known(name, SECTIONS, "preset", "overrides")
 
@@ -197,10 +192,10 @@ class _Reader:
         return read_yaml(self.base / file, file, self.mistakes)
 
     def _known(self, name: str, names: Iterable[str], file: str, key: str) -> bool:
+        names = list(names)
         with self.mistakes.caught():
             require_known(name, names, file, key)
-            return True
-        return False
+        return name in names
 
     def _recipes(self, recipes: dict[str, Any]) -> dict[str, Any]:
         """The recipes without those that are replaced."""
@@ -238,15 +233,7 @@ class _Reader:
         stems = [path.stem for path in sorted((self.base / folder).glob("*.yaml"))]
         for name in over:
             self._known(name, stems, "preset", "overrides.tables")
-        merged = {
-            name: _merge_table(
-                self._read(f"{folder}/{name}.yaml"),
-                over.get(name) or {},
-                f"overrides.tables of {folder}/{name}.yaml",
-                self.mistakes,
-            )
-            for name in stems
-        }
+        merged = {name: self._merged(f"{folder}/{name}.yaml", over.get(name) or {}) for name in stems}
         tables = {}
         for name in stems:
             shown, raw = f"{folder}/{name}.yaml", merged[name]
@@ -262,6 +249,19 @@ class _Reader:
             with self.mistakes.caught():
                 tables[name] = parse(Table, raw, shown)
         return stems, tables
+
+    def _merged(self, file: str, over: Mapping[str, Any]) -> dict[str, Any]:
+        """A table with a preset laid over it, whose rows are a mapping from row id to what differs."""
+        raw = self._read(file)
+        rows, changes = raw.get("rows", []), over.get("rows", {})
+        known = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
+        for name in changes:
+            self._known(name, known, "preset", f"overrides.tables of {file}")
+        if isinstance(rows, list):
+            rows = [
+                merge(row, changes.get(row.get("id"), {})) if isinstance(row, dict) else row for row in rows
+            ]
+        return {**merge(raw, over), "rows": rows}
 
     def _check_parts(self, parts: Parts) -> None:
         """What is right in itself and does not fit together."""
@@ -289,44 +289,8 @@ class _Reader:
                     )
 
 
-def check_file(asset: str, name: str | None, assets: Mapping[str, Asset], file: str, key: str) -> None:
-    """Refuse an asset, or a file of it, that config/assets.yaml does not have."""
-    require_known(asset, assets, file, f"{key}.asset")
-    if name is None:
-        raise ConfigError(f"{file}: {key}.file: name the file of asset {asset!r}")
-    require_known(name, [entry.name for entry in assets[asset].files], file, f"{key}.file")
-
-
-def _merge_table(
-    raw: dict[str, Any], over: Mapping[str, Any], where: str, mistakes: Mistakes
-) -> dict[str, Any]:
-    """Lay a preset over a table; its rows are a mapping from row id to what differs."""
-    rows = raw.get("rows", [])
-    changes = over.get("rows", {})
-    known = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
-    for name in changes:
-        with mistakes.caught():
-            require_known(name, known, "preset", where)
-    merged: dict[str, Any] = merge(raw, {key: value for key, value in over.items() if key != "rows"})
-    if isinstance(rows, list):
-        rows = [merge(row, changes.get(row.get("id"), {})) if isinstance(row, dict) else row for row in rows]
-    return {**merged, "rows": rows}
-
-
 def _present(entries: Any) -> Any:
     """Named entries without those that a preset took out."""
     if not isinstance(entries, Mapping):
         return entries
     return {name: entry for name, entry in entries.items() if entry is not None}
-
-
-def schemas() -> dict[str, dict[str, Any]]:
-    """JSON schemas of the configuration files, for editors; by file stem below workflow/schemas."""
-    files: dict[str, type[BaseModel]] = {
-        "config": Root,
-        "assets": AssetsFile,
-        "settings": Parts,
-        "methods": MethodsFile,
-    }
-    files |= {"table": Table, "claims": ClaimsFile, "costs": Costs}
-    return {stem: model.model_json_schema() for stem, model in files.items()}

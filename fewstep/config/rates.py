@@ -1,4 +1,4 @@
-"""config/costs.yaml: throughputs and sizes from which the costs of targets are estimated."""
+"""config/costs.yaml: throughputs and sizes behind the estimated costs; and what a benchmark measures."""
 
 from __future__ import annotations
 
@@ -60,3 +60,21 @@ class Costs(Strict):
     assets: Annotated[dict[str, Size], Ref("assets", keys=True)] = Field(
         default={}, description="asset -> what the download takes"
     )
+
+
+Formulation = Literal["functorch", "fused", "split", "central"]
+Blocks = Literal["plain", "checkpointed", "compiled", "both"]
+
+
+class Bench(Strict):
+    """Training steps to time (fewstep.bench train-step): all combinations that a training does not refuse."""
+
+    methods: Annotated[list[str], Ref("methods")] = Field(
+        description="whose complete steps; the first gives networks and precision"
+    )
+    batches: list[int] = Field(min_length=1, description="images at once, on one device")
+    formulations: list[Formulation] = Field(
+        default=["functorch", "fused", "split", "central"], description="of the tangent (core/jvp.py)"
+    )
+    blocks: list[Blocks] = Field(default=["plain", "checkpointed"], min_length=1)
+    repeats: int = Field(default=5, gt=0, description="turns of every case")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -39,44 +39,33 @@ def check_references(
         names: kind of entry -> the names there are; kinds that are not in it are not checked.
     """
     for where, owner, ref, value in _marked(model, key):
-        kind = f"{ref.to} {_within(owner, ref.within)}" if ref.within else ref.to
-        if kind in names:
-            for name in _names(value, ref.keys):
-                with mistakes.caught():
-                    require_known(name, names[kind], file, where)
+        kind, within = ref.to, cast(Any, owner)
+        for field in filter(None, ref.within.split(".")):
+            within = getattr(within, field, None)
+        if ref.within:
+            kind = f"{kind} {within}"
+        if isinstance(value, Mapping):
+            value = list(value if ref.keys else value.values())
+        found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        for name in found if kind in names else []:
+            with mistakes.caught():
+                require_known(name, names[kind], file, where)
 
 
-def _names(value: Any, keys: bool) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        value = value.keys() if keys else value.values()
-    yield from [value] if isinstance(value, str) else value if isinstance(value, Collection) else []
-
-
-def _within(owner: Any, fields: str) -> Any:
-    for field in fields.split("."):
-        owner = getattr(owner, field, None)
-    return owner
-
-
-def _marked(model: BaseModel, key: str) -> Iterator[tuple[str, BaseModel, Ref, Any]]:
+def _marked(value: Any, key: str) -> Iterator[tuple[str, BaseModel, Ref, Any]]:
     """Place, owner, mark and value of every marked field of a model and of the models in it."""
-    for name, ref in _fields(type(model)).items():
-        value = getattr(model, name)
-        where = name if not key else key if name == "root" else f"{key}.{name}"
-        if ref is not None:
-            yield where, model, ref, value
-        yield from _inside(value, where)
-
-
-def _inside(value: Any, key: str) -> Iterator[tuple[str, BaseModel, Ref, Any]]:
     if isinstance(value, BaseModel):
-        yield from _marked(value, key)
+        for name, ref in _fields(type(value)).items():
+            where = key if name == "root" else f"{key}.{name}".removeprefix(".")
+            if ref is not None:
+                yield where, value, ref, getattr(value, name)
+            yield from _marked(getattr(value, name), where)
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _inside(inner, f"{key}.{name}" if key else str(name))
+            yield from _marked(inner, f"{key}.{name}".removeprefix("."))
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _inside(inner, f"{key}.{getattr(inner, 'id', number)}")
+            yield from _marked(inner, f"{key}.{getattr(inner, 'id', number)}")
 
 
 @cache

@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from .base import Strict
-from .networks import FlowNetwork, Mlp, UNet
 from .references import Ref
-from .ucgm_sampler import UCGMSampling
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
@@ -141,6 +139,18 @@ class Latents(Strict):
     )
 
 
+class FlowNetwork(Strict):
+    """What every network has that is called as ``net(x, t, s, y)`` and gives average velocities."""
+
+    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
+    classes: int = Field(gt=0)
+    target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
+    outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
+    time_features: int = Field(default=256, gt=0, description="sinusoids of a time embedding")
+    time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
+    time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
+
+
 class LightningDiT(FlowNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
     depth: int = Field(gt=0)
@@ -168,6 +178,40 @@ class LightningDiT(FlowNetwork):
             raise ValueError(f"patch {self.patch} does not divide the latent {self.shape}")
         if self.qk_norm and self.norm == "layer":
             raise ValueError("qk_norm needs norm: rms or rms-plain")
+        return self
+
+
+class Mlp(FlowNetwork):
+    """Fully connected layers on the flattened input."""
+
+    kind: Literal["mlp"]
+    width: int = Field(default=128, gt=0)
+    depth: int = Field(default=3, gt=0, description="hidden layers")
+    conditional: bool = Field(default=True, description="false: labels are ignored")
+
+
+class UNet(FlowNetwork):
+    """The convolutional U-Net of DDPM and its successors, on square images."""
+
+    kind: Literal["unet"]
+    width: int = Field(default=128, gt=0, description="channels are multiples of it")
+    multipliers: list[int] = Field(default=[2, 2, 2], min_length=1, description="of width, by level")
+    depth: int = Field(default=4, gt=0, description="residual blocks of a level on the way down")
+    attention: list[int] = Field(default=[16], description="sides of the feature maps with attention")
+    groups: int = Field(default=32, gt=0, description="of group normalisation")
+    conditional: bool = Field(default=True, description="false: labels are ignored")
+
+    @model_validator(mode="after")
+    def _divides(self) -> UNet:
+        side = self.shape[1]
+        levels = len(self.multipliers)
+        sides = [side >> level for level in range(levels)]
+        if self.shape[2] != side or side % (1 << (levels - 1)):
+            raise ValueError(f"shape {self.shape}: must be square, its side halved {levels - 1} times")
+        if not set(self.attention) <= set(sides):
+            raise ValueError(f"attention {self.attention}: the levels have sides {sides}")
+        if any(self.width * factor % self.groups for factor in self.multipliers):
+            raise ValueError(f"groups {self.groups} do not divide {self.width} times {self.multipliers}")
         return self
 
 
@@ -219,6 +263,33 @@ class Guidance(Strict):
         return self
 
 
+class UCGMSampling(Strict):
+    """UCGM-S (arXiv 2505.07447, Algorithm 2): predict data and noise, extrapolate both, mix them anew."""
+
+    condition: Literal["velocity", "end", "next"] = Field(
+        description="target time s of the network: t itself, 1, or the next time"
+    )
+    rho: float = Field(default=0.0, ge=0, le=1, description="share of fresh noise, by variance")
+    kappa: float = Field(default=0.0, ge=0, le=1, description="extrapolation from the third step on")
+    schedule: list[float] = Field(
+        default=[1.0, 1.0, 1.0],
+        min_length=3,
+        max_length=3,
+        description="a, b, c of t = (1 - (1 - g^a)^b)^c, g uniform (Kumaraswamy)",
+    )
+    gaps: list[float] = Field(
+        default=[0.0, 0.0], min_length=2, max_length=2, description="g of the first step, 1 - g of the last"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> UCGMSampling:
+        if min(self.schedule) <= 0:
+            raise ValueError(f"schedule {self.schedule}: a, b and c must be above 0")
+        if min(self.gaps) < 0 or sum(self.gaps) >= 1:
+            raise ValueError(f"gaps {self.gaps} must not be negative, nor sum to 1")
+        return self
+
+
 class Sampler(Strict):
     kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
     guidance: Literal["none", "recipe"] | Guidance = "none"
@@ -245,17 +316,12 @@ class Sampler(Strict):
             raise ValueError("ucgm belongs to, and is needed by, kind: ucgm")
         if self.kind == "ucgm" and (self.shift != 1 or self.times is not None):
             raise ValueError("shift and times are not for kind: ucgm, whose grid is ucgm.schedule")
-        return self
-
-    @model_validator(mode="after")
-    def _rising(self) -> Sampler:
-        if self.times is None:
-            return self
-        if self.shift != 1:
-            raise ValueError("times and shift exclude each other")
-        ends = [*self.times, 1.0]
-        if ends[0] != 0 or any(now >= after for now, after in pairwise(ends)):
-            raise ValueError(f"times {self.times} must start at 0 and rise, below 1")
+        if self.times is not None:
+            if self.shift != 1:
+                raise ValueError("times and shift exclude each other")
+            ends = [*self.times, 1.0]
+            if ends[0] != 0 or any(now >= after for now, after in pairwise(ends)):
+                raise ValueError(f"times {self.times} must start at 0 and rise, below 1")
         return self
 
 

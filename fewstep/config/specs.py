@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 
 from .assets import Asset
 from .base import Strict
-from .bench import Bench
 from .methods import AnyLossParams
-from .rates import Device, Operations, Rate, Source
+from .rates import Bench, Device, Operations, Rate, Source
 from .settings import (
     Backbone,
     Dataset,

@@ -444,8 +444,9 @@ RULES: dict[Function, Function] = {
 
 def _method(name: str) -> Function:
     def call(self: Dual, *args: Any, **kwargs: Any) -> Any:
-        # By its name: torch.compile does not find a function of this closure in RULES.
-        return apply(getattr(Tensor, name), (self, *args), kwargs)
+        # By its name: torch.compile does not find a function of this closure in RULES, and that of torch 2.11
+        # does not trace Tensor.unflatten.
+        return apply(getattr(torch if name == "unflatten" else Tensor, name), (self, *args), kwargs)
 
     return call
 

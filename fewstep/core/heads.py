@@ -17,7 +17,7 @@ def average_velocity(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor)
     """F(x, t, s, y) of a network with one output or two, (B, C, H, W), at least float32.
 
     Of two outputs the velocity answers for s = t, and the flow map for any other s: without an embedding
-    of s it knows s = 1 only, and plans with other ends are refused (plan/checks.py).
+    of s it knows s = 1 only, and plans with other ends are refused (plan/cells.py).
     """
     return merged(net(x, t, s, y), t, s)
 

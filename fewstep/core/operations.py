@@ -7,7 +7,6 @@ work, the optimizer and the moving averages are left out.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .method import Batch, Context, Loss, Method, loss_parts
+from .method import Batch, Context, Method, loss_parts
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -25,16 +24,12 @@ PERIOD = 120
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Two products: scores, and scores times values. Inputs are (B, heads, tokens, channels)."""
-    *batch, queries, channels = query.shape
-    pairs = torch.Size(batch).numel() * queries * key.shape[-2]
-    return int(2 * pairs * (channels + value.shape[-1]))
+    return int(2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
     """Five products: the scores anew, and the gradients of scores, query, key and value."""
-    *batch, queries, channels = query.shape
-    pairs = torch.Size(batch).numel() * queries * key.shape[-2]
-    return int(2 * pairs * (3 * channels + 2 * value.shape[-1]))
+    return int(2 * query.shape[:-1].numel() * key.shape[-2] * (3 * query.shape[-1] + 2 * value.shape[-1]))
 
 
 def matrix_vector(matrix: Tensor, vector: Tensor, **_: Any) -> int:
@@ -42,27 +37,28 @@ def matrix_vector(matrix: Tensor, vector: Tensor, **_: Any) -> int:
     return int(2 * matrix.numel())
 
 
-def _rules() -> dict[Any, Callable[..., int]]:
-    """Rule of each operator: torch's, and ours for operators that some releases of torch do not count."""
-    ours = {
-        "mv": matrix_vector,
-        "dot": matrix_vector,
-        "vdot": matrix_vector,
-        "addmv": lambda _, matrix, vector, **__: matrix_vector(matrix, vector),
-        "addbmm": lambda _, a, b, **__: 2 * a.numel() * b.shape[-1],
-        "_addmm_activation": lambda _, a, b, **__: 2 * a.numel() * b.shape[-1],
-        "_int_mm": lambda a, b, **_: 2 * a.numel() * b.shape[-1],
-        "_scaled_dot_product_flash_attention_for_cpu": attention,
-        "_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward,
-        "_scaled_dot_product_fused_attention_overrideable": attention,
-        "_scaled_dot_product_fused_attention_overrideable_backward": attention_backward,
-        "_scaled_dot_product_attention_math_for_mps": attention,
-    }
-    # Ours come last, so that a later release with another rule does not change a count.
-    return dict(flop_registry) | {getattr(torch.ops.aten, name): rule for name, rule in ours.items()}
+def product(a: Tensor, b: Tensor, **_: Any) -> int:
+    """A matrix, or several, times a matrix."""
+    return int(2 * a.numel() * b.shape[-1])
 
 
-_RULES = _rules()
+_OURS = {
+    "mv": matrix_vector,
+    "dot": matrix_vector,
+    "vdot": matrix_vector,
+    "addmv": lambda _, matrix, vector, **__: matrix_vector(matrix, vector),
+    "addbmm": lambda _, a, b, **__: product(a, b),
+    "_addmm_activation": lambda _, a, b, **__: product(a, b),
+    "_int_mm": product,
+    "_scaled_dot_product_flash_attention_for_cpu": attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": attention_backward,
+    "_scaled_dot_product_fused_attention_overrideable": attention,
+    "_scaled_dot_product_fused_attention_overrideable_backward": attention_backward,
+    "_scaled_dot_product_attention_math_for_mps": attention,
+}
+"""Rules for operators that some releases of torch do not count."""
+# Ours come last, so that a later release with another rule does not change a count.
+_RULES = dict(flop_registry) | {getattr(torch.ops.aten, name): rule for name, rule in _OURS.items()}
 _ATTENTION = ("attention", "attn", "sdpa")
 
 
@@ -131,31 +127,19 @@ def per_step(
         steps: length of the training.
         clear: drops the gradients.
     """
-    kinds: Counter[tuple[str, ...]] = Counter()
-    first: dict[tuple[str, ...], int] = {}
-    for step in range(min(steps, PERIOD)):
-        kind = tuple(_name(loss) for loss in method.updates(step))
-        kinds[kind] += 1
-        first.setdefault(kind, step)
-    counted = {kind: _count(method, net, slices(step), step, clear) for kind, step in first.items()}
-    return sum(counted[kind] * times for kind, times in kinds.items()) / kinds.total()
-
-
-def _name(loss: Loss) -> str:
-    return getattr(loss, "__qualname__", repr(loss))
-
-
-def _count(
-    method: Method,
-    net: nn.Module,
-    slices: list[tuple[Batch, Context]],
-    step: int,
-    clear: Callable[[], None],
-) -> int:
-    # Compiled blocks would hide their products from the count.
-    with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
-        for part in (part for loss in method.updates(step) for part in loss_parts(loss)):
-            for batch, context in slices:
-                part(net, batch, context).loss.backward()
-    clear()
-    return int(counter.total)
+    counted: dict[tuple[str, ...], int] = {}
+    total, looked_at = 0, min(steps, PERIOD)
+    for step in range(looked_at):
+        losses = method.updates(step)
+        kind = tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+        if kind not in counted:
+            rows = slices(step)
+            # Compiled blocks would hide their products from the count.
+            with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
+                for part in (part for loss in losses for part in loss_parts(loss)):
+                    for batch, context in rows:
+                        part(net, batch, context).loss.backward()
+            clear()
+            counted[kind] = counter.total
+        total += counted[kind]
+    return total / looked_at

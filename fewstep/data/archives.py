@@ -17,7 +17,7 @@ from ..common.files import atomic
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record
-from .image_files import SUFFIXES, WORDNET, ImageFile, ImageFiles, check_folders, check_label
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -39,18 +39,23 @@ class _TarFiles(ImageFiles):
     WebDataset itself can only stream, and shards need ranges.
     """
 
+    _entries: np.ndarray
+    _folders: list[str]
+
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset)
         self._paths = _files(record, dataset, ".tar")
         cache = record.path.with_suffix(f".{dataset.format}.npz")
-        kept = _read_cache(cache, record.digest)
-        if kept is None:
-            entries, folders = self._scan()
-            kept = np.array(entries, np.int64).reshape(-1, len(TarEntry._fields)), folders
-            with suppress(OSError), atomic(cache) as temporary:
-                np.savez(temporary, entries=kept[0], folders=np.array(folders, str), digest=record.digest)
-        self._entries: np.ndarray = kept[0]
-        self._folders: list[str] = kept[1]
+        digest = record.digest
+        # A cache that is not there, damaged, or of an older version or other files is made anew.
+        with suppress(ValueError), open_npz(cache) as content:
+            if str(content["digest"]) == digest:
+                self._entries, self._folders = content["entries"], content["folders"].tolist()
+                return
+        entries, self._folders = self._scan()
+        self._entries = np.array(entries, np.int64).reshape(-1, len(TarEntry._fields))
+        with suppress(OSError), atomic(cache) as temporary:
+            np.savez(temporary, entries=self._entries, folders=np.array(self._folders, str), digest=digest)
 
     @abstractmethod
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
@@ -68,17 +73,6 @@ class _TarFiles(ImageFiles):
                 content = stream.read(entry.size)
             result.append(ImageFile(content, entry.label, f"{path} at byte {entry.offset}"))
         return result
-
-
-def _read_cache(cache: Path, digest: str) -> tuple[np.ndarray, list[str]] | None:
-    """Entries and class names that were kept for the files of ``digest``; None if there are none."""
-    try:
-        with open_npz(cache) as content:
-            if str(content["digest"]) == digest:
-                return content["entries"], content["folders"].tolist()
-    except ValueError:
-        pass  # not there, damaged, or of an older version: the tars are read again
-    return None
 
 
 class ClassTars(_TarFiles):
@@ -115,11 +109,8 @@ def _class_entries(
     for member in members:
         path = PurePosixPath(member.name)
         if member.isfile() and path.suffix.lower() in SUFFIXES:
-            yield (
-                PurePosixPath(name).stem,
-                path.name,
-                TarEntry(tar, base + member.offset_data, member.size, -1),
-            )
+            entry = TarEntry(tar, base + member.offset_data, member.size, -1)
+            yield PurePosixPath(name).stem, path.name, entry
 
 
 class WebDatasetTars(_TarFiles):
@@ -132,29 +123,23 @@ class WebDatasetTars(_TarFiles):
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset, record)
         found = len(np.unique(self._entries[:, TarEntry._fields.index("label")]))
-        if found != dataset.classes:
-            raise ConfigError(
-                f"{record.path}: dataset.classes: found {found}, the configuration says {dataset.classes}"
-            )
+        check_number(record.path, "classes", found, dataset.classes)
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
-        return [
-            entry
-            for number, path in enumerate(self._paths)
-            for entry in _labelled_entries(number, path, self._dataset)
-        ], []
+        found: list[TarEntry] = []
+        for number, path in enumerate(self._paths):
+            found += _labelled_entries(number, path, self._dataset)
+        return found, []
 
 
 def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntry]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     with _open_tar(path) as tar:
-        for member in tar:
-            base = member.name.rpartition("/")[2]
-            key = member.name[: len(member.name) - len(base)] + base.partition(".")[0]
-            kind = base.partition(".")[2].lower()
-            if not member.isfile():
-                continue
+        for member in filter(tarfile.TarInfo.isfile, tar):
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, kind = base.partition(".")
+            key, kind = folder + slash + stem, kind.lower()
             if "." + kind in SUFFIXES:
                 images[key] = member.offset_data, member.size
             elif kind == "cls":
@@ -164,8 +149,7 @@ def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntr
                     raise ConfigError(
                         f"{path}: {member.name}: {text[:20]!r} is no label below {dataset.classes}"
                     )
-                folder = WORDNET.search(member.name)
-                labels[key] = check_label(f"{path}: {member.name}", dataset, int(text), folder and folder[1])
+                labels[key] = check_label(f"{path}: {member.name}", dataset, int(text), member.name)
     if missing := images.keys() ^ labels.keys():
         raise ConfigError(f"{path}: sample {min(missing)!r} has not both an image and a .cls label")
     return [TarEntry(number, *entry, labels[key]) for key, entry in images.items()]
@@ -214,8 +198,7 @@ class ParquetImages(ImageFiles):
             where = f"{path}: row {row} of group {self._groups[group][1]} ({image and image['path']})"
             if not image or not image["bytes"]:
                 raise ConfigError(f"{where}: has no image bytes")
-            folder = WORDNET.search(image["path"] or "")
-            label = check_label(where, self._dataset, label, folder and folder[1])
+            label = check_label(where, self._dataset, label, image["path"])
             result.append(ImageFile(image["bytes"], label, where))
         return result
 

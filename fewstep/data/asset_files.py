@@ -12,6 +12,7 @@ from pydantic import Field
 from ..common.cli import first_few
 from ..common.files import sha256
 from ..config import ConfigError, Strict
+from ..config.assets import AssetFile
 from ..config.base import read_spec
 
 RECORD = "the record of a fetched asset"
@@ -45,7 +46,7 @@ class Record:
 
     @property
     def folder(self) -> Path:
-        return folder_of(self.path)
+        return self.path.with_suffix("")
 
     @property
     def digest(self) -> str:
@@ -99,9 +100,19 @@ class Record:
         return sorted(file.name for file in self.body.files if file.name.endswith(suffix))
 
 
-def folder_of(record: Path) -> Path:
-    """Folder of the files of a record: its path without the suffix."""
-    return record.with_suffix("")
+def verify(path: Path, file: AssetFile, source: str) -> RecordFile:
+    """The entry in the record of ``file``, which lies at ``path`` and came from ``source``.
+
+    Raises:
+        ValueError: its size or SHA-256 differs from what ``file`` promises (None: nothing).
+    """
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        raise ValueError(f"{path.name}: {size} bytes instead of {file.bytes}")
+    digest = sha256(path)
+    if file.sha256 is not None and digest != file.sha256:
+        raise ValueError(f"{path.name}: sha256 is {digest} instead of {file.sha256}")
+    return RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

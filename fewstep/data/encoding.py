@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,7 @@ from ..config import ConfigError, digest, dump
 from ..config.specs import EncodeSpec
 from ..core.precision import exact_convolutions
 from .asset_files import read_record
-from .manifest import (
-    IndexEntry,
-    Manifest,
-    ShardEntry,
-    normalisation,
-    published_statistics,
-)
+from .manifest import IndexEntry, Manifest, ShardEntry, normalisation, published_statistics
 from .shards import Scan, ShardCard, checksums, map_arrays, scan_shard, write_shard
 from .sources import DataSource, PublishedLatents, open_source
 from .tokenizers import Codec, open_tokenizer, weights_digest
@@ -62,10 +57,8 @@ def encode_shard(
     ranges = [range(low, min(low + batch, stop)) for low in range(start, stop, batch)]
     psnr = None
     if spec.dataset.format == "latents-safetensors":
-        views = 2 if spec.latents.flip else 1
-        batches = _read_ahead(
-            PublishedLatents(spec.dataset, spec.tokenizer.shape, views, opened).read, ranges
-        )
+        latents = PublishedLatents(spec.dataset, spec.tokenizer.shape, _views(spec), opened)
+        batches = _read_ahead(latents.read, ranges)
     else:
         exact_convolutions()
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +76,18 @@ def encode_shard(
         weights=weights_digest(weights),
         psnr=psnr,
     )
-    write_shard(out, card, _samples(spec, batches, stop - start))
+
+    def samples() -> Iterator[tuple[np.ndarray, int]]:
+        with tqdm(total=stop - start, unit="image", desc=spec.name, mininterval=1.0) as bar:
+            for indices, (latents, labels) in batches:
+                yield from zip(_store(spec, latents, indices).numpy(), labels.tolist())
+                bar.update(len(indices))
+
+    write_shard(out, card, samples())
+
+
+def _views(spec: EncodeSpec) -> Literal[1, 2]:
+    return 2 if spec.latents.flip else 1
 
 
 @torch.no_grad()
@@ -136,15 +140,6 @@ def _encoded(
         yield indices, (torch.stack(views, dim=1).cpu(), labels)
 
 
-def _samples(
-    spec: EncodeSpec, batches: Iterator[tuple[range, LabelledBatch]], total: int
-) -> Iterator[tuple[np.ndarray, int]]:
-    with tqdm(total=total, unit="image", desc=spec.name, mininterval=1.0) as bar:
-        for indices, (latents, labels) in batches:
-            yield from zip(_store(spec, latents, indices).numpy(), labels.tolist())
-            bar.update(len(indices))
-
-
 def _store(spec: EncodeSpec, latents: Tensor, indices: range) -> Tensor:
     """Latents (n, ..., C, H, W) in the type of the shards, if they have the shape and fit."""
     if list(latents.shape[-3:]) != spec.tokenizer.stored:
@@ -176,14 +171,12 @@ def merge_shards(
     """
     source, weights_hash = read_record(record).digest, weights_digest(weights)
     published = published_statistics(spec.tokenizer, weights)
-    scans = [scan_shard(path) for path in shards]
-    order = sorted(range(len(scans)), key=lambda i: scans[i].card.shard)
-    scans, shards = [scans[i] for i in order], [shards[i] for i in order]
-    _check_scans(spec, source, weights_hash, scans, shards, out)
+    scans = sorted(((scan_shard(path), path) for path in shards), key=lambda pair: pair[0].card.shard)
+    _check_scans(spec, source, weights_hash, scans, out)
     channels = spec.tokenizer.shape[0]
     statistics = ChannelStatistics(channels)
     entries, crcs = [], []
-    for scan, path in zip(tqdm(scans, desc="statistics", mininterval=1.0), shards):
+    for scan, path in tqdm(scans, desc="statistics", mininterval=1.0):
         arrays = map_arrays(path, scan.offsets, scan.shape, scan.dtype)
         for start in range(0, len(arrays), PIECE):
             piece = arrays[start : start + PIECE]
@@ -195,7 +188,7 @@ def merge_shards(
         entries.append(
             ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), images=len(arrays))
         )
-    labels = np.concatenate([scan.labels for scan in scans])
+    labels = np.concatenate([scan.labels for scan, _ in scans])
     histogram = np.bincount(labels, minlength=spec.dataset.classes).tolist()
     if len(histogram) != spec.dataset.classes or 0 in histogram:
         raise ConfigError(
@@ -205,10 +198,10 @@ def merge_shards(
     if published is not None:
         published.compare(mean, std)
     applied = normalisation(spec.tokenizer, mean, std, published)
-    checked = [scan.card.psnr for scan in scans if scan.card.psnr is not None]
+    checked = [scan.card.psnr for scan, _ in scans if scan.card.psnr is not None]
     index = out.with_name(f"{out.stem}.index.npz")
     with atomic(index) as temporary:
-        offsets = np.concatenate([scan.offsets for scan in scans])
+        offsets = np.concatenate([scan.offsets for scan, _ in scans])
         np.savez(temporary, offsets=offsets, labels=labels, checksums=np.concatenate(crcs))
     manifest = Manifest(
         name=spec.name,
@@ -216,7 +209,7 @@ def merge_shards(
         tokenizer=spec.tokenizer,
         images=len(labels),
         shape=spec.tokenizer.shape,
-        views=2 if spec.latents.flip else 1,
+        views=_views(spec),
         dtype=spec.latents.dtype,
         mean=mean,
         std=std,
@@ -240,18 +233,13 @@ def split(images: int, shards: int, shard: int) -> tuple[int, int]:
 
 
 def _check_scans(
-    spec: EncodeSpec,
-    source: str,
-    weights: str | None,
-    scans: Sequence[Scan],
-    shards: Sequence[Path],
-    out: Path,
+    spec: EncodeSpec, source: str, weights: str | None, scans: Sequence[tuple[Scan, Path]], out: Path
 ) -> None:
-    numbers = [scan.card.shard for scan in scans]
+    numbers = [scan.card.shard for scan, _ in scans]
     if numbers != list(range(spec.latents.shards)):
         raise ConfigError(f"{out}: latents.shards: {spec.latents.shards}, but given are shards {numbers}")
-    shape = (2 if spec.latents.flip else 1, *spec.tokenizer.stored)
-    for scan, path in zip(scans, shards):
+    shape = (_views(spec), *spec.tokenizer.stored)
+    for scan, path in scans:
         card = scan.card
         for key, found, expected in (
             ("spec", card.spec, digest(spec)),

@@ -2,14 +2,19 @@
 
 Whatever its kind, a file gets its final name only when it is verified. A file without a checksum in the
 configuration is trusted on first use: its hash is kept in the folder, and a later download from the same
-place must match it.
+place must match it. Transfers over HTTP have mirrors, are tried again and resumed.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-from collections.abc import Iterable, Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,17 @@ from tqdm import tqdm
 from ..common.files import atomic, write_text
 from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
-from .asset_files import RecordBody, RecordFile, folder_of, inside
-from .download import download, verify
+from .asset_files import RecordBody, RecordFile, inside, verify
 from .hub import HubRepository
 
 KNOWN = ".known.json"
+"""What is known of files that were brought before, by name: origin, sha256, source."""
+PAUSES = (1.0, 4.0, 15.0)
+"""Seconds between the attempts at one mirror."""
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection is given up."""
+PIECE = 1 << 20
+"""Bytes read at once."""
 
 
 def fetch_asset(name: str, asset: Asset, out: Path) -> RecordBody:
@@ -32,7 +43,7 @@ def fetch_asset(name: str, asset: Asset, out: Path) -> RecordBody:
         ConfigError: a file name that leaves the folder, a missing token or folder.
         ValueError: a file that cannot be had, or is not what the configuration says.
     """
-    folder = folder_of(out)
+    folder = out.with_suffix("")
     for file in asset.files:
         inside(folder, file.name, f"assets.{name}.files")
     try:
@@ -49,8 +60,10 @@ def fetch_asset(name: str, asset: Asset, out: Path) -> RecordBody:
 def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     """Every file of the asset, kept or brought, in the order of the configuration."""
     hub = HubRepository(name, asset, folder) if asset.kind == "hub" else None
-    files = hub.files() if hub else asset.files or [AssetFile(name=_bundled_name(asset))]
-    known = _read_known(folder)
+    bundled = AssetFile(name="digits.npz" if asset.moons is None else "moons.npz")
+    files = hub.files() if hub else asset.files or [bundled]
+    remembered = folder / KNOWN
+    known = json.loads(remembered.read_text(encoding="utf-8")) if remembered.exists() else {}
     done: dict[str, RecordFile] = {}
     missing, trusted = [], set()
     for file in files:
@@ -63,7 +76,11 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
             missing.append(file)
         else:
             done[file.name] = kept
-    brought = hub.bring(missing) if hub else _bring_one_by_one(asset, missing, folder)
+    if hub:
+        brought = hub.bring(missing)
+    else:
+        one = _download if asset.kind == "http" else partial(_write_bundled, asset)
+        brought = (one(file, inside(folder, file.name, "files")) for file in missing)
     for file in missing:
         try:
             found = next(brought)
@@ -72,15 +89,11 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
                 raise
             raise ValueError(
                 f"{error}\n(expected is the hash of its first download; to accept a change, delete "
-                f"{folder / KNOWN})"
+                f"{remembered})"
             ) from None
         done[file.name] = found
-        known[file.name] = {
-            "origin": _origin(asset, file),
-            "sha256": found.sha256,
-            "source": found.source,
-        }
-        write_text(folder / KNOWN, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        known[file.name] = {"origin": _origin(asset, file), "sha256": found.sha256, "source": found.source}
+        write_text(remembered, json.dumps(known, indent=1, sort_keys=True) + "\n")
     if hub:
         hub.clear()
     return [done[file.name] for file in files]
@@ -92,18 +105,10 @@ def _kept(file: AssetFile, folder: Path, source: str) -> RecordFile | None:
     if not path.is_file() or file.sha256 is None:
         return None
     try:
-        size, digest = verify(path, file.bytes, file.sha256)
+        return verify(path, file, source)
     except ValueError as error:
         print(f"{path} is fetched again: {error}")
         return None
-    return RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
-
-
-def _read_known(folder: Path) -> dict[str, dict[str, str]]:
-    """What is known of files that were brought before, by name: origin, sha256, source."""
-    path = folder / KNOWN
-    content: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content
 
 
 def _origin(asset: Asset, file: AssetFile) -> str:
@@ -117,21 +122,8 @@ def _origin(asset: Asset, file: AssetFile) -> str:
     return "sklearn.datasets.load_digits"
 
 
-def _bring_one_by_one(asset: Asset, files: Iterable[AssetFile], folder: Path) -> Iterator[RecordFile]:
-    for file in files:
-        path = inside(folder, file.name, "files")
-        size, digest, source = (
-            download(file, path) if asset.kind == "http" else _write_bundled(asset, file, path)
-        )
-        yield RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
-
-
-def _bundled_name(asset: Asset) -> str:
-    return "digits.npz" if asset.moons is None else "moons.npz"
-
-
-def _write_bundled(asset: Asset, file: AssetFile, path: Path) -> tuple[int, str, str]:
-    """Data that scikit-learn has or draws; returns size, SHA-256 and source.
+def _write_bundled(asset: Asset, file: AssetFile, path: Path) -> RecordFile:
+    """Data that scikit-learn has or draws.
 
     The digits: ``images`` uint8 (1797, 8, 8) with values 0..16, ``labels`` int64 (1797,). Two moons:
     ``points`` float64 (n, 2) as scikit-learn gives them, and the ``noise`` in them.
@@ -151,8 +143,96 @@ def _write_bundled(asset: Asset, file: AssetFile, path: Path) -> tuple[int, str,
         source = f"scikit-learn {__version__} make_moons {asset.moons}"
     with atomic(path) as temporary:
         np.savez(temporary, **content)
-        size, digest = verify(temporary, file.bytes, file.sha256)
-    return size, digest, source
+        return verify(temporary, file, source)
+
+
+def _download(file: AssetFile, path: Path) -> RecordFile:
+    """Bring ``file`` to ``path`` from the first mirror that delivers what ``file`` promises.
+
+    An interrupted transfer lies in ``path`` + ".part" and is continued by a later call, provided
+    that a checksum can tell whether the pieces fit together.
+
+    Raises:
+        ValueError: every mirror failed; one line for each.
+    """
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for url in file.urls:
+        if file.sha256 is None:
+            part.unlink(missing_ok=True)
+        try:
+            _transfer(url, part, file)
+            found = verify(part, file, url)
+        except _MirrorError as error:
+            failures.append(f"{url}: {error}")
+        except ValueError as error:
+            part.unlink()
+            failures.append(f"{url}: {error}")
+        else:
+            part.replace(path)
+            return found
+    raise ValueError(f"{file.name} could not be fetched:\n" + "\n".join(failures))
+
+
+class _MirrorError(Exception):
+    """This mirror is given up."""
+
+
+def _transfer(url: str, part: Path, file: AssetFile) -> None:
+    """Fill ``part`` from ``url``, over several connections if they break."""
+    for pause in (*PAUSES, None):
+        try:
+            return _append(url, part, file)
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP status {error.code} {error.reason}"
+            if error.code == 416:
+                part.unlink(missing_ok=True)
+            elif error.code < 500 and error.code not in (408, 429):
+                raise _MirrorError(reason) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+        if pause is not None:
+            time.sleep(pause)
+    raise _MirrorError(f"{reason} (after {len(PAUSES) + 1} attempts)")
+
+
+def _append(url: str, part: Path, file: AssetFile) -> None:
+    """One connection: continue ``part`` where it ends, or from the start if the server will not."""
+    size, start = file.bytes, part.stat().st_size if part.exists() else 0
+    if size is not None and start == size:
+        return
+    if size is not None and start > size:
+        part.unlink()
+        start = 0
+    request = urllib.request.Request(url, headers={"User-Agent": "fewstep"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+        if reply.status != 206:
+            start = 0
+        elif not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink()
+            raise OSError("the server sent another range than the one asked for")
+        length = reply.headers.get("Content-Length")
+        total = start + int(length) if length else size
+        if size is not None and total != size:
+            raise _MirrorError(f"the file has {total} bytes instead of {size}")
+        if total is None and file.sha256 is None and reply.headers.get("Transfer-Encoding") != "chunked":
+            raise _MirrorError("the server does not say how long the file is: set its bytes or sha256")
+        with (
+            part.open("ab" if start else "wb") as stream,
+            tqdm(
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, mininterval=1.0
+            ) as bar,
+        ):
+            while piece := reply.read(PIECE):
+                if total is not None and stream.tell() + len(piece) > total:
+                    raise _MirrorError(f"the server sends more than {total} bytes")
+                stream.write(piece)
+                bar.update(len(piece))
+    if total is not None and (got := part.stat().st_size) < total:
+        raise OSError(f"the transfer broke off after {got} of {total} bytes")
 
 
 def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
@@ -172,8 +252,7 @@ def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
         path = inside(target, file.name, f"assets.{name}.path")
         if not path.is_file():
             raise ConfigError(f"assets.{name}.files: {path} does not exist")
-        size, digest = verify(path, file.bytes, file.sha256)
-        files.append(RecordFile(name=file.name, bytes=size, sha256=digest, source="local"))
+        files.append(verify(path, file, "local"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.symlink_to(target, target_is_directory=True)
     return files

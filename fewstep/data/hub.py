@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from ..common.files import write_text
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
-from .asset_files import RecordFile, inside
-from .download import verify
+from .asset_files import RecordFile, inside, verify
 
 Result = TypeVar("Result")
 STAGING = ".incoming"
@@ -84,15 +83,14 @@ class HubRepository:
             if not arrived.is_file():
                 raise ValueError(f"{self._asset.repo} at {self._asset.revision} has no file {file.name}")
             try:
-                size, digest = verify(arrived, file.bytes, file.sha256)
+                found = verify(arrived, file, f"hf://{self._place}@{commit}/{file.name}")
             except ValueError:
                 arrived.unlink()
                 raise
             path = inside(self._folder, file.name, f"assets.{self._name}.files")
             path.parent.mkdir(parents=True, exist_ok=True)
             arrived.replace(path)
-            source = f"hf://{self._place}@{commit}/{file.name}"
-            yield RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
+            yield found
 
     def clear(self) -> None:
         """Remove what the client keeps of transfers."""

@@ -50,28 +50,26 @@ class ImageFiles(ABC):
         """The files of positions start..stop-1."""
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The images of positions start..stop-1, decoded; see `decode_files`."""
-        return decode_files(self.files(start, stop), self._dataset)
+        """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,) of positions start..stop-1.
 
+        They are decoded by torch's number of threads.
 
-def decode_files(files: Sequence[ImageFile], dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,), decoded by torch's number of threads.
+        Raises:
+            ConfigError: naming a file that is not an image, or one of another size if nothing is cropped.
+        """
+        files = self.files(start, stop)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(self._decode, files))
+        return torch.stack(images), torch.tensor([file.label for file in files])
 
-    Raises:
-        ConfigError: naming a file that is not an image, or one of another size if nothing is cropped.
-    """
-
-    def decode(file: ImageFile) -> Tensor:
+    def _decode(self, file: ImageFile) -> Tensor:
+        own = self._dataset
         try:
-            return read_image(io.BytesIO(file.content), dataset.channels, dataset.resolution, dataset.crop)
+            return read_image(io.BytesIO(file.content), own.channels, own.resolution, own.crop)
         except UnidentifiedImageError:
             raise ConfigError(f"{file.where}: not an image") from None
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConfigError(f"{file.where}: {error}") from None
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        images = list(pool.map(decode, files))
-    return torch.stack(images), torch.tensor([file.label for file in files])
 
 
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
@@ -133,16 +131,19 @@ def class_ids(name: str) -> tuple[str, ...]:
     return tuple(Path(__file__).with_name(f"{name}.txt").read_text(encoding="ascii").split())
 
 
+def check_number(where: str | Path, key: str, found: int, expected: int) -> None:
+    """Refuse a data set in which another number was found than ``dataset.KEY`` says."""
+    if found != expected:
+        raise ConfigError(f"{where}: dataset.{key}: found {found}, the configuration says {expected}")
+
+
 def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -> None:
     """Refuse folders, given in the order of their labels, that are not ``dataset.class_ids``.
 
     Raises:
         ConfigError: another number of classes, or ids that are missing or unknown.
     """
-    if len(folders) != dataset.classes:
-        raise ConfigError(
-            f"{where}: dataset.classes: found {len(folders)}, the configuration says {dataset.classes}"
-        )
+    check_number(where, "classes", len(folders), dataset.classes)
     if dataset.class_ids is None:
         return
     ids = class_ids(dataset.class_ids)
@@ -155,19 +156,19 @@ def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -
         )
 
 
-def check_label(where: str, dataset: Dataset, label: int | None, folder: str | None) -> int:
-    """The label, if it is one of the data set's and that of WordNet id ``folder`` (None: not known).
+def check_label(where: str, dataset: Dataset, label: int | None, name: str | None = None) -> int:
+    """The label, if it is one of the data set's, and that of the WordNet id in the image's ``name``, if any.
 
     Raises:
         ConfigError: neither is so.
     """
     if label is None or not 0 <= label < dataset.classes:
         raise ConfigError(f"{where}: label {label} is not one of {dataset.classes} classes")
-    if dataset.class_ids is not None and folder is not None:
+    if dataset.class_ids is not None and (told := WORDNET.search(name or "")):
         ids = class_ids(dataset.class_ids)
-        if label >= len(ids) or ids[label] != folder:
+        if label >= len(ids) or ids[label] != told[1]:
             raise ConfigError(
-                f"{where}: label {label} on an image of {folder}, but labels must count the sorted ids of "
+                f"{where}: label {label} on an image of {told[1]}, but labels must count the sorted ids of "
                 f"{dataset.class_ids}"
             )
     return label

@@ -97,7 +97,9 @@ class Loader:
         size = len(self.shards)
         epochs, within = at // size, at % size
         self._orders = {
-            epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
+            epoch: self._orders[epoch]
+            if epoch in self._orders
+            else torch.randperm(size, generator=generator(self._seed, "order", epoch))
             for epoch in epochs.unique().tolist()
         }
         samples = torch.empty_like(at)
@@ -105,6 +107,3 @@ class Loader:
             chosen = epochs == epoch
             samples[chosen] = order[within[chosen]]
         return samples
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.shards), generator=generator(self._seed, "order", epoch))

@@ -80,8 +80,7 @@ class Normalisation(Strict):
     multiplier: float
 
     def _per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, *(1,) * 2)
-        return like.new_tensor(self.mean).view(shape), like.new_tensor(self.std).view(shape)
+        return like.new_tensor(self.mean).view(-1, 1, 1), like.new_tensor(self.std).view(-1, 1, 1)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw latents (..., C, H, W) of any float type to normalised float32."""
@@ -216,10 +215,8 @@ def known_normalisation(tokenizer: Tokenizer, weights: Path | None) -> Normalisa
     """
     if tokenizer.measured:
         raise ConfigError("tokenizer.statistics: computed is in the latents' manifest; pass --latents")
-    channels = tokenizer.shape[0]
-    return normalisation(
-        tokenizer, [0.0] * channels, [1.0] * channels, published_statistics(tokenizer, weights)
-    )
+    zeros, ones = [0.0] * tokenizer.shape[0], [1.0] * tokenizer.shape[0]
+    return normalisation(tokenizer, zeros, ones, published_statistics(tokenizer, weights))
 
 
 def normalisation(

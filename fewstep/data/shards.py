@@ -33,8 +33,6 @@ from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
-
-
 OTHER_FILES = 512
 """Files that a process may have open beside its shards."""
 
@@ -153,7 +151,7 @@ def map_arrays(path: Path, offsets: np.ndarray, shape: Sequence[int], dtype: np.
 
 def checksums(arrays: np.ndarray) -> np.ndarray:
     """CRC-32 of each view, uint32 (n, views), of arrays (n, views, C, H, W)."""
-    found = [[zlib.crc32(np.ascontiguousarray(view)) for view in image] for image in arrays]
+    found = [[zlib.crc32(np.ascontiguousarray(view).data) for view in image] for image in arrays]
     return np.array(found, np.uint32).reshape(arrays.shape[:2])
 
 

@@ -16,7 +16,7 @@ from ..config import ConfigError
 from ..config.settings import Dataset
 from .archives import ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number
 
 VIEWS = ("latents", "latents_flip")
 """Tensors of latents that others encoded: of the images, and of the mirrored ones."""
@@ -55,13 +55,8 @@ def open_source(dataset: Dataset, record: Record) -> DataSource:
     if dataset.format not in kinds:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format} has no images")
     source = kinds[dataset.format](dataset, record)
-    _check_number(record, "images", len(source), dataset.images)
+    check_number(record.path, "images", len(source), dataset.images)
     return source
-
-
-def _check_number(record: Record, key: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise ConfigError(f"{record.path}: dataset.{key}: found {found}, the configuration says {expected}")
 
 
 class ArraySource:
@@ -70,9 +65,9 @@ class ArraySource:
     def __init__(self, dataset: Dataset, record: Record, data: Tensor, labels: Tensor) -> None:
         self._data = data
         self._labels = labels
-        _check_number(record, "classes", len(labels.unique()), dataset.classes)
-        _check_number(record, "channels", data.shape[1], dataset.channels)
-        _check_number(record, "resolution", data.shape[2], dataset.resolution)
+        check_number(record.path, "classes", len(labels.unique()), dataset.classes)
+        check_number(record.path, "channels", data.shape[1], dataset.channels)
+        check_number(record.path, "resolution", data.shape[2], dataset.resolution)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -183,5 +178,5 @@ class PublishedLatents:
                 latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))
                 labels.append(file.get_slice("labels")[part].long())
             for label in labels[-1].tolist():
-                check_label(f"{path}: labels", self._dataset, label, None)
+                check_label(f"{path}: labels", self._dataset, label)
         return torch.cat(latents), torch.cat(labels)

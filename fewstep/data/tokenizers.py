@@ -22,7 +22,7 @@ from ..common.tensor_files import load_tensors
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
 from ..core.rng import generator
-from .asset_files import Record, read_record
+from .asset_files import read_record
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -70,10 +70,7 @@ class Codec(Protocol):
 
 
 def open_tokenizer(
-    tokenizer: Tokenizer,
-    weights: Path | None,
-    backbone: Backbone | None,
-    device: torch.device | str = "cpu",
+    tokenizer: Tokenizer, weights: Path | None, backbone: Backbone | None, device: torch.device | str = "cpu"
 ) -> Codec:
     """Load a tokenizer.
 
@@ -88,18 +85,16 @@ def open_tokenizer(
         return IdentityCodec(bounds=tokenizer.kind == "pixels")
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
+    if tokenizer.kind == "autoencoder":
+        if not isinstance(backbone, ConvAutoencoder):
+            raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
+        return ConvCodec(load_network(weights, backbone)[0], device)
+    path, _ = read_record(weights).verified(tokenizer.weights.file if tokenizer.weights else None)
     if tokenizer.kind == "vavae":
-        assert tokenizer.weights is not None
-        path, _ = read_record(weights).verified(tokenizer.weights.file)
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
-        return KlCodec(vae, tokenizer.posterior, device)
-    if tokenizer.kind == "sd-vae":
-        vae = _load_diffusers_autoencoder(tokenizer, read_record(weights))
-        return KlCodec(vae, tokenizer.posterior, device)
-    if not isinstance(backbone, ConvAutoencoder):
-        raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
-    network, _ = load_network(weights, backbone)
-    return ConvCodec(network, device)
+    else:
+        vae = _load_diffusers_autoencoder(path.parent)
+    return KlCodec(vae, tokenizer.posterior, device)
 
 
 def weights_digest(weights: Path | None) -> str | None:
@@ -161,17 +156,10 @@ class KlCodec:
         return torch.cat([self._vae.decode(piece).sample.clamp(-1, 1) for piece in pieces])
 
 
-def _load_diffusers_autoencoder(tokenizer: Tokenizer, record: Record) -> AutoencoderKL:
+def _load_diffusers_autoencoder(folder: Path) -> AutoencoderKL:
     """A repository in diffusers' layout, from safetensors only."""
     from diffusers import AutoencoderKL
 
-    names = record.names(".safetensors")
-    name = (tokenizer.weights and tokenizer.weights.file) or (names[0] if len(names) == 1 else None)
-    if name is None:
-        raise ConfigError(
-            f"{record.path}: tokenizer.weights.file: name one .safetensors file; it has {names or 'none'}"
-        )
-    folder = record.verified(name)[0].parent
     try:
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -209,7 +197,11 @@ def load_ldm_autoencoder(path: Path, network: LdmAutoencoder, latent: int) -> Au
         ValueError: a file that cannot be read without running code from it; missing, unknown or
             misshapen tensors, by the names that they have in the file.
     """
-    tensors = {name: value for name, value in _read_state_dict(path).items() if name.startswith(KEPT)}
+    content = load_tensors(path)
+    read = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
+    tensors = {name: value for name, value in read.items() if name.startswith(KEPT)}
     vae = build_ldm_autoencoder(network, latent, "meta")
     state, faults = {}, []
     for name, own in vae.state_dict().items():
@@ -228,11 +220,3 @@ def load_ldm_autoencoder(path: Path, network: LdmAutoencoder, latent: int) -> Au
         raise ConfigError(f"{path}: does not fit tokenizer.network: {first_few(faults)}")
     vae.load_state_dict(state, assign=True)
     return vae
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    content = load_tensors(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{path}: has neither tensors by name nor a state_dict of them")
-    return state

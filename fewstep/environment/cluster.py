@@ -47,15 +47,10 @@ def job_status(profile: dict[str, Any], settings: str) -> Check:
             return Check("ok", "job status", "by sacct")
         return Check("fail", "job status", "sacct needs slurmdbd: set slurm-status-command: squeue")
     found = re.search(r"MinJobAge\s*=\s*(\d+)", settings)
-    age, first = (
-        int(found[1]) if found else 0,
-        int(profile.get("slurm-init-seconds-before-status-checks", 40)),
-    )
-    if age < 3 * first:
-        remedy = f"set slurm-init-seconds-before-status-checks to {age // 3} or less"
-        return Check(
-            "fail", "job status", f"Slurm forgets finished jobs after {age} s: {remedy}, or use sacct"
-        )
+    age = int(found[1]) if found else 0
+    if age < 3 * int(profile.get("slurm-init-seconds-before-status-checks", 40)):
+        remedy = f"set slurm-init-seconds-before-status-checks to {age // 3} or less, or use sacct"
+        return Check("fail", "job status", f"Slurm forgets finished jobs after {age} s: {remedy}")
     return Check("ok", "job status", f"by squeue; finished jobs are remembered for {age} s")
 
 
@@ -97,15 +92,18 @@ def partition(name: str, rules: list[dict[str, Any]]) -> Check:
         return Check("fail", title, f"does not exist: set slurm_partition to one of {', '.join(known)}")
     has = node_sizes(name)
     wanted = {
-        "GPUs a node": (max((gpus_of(rule) for rule in rules), default=0), "gpu"),
-        "nodes": (max((int(rule.get("nodes", 1)) for rule in rules), default=0), "nodes"),
-        "cores a node": (max((int(rule.get("cores", 1)) for rule in rules), default=0), "set-threads"),
-        "MB a node": (max((int(rule.get("mem_mb", 0)) for rule in rules), default=0), "mem_mb"),
+        "GPUs a node": ("gpu", map(gpus_of, rules)),
+        "nodes": ("nodes", (int(rule.get("nodes", 1)) for rule in rules)),
+        "cores a node": ("set-threads", (int(rule.get("cores", 1)) for rule in rules)),
+        "MB a node": ("mem_mb", (int(rule.get("mem_mb", 0)) for rule in rules)),
     }
-    for what, (asked, key) in wanted.items():
-        if asked > has[what]:
-            text = f"has {has[what]} {what}, a rule asks {asked}"
+    fits = []
+    for what, (key, asked) in wanted.items():
+        most = max(asked, default=0)
+        if most > has[what]:
+            text = f"has {has[what]} {what}, a rule asks {most}"
             return Check("fail", title, f"{text}: lower {key} in the profile, or use another partition")
+        fits.append(f"{has[what]} {what} (the profile uses {most})")
     shown = run_command("scontrol", "show", "partition", name) if name else ""
     if "PreemptMode=CANCEL" in shown:
         return Check("fail", title, "cancels preempted jobs, and Snakemake would wait for ever: use another")
@@ -113,8 +111,7 @@ def partition(name: str, rules: list[dict[str, Any]]) -> Check:
     longest = max((int(entry.get("runtime", 0)) for entry in rules), default=0)
     if limit is not None and longest > limit:
         return Check("fail", title, f"allows {limit} minutes, a rule asks {longest}: lower runtime")
-    fits = ", ".join(f"{has[what]} {what} (the profile uses {asked})" for what, (asked, _) in wanted.items())
-    return Check("ok", title, fits)
+    return Check("ok", title, ", ".join(fits))
 
 
 def node_sizes(name: str) -> dict[str, int]:
@@ -133,22 +130,17 @@ def node_sizes(name: str) -> dict[str, int]:
 def time_limit(shown: str) -> int | None:
     """MaxTime of `scontrol show partition`, None if it has none."""
     found = re.search(r"MaxTime=(?:(\d+)-)?(\d+):(\d+):(\d+)", shown)
-    if not found:
-        return None
-    return int(found[1] or 0) * 1440 + int(found[2]) * 60 + int(found[3])
+    return int(found[1] or 0) * 1440 + int(found[2]) * 60 + int(found[3]) if found else None
 
 
 def account(name: str | None) -> Check:
     user = run_command("id", "-un").strip()
-    known = sorted(
-        set(run_command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account").split())
-    )
+    listed = run_command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account")
+    known = ", ".join(sorted(set(listed.split())))
     if not known:
         return Check("ok", "account", f"{name or 'none set'} (this cluster keeps no list to check it by)")
-    if name and name not in known:
-        return Check(
-            "fail", "account", f"{name} is not yours: set slurm_account to one of {', '.join(known)}"
-        )
     if not name:
-        return Check("warn", "account", f"none set, Slurm's default is used; yours: {', '.join(known)}")
+        return Check("warn", "account", f"none set, Slurm's default is used; yours: {known}")
+    if name not in known.split(", "):
+        return Check("fail", "account", f"{name} is not yours: set slurm_account to one of {known}")
     return Check("ok", "account", name)

@@ -65,9 +65,7 @@ def gpus(profile: dict[str, Any]) -> Check:
 def nearest_existing(path: str) -> Path:
     """The path or the nearest folder above it that exists."""
     folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def disk(plan: Plan) -> Iterator[Check]:
@@ -83,9 +81,8 @@ def disk(plan: Plan) -> Iterator[Check]:
             return
         lines = list(csv.DictReader(table.open(encoding="utf-8")))
     lines = [line for line in lines if line["rule"] != "total"]
-    kept, moment = (
-        sum(float(line[f"{kind}_bytes"]) for line in lines) / 1e9 for kind in ("kept", "temporary")
-    )
+    kept = sum(float(line["kept_bytes"]) for line in lines) / 1e9
+    moment = sum(float(line["temporary_bytes"]) for line in lines) / 1e9
     folder = nearest_existing(plan.path("<results>"))
     free = shutil.disk_usage(folder).free / 1e9
     trees = [Path(plan.path(f"<{name}>")) for name in ("results", "assets", "latents")]

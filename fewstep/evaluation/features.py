@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,10 +31,8 @@ class Extractor:
         device: torch.device | str = "cpu",
     ):
         self.protocol = protocol
-        self.layers = [protocol.features]
-        if "is" in protocol.metrics:
-            assert protocol.logits is not None
-            self.layers.append(protocol.logits)
+        logits = protocol.logits if "is" in protocol.metrics else None
+        self.layers = [protocol.features, *([logits] if logits else [])]
         self.sha256: str | None = None
         """Of the weights; None where there are none."""
         self._cuda = torch.device(device).type == "cuda"
@@ -61,13 +58,11 @@ class Extractor:
         Raises:
             ValueError: data of another type, a layer that is not a vector for each image, or not finite.
         """
-        wanted = torch.float32 if self.protocol.own_features else torch.uint8
+        own = self.protocol.own_features
+        wanted = torch.float32 if own else torch.uint8
         if images.dtype != wanted:
             raise ValueError(f"images are {images.dtype}, not {wanted}")
-        if self.protocol.own_features:
-            found: Sequence[Tensor] = [images.flatten(1)]
-        else:
-            found = self._net(images.cuda() if self._cuda else images)
+        found = [images.flatten(1)] if own else self._net(images.cuda() if self._cuda else images)
         values = {name: value.cpu() for name, value in zip(self.layers, found, strict=True)}
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
@@ -88,9 +83,9 @@ class FeatureCollector:
     def __init__(self, protocol: Protocol, device: torch.device | str = "cpu"):
         self._protocol = protocol
         self._device = device
+        self._gaussian: GaussianStats | None = None
         self._features: list[Tensor] = []
         self._logits: list[Tensor] = []
-        self._gaussian: GaussianStats | None = None
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Take in a batch as an `Extractor` returns it."""
@@ -100,8 +95,7 @@ class FeatureCollector:
         self._gaussian.update(features)
         if self._protocol.compares_images:
             self._features.append(features)
-        if "is" in self._protocol.metrics:
-            assert self._protocol.logits is not None
+        if "is" in self._protocol.metrics and self._protocol.logits:
             self._logits.append(values[self._protocol.logits])
 
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -34,12 +33,8 @@ class ClassifierFeatures(FeatureExtractorBase):
     uint8 images (n, C, H, W) to `features` (n, F) and `logits` (n, classes).
     """
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
-    ):
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
         super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise ValueError(f"{name} needs feature_extractor_weights_path")
         self._net, card = load_network(feature_extractor_weights_path)
         self._shape = tuple(card["backbone"]["shape"])
 
@@ -57,14 +52,6 @@ class ClassifierFeatures(FeatureExtractorBase):
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
         return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
 
 
 register_feature_extractor(CLASSIFIER, ClassifierFeatures)

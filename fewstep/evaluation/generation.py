@@ -24,7 +24,7 @@ from ..backbones import null_label
 from ..backbones.model_file import check_tokenizer, load_network
 from ..common.provenance import score_digest
 from ..config import ConfigError, digest
-from ..config.networks import FlowNetwork
+from ..config.settings import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.guidance import guided_field
 from ..core.rng import generator

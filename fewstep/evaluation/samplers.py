@@ -25,8 +25,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.settings import Sampler
-from ..config.ucgm_sampler import UCGMSampling
+from ..config.settings import Sampler, UCGMSampling
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 

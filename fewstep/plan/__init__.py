@@ -15,11 +15,10 @@ from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Backbone, Weights
 from ..config.specs import CellKey
-from . import checks, marks, paths
+from . import marks, paths
 from .cells import Resolver
-from .jobs import Job, dependencies
-from .runs import BASE, Run, find_variants, resolve_runs
-from .stage_inputs import inputs
+from .jobs import Job, dependencies, inputs
+from .runs import BASE, Run, check_prediction, find_variants, resolve_runs
 from .stage_specs import BUILDERS
 
 __all__ = ["BASE", "Plan", "Run"]
@@ -38,12 +37,7 @@ class Plan:
         ConfigError: one line for every mistake.
     """
 
-    def __init__(
-        self,
-        raw: Mapping[str, Any],
-        base: Path = Path(),
-        files: Iterable[str | Path] = (),
-    ) -> None:
+    def __init__(self, raw: Mapping[str, Any], base: Path = Path(), files: Iterable[str | Path] = ()) -> None:
         self.config = config = load(raw, base, files)
         self.parts = config.parts
         mistakes = Mistakes()
@@ -53,55 +47,45 @@ class Plan:
         self.tables = {name: resolver.table(name) for name in config.tables}
         claims = [resolver.claim(claim) for claim in config.claims]
         self.claims = [claim for claim in claims if claim is not None]
-        self.seeds = resolver.seeds
         self._check(mistakes)
         mistakes.refuse()
-        self.wanted = [name for name in self._targets() if self._filled(name)]
+        self.wanted = self._wanted()
         self.image_sets = {self.image_set(name): entry for name, entry in self.parts.protocols.items()}
 
     @cached_property
     def shared_models(self) -> set[str]:
         """Methods that others build on: teachers, tokenizers, feature extractors."""
+        protocols = self.parts.protocols.values()
         weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
-        weights += [protocol.weights for protocol in self.parts.protocols.values()]
-        weights += [protocol.reference for protocol in self.parts.protocols.values()]
+        weights += [given for protocol in protocols for given in (protocol.weights, protocol.reference)]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}
         return teachers | {given.method for given in weights if given is not None and given.method}
 
     def _check(self, mistakes: Mistakes) -> None:
         """Fail now on what would otherwise show only when a cell, or the report, is asked for."""
-        own: dict[str, Strict | None]
+        file = self.config.root.files.settings
         for name, recipe in self.parts.recipes.items():
-            own = {"train": recipe.train, "guidance": recipe.guidance}
+            given: dict[str, Strict | None] = {"train": recipe.train, "guidance": recipe.guidance}
             with mistakes.caught():
-                marks.check(
-                    recipe.provenance, own, self.config.root.files.settings, f"recipes.{name}.provenance"
-                )
-        for run in self.runs.values():
-            if run.variant != BASE:
-                continue
+                marks.check(recipe.provenance, given, file, f"recipes.{name}.provenance")
+        for run in (run for run in self.runs.values() if run.variant == BASE):
             file = self.config.method_files[run.method]
-            own = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
+            given = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
             with mistakes.caught():
-                marks.check(run.entry.provenance, own, file, f"{run.method}.provenance")
+                marks.check(run.entry.provenance, given, file, f"{run.method}.provenance")
             teacher = self.runs.get(f"{run.recipe.teacher}/{BASE}") if run.has_teacher else None
             with mistakes.caught():
-                above = teacher.backbone if teacher else None
-                checks.check_prediction(run.backbone, run.adopted, above, f"{file}: {run.method}.backbone")
+                check_prediction(run, teacher, f"{file}: {run.method}.backbone")
 
-    def _targets(self) -> list[str]:
-        targets = self.config.root.targets
-        if targets != "all":
-            return list(targets)
-        named = [name for name, table in self.config.tables.items() if not table.by_name]
-        return [*named, "claims", "report"]
-
-    def _filled(self, target: str) -> bool:
-        """Whether there is something behind a target."""
-        if target in ("claims", "report"):
-            return target == "report" or bool(self.claims)
-        entry = self.tables.get(target)
-        return entry is not None and (entry.table.kind == "table" or bool(entry.runs))
+    def _wanted(self) -> list[str]:
+        """The targets that have something behind them."""
+        asked = self.config.root.targets
+        if asked == "all":
+            tables = self.config.tables.items()
+            asked = [*(name for name, table in tables if not table.by_name), "claims", "report"]
+        filled = {name for name, entry in self.tables.items() if entry.table.kind == "table" or entry.runs}
+        filled |= {"claims", "report"} if self.claims else {"report"}
+        return [name for name in asked if name in filled]
 
     def run(self, method: str, variant: str = BASE) -> Run:
         """The run of that name.

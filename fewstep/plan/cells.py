@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.base import ConfigError, Mistakes, require_known
 from ..config.load import Config
+from ..config.settings import FlowNetwork
 from ..config.specs import CellKey
 from ..config.tables import CellName, Claim, Row, Table
-from .checks import check_jump
 from .runs import Run
 
 PICTURES = ("grid", "scatter")
@@ -38,13 +38,8 @@ class ResolvedTable:
     @property
     def all_cells(self) -> list[CellKey]:
         """Each once."""
-        return _unique(
-            key
-            for protocols in self.cells.values()
-            for columns in protocols.values()
-            for seeds in columns
-            for key in seeds
-        )
+        rows = (columns for protocols in self.cells.values() for columns in protocols.values())
+        return list(dict.fromkeys(key for columns in rows for seeds in columns for key in seeds))
 
     @property
     def picture_cells(self) -> list[CellKey]:
@@ -54,7 +49,7 @@ class ResolvedTable:
         if self.table.kind != "scatter":
             return []
         firsts = (next(iter(protocols.values()), None) for protocols in self.cells.values())
-        return _unique(columns[0][0] for columns in firsts if columns)
+        return list(dict.fromkeys(columns[0][0] for columns in firsts if columns))
 
 
 @dataclass(frozen=True)
@@ -64,38 +59,25 @@ class ResolvedClaim:
     """For each seed, the left cell and then the right ones."""
 
 
+@dataclass(frozen=True)
 class Resolver:
-    """Makes tables and claims of runs; mistakes are collected, and what has them is left out.
+    """Makes tables and claims of runs; mistakes are collected, and what has them is left out."""
 
-    Args:
-        variants: the (method, variant) that tables define, beside the base of each method.
-        shared: methods that others build on, of which there is one training.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        runs: Mapping[str, Run],
-        variants: Iterable[tuple[str, str]],
-        shared: set[str],
-        mistakes: Mistakes,
-    ) -> None:
-        self.config = config
-        self.runs = runs
-        self.variants = set(variants)
-        self.shared = shared
-        self.mistakes = mistakes
+    config: Config
+    runs: Mapping[str, Run]
+    variants: Collection[tuple[str, str]]
+    """The (method, variant) that tables define, beside the base of each method."""
+    shared: set[str]
+    """Methods that others build on, of which there is one training."""
+    mistakes: Mistakes
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
         return run.adopted or self.config.root.weights == "trained"
 
     def single(self, run: Run) -> bool:
-        """Whether a run has one seed: published weights, and what others build on, exist once."""
+        """Whether a run has one seed, 0: published weights, and what others build on, exist once."""
         return run.adopted or run.method in self.shared
-
-    def seeds(self, run: Run, wanted: list[int]) -> list[int]:
-        return [0] if self.single(run) else wanted
 
     def table(self, name: str) -> ResolvedTable:
         """Resolve a table; its mistakes leave parts of it out."""
@@ -114,10 +96,10 @@ class Resolver:
             # Published weights come without the curve of their training.
             if not (table.kind == "training" and run.adopted):
                 runs[row.id] = run
-            seeds[row.id] = self.seeds(run, table.seeds or config.root.seeds)
+            seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             for protocol in run.recipe.protocols:
                 cells[row.id][protocol] = [
-                    [cell_key(run, seed, sampler, steps, protocol) for seed in seeds[row.id]]
+                    [run.cell(seed, sampler, steps, protocol) for seed in seeds[row.id]]
                     for steps, sampler in samplers
                 ]
         found = ResolvedTable(table, runs, cells, seeds)
@@ -135,8 +117,7 @@ class Resolver:
         """A claim of which every cell can be had."""
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
-        found = [self._run(cell, where) for cell in sides]
-        runs = [run for run in found if run is not None]
+        runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
             return None
         if len({run.recipe.scale == "toy" for run in runs}) > 1:
@@ -155,7 +136,7 @@ class Resolver:
                 claim,
                 [
                     [
-                        cell_key(run, 0 if one else seed, cell.sampler, cell.steps, protocol)
+                        run.cell(0 if one else seed, cell.sampler, cell.steps, protocol)
                         for cell, run, one in zip(sides, runs, single, strict=True)
                     ]
                     # With every cell trained once (say, the teacher against itself) there is one seed.
@@ -167,12 +148,10 @@ class Resolver:
     def _run(self, named: Row | CellName, where: str) -> Run | None:
         """None if the run has mistakes."""
         assert named.method is not None
-        if (named.method, named.variant) not in self.variants:
-            known = [variant for method, variant in self.variants if method == named.method]
-            with self.mistakes.caught():
-                require_known(
-                    named.variant, known, where.partition(": ")[0], f"{where.partition(': ')[2]}.variant"
-                )
+        known = [variant for method, variant in self.variants if method == named.method]
+        file, _, key = where.partition(": ")
+        with self.mistakes.caught():
+            require_known(named.variant, known, file, f"{key}.variant")
         return self.runs.get(f"{named.method}/{named.variant}")
 
     def _samplers(self, table: Table, row: Row, run: Run, where: str) -> list[tuple[int, str]]:
@@ -252,17 +231,12 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
-    if inner or sampler.kind in ("mix", "jump"):
-        check_jump(run.backbone, name, where)
+    jumps = inner or sampler.kind in ("mix", "jump")
+    # Without a target time, a flow map only reaches the data.
+    if jumps and not (isinstance(run.backbone, FlowNetwork) and run.backbone.target_time):
+        raise ConfigError(
+            f"{where}: sampler {name!r} jumps to inner times, which needs a backbone with "
+            "target_time: true; use kind: euler or cm"
+        )
     if not run.recipe.protocols:
         raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")
-
-
-def cell_key(run: Run, seed: int, sampler: str, steps: int, protocol: str) -> CellKey:
-    return CellKey(
-        method=run.method, variant=run.variant, seed=seed, sampler=sampler, steps=steps, protocol=protocol
-    )
-
-
-def _unique(keys: Iterable[CellKey]) -> list[CellKey]:
-    return list(dict.fromkeys(keys))

@@ -5,8 +5,9 @@ How large a network is and what its evaluation costs is counted from the network
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.rates import Device
 from ..config.settings import Backbone, Latents, Protocol, Tokenizer, Weights
@@ -28,57 +29,50 @@ RULES = {"report": "report_page"}
 def cost_lines(plan: Plan) -> list[CostLine]:
     """Lines of the wanted targets' jobs, one for each rule and device, in the order of the rules."""
     jobs = plan.jobs()
-    lines: dict[tuple[str, str], CostLine] = {}
+    lines: dict[tuple[str, str], list[CostLine]] = {}
     for stage in _ORDER:
         for job in (job for job in jobs if job.stage == stage):
-            line = _LINES.get(stage, _plain)(plan, job)
-            key = (line.rule, line.device)
-            lines[key] = _add(lines[key], line) if key in lines else line
-    return list(lines.values())
+            line = _LINES[stage](plan, job) if stage in _LINES else _line(RULES.get(stage, stage))
+            lines.setdefault((line.rule, line.device), []).append(line)
+    return [_sum(group) for group in lines.values()]
 
 
-def _add(line: CostLine, more: CostLine) -> CostLine:
-    work = {each.model_copy(update={"images": 0}).model_dump_json(): each for each in line.work}
-    for each in more.work:
-        key = each.model_copy(update={"images": 0}).model_dump_json()
-        before = work[key].images if key in work else 0
-        work[key] = each.model_copy(update={"images": before + each.images})
-    models = {
-        name: line.models.get(name, 0) + more.models.get(name, 0) for name in {**line.models, **more.models}
-    }
+def _line(rule: str, *work: Work, device: Device = "cpu", **values: Any) -> CostLine:
+    """A job of some work: on the device of the first declared rate, or ``device``."""
+    devices = [each.rate.device for each in work if each.rate is not None]
+    return CostLine(rule=rule, device=[*devices, device][0], jobs=1, work=list(work), **values)
+
+
+def _sum(lines: list[CostLine]) -> CostLine:
+    """The lines of one rule and device in one; the same work on more images is one work."""
+    images: dict[Work, float] = {}
+    models: Counter[str] = Counter()
+    for line in lines:
+        models.update(line.models)
+        for each in line.work:
+            key = each.model_copy(update={"images": 0})
+            images[key] = images.get(key, 0) + each.images
     return CostLine(
-        rule=line.rule,
-        device=line.device,
-        jobs=line.jobs + more.jobs,
-        work=list(work.values()),
-        models=models,
-        kept=line.kept + more.kept,
-        temporary=line.temporary + more.temporary,
-        sources=sorted({*line.sources, *more.sources}),
-        unknown=list(dict.fromkeys([*line.unknown, *more.unknown])),
+        rule=lines[0].rule,
+        device=lines[0].device,
+        jobs=len(lines),
+        work=[each.model_copy(update={"images": count}) for each, count in images.items()],
+        models=dict(models),
+        kept=sum(line.kept for line in lines),
+        temporary=sum(line.temporary for line in lines),
+        sources=sorted({source for line in lines for source in line.sources}),
+        unknown=list(dict.fromkeys(name for line in lines for name in line.unknown)),
     )
-
-
-def _plain(plan: Plan, job: Job) -> CostLine:
-    return CostLine(rule=RULES.get(job.stage, job.stage), device="cpu", jobs=1)
 
 
 def _fetch(plan: Plan, job: Job) -> CostLine:
     name = job.key["asset"]
     size, files = plan.config.costs.assets.get(name), plan.config.assets[name].files
-    line = CostLine(rule="fetch", device="cpu", jobs=1)
     if files and all(file.bytes for file in files):
-        kept = sum(file.bytes or 0 for file in files)
-        return line.model_copy(update={"kept": kept, "sources": ["published"]})
+        return _line("fetch", kept=sum(file.bytes or 0 for file in files), sources=["published"])
     if size is None:
-        return line.model_copy(update={"unknown": [f"no size of {name}"]})
-    return line.model_copy(update={"kept": size.bytes, "sources": [size.source]})
-
-
-def _working(rule: str, device: Device, *work: Work, **values: object) -> CostLine:
-    """A job of some work: on the device of the first declared rate, or ``device``."""
-    devices = [each.rate.device for each in work if each.rate is not None]
-    return CostLine(rule=rule, device=devices[0] if devices else device, jobs=1, work=list(work), **values)  # type: ignore[arg-type]
+        return _line("fetch", unknown=[f"no size of {name}"])
+    return _line("fetch", kept=size.bytes, sources=[size.source])
 
 
 def _encode(plan: Plan, job: Job) -> CostLine:
@@ -86,7 +80,7 @@ def _encode(plan: Plan, job: Job) -> CostLine:
     images = plan.parts.datasets[entry.dataset].images / entry.shards
     work = _tokenizing(plan, entry.tokenizer, images * (2 if entry.flip else 1))
     kept = shard_bytes(entry, plan.parts.tokenizers[entry.tokenizer], images)
-    return _working("encode", "gpu", work, kept=kept)
+    return _line("encode", work, device="gpu", kept=kept)
 
 
 def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False) -> Work:
@@ -110,11 +104,11 @@ def _network(plan: Plan, weights: Weights | None) -> str | None:
 
 def _manifest(plan: Plan, job: Job) -> CostLine:
     images = plan.parts.datasets[plan.parts.latents[job.key["latents"]].dataset].images
-    return CostLine(rule="manifest", device="cpu", jobs=1, kept=16 * images)
+    return _line("manifest", kept=16 * images)
 
 
 def _adopt(plan: Plan, job: Job) -> CostLine:
-    return CostLine(rule="adopt", device="cpu", jobs=1, models={plan.runs[job.key["run"]].network: 1})
+    return _line("adopt", models={plan.runs[job.key["run"]].network: 1})
 
 
 def _train(plan: Plan, job: Job) -> CostLine:
@@ -130,7 +124,7 @@ def _train(plan: Plan, job: Job) -> CostLine:
         guided=rate is None and run.has_teacher and run.guidance is not None and run.guidance.scale != 1,
         half=run.train.precision != "no",
     )
-    return _working("train", run.device, work, models={run.network: 1})
+    return _line("train", work, device=run.device, models={run.network: 1})
 
 
 def _sample(plan: Plan, job: Job) -> CostLine:
@@ -149,7 +143,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
     if not run.tokenizer.plain:
         work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True))
     size = protocol.images * dataset.channels * dataset.resolution**2
-    return _working("sample", run.device, *work, temporary=size)
+    return _line("sample", *work, device=run.device, temporary=size)
 
 
 def _reference(plan: Plan, job: Job) -> CostLine:
@@ -162,12 +156,13 @@ def _reference(plan: Plan, job: Job) -> CostLine:
             coordinates = prod(plan.parts.tokenizers[latents.tokenizer].shape)
     size = reference_bytes(protocol, plan.network(protocol.weights), images, coordinates)
     unknown = [f"no size of {protocol.extractor}'s {protocol.features}"] if size is None else []
-    return _working("reference", "gpu", _scoring(plan, protocol, images), kept=size or 0, unknown=unknown)
+    work = _scoring(plan, protocol, images)
+    return _line("reference", work, device="gpu", kept=size or 0, unknown=unknown)
 
 
 def _score(plan: Plan, job: Job) -> CostLine:
     protocol = plan.parts.protocols[job.key["protocol"]]
-    return _working("score", "gpu", _scoring(plan, protocol, protocol.images))
+    return _line("score", _scoring(plan, protocol, protocol.images), device="gpu")
 
 
 def _scoring(plan: Plan, protocol: Protocol, images: int) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from ..config.base import Strict, require_known
@@ -28,7 +29,8 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
         if mark is None and (run.variant != BASE or defaults.get(key) == value):
             mark = mark_of(key, run.loss.provenance)
         if mark is not None:
-            found.append(HyperParameter(key=key, value=_text(value), mark=mark))
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append(HyperParameter(key=key, value=text, mark=mark))
     return found
 
 
@@ -48,7 +50,7 @@ def check(marks: Mapping[str, Mark], parts: Mapping[str, Strict | None], file: s
         ConfigError: naming the key, and the nearest that exists.
     """
     leaves = [name for part, model in parts.items() if model for name, _ in _leaves(part, model.model_dump())]
-    keys = {name[:end] for name in leaves for end in _ends(name)}
+    keys = {above for name in leaves for above in _above(name)}
     for name in marks:
         require_known(name, keys, file, key)
 
@@ -61,15 +63,12 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _ends(key: str) -> list[int]:
-    return [position for position, letter in enumerate(key) if letter == "."] + [len(key)]
+def _above(key: str) -> Iterator[str]:
+    """A key and all above it, from the highest down."""
+    return accumulate(key.split("."), "{}.{}".format)
 
 
 def mark_of(key: str, marks: Mapping[str, Mark]) -> Mark | None:
     """The mark of the longest key that covers this one."""
-    covering = [key[:end] for end in _ends(key) if key[:end] in marks]
+    covering = [above for above in _above(key) if above in marks]
     return marks[covering[-1]] if covering else None
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-FILES = {
-    "record": "<assets>/{asset}.json",
-    "shard": "<latents>/{latents}/shard-{shard}.tar",
-    "manifest": "<latents>/{latents}/manifest.json",
-    "model": "<results>/{run}/{seed}/model.safetensors",
-    "curve": "<results>/{run}/{seed}/train.jsonl",
-    "images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar",
-    "metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json",
-    "statistics": "<results>/references/{protocol}.npz",
-    "csv": "<results>/{table}.csv",
-    "markdown": "<results>/{table}.md",
-    "png": "<results>/{table}.png",
-    "claims": "<results>/claims.csv",
-    "claims_markdown": "<results>/claims.md",
-    "page": "<results>/report.html",
+OUTPUTS = {
+    "fetch": {"record": "<assets>/{asset}.json"},
+    "encode": {"shard": "<latents>/{latents}/shard-{shard}.tar"},
+    "manifest": {"manifest": "<latents>/{latents}/manifest.json"},
+    "train": {
+        "model": "<results>/{run}/{seed}/model.safetensors",
+        "curve": "<results>/{run}/{seed}/train.jsonl",
+    },
+    "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
+    "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
+    "reference": {"statistics": "<results>/references/{protocol}.npz"},
+    "table": {"csv": "<results>/{table}.csv", "markdown": "<results>/{table}.md"},
+    "figure": {"png": "<results>/{table}.png"},
+    "claims": {"claims": "<results>/claims.csv", "claims_markdown": "<results>/claims.md"},
+    "report": {"page": "<results>/report.html"},
 }
-"""Kind of file -> path, with path variables in <> and wildcards in {}."""
+"""Stage -> kind of file that it makes -> path, with path variables in <> and wildcards in {}.
+
+A figure's csv and an adopted model are made by other stages, see `jobs.maker`.
+"""
+FILES = {kind: template for files in OUTPUTS.values() for kind, template in files.items()}
+"""Kind of file -> path."""
+MAKERS = {kind: stage for stage, files in OUTPUTS.items() for kind in files}
 
 SPECS = {
     "fetch": "{asset}",

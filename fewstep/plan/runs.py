@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..config.base import ConfigError, Mistakes, merge, parse
 from ..config.load import Config
 from ..config.methods import Method, Published, Variant
-from ..config.networks import FlowNetwork
-from ..config.objectives import LossParams
+from ..config.objectives import LossParams, Problems
 from ..config.rates import Device
 from ..config.references import check_references
-from ..config.settings import Backbone, Guidance, Recipe, Tokenizer, Train
-from ..config.tables import Row
-from .checks import check_backbone, check_loss, check_published
+from ..config.settings import Backbone, FlowNetwork, Guidance, LightningDiT, Recipe, Tokenizer, Train
+from ..config.specs import CellKey
 
 BASE = "base"
 
@@ -66,6 +64,10 @@ class Run:
         one_time = isinstance(self.backbone, FlowNetwork) and not self.backbone.target_time
         return one_time and self.loss.velocity_at_expanded_time
 
+    def cell(self, seed: int, sampler: str, steps: int, protocol: str) -> CellKey:
+        names = {"method": self.method, "variant": self.variant, "sampler": sampler, "protocol": protocol}
+        return CellKey(**names, seed=seed, steps=steps)
+
 
 def named_teacher(entry: Method, recipe: Recipe) -> str | None:
     """The teacher of an entry in its recipe, whether or not published weights spare its training."""
@@ -74,22 +76,15 @@ def named_teacher(entry: Method, recipe: Recipe) -> str | None:
     return recipe.teacher if entry.teacher else None
 
 
-def rows(config: Config) -> Iterator[tuple[str, Row]]:
-    """Table name and row, for every row of every table and figure."""
-    for name, table in config.tables.items():
-        for row in table.rows:
-            yield name, row
-
-
 def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], Variant]:
     """Every (method, variant) that a table defines, beside the base of each method."""
     found: dict[tuple[str, str], Variant] = {(name, BASE): Variant() for name in config.methods}
     where: dict[tuple[str, str], str] = {}
-    for table, row in rows(config):
+    for name, row in ((name, row) for name, table in config.tables.items() for row in table.rows):
         if row.method is None or row.set is None:
             continue
         key = (row.method, row.variant)
-        place = f"{config.root.files.tables}/{table}.yaml: rows.{row.id}.set"
+        place = f"{config.root.files.tables}/{name}.yaml: rows.{row.id}.set"
         if row.variant == BASE:
             mistakes.add(f"{place}: what it changes needs a variant name other than {BASE!r}")
         elif key in found and found[key] != row.set:
@@ -110,7 +105,7 @@ def resolve_runs(
             runs[run.name] = run
     for run in runs.values():
         with mistakes.caught():
-            _check_loss(config, runs, run)
+            _check_teachers(config, runs, run)
     return runs
 
 
@@ -153,12 +148,22 @@ def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
     )
-    with mistakes.caught():
-        check_backbone(config, network, recipe.latents)
+    # Networks and weights made for other data train and sample without complaint, and badly.
+    entry = parts.latents[recipe.latents]
+    wanted = {"shape": run.tokenizer.shape, "classes": parts.datasets[entry.dataset].classes}
+    for part, value in wanted.items():
+        given = getattr(run.backbone, part, value)
+        if given != value:
+            mistakes.add(
+                f"{config.root.files.settings}: backbones.{network}.{part}: {given}, "
+                f"but latents {recipe.latents} have {value}"
+            )
     for part, weights in (("weights", method.weights), ("released", method.released)):
-        if weights is not None:
-            with mistakes.caught():
-                check_published(config, weights, recipe, f"{where}.{part}")
+        if weights is not None and weights.tokenizer != entry.tokenizer:
+            mistakes.add(
+                f"{where}.{part}.tokenizer: {weights.asset} was trained on latents of {weights.tokenizer}, "
+                f"but the recipe's come from {entry.tokenizer}; choose weights and a recipe that agree"
+            )
     return run
 
 
@@ -169,8 +174,8 @@ def _place(config: Config, method: str, variant: str) -> tuple[str, str]:
     return config.root.files.tables, f"{method}, variant {variant}"
 
 
-def _check_loss(config: Config, runs: Mapping[str, Run], run: Run) -> None:
-    """Refuse teachers that go in a circle, and a loss whose needs are not met."""
+def _check_teachers(config: Config, runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse teachers that go in a circle, and losses whose needs they, network or schedule do not meet."""
     line = [run]
     while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
         names = [each.method for each in line]
@@ -181,5 +186,31 @@ def _check_loss(config: Config, runs: Mapping[str, Run], run: Run) -> None:
             return
         line.append(runs[f"{name}/{BASE}"])
     teacher = line[1].loss if len(line) > 1 else None
-    file, key = _place(config, run.method, run.variant)
-    check_loss(run.loss, run.train, run.backbone, teacher, f"{file}: {key}.loss")
+    problems = [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
+    if problems:
+        where = f"{': '.join(_place(config, run.method, run.variant))}.loss"
+        lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
+        raise ConfigError("\n".join(lines))
+
+
+def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
+    if not isinstance(backbone, FlowNetwork):
+        return
+    if backbone.outputs not in loss.outputs:
+        yield "", f"needs a backbone with outputs: {' or '.join(map(str, loss.outputs))}"
+    if loss.target_time not in (None, backbone.target_time):
+        yield "", f"needs a backbone with target_time: {str(loss.target_time).lower()}"
+
+
+def check_prediction(run: Run, teacher: Run | None, where: str) -> None:
+    """Refuse to train, or to start from, a network that predicts noise.
+
+    Its velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there few-step
+    generation starts; a student that predicts velocities could not start from such weights either.
+    """
+    trained = None if run.adopted else run.backbone
+    for network, doing in ((trained, "trained"), (teacher and teacher.backbone, "a teacher")):
+        if isinstance(network, LightningDiT) and network.predicts == "noise":
+            raise ConfigError(
+                f"{where}: a backbone with predicts: noise can be adopted and sampled from, not be {doing}"
+            )

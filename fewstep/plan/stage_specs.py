@@ -5,28 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from ..config import specs
 from ..config.base import ConfigError, Strict
 from ..config.settings import Guidance, Sampler
-from ..config.specs import (
-    AdoptSpec,
-    BenchSpec,
-    ClaimsSpec,
-    CostsSpec,
-    EncodeSpec,
-    FetchSpec,
-    LatentCard,
-    ReferenceSpec,
-    ReportItem,
-    ReportMethod,
-    ReportSpec,
-    RowCells,
-    RunName,
-    SampleSpec,
-    ScoreSpec,
-    TableSpec,
-    TrainSpec,
-)
-from .cells import cell_key, check_sampler
+from .cells import check_sampler
 from .costs_spec import cost_lines
 from .marks import hyperparameter_sources
 from .runs import Run
@@ -35,11 +17,11 @@ if TYPE_CHECKING:
     from . import Plan
 
 
-def _latents(plan: Plan, name: str) -> LatentCard:
+def _latents(plan: Plan, name: str) -> specs.LatentCard:
     entry = plan.parts.latents[name]
     dataset = plan.parts.datasets[entry.dataset]
     tokenizer = plan.parts.tokenizers[entry.tokenizer]
-    return LatentCard(
+    return specs.LatentCard(
         name=name,
         shape=tokenizer.shape,
         classes=dataset.classes,
@@ -49,13 +31,13 @@ def _latents(plan: Plan, name: str) -> LatentCard:
 
 
 def _fetch(plan: Plan, asset: str) -> Strict:
-    return FetchSpec(name=asset, asset=plan.config.assets[asset])
+    return specs.FetchSpec(name=asset, asset=plan.config.assets[asset])
 
 
 def _encode(plan: Plan, latents: str) -> Strict:
     entry = plan.parts.latents[latents]
     tokenizer = plan.parts.tokenizers[entry.tokenizer]
-    return EncodeSpec(
+    return specs.EncodeSpec(
         name=latents,
         dataset=plan.parts.datasets[entry.dataset],
         tokenizer=tokenizer,
@@ -70,7 +52,7 @@ def _adopt(plan: Plan, run: str) -> Strict:
     if weights is None:
         file = plan.config.method_files[entry.method]
         raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
-    return AdoptSpec(
+    return specs.AdoptSpec(
         method=entry.method,
         backbone=entry.backbone,
         asset=weights.asset,
@@ -84,7 +66,7 @@ def _adopt(plan: Plan, run: str) -> Strict:
 def _train(plan: Plan, run: str, seed: str) -> Strict:
     entry = plan.runs[run]
     taught = entry.has_teacher
-    return TrainSpec(
+    return specs.TrainSpec(
         method=entry.method,
         variant=entry.variant,
         seed=int(seed),
@@ -103,7 +85,7 @@ def _bench(plan: Plan) -> Strict:
     runs = [plan.run(name) for name in bench.methods]
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
-    return BenchSpec.model_validate(
+    return specs.BenchSpec.model_validate(
         {
             "backbone": first.backbone,
             "teacher": teacher.backbone if teacher else None,
@@ -115,12 +97,12 @@ def _bench(plan: Plan) -> Strict:
     )
 
 
-def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> SampleSpec:
+def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> specs.SampleSpec:
     entry = plan.runs[run]
     check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
     protocol = plan.image_sets[images]
     chosen = plan.parts.samplers[sampler]
-    return SampleSpec(
+    return specs.SampleSpec(
         backbone=entry.backbone,
         expanded=entry.expanded,
         sampler=chosen.model_copy(update={"guidance": "none"}),
@@ -152,7 +134,7 @@ def _reference(plan: Plan, protocol: str) -> Strict:
         raise ConfigError(
             f"{plan.config.root.files.settings}: protocols.{protocol}: its reference is published"
         )
-    return ReferenceSpec(
+    return specs.ReferenceSpec(
         protocol=entry,
         extractor=plan.network(entry.weights),
         latents=_latents(plan, entry.reference_latents) if entry.reference_latents else None,
@@ -161,8 +143,8 @@ def _reference(plan: Plan, protocol: str) -> Strict:
 
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
-    return ScoreSpec(
-        cell=cell_key(plan.runs[run], int(seed), sampler, int(steps), protocol),
+    return specs.ScoreSpec(
+        cell=plan.runs[run].cell(int(seed), sampler, int(steps), protocol),
         protocol=entry,
         extractor=plan.network(entry.weights),
         sample=_sample(plan, run, sampler, steps, plan.image_set(protocol)),
@@ -180,16 +162,18 @@ def _table(plan: Plan, table: str) -> Strict:
     runs, rows = entry.runs, entry.table.rows
     # A run that cannot be had is, in this table, a reported number.
     shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
-    return TableSpec(
+    return specs.TableSpec(
         name=table,
         scale=_scale(runs.values()),
         protocols=entry.protocols,
         extra_metrics=entry.extra_metrics,
         table=entry.table.model_copy(update={"rows": shown}),
-        rows=[RowCells(id=row, cells=cells) for row, cells in entry.cells.items()],
+        rows=[specs.RowCells(id=row, cells=cells) for row, cells in entry.cells.items()],
         parameters=entry.parameters,
         runs={
-            row: RunName(method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row])
+            row: specs.RunName(
+                method=run.method, variant=run.variant, loss=run.loss.name, seeds=entry.seeds[row]
+            )
             for row, run in runs.items()
         },
     )
@@ -204,7 +188,7 @@ def _scale(runs: Iterable[Run]) -> str:
 def _claims(plan: Plan) -> Strict:
     keys = [key for entry in plan.claims for cells in entry.cells for key in cells]
     left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in plan.claims}
-    return ClaimsSpec(
+    return specs.ClaimsSpec(
         claims=[entry.claim for entry in plan.claims],
         cells={entry.claim.id: entry.cells for entry in plan.claims},
         seeds=plan.config.claim_seeds,
@@ -220,23 +204,20 @@ def _report(plan: Plan) -> Strict:
     methods = {run.method: run for run in runs}
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     tables = {name: plan.config.tables[name] for name in names}
-    return ReportSpec(
+    return specs.ReportSpec(
         title=root.title,
         scale=_scale(runs),
         command=root.command,
         items=[
-            ReportItem(
+            specs.ReportItem(
                 name=name,
-                kind=table.kind,
-                title=table.title,
-                paper=table.paper,
-                caption=table.caption,
                 target=f"{root.pathvars['results']}/{name}.csv",
+                **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()
         ],
         methods={
-            name: ReportMethod(
+            name: specs.ReportMethod(
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
@@ -255,7 +236,7 @@ def _costs(plan: Plan) -> Strict:
     named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
     named |= {name for line in lines for name in line.models}
     costs = plan.config.costs
-    return CostsSpec(
+    return specs.CostsSpec(
         lines=lines,
         networks={name: plan.parts.backbones[name] for name in sorted(named)},
         operations=costs.operations,

@@ -96,20 +96,15 @@ def check_claims(spec: ClaimsSpec, metrics: Metrics) -> list[CheckedClaim]:
 
 def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> CheckedClaim:
     relation = _RELATIONS[claim.relation]
-    left: list[float] = []
-    right: list[list[float]] = [[] for _ in claim.right]
-    ratios: list[float] = []
-    held = 0
     seeds = spec.cells[claim.id]
-    for keys in seeds:
-        if any(key not in metrics for key in keys):
-            continue
-        ours, *others = (value_of(metrics[key], claim.metric) for key in keys)
-        left.append(ours)
-        for values, other in zip(right, others, strict=True):
-            values.append(other)
-        held += all(relation(ours, claim.factor * other) for other in others)
-        ratios += [ours / other if other else float("inf") for other in others]
+    measured = [
+        [value_of(metrics[key], claim.metric) for key in keys]
+        for keys in seeds
+        if all(key in metrics for key in keys)
+    ]
+    left, *right = zip(*measured, strict=True) if measured else [()] * (1 + len(claim.right))
+    held = sum(all(relation(ours, claim.factor * other) for other in others) for ours, *others in measured)
+    ratios = [ours / other if other else float("inf") for ours, *others in measured for other in others]
     worst = (max if claim.relation in ("<", "<=") else min)(ratios) if ratios else None
     toy = claim.id in spec.toys
     return CheckedClaim(
@@ -127,7 +122,7 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> CheckedClaim:
         right_std=[_std(values) for values in right],
         worst_ratio=rounded(worst),
         seeds=f"{held}/{len(seeds)}",
-        holds="no" if held < len(left) else "yes" if held == len(seeds) else "missing",
+        holds="no" if held < len(measured) else "yes" if held == len(seeds) else "missing",
         expected=claim.miniature if toy or spec.scale != "paper" else "holds",
         scale="toy" if toy else spec.scale,
         note=claim.note,

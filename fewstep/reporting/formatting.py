@@ -15,11 +15,13 @@ SMALL = 0.1
 SEPARATOR = "; "
 """Between the values of a list in a CSV file."""
 
-Number = Annotated[float | None, BeforeValidator(lambda text: None if text == "" else text)]
+_EMPTY_IS_NONE = BeforeValidator(lambda text: None if text == "" else text)
+_SPLIT = BeforeValidator(lambda text: text.split(SEPARATOR))
+Number = Annotated[float | None, _EMPTY_IS_NONE]
 """A number of a CSV file, or None for an empty text."""
-WholeNumber = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
-TextList = Annotated[list[str], BeforeValidator(lambda text: text.split(SEPARATOR))]
-NumberList = Annotated[list[Number], BeforeValidator(lambda text: text.split(SEPARATOR))]
+WholeNumber = Annotated[int | None, _EMPTY_IS_NONE]
+TextList = Annotated[list[str], _SPLIT]
+NumberList = Annotated[list[Number], _SPLIT]
 
 Model = TypeVar("Model")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ..config.specs import ClaimsSpec, TableSpec
@@ -52,11 +53,7 @@ def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     if spec.table.caption:
         prefix = "The paper's table: " if miniature and table.has_reported else ""
         parts.append(prefix + spec.table.caption)
-    if table.step_labels:
-        for heading, text in _blocks(spec, table):
-            parts += [f"**{heading}**", _block(table, text)]
-    else:
-        parts.append(_long(spec, table))
+    parts += _wide(spec, table) if table.step_labels else [_long(spec, table)]
     parts += [f"[{position}] {note}" for position, note in enumerate(table.notes, start=1)]
     if "cost" in table.columns:
         unit = next(row.label for row in table.rows if row.row == spec.table.unit)
@@ -78,6 +75,8 @@ def table_markdown(spec: TableSpec, table: FilledTable) -> str:
 
 
 CellText = Callable[[TableRow], str]
+Column = tuple[str, CellText]
+"""Heading, and the text of a row."""
 
 
 def _number(column: str, significant: int | None = None) -> CellText:
@@ -89,70 +88,68 @@ def _number(column: str, significant: int | None = None) -> CellText:
     return text
 
 
+def _other_numbers(spec: TableSpec, table: FilledTable, between: str) -> list[Column]:
+    """Ours under the other protocols, then the other metrics; headings are metric, ``between``, protocol."""
+    metric = metric_name(spec.table.metric, spec.scale)
+    return [(f"{metric}{between}`{name}`", _number(name)) for name in table.other_protocols] + [
+        (f"{metric_name(name, spec.scale)}{between}`{protocol}`", _number(f"ours_{name}", significant=3))
+        for name, protocol in spec.extra_metrics.items()
+    ]
+
+
 def _with_reported(row: TableRow) -> str:
     reported = "" if row.reported is None else f" ({format_number(row.reported)})"
     return ours_text(row) + reported
 
 
-def _blocks(spec: TableSpec, table: FilledTable) -> list[tuple[str, CellText]]:
-    """Heading and numbers of every block of columns, one column for each number of steps."""
+def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
+    """Tables with a column for each number of steps, one below the other, each with its heading."""
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     if spec.scale in FULL_SCALES:
-        blocks: list[tuple[str, CellText]] = [(f"{metric}: ours (reported)", _with_reported)]
+        blocks: list[Column] = [(f"{metric}: ours (reported)", _with_reported)]
     else:
         blocks = [(f"{metric}, ours", ours_text)]
         if table.has_reported:
             blocks.append((f"{full} reported by the paper, at full scale", _number("reported")))
-    blocks += [(f"{metric}, ours, protocol `{name}`", _number(name)) for name in table.other_protocols]
-    for name, protocol in spec.extra_metrics.items():
-        heading = f"{metric_name(name, spec.scale)}, ours, protocol `{protocol}`"
-        blocks.append((heading, _number(f"ours_{name}", significant=3)))
-    return blocks
-
-
-def _block(table: FilledTable, text: CellText) -> str:
-    costs = text is ours_text and "cost" in table.columns
-    head = ["Method", *(f"NFE = {label}" for label in table.step_labels), *([COST] if costs else [])]
-    body = [
-        [_label(table, rows[0]), *map(text, rows), *([_number("cost")(rows[0])] if costs else [])]
-        for rows in table.by_method()
-    ]
-    return _grouped(head, body, [rows[0].group for rows in table.by_method()])
+    blocks += _other_numbers(spec, table, ", ours, protocol ")
+    methods = table.by_method()
+    parts = []
+    for heading, text in blocks:
+        costs = [(COST, _number("cost"))] if text is ours_text and "cost" in table.columns else []
+        head = ["Method", *(f"NFE = {label}" for label in table.step_labels), *(name for name, _ in costs)]
+        body = [
+            [_label(table, rows[0]), *map(text, rows), *(cost(rows[0]) for _, cost in costs)]
+            for rows in methods
+        ]
+        parts += [f"**{heading}**", _grouped(head, body, [rows[0].group for rows in methods])]
+    return parts
 
 
 def _long(spec: TableSpec, table: FilledTable) -> str:
     """One line for each number."""
     metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     paper = spec.scale in FULL_SCALES
-    columns: list[tuple[str, CellText]] = [("NFE", lambda row: row.nfe_label)]
+    of_method: list[Column] = [("Method", lambda row: _label(table, row))]
+    if table.distinct("params"):
+        of_method.append(("#Params, reported", lambda row: row.params))
+    columns: list[Column] = [("NFE", lambda row: row.nfe_label)]
     columns += [
         (f"{metric_name(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
         for name in table.reported_metrics
     ]
     columns.append((f"{full}, reported" + ("" if paper else " at full scale"), _number("reported")))
     columns.append((f"{metric}, ours", ours_text))
-    columns += [(f"{metric}, `{name}`", _number(name)) for name in table.other_protocols]
-    columns += [
-        (f"{metric_name(name, spec.scale)}, `{protocol}`", _number(f"ours_{name}", significant=3))
-        for name, protocol in spec.extra_metrics.items()
-    ]
+    columns += _other_numbers(spec, table, ", ")
     if paper:
         columns.append(("Difference", lambda row: format_number(row.difference, signed=True)))
         columns.append(("Tolerance", lambda row: format_number(row.tolerance)))
     columns.append(("Status", lambda row: row.status))
-    head = [
-        "Method",
-        *(["#Params, reported"] if table.has_params else []),
-        *(heading for heading, _ in columns),
+    body = [
+        [text(row) if row is rows[0] else "" for _, text in of_method] + [text(row) for _, text in columns]
+        for rows in table.by_method()
+        for row in rows
     ]
-    body, groups = [], []
-    for rows in table.by_method():
-        for row in rows:
-            start = [_label(table, row), *([row.params] if table.has_params else [])]
-            start = start if row is rows[0] else [""] * len(start)
-            body.append(start + [text(row) for _, text in columns])
-            groups.append(row.group)
-    return _grouped(head, body, groups)
+    return _grouped([name for name, _ in of_method + columns], body, [row.group for row in table.rows])
 
 
 def _label(table: FilledTable, row: TableRow) -> str:
@@ -161,14 +158,12 @@ def _label(table: FilledTable, row: TableRow) -> str:
 
 def _grouped(head: list[str], body: list[list[str]], groups: list[str]) -> str:
     """A table with a line before each group of rows that has a name."""
-    lines = []
-    before = ""
-    for cells, group in zip(body, groups, strict=True):
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for cells, group, before in zip(body, groups, ["", *groups], strict=False):
         if group and group != before:
             lines.append([f"**{group}**", *[""] * (len(head) - 1)])
-        before = group
         lines.append(cells)
-    return _pipes([head, ["---", *["---:"] * (len(head) - 1)], *lines])
+    return _pipes(lines)
 
 
 def _pipes(lines: Sequence[Sequence[str]]) -> str:
@@ -178,7 +173,7 @@ def _pipes(lines: Sequence[Sequence[str]]) -> str:
 
 def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
     """The claims, holding or not."""
-    count = {verdict: sum(claim.holds == verdict for claim in claims) for verdict in ("yes", "no", "missing")}
+    count = Counter(claim.holds for claim in claims)
     parts = ["# Claims of the paper"]
     if spec.scale != "paper":
         parts.append(

@@ -41,14 +41,14 @@ def load_metrics(paths: Iterable[str | Path]) -> dict[CellKey, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class CellMetric:
-    """One metric of one cell over the seeds that were measured."""
+    """One metric of one cell over the seeds that were measured, perhaps none."""
 
     values: list[float]
     entries: list[Entry]
 
     @property
-    def mean(self) -> float:
-        return mean(self.values)
+    def mean(self) -> float | None:
+        return mean(self.values) if self.values else None
 
     @property
     def std(self) -> float | None:
@@ -63,17 +63,13 @@ class CellMetric:
     def flops_per_step(self) -> float | None:
         """Operations of a training step, the mean over seeds; None where a training did not count them."""
         found = [entry.get("model", {}).get("flops_per_step") for entry in self.entries]
-        return mean(found) if all(found) else None
+        return mean(found) if found and all(found) else None
 
 
-def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> CellMetric | None:
-    """A metric over the seeds that are there; None when none is.
-
-    Raises:
-        ValueError: a file lacks the metric, or it is not finite.
-    """
+def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> CellMetric:
+    """A metric over the seeds that are there; errors as for :func:`value_of`."""
     entries = [metrics[key] for key in keys if key in metrics]
-    return CellMetric([value_of(entry, metric) for entry in entries], entries) if entries else None
+    return CellMetric([value_of(entry, metric) for entry in entries], entries)
 
 
 def value_of(entry: Entry, metric: str) -> float:

@@ -6,7 +6,6 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .. import __version__
-from ..config.settings import Protocol
-from ..config.specs import ReportItem, ReportSpec
+from ..config.specs import ReportSpec
 from .claim_checks import read_claims
 from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
-from .rows import STATUSES, FilledTable, TableRow, read_table
+from .rows import TableRow, read_table
 
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
@@ -40,8 +38,13 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         parts: File name -> file: ``NAME.csv`` of tables, ``NAME.png`` of figures, ``claims.csv``.
         deviations: Name of a loss -> where it deviates from its paper, an item each.
     """
-    shown = [_part(spec, item, parts) for item in spec.items]
-    rows = [row for part in shown if part.table for row in part.table.rows]
+    tables, pictures = {}, {}
+    for item in spec.items:
+        if item.kind == "table" and f"{item.name}.csv" in parts:
+            tables[item.name] = read_table(parts[f"{item.name}.csv"])
+        elif item.kind != "table" and f"{item.name}.png" in parts:
+            pictures[item.name] = base64.b64encode(parts[f"{item.name}.png"].read_bytes()).decode()
+    rows = [row for table in tables.values() for row in table.rows]
     claims = read_claims(parts["claims.csv"]) if "claims.csv" in parts else []
     statuses = Counter(row.status for row in rows)
     environment = Environment(
@@ -51,47 +54,22 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {
-        "number": format_number,
-        "ours": ours_text,
-        "metric_name": metric_name,
-        "sign_texts": sign_texts,
-    }
-    environment.filters.update(filters, hint=hint, inline=inline)
+    environment.filters |= {"number": format_number, "ours": ours_text, "hint": hint, "inline": inline}
+    environment.filters |= {"metric_name": metric_name, "sign_texts": sign_texts, "in_words": in_words}
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
         miniature=spec.scale != "paper",
         warning=MINIATURE,
-        parts=shown,
+        tables=tables,
+        pictures=pictures,
         claims=claims,
         verdicts=Counter(claim.holds for claim in claims),
-        statuses=[(name, statuses[name], STATUS_TEXTS[name]) for name in STATUSES if statuses[name]],
+        statuses=[(name, statuses[name], text) for name, text in STATUS_TEXTS.items() if statuses[name]],
         agreeing=sum(row.agrees == "yes" for row in rows),
         compared=sum(row.agrees != "" for row in rows),
-        protocols={name: _protocol(entry) for name, entry in spec.protocols.items()},
-        methods=[(name, entry, deviations(entry.loss)) for name, entry in spec.methods.items()],
-        rerun=f"{spec.command} report",
+        deviations=deviations,
     )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A table or figure; neither if it was not given to the report."""
-
-    item: ReportItem
-    command: str
-    table: FilledTable | None
-    picture: str | None
-    """PNG in base64."""
-
-
-def _part(spec: ReportSpec, item: ReportItem, parts: Mapping[str, Path]) -> _Part:
-    is_table = item.kind == "table"
-    path = parts.get(f"{item.name}.csv" if is_table else f"{item.name}.png")
-    table = read_table(path) if path and is_table else None
-    picture = base64.b64encode(path.read_bytes()).decode() if path and not is_table else None
-    return _Part(item, f"{spec.command} {item.target}", table, picture)
 
 
 def hint(row: TableRow) -> str:
@@ -109,21 +87,11 @@ def hint(row: TableRow) -> str:
 
 def inline(text: str) -> Markup:
     """Escaped text in which `x` and ``x`` are code."""
-    pieces = re.split(r"``(.+?)``|`(.+?)`", text)
-    shown = [
-        escape(piece) if position % 3 == 0 else Markup("<code>{}</code>").format(piece)
-        for position, piece in enumerate(pieces)
-        if piece is not None
-    ]
-    return Markup("").join(shown)
+    return Markup(re.sub(r"``(.+?)``|`(.+?)`", r"<code>\1\2</code>", str(escape(text))))
 
 
-def _protocol(protocol: Protocol) -> dict[str, str]:
-    """The fields of a protocol in words, without those that are not set."""
-    return {key: _words(value) for key, value in protocol.model_dump(exclude_none=True).items()}
-
-
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A field of a protocol, without what is not set in it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
     return str(value)

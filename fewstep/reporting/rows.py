@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from ..config.specs import TableSpec
 from ..config.tables import Row
@@ -15,7 +15,6 @@ from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
 
 FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
-STATUSES = ("reproduced", "released weights", "miniature", "stale", "missing", "reported only")
 
 IsStale = Callable[[Entry], bool]
 
@@ -40,8 +39,6 @@ class TableRow:
     variant: str
     metric: str
     reported: Number
-    also_reported: Mapping[str, Number]
-    """Columns `reported_METRIC`."""
     ours: Number
     ours_std: Number
     seeds: str
@@ -49,8 +46,6 @@ class TableRow:
     images: str
     evaluations: str
     """Of the network, for one image."""
-    more: Mapping[str, Number]
-    """A column for each other protocol, and columns `ours_METRIC`."""
     flops_per_step: Number = None
     status: str
     difference: Number
@@ -69,10 +64,11 @@ class TableRow:
     """Of a sweep; None for a run whose loss does not have it."""
     values: NumberList = field(default_factory=list)
     """Of a sweep: the metric of every seed."""
+    more: Mapping[str, Number]
+    """Columns `reported_METRIC`, one for each other protocol, and `ours_METRIC`."""
 
     def __getitem__(self, column: str) -> object:
-        numbers = {**self.also_reported, **self.more}
-        return numbers[column] if column in numbers else getattr(self, column)
+        return self.more[column] if column in self.more else getattr(self, column)
 
 
 _FIELDS = [entry.name for entry in fields(TableRow)]
@@ -89,6 +85,10 @@ class FilledTable:
         """The rows of each row id, which differ in their number of steps."""
         return [list(group) for _, group in groupby(self.rows, key=lambda row: row.row)]
 
+    def best_first(self) -> list[list[TableRow]]:
+        """The same in the order of the first number, the lowest first; without a number last."""
+        return sorted(self.by_method(), key=lambda rows: math.inf if rows[0].ours is None else rows[0].ours)
+
     @property
     def step_labels(self) -> list[str]:
         """Numbers of steps, if all methods share the same several: each is then a column for readers."""
@@ -100,21 +100,24 @@ class FilledTable:
         return self.rows[0].metric if self.rows else ""
 
     @property
+    def _others(self) -> list[str]:
+        """The columns that are not fields of a row."""
+        return [name for name in self.columns if name not in _FIELDS]
+
+    @property
     def reported_metrics(self) -> list[str]:
         """Further metrics that the paper reports."""
-        return [name.removeprefix("reported_") for name in self.columns if name.startswith("reported_")]
+        return [name.removeprefix("reported_") for name in self._others if name.startswith("reported_")]
 
     @property
     def extra_metrics(self) -> list[str]:
         """Further metrics that were measured."""
-        columns = [name for name in self.columns if name.startswith("ours_") and name not in _FIELDS]
-        return [name.removeprefix("ours_") for name in columns]
+        return [name.removeprefix("ours_") for name in self._others if name.startswith("ours_")]
 
     @property
     def other_protocols(self) -> list[str]:
         """Protocols beside the first that some number was measured under."""
-        names = [name for name in self.columns if name not in _FIELDS]
-        names = [name for name in names if not name.startswith(("reported_", "ours_"))]
+        names = [name for name in self._others if not name.startswith(("reported_", "ours_"))]
         return [name for name in names if any(row[name] is not None for row in self.rows)]
 
     @property
@@ -125,10 +128,6 @@ class FilledTable:
     @property
     def has_reported(self) -> bool:
         return any(row.reported is not None for row in self.rows)
-
-    @property
-    def has_params(self) -> bool:
-        return any(row.params for row in self.rows)
 
     def distinct(self, column: str) -> list[str]:
         """The texts of a column that are not empty, sorted."""
@@ -141,13 +140,8 @@ class FilledTable:
 def read_table(path: str | Path) -> FilledTable:
     """Read back what :meth:`FilledTable.to_csv` wrote; errors as for :func:`parse_rows`."""
     columns, lines = read_csv(path)
-    others = [name for name in columns if name not in _FIELDS]
-    reported = [name for name in others if name.startswith("reported_")]
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        numbers = {name: line.pop(name) for name in others}
-        also_reported = {name: numbers.pop(name) for name in reported}
-        rows.append(line | {"also_reported": also_reported, "more": numbers})
+    more = [{name: line.pop(name) for name in columns if name not in _FIELDS} for line in lines]
+    rows = [line | {"more": numbers} for line, numbers in zip(lines, more, strict=True)]
     return FilledTable(columns, parse_rows(TableRow, rows, path))
 
 
@@ -171,20 +165,37 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTa
         for row in table.rows
         for column in range(len(row.steps or table.steps or []))
     ]
-    if table.unit is not None:
-        rows = _with_costs(rows, table.unit)
-    return FilledTable(_columns(spec), _ranked(rows) if table.ranked else rows)
+    unit = next((row.flops_per_step for row in rows if row.row == table.unit), None)
+    if unit:
+        rows = [
+            replace(row, cost=rounded(row.flops_per_step / unit)) if row.flops_per_step else row
+            for row in rows
+        ]
+    if not table.ranked:
+        return FilledTable(_columns(spec), rows)
+    rows = [replace(row, rank=_rank(row, rows)) for row in rows]
+    ranked = FilledTable(_columns(spec), rows).best_first()
+    return FilledTable(_columns(spec), [row for group in ranked for row in group])
+
+
+def _rank(row: TableRow, rows: Sequence[TableRow]) -> int | None:
+    """Place among the methods with this number of steps."""
+    if row.ours is None:
+        return None
+    others = [one.ours for one in rows if one.nfe_label == row.nfe_label and one.ours is not None]
+    return 1 + sum(other < row.ours for other in others)
 
 
 def _columns(spec: TableSpec) -> list[str]:
-    some = {
-        "also_reported": [f"reported_{name}" for name in _also_reported(spec)],
-        "more": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
+    after = {
+        "reported": [f"reported_{name}" for name in _also_reported(spec)],
+        "evaluations": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
     }
-    absent = set() if spec.table.ranked else {"rank"}
+    absent = {"more"} if spec.table.ranked else {"more", "rank"}
     absent |= {"flops_per_step", "cost"} if spec.table.unit is None else set()
     absent |= {"parameter", "values"} if spec.table.kind != "sweep" else set()
-    return [column for name in _FIELDS if name not in absent for column in some.get(name, [name])]
+    names = [name for name in _FIELDS if name not in absent]
+    return [column for name in names for column in [name, *after.get(name, [])]]
 
 
 def _also_reported(spec: TableSpec) -> list[str]:
@@ -200,19 +211,15 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     first = next(iter(keys), "")
     asked = keys.get(first, [])
     ours = gather(metrics, asked, table.metric)
-
-    def reported(metric: str) -> float | None:
-        numbers = row.reported.get(metric)
-        return rounded(numbers[column]) if numbers else None
+    reported = {name: rounded(numbers[column]) for name, numbers in row.reported.items()}
 
     def measured(protocol: str, metric: str) -> float | None:
-        found = gather(metrics, keys.get(protocol, []), metric)
-        return rounded(found.mean) if found else None
+        return rounded(gather(metrics, keys.get(protocol, []), metric).mean)
 
-    entries = ours.entries if ours else []
-    more = {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
+    more = {f"reported_{name}": reported.get(name) for name in _also_reported(spec)}
+    more |= {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
     more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
-    difference, tolerance, agrees = _agreement(spec, ours, reported(table.metric))
+    difference, tolerance, agrees = _agreement(spec, ours.mean, reported.get(table.metric))
     return TableRow(
         table=spec.name,
         row=row.id,
@@ -225,31 +232,30 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         method=row.method or "",
         variant=row.variant if row.method else "",
         metric=table.metric,
-        reported=reported(table.metric),
-        also_reported={f"reported_{name}": reported(name) for name in _also_reported(spec)},
-        ours=rounded(ours.mean) if ours else None,
-        ours_std=rounded(ours.std) if ours else None,
-        seeds=f"{len(ours.values) if ours else 0}/{len(asked)}" if asked else "",
-        images=ours.common("images") if ours else "",
-        evaluations=ours.common("evaluations") if ours else "",
+        reported=reported.get(table.metric),
+        ours=rounded(ours.mean),
+        ours_std=rounded(ours.std),
+        seeds=f"{len(ours.values)}/{len(asked)}" if asked else "",
+        images=ours.common("images"),
+        evaluations=ours.common("evaluations"),
         more=more,
-        flops_per_step=rounded(ours.flops_per_step) if ours and table.unit is not None else None,
+        flops_per_step=rounded(ours.flops_per_step) if table.unit is not None else None,
         status=_status(spec, row, ours, is_stale),
         difference=difference,
         tolerance=tolerance,
         agrees=agrees,
         protocol=first,
         note=row.note,
-        warnings="; ".join(dict.fromkeys(text for entry in entries for text in warnings_of(entry))),
+        warnings="; ".join(dict.fromkeys(text for entry in ours.entries for text in warnings_of(entry))),
         parameter=spec.parameters.get(row.id),
-        values=[rounded(value) for value in ours.values] if ours and table.kind == "sweep" else [],
+        values=[rounded(value) for value in ours.values] if table.kind == "sweep" else [],
     )
 
 
-def _status(spec: TableSpec, row: Row, ours: CellMetric | None, is_stale: IsStale) -> str:
+def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale) -> str:
     if row.method is None:
         return "reported only"
-    if ours is None:
+    if not ours.entries:
         return "missing"
     if any(is_stale(entry) for entry in ours.entries):
         return "stale"
@@ -261,38 +267,11 @@ def _status(spec: TableSpec, row: Row, ours: CellMetric | None, is_stale: IsStal
 
 
 def _agreement(
-    spec: TableSpec, ours: CellMetric | None, reported: float | None
+    spec: TableSpec, ours: float | None, reported: float | None
 ) -> tuple[float | None, float | None, str]:
     """Difference, tolerance, verdict; none below full scale, where the two numbers mean different things."""
     if ours is None or reported is None or spec.scale not in FULL_SCALES:
         return None, None, ""
     tolerance = max(spec.table.tolerance.absolute, spec.table.tolerance.relative * abs(reported))
-    difference = ours.mean - reported
+    difference = ours - reported
     return rounded(difference), rounded(tolerance), "yes" if abs(difference) <= tolerance + 1e-9 else "no"
-
-
-def _with_costs(rows: Sequence[TableRow], unit: str) -> list[TableRow]:
-    one = next((row.flops_per_step for row in rows if row.row == unit), None)
-    return [
-        replace(row, cost=rounded(row.flops_per_step / one)) if one and row.flops_per_step else row
-        for row in rows
-    ]
-
-
-def _ranked(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Methods in the order of their first number, the lowest first and missing ones last, with ranks."""
-    ranked = []
-    for row in rows:
-        if row.ours is not None:
-            others = [one.ours for one in rows if one.nfe_label == row.nfe_label and one.ours is not None]
-            row = replace(row, rank=1 + sum(other < row.ours for other in others))
-        ranked.append(row)
-    return [row for group in best_first(ranked) for row in group]
-
-
-def best_first(rows: Sequence[TableRow]) -> list[list[TableRow]]:
-    """The rows of each method, the lowest first number first; without a number last."""
-    groups: dict[str, list[TableRow]] = {}
-    for row in rows:
-        groups.setdefault(row.row, []).append(row)
-    return sorted(groups.values(), key=lambda group: float("inf") if group[0].ours is None else group[0].ours)

@@ -7,7 +7,7 @@ None of it changes what is computed, so none of it is in a spec. Blocks are the 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils import checkpoint as checkpointing
 
 from ..core.jvp import FORMULATIONS
 from ..core.operations import recompute_contexts
@@ -86,9 +86,16 @@ def apply_compile_and_checkpointing(
         if compile:
             block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
         if checkpoint:
-            # No objective draws random numbers inside the network.
-            options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recompute_contexts}
-            block.forward = partial(recomputed, block.forward, **options)
+            block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any) -> Any:
+    """``forward`` of the inputs, called once more in the backward, if there is one."""
+    if not torch.is_grad_enabled():  # checkpoint of torch 2.11 would refuse forward mode
+        return forward(*inputs)
+    # No objective draws random numbers inside the network.
+    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recompute_contexts}
+    return checkpointing.checkpoint(forward, *inputs, **options)
 
 
 def shard(net: nn.Module, device: torch.device, processes: int, release: bool | None = None) -> nn.Module:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,8 +22,7 @@ from ..backbones.model_file import check_tokenizer, load_compatible, load_model,
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest
-from ..config.networks import FlowNetwork
-from ..config.settings import ConstantEma
+from ..config.settings import ConstantEma, FlowNetwork
 from ..config.specs import TrainSpec
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
@@ -353,6 +352,8 @@ def start_accelerator(precision: str, folder: Path) -> Accelerator:
         del os.environ[name]
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
+        # Buffers are constants, which DistributedDataParallel would write anew before every forward.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         mixed_precision=precision,
         log_with="tensorboard",
         project_dir=str(folder),

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from test_backbones_formulations import TOLERANCES
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fewstep.core.jvp import TOLERANCES, value_and_tangent
+from fewstep.core.jvp import value_and_tangent
 from fewstep.training.parallel import full_tensor, shard
 
 

@@ -10,8 +10,24 @@ import torch
 from test_backbones_dual import FLAGS, as_pair, directions
 from torch import Tensor
 
-from fewstep.core.jvp import FORMULATIONS, TOLERANCES, value_and_tangent
+from fewstep.core.jvp import FORMULATIONS, value_and_tangent
 from fewstep.core.precision import upcast
+
+_SAME = {
+    "float64": {"value": 1e-12, "tangent": 1e-12, "gradient": 1e-12},
+    "float32": {"value": 2e-6, "tangent": 2e-5, "gradient": 2e-5},
+    "bf16": {"value": 0.03, "tangent": 0.2, "gradient": 0.2},
+}
+TOLERANCES: dict[str, dict[str, dict[str, float]]] = {
+    "fused": _SAME,
+    "split": _SAME,
+    "central": {
+        "float64": {"value": 1e-12, "tangent": 5e-3, "gradient": 5e-3},
+        "float32": {"value": 2e-6, "tangent": 6e-2, "gradient": 6e-2},
+    },
+}
+"""Largest distance from ``functorch`` in the same precision, relative to its norm, of small networks with
+large weights. In bf16 the reference is no nearer to the truth than the others, and ``central`` is useless."""
 
 
 def evaluate(net, given, formulation: str, precision: str) -> dict[str, list[Tensor]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
+from test_backbones_formulations import TOLERANCES
 from torch import Tensor, nn
 
 from fewstep.backbones import build, null_label
 from fewstep.backbones.model_file import load_compatible
 from fewstep.bench.estimate import parameters
-from fewstep.config.networks import Mlp, UNet
-from fewstep.core.jvp import TOLERANCES, value_and_tangent
+from fewstep.config.settings import Mlp, UNet
+from fewstep.core.jvp import value_and_tangent
 
 
 def mlp(**changes) -> Mlp:

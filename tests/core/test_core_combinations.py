@@ -83,7 +83,7 @@ def arranged(formulation: str, layout: str, checkpoint: bool, compiled: bool) ->
     # What AOT capture changes is tested on one process; here it would take most of the time.
     apply_compile_and_checkpointing(net, checkpoint, "eager" if compiled else "")
     if layout == "ddp":
-        return DistributedDataParallel(net)
+        return DistributedDataParallel(net, broadcast_buffers=False)
     return shard(net, torch.device("cpu"), 2) if layout == "fsdp2" else net
 
 

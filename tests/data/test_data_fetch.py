@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from fewstep.config import ConfigError
 from fewstep.config.assets import Asset, AssetFile
-from fewstep.data import download
+from fewstep.data import fetching
 from fewstep.data.asset_files import read_record
 from fewstep.data.fetching import fetch_asset
 
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(fetching, "PAUSES", (0.0, 0.0))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Server() as result:

@@ -35,7 +35,7 @@ def made(digits_record: Path, tmp_path_factory: pytest.TempPathFactory) -> Laten
     tokenizer = Tokenizer(
         kind="sd-vae",
         shape=[1, 8, 8],
-        weights=Weights(asset="vae"),
+        weights=Weights(asset="vae", file="vae.safetensors"),
         posterior="moments",
         statistics="computed",
         multiplier=0.5,

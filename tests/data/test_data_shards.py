@@ -260,7 +260,11 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     record = tmp_path / "assets/vae.json"
     fetch_asset("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
-    make = {"kind": "sd-vae", "shape": [4, 8, 8], "weights": Weights(asset="vae")}
+    make = {
+        "kind": "sd-vae",
+        "shape": [4, 8, 8],
+        "weights": Weights(asset="vae", file="diffusion_pytorch_model.safetensors"),
+    }
     mean = open_tokenizer(Tokenizer(**make), record, None)
     sample = open_tokenizer(Tokenizer(**make, posterior="sample"), record, None)
     with torch.no_grad():

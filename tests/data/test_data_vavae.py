@@ -161,7 +161,7 @@ def test_files_that_are_no_plain_tensors_are_not_opened(tmp_path: Path) -> None:
 
 def test_configurations_that_cannot_be() -> None:
     for change, message in (
-        ({"weights": Weights(asset="vae")}, "needs weights with an asset and a file"),
+        ({"weights": Weights(method="ae")}, "needs weights with an asset and a file"),
         ({"statistics": "published"}, "published and statistics_file go together"),
         ({"statistics_file": "x.pt"}, "published and statistics_file go together"),
         ({"kind": "sd-vae"}, "network is for kind: vavae"),

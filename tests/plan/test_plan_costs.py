@@ -23,13 +23,13 @@ from fewstep.plan.costs_spec import reference_bytes, shard_bytes
 SMALL = {"shape": [4, 8, 8], "classes": 10, "depth": 2, "width": 64, "heads": 2}
 
 
-def table(plan) -> dict[str, estimate.Row]:
+def table(plan) -> dict[str, estimate.Line]:
     """The row of each rule on its main device, the last one; see `jobs` for all."""
     return {row.rule: row for row in rows(plan) if row.rule != "total"}
 
 
-def rows(plan) -> list[estimate.Row]:
-    return estimate.rows(estimate.estimate(plan.spec("costs", "costs")))
+def rows(plan) -> list[estimate.Line]:
+    return estimate.with_totals(estimate.estimate(plan.spec("costs", "costs")))
 
 
 def jobs(plan) -> dict[str, int]:

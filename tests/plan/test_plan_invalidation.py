@@ -19,7 +19,7 @@ def all_specs(plan: Plan) -> dict[str, str]:
     names |= {("encode", name) for name in plan.parts.latents}
     names |= {("table", name) for name in plan.config.tables}
     for run in plan.runs.values():
-        names |= {("train", f"{run.name}/{seed}") for seed in plan.seeds(run, plan.config.claim_seeds)}
+        names |= {("train", f"{run.name}/{seed}") for seed in plan.config.claim_seeds}
     cells: list[CellKey] = [key for claim in plan.claims for keys in claim.cells for key in keys]
     for table in plan.config.tables:
         cells += plan.tables[table].all_cells

@@ -13,7 +13,7 @@ import pytest
 from configs import ROOT
 from source_files import text, tracked
 
-SUITE = ["tests/workflow", "tests/repo", "tests/methods/test_methods_folders.py"]
+SUITE = ["tests/plan", "tests/repo", "tests/methods/test_methods_folders.py"]
 SUITE += ["tests/methods/test_methods_contract.py"]
 ELSEWHERE = [
     # not about methods, and long
@@ -21,8 +21,8 @@ ELSEWHERE = [
     "tests/repo/test_repo_lint.py",
     "tests/repo/test_repo_envs.py",
     "tests/repo/test_repo_readme.py::test_snakemake_calls",
-    "tests/workflow/test_workflow_plan.py::test_everything_plans_in_every_profile",
-    "tests/workflow/test_workflow_errors.py::test_snakemake_shows_the_error_before_any_job",
+    "tests/plan/test_plan_targets.py::test_everything_plans_in_every_profile",
+    "tests/plan/test_plan_errors.py::test_snakemake_shows_the_error_before_any_job",
 ]
 
 
@@ -72,7 +72,7 @@ def test_it_is_short(blocks):
 def test_the_suite_passes_with_it(copy):
     """What concerns configuration, plan, layout, and the contract of this method and its neighbours."""
     words = [word for name in ELSEWHERE for word in ("--deselect", name)]
-    out = run(copy, "pytest", "-m", "not slow and not slurm", "-rA", *SUITE, *words)
+    out = run(copy, "pytest", "-n", "0", "-m", "not slow and not slurm", "-rA", *SUITE, *words)
     for name in ("losses_are_pure", "every_default_has_a_source", "no_key_of_a_loss_repeats_its_default"):
         assert re.search(rf"^PASSED .*{name}\[.*lsd.*\]", out, re.MULTILINE), out
 

@@ -11,7 +11,7 @@ import pytest
 from configs import ROOT, make_plan, raw_config
 from source_files import modules, text, tracked
 
-from fewstep.bench.estimate import estimate, rows
+from fewstep.bench.estimate import estimate, with_totals
 from fewstep.plan import Plan
 
 PAGES = [path for path in tracked() if path.suffix == ".md"]
@@ -77,9 +77,9 @@ def test_the_price_of_table_1(readme):
     """As results/plan.csv has it."""
     raw = raw_config()
     lines = estimate(make_plan({**raw, "targets": ["table1"]}).spec("costs", "costs"))
-    totals = [row for row in rows(lines) if row.rule == "total"]
+    totals = [row for row in with_totals(lines) if row.rule == "total"]
     (hours,) = [row.time for row in totals if row.unit == "GPU-hours"]
-    kept = sum(row.kept_bytes for row in totals) / 1e9
+    kept = sum(row.kept for row in totals) / 1e9
     told = re.search(r"about ([\d,]+) GPU-hours \(H100\) and keeps (\d+) GB", readme)
     assert [float(number.replace(",", "")) for number in told.groups()] == pytest.approx(
         [hours, kept], rel=0.03

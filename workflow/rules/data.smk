@@ -1,3 +1,20 @@
+rule spec:
+    output:
+        "<results>/specs/{stage}/{name}.json",
+    log:
+        "<logs>/spec/{stage}/{name}.log",
+    wildcard_constraints:
+        name=".+",
+        stage="[a-z]+",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        text=lambda wildcards: plan.spec_text(wildcards.stage, wildcards.name),
+    shell:
+        "{{ printf '%s\\n' {params.text:q} > {output:q}.tmp && mv {output:q}.tmp {output:q}; }} 2> {log:q}"
+
+
 # Local: compute nodes often have no network.
 rule fetch:
     input:

@@ -4,9 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...config.networks import FlowNetwork
 from ...config.objectives import ConsistencyTerms, LossParams, Problems, TimeDistribution
-from ...config.settings import Backbone, Train
+from ...config.settings import Backbone, FlowNetwork, Train
 
 
 class FACMParams(ConsistencyTerms):

@@ -1,82 +1,103 @@
-"""A metric against the number of steps, ours beside the reported values."""
+"""A metric against the number of steps, or against a parameter of the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import groupby
+from operator import itemgetter
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.pyplot import rc_context
 
 from ...config.specs import TableSpec
 from ..metrics import metric_name
-from ..rows import TableRow
+from ..rows import FilledTable, TableRow
 from . import style
-from .inputs import FigureInputs
 
 
-def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
-    """Draw one line per method on logarithmic axes.
+def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
+    """One line per method on logarithmic axes, ours and the reported values.
 
     At the paper's scale, reported values are hollow markers on dashed lines beside ours. Below it the two
     cannot share an axis, and the reported values get a panel of their own.
     """
     paper = spec.scale == "paper"
-    table = inputs.fill_table(spec)
-    with rc_context(style.SETTINGS):
-        figure, axes = style.panels(1, width=7.6) if paper else style.panels(2)
-        methods = table.by_method()
-        for index, rows in enumerate(methods):
-            _plot_ours(axes[0], rows, index)
-            _plot_reported(axes[-1], rows, index, size=10 if paper else 7)
-        titles = (
-            ["Ours and (dashed) reported"]
-            if paper
-            else ["Ours, miniature", "Reported by the paper, full scale"]
-        )
-        step_counts = sorted({row.steps for row in table.rows})
-        for axis, title in zip(axes, titles, strict=True):
-            axis.set(xscale="log", yscale="log", xlabel="Number of steps", title=title)
-            full = paper or axis is not axes[0]
-            axis.set_ylabel(metric_name(spec.table.metric, "paper" if full else spec.scale))
-            axis.margins(x=0.06, y=0.08)
-            style.plain_numbers(axis, step_counts)
-            if not axis.lines:
-                style.write_no_values(axis)
-        handles = [
-            Line2D([], [], **style.look(index), label=rows[0].label) for index, rows in enumerate(methods)
-        ]
-        if paper:
-            handles.append(
-                Line2D([], [], color="#666666", ls="--", marker="o", mfc="white", label="reported")
-            )
-        figure.legend(
-            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=min(len(handles), 6)
-        )
-        figure.tight_layout(w_pad=3)
-        style.save(figure, path)
-    return table.to_csv()
-
-
-def _plot_ours(axis: Axes, rows: Sequence[TableRow], index: int) -> None:
-    points = [(row.steps, row.ours, row.ours_std or 0.0) for row in rows if row.ours is not None]
-    if points:
-        x, y, error = zip(*points, strict=True)
+    figure, axes = style.panels(1, width=7.6) if paper else style.panels(2)
+    handles = []
+    for index, rows in enumerate(table.by_method()):
         look = style.look(index)
-        axis.errorbar(x, y, yerr=error if any(error) else None, **look, capsize=3, mec="white", mew=0.8)
+        handles.append(Line2D([], [], **look, label=rows[0].label))
+        _plot_ours(axes[0], [(row.steps, row) for row in rows], index)
+        reported = [(row.steps, row.reported) for row in rows if row.reported is not None]
+        if reported:
+            x, y = zip(*reported, strict=True)
+            size = 10 if paper else 7  # beside ours they are rings around them
+            axes[-1].plot(x, y, **look, ls=(0, (4, 2)), lw=1.3, mfc="none", mew=1.4, ms=size)
+    if paper:
+        handles.append(Line2D([], [], color="#666666", ls="--", marker="o", mfc="white", label="reported"))
+        names = [("Ours and (dashed) reported", "paper")]
+    else:
+        names = [("Ours, miniature", spec.scale), ("Reported by the paper, full scale", "paper")]
+    for axis, (title, scale) in zip(axes, names, strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="Number of steps", title=title)
+        axis.set_ylabel(metric_name(spec.table.metric, scale))
+        axis.margins(x=0.06, y=0.08)
+        style.plain_numbers(axis, sorted({row.steps for row in table.rows}))
+        if not axis.lines:
+            style.write_no_values(axis)
+    columns = min(len(handles), 6)
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=columns)
+    figure.tight_layout(w_pad=3)
+    return figure
 
 
-def _plot_reported(axis: Axes, rows: Sequence[TableRow], index: int, size: int) -> None:
-    """Hollow markers; larger than ours where both are shown, so that they are rings around ours."""
-    points = [(row.steps, row.reported) for row in rows if row.reported is not None]
-    if points:
-        axis.plot(
-            *zip(*points, strict=True),
-            **style.look(index),
-            ls=(0, (4, 2)),
-            lw=1.3,
-            mfc="none",
-            mew=1.4,
-            ms=size,
-        )
+def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
+    """Mean, standard deviation, and every seed; runs without the parameter are horizontal lines.
+
+    The axis of the metric is logarithmic unless a value is not positive.
+    """
+    shown = [row for row in table.rows if row.ours is not None]
+    swept = [(row.group, row.parameter, row) for row in shown if row.parameter is not None]
+    swept.sort(key=itemgetter(0, 1))
+    groups = [(name, [(x, row) for _, x, row in group]) for name, group in groupby(swept, key=itemgetter(0))]
+    figure, (axis,) = style.panels(1, width=7.2)
+    for index, (name, points) in enumerate(groups):
+        colour = style.look(index)["color"]
+        for x, row in points:
+            values = [value or 0.0 for value in row.values]
+            axis.scatter([x] * len(values), values, s=14, color=colour, alpha=0.4, lw=0, zorder=1)
+        _plot_ours(axis, points, index, name)
+    levels = [row for row in shown if row.parameter is None]
+    for index, row in enumerate(levels, start=len(groups)):
+        value, error, colour = row.ours or 0.0, row.ours_std or 0.0, style.look(index)["color"]
+        axis.axhline(value, color=colour, ls=(0, (5, 2)), label=row.label)
+        if error:
+            axis.axhspan(value - error, value + error, color=colour, alpha=0.15, lw=0)
+    positive = bool(shown) and min(value or 0.0 for row in shown for value in row.values) > 0
+    axis.set(
+        yscale="log" if positive else "linear",
+        xlabel=spec.table.axis or spec.table.parameter,
+        ylabel=metric_name(spec.table.metric, spec.scale),
+    )
+    axis.margins(x=0.06, y=0.08)
+    if positive:
+        style.plain_numbers(axis, sorted({x for _, x, _ in swept}))
+        axis.tick_params(axis="x", labelsize=8)  # 0.75 and 0.8 stand side by side
+    if shown:
+        axis.legend(loc="best")
+    else:
+        style.write_no_values(axis)
+    figure.tight_layout()
+    return figure
+
+
+def _plot_ours(
+    axis: Axes, points: Sequence[tuple[float, TableRow]], index: int, label: str | None = None
+) -> None:
+    """Our numbers with their standard deviations, at the given places of the horizontal axis."""
+    found = [(x, row.ours, row.ours_std or 0.0) for x, row in points if row.ours is not None]
+    if found:
+        x, y, error = zip(*found, strict=True)
+        bars = error if any(error) else None
+        axis.errorbar(x, y, bars, **style.look(index), capsize=3, mec="white", mew=0.8, label=label)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
-from .inputs import FigureInputs
 
 GAP = 4
 SMALLEST = 64
 """Side in pixels below which images are enlarged."""
 
 
-@dataclass
-class ClassImages:
-    """The images of one class that are shown."""
-
-    label: int
-    indices: list[int]
-    """Of the images in the archive."""
-    images: list[np.ndarray]
-    """(H, W, C), uint8."""
+Chosen = list[tuple[int, np.ndarray]]
+"""Index in the archive, and image (H, W, C), uint8."""
 
 
-def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[ClassImages]:
-    """The first ``columns`` images of each class, in the order of their index.
+def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[tuple[int, Chosen]]:
+    """Labels, and the first ``columns`` images of each class in the order of their index.
 
     Without ``classes``, the ten lowest classes that occur. Reading stops when all places are taken.
 
@@ -41,25 +32,24 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[Clas
     archive = open_images(path)
     if archive.dtype != np.uint8:
         raise ValueError(f"{path}: images are {archive.dtype}, not uint8")
-    found = {label: ClassImages(label, [], []) for label in classes or []}
+    found: dict[int, Chosen] = {label: [] for label in classes or []}
     first = 0
     for batch, size in enumerate(archive.sizes):
         images = archive.images(batch)
         for offset, label in enumerate(archive.labels(batch).tolist()):
-            row = found.setdefault(label, ClassImages(label, [], [])) if classes is None else found.get(label)
-            if row is not None and len(row.images) < columns:
-                row.indices.append(first + offset)
-                row.images.append(images[offset].transpose(1, 2, 0))
+            chosen = found.setdefault(label, []) if classes is None else found.get(label)
+            if chosen is not None and len(chosen) < columns:
+                chosen.append((first + offset, images[offset].transpose(1, 2, 0)))
         first += size
-        if classes is not None and all(len(row.images) == columns for row in found.values()):
+        if classes is not None and all(len(chosen) == columns for chosen in found.values()):
             break
-    rows = [found[label] for label in (sorted(found)[:10] if classes is None else classes)]
-    if not any(row.images for row in rows):
+    rows = [(label, found[label]) for label in (sorted(found)[:10] if classes is None else classes)]
+    if not any(chosen for _, chosen in rows):
         raise ValueError(f"{path}: no images of the classes {classes}")
     return rows
 
 
-def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     """Lay the images of the first file (the first seed) out on white.
 
     Small ones are enlarged by a whole factor, without smoothing.
@@ -67,29 +57,25 @@ def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
     Raises:
         ValueError: no file of images, or as for :func:`select`.
     """
-    if not inputs.images:
+    if not paths:
         raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
-    rows = select(inputs.images[0], spec.table.columns, spec.table.classes)
-    height, width = next(row.images[0].shape[:2] for row in rows if row.images)
+    rows = select(paths[0], spec.table.columns, spec.table.classes)
+    height, width = next(chosen[0][1].shape[:2] for _, chosen in rows if chosen)
     factor = max(1, -(-SMALLEST // height))
     height, width = height * factor, width * factor
     margin = max(28, height // 3)
-    columns = max(len(row.images) for row in rows)
+    columns = max(len(chosen) for _, chosen in rows)
     size = (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=max(14, min(height // 5, 28)))
-    for position, row in enumerate(rows):
+    places = []
+    for position, (label, chosen) in enumerate(rows):
         top = GAP + position * (height + GAP)
-        pen.text((margin - 10, top + height // 2), str(row.label), fill="#444444", font=font, anchor="rm")
-        for column, image in enumerate(row.images):
+        pen.text((margin - 10, top + height // 2), str(label), fill="#444444", font=font, anchor="rm")
+        for column, (index, image) in enumerate(chosen):
             colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
             tile = Image.fromarray(colour).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (margin + column * (width + GAP), top))
-    sheet.save(path, format="PNG")
-    places = [
-        {"row": position, "column": column, "label": row.label, "image": index}
-        for position, row in enumerate(rows)
-        for column, index in enumerate(row.indices)
-    ]
-    return to_csv(["row", "column", "label", "image"], places)
+            places.append({"row": position, "column": column, "label": label, "image": index})
+    return sheet, to_csv(["row", "column", "label", "image"], places)

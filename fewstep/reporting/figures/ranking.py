@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, hypot, pi, sin
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.pyplot import rc_context
-from matplotlib.transforms import Bbox, Transform
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ...config.specs import TableSpec
 from ..metrics import metric_name
-from ..rows import best_first
+from ..rows import FilledTable
 from . import style
-from .inputs import FigureInputs
 
-Side = Literal["left", "center", "right"]
-PLACES: list[tuple[int, int, Side]] = [
-    (7, -3, "left"),
-    (-7, -3, "right"),
-    (0, 7, "center"),
-    (0, -14, "center"),
-]
+Place = tuple[int, int, Literal["left", "center", "right"]]
+PLACES: list[Place] = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
 PLACES += [(7, 8, "left"), (-7, 8, "right"), (7, -14, "left"), (-7, -14, "right")]
 NEAR = len(PLACES)
 PLACES += [
@@ -35,74 +28,61 @@ PLACES += [
 NEAR a line leads to the point."""
 
 
-def draw_ranking(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
     """One line of dots for each method, named at the left, best first; a colour for each number of steps.
 
     Where the table has costs, they stand at the right.
     """
-    table = inputs.fill_table(spec)
-    methods = best_first(table.rows)
-    with rc_context(style.SETTINGS):
-        figure, (axis,) = style.panels(1, width=7.6, height=1.3 + 0.31 * len(methods))
-        for place, rows in enumerate(methods):
-            found = [row.ours for row in rows if row.ours is not None]
-            if found:
-                axis.plot([min(found), max(found)], [place, place], color="#cccccc", lw=1.4, zorder=1)
-        step_labels = list(dict.fromkeys(row.nfe_label for row in table.rows))
-        for index, label in enumerate(step_labels):
-            points = [
-                (row.ours, place)
-                for place, rows in enumerate(methods)
-                for row in rows
-                if row.nfe_label == label and row.ours is not None
-            ]
-            look = style.look(index)
-            x, y = zip(*points, strict=True) if points else ((), ())
-            axis.scatter(x, y, c=look["color"], marker=look["marker"], s=38, label=f"{label} NFE", zorder=2)
-        axis.set_xlabel(metric_name(spec.table.metric, spec.scale))
-        axis.set_yticks(range(len(methods)), [rows[0].label for rows in methods])
-        axis.set_ylim(len(methods) - 0.4, -0.6)
-        axis.grid(axis="y", visible=False)
-        _logarithmic(axis, any(row.ours is not None for row in table.rows))
-        _write_costs(axis, [rows[0].cost for rows in methods])
-        axis.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.85 / (0.31 * len(methods))), ncols=len(step_labels)
-        )
-        style.save(figure, path)
-    return table.to_csv()
+    methods = table.best_first()
+    figure, (axis,) = style.panels(1, width=7.6, height=1.3 + 0.31 * len(methods))
+    for place, rows in enumerate(methods):
+        found = [row.ours for row in rows if row.ours is not None]
+        if found:
+            axis.plot([min(found), max(found)], [place, place], color="#cccccc", lw=1.4, zorder=1)
+    step_labels = list(dict.fromkeys(row.nfe_label for row in table.rows))
+    for index, label in enumerate(step_labels):
+        points = [
+            (row.ours, place)
+            for place, rows in enumerate(methods)
+            for row in rows
+            if row.nfe_label == label and row.ours is not None
+        ]
+        look = style.look(index)
+        x, y = zip(*points, strict=True) if points else ((), ())
+        axis.scatter(x, y, c=look["color"], marker=look["marker"], s=38, label=f"{label} NFE", zorder=2)
+    axis.set_xlabel(metric_name(spec.table.metric, spec.scale))
+    axis.set_yticks(range(len(methods)), [rows[0].label for rows in methods])
+    axis.set_ylim(len(methods) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    _logarithmic(axis, any(row.ours is not None for row in table.rows))
+    costs = [(place, rows[0].cost) for place, rows in enumerate(methods) if rows[0].cost is not None]
+    beside: dict[str, Any] = {"ha": "right", "color": "#555555"}
+    if costs:
+        axis.text(1.09, 1.0, "cost of\na step", transform=axis.transAxes, va="bottom", **beside)
+    for place, cost in costs:
+        axis.text(1.09, place, f"{cost:.2f}", transform=axis.get_yaxis_transform(), va="center", **beside)
+    axis.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.85 / (0.31 * len(methods))), ncols=len(step_labels)
+    )
+    return figure
 
 
-def _write_costs(axis: Axes, costs: Sequence[float | None]) -> None:
-    def write(place: float, text: str, transform: Transform, up: str) -> None:
-        axis.text(1.09, place, text, transform=transform, ha="right", va=up, color="#555555")
-
-    shown = [(place, cost) for place, cost in enumerate(costs) if cost is not None]
-    if shown:
-        write(1.0, "cost of\na step", axis.transAxes, "bottom")
-    for place, cost in shown:
-        write(place, f"{cost:.2f}", axis.get_yaxis_transform(), "center")
-
-
-def draw_price(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
     """The metric of each method's first number against the cost of its training step, both logarithmic."""
-    table = inputs.fill_table(spec)
-    first = [rows[0] for rows in best_first(table.rows)]
+    first = [rows[0] for rows in table.best_first()]
     points = [
         (row.cost, row.ours, row.label) for row in first if row.cost is not None and row.ours is not None
     ]
     unit = next(row.label for row in table.rows if row.row == spec.table.unit)
-    with rc_context(style.SETTINGS):
-        figure, (axis,) = style.panels(1, width=8.4, height=6.4)
-        axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=34, zorder=2)
-        axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
-        steps = first[0].nfe_label
-        axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {steps} NFE")
-        axis.margins(x=0.14, y=0.12)
-        _logarithmic(axis, bool(points), both=True)
-        figure.tight_layout()
-        _label(axis, points)
-        style.save(figure, path)
-    return table.to_csv()
+    figure, (axis,) = style.panels(1, width=8.4, height=6.4)
+    axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=34, zorder=2)
+    axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
+    axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {first[0].nfe_label} NFE")
+    axis.margins(x=0.14, y=0.12)
+    _logarithmic(axis, bool(points), both=True)
+    figure.tight_layout()
+    _label(axis, points)
+    return figure
 
 
 def _logarithmic(axis: Axes, filled: bool, both: bool = False) -> None:
@@ -138,7 +118,7 @@ def _label(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             axis.annotate("", (x, y), (across, up + 3), textcoords="offset points", arrowprops=line, zorder=1)
 
 
-def _burden(bare: Bbox, place: tuple[int, int, Side], taken: Sequence[Bbox], axis: Axes) -> float:
+def _burden(bare: Bbox, place: Place, taken: Sequence[Bbox], axis: Axes) -> float:
     """How bad a place is for a name, in covered square pixels; ``bare`` is its box at the point."""
     across, up, side = place
     pixels = axis.figure.dpi / 72

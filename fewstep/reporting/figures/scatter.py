@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.pyplot import rc_context
+from matplotlib.figure import Figure
 
 from ...common.array_files import open_npz
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
 from . import style
-from .inputs import FigureInputs
 
 SHOWN = 2_000
 """Points in a panel: the first ones."""
@@ -21,12 +20,9 @@ MARGIN = 0.25
 """Room around the real points, in their extent."""
 REAL = "data"
 
-PointsOfRows = Mapping[str, np.ndarray]
-"""Row id -> points (n, 2); the real ones under `data`."""
 
-
-def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> PointsOfRows:
-    """The points that are drawn.
+def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> dict[str, np.ndarray]:
+    """The points that are drawn: row id -> points (n, 2); the real ones first, under `data`.
 
     Raises:
         ValueError: another number of files than rows, or samples that are not points of the plane.
@@ -34,7 +30,11 @@ def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> PointsOfRow
     rows = [row for row, _ in spec.ordered_runs]
     if len(paths) != len(rows):
         raise ValueError(f"{spec.name}: {len(paths)} --images for the rows {rows}; give one for each")
-    found = {REAL: _real(reference)}
+    with open_npz(reference) as content:
+        real = content["features"] if "features" in content else np.empty((0, 0))
+    if real.ndim != 2 or real.shape[1] != 2:
+        raise ValueError(f"{reference}: holds no points of the plane (features {real.shape})")
+    found = {REAL: real[:SHOWN]}
     for row, path in zip(rows, paths, strict=True):
         archive = open_images(path)
         if archive.dtype != np.float32 or archive.shape != (2, 1, 1):
@@ -45,62 +45,38 @@ def read(spec: TableSpec, paths: Sequence[Path], reference: Path) -> PointsOfRow
     return found
 
 
-def _real(path: Path) -> np.ndarray:
-    with open_npz(path) as content:
-        points = content["features"] if "features" in content else np.empty((0, 0))
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{path}: holds no points of the plane (features {points.shape})")
-    return points[:SHOWN]
-
-
-def draw(spec: TableSpec, inputs: FigureInputs, path: Path) -> str:
+def draw(spec: TableSpec, paths: Sequence[Path], reference: Path | None) -> tuple[Figure, str]:
     """Panels with equal axes, four in a row; each says the share of points outside of it.
 
     Raises:
         ValueError: no reference, or as for :func:`read`.
     """
-    if inputs.reference is None:
+    if reference is None:
         raise ValueError(f"{spec.name}: kind scatter needs --reference, the real points")
-    points = read(spec, inputs.images, inputs.reference)
+    points = read(spec, paths, reference)
     labels = {row.id: row.label for row in spec.table.rows}
     real = points[REAL]
     low, high = real.min(0), real.max(0)
     room = MARGIN * (high - low)
     low, high = low - room, high + room
-    with rc_context(style.SETTINGS):
-        figure, axes = style.panels(len(points), width=2.9, height=2.9, columns=4)
-        for axis, (row, values) in zip(axes, points.items(), strict=True):
-            axis.scatter(real[:, 0], real[:, 1], s=2.0, color="#b0b0b0", lw=0, rasterized=True)
-            if row != REAL:
-                axis.scatter(
-                    values[:, 0],
-                    values[:, 1],
-                    s=2.5,
-                    color=style.COLOURS[0],
-                    alpha=0.6,
-                    lw=0,
-                    rasterized=True,
-                )
-            outside = float(((values < low) | (values > high)).any(1).mean())
-            if outside:
-                axis.text(
-                    0.98, 0.02, f"{outside:.1%} outside", transform=axis.transAxes, ha="right", fontsize=8
-                )
-            axis.set(
-                title=labels.get(row, "Data"),
-                xlim=(low[0], high[0]),
-                ylim=(low[1], high[1]),
-                xticks=[],
-                yticks=[],
-                aspect="equal",
-            )
-            axis.grid(visible=False)
-            axis.spines[:].set(visible=True, color="#d8d8d8")
-        figure.tight_layout(h_pad=2.5)
-        style.save(figure, path)
+    figure, axes = style.panels(len(points), width=2.9, height=2.9, columns=4)
+    for axis, (row, values) in zip(axes, points.items(), strict=True):
+        axis.scatter(real[:, 0], real[:, 1], s=2.0, color="#b0b0b0", lw=0, rasterized=True)
+        if row != REAL:
+            x, y = values.T
+            axis.scatter(x, y, s=2.5, color=style.COLOURS[0], alpha=0.6, lw=0, rasterized=True)
+        outside = float(((values < low) | (values > high)).any(1).mean())
+        if outside:
+            text = f"{outside:.1%} outside"
+            axis.text(0.98, 0.02, text, transform=axis.transAxes, ha="right", fontsize=8)
+        axis.set(title=labels.get(row, "Data"), xticks=[], yticks=[], aspect="equal")
+        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axis.grid(visible=False)
+        axis.spines[:].set(visible=True, color="#d8d8d8")
+    figure.tight_layout(h_pad=2.5)
     places = [
         {"row": row, "index": index, "x": f"{x:.5g}", "y": f"{y:.5g}"}
         for row, values in points.items()
         for index, (x, y) in enumerate(values.tolist())
     ]
-    return to_csv(["row", "index", "x", "y"], places)
+    return figure, to_csv(["row", "index", "x", "y"], places)

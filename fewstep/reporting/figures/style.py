@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -38,6 +34,7 @@ SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 6.5,
 }
+"""Of matplotlib, while a figure is drawn and saved."""
 
 
 def panels(
@@ -46,11 +43,11 @@ def panels(
     """A figure with ``count`` panels, ``columns`` of them (or all) side by side; sizes of one in inches."""
     columns = columns or count
     rows = -(-count // columns)
-    with plt.rc_context(SETTINGS):
-        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    for unused in axes.flat[count:]:
+    figure = Figure(figsize=(width * columns, height * rows))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[count:]:
         unused.set_axis_off()
-    return figure, list(axes.flat[:count])
+    return figure, axes[:count]
 
 
 def look(index: int) -> dict[str, Any]:
@@ -62,35 +59,29 @@ def write_no_values(axis: Axes) -> None:
     axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", color="#888888")
 
 
-def _plain() -> FuncFormatter:
-    return FuncFormatter(lambda value, _: f"{value:g}")
-
-
 def plain_numbers(axis: Axes, x: Sequence[float] = ()) -> None:
     """On a vertical logarithmic axis write 0.5, 2 and 100 instead of powers of ten; put ticks at ``x``."""
     low, high = axis.get_ylim()
     decades = max(high, 1e-12) / max(low, 1e-12)
-    steps = (1.0, 2.0, 5.0) if decades < 1000 else (1.0,)
-    axis.yaxis.set_major_locator(LogLocator(subs=steps))
-    axis.yaxis.set_major_formatter(_plain())
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    _ticks_at(axis.yaxis, (1.0, 2.0, 5.0) if decades < 1000 else (1.0,))
     if x:
         axis.xaxis.set_major_locator(FixedLocator(x))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(_plain())
+        axis.xaxis.set_major_formatter("{x:g}")
 
 
 def plain_x(axis: Axes) -> None:
     """The same on a horizontal logarithmic axis, with ticks at 1, 1.5, 2, 3, 5 and 7 of each power."""
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axis.xaxis.set_major_formatter(_plain())
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    _ticks_at(axis.xaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+
+
+def _ticks_at(axis: Axis, multiples: Sequence[float]) -> None:
+    """Ticks at these multiples of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=multiples))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> None:
     """Save as PNG at 160 dots per inch, without the date, so that equal data give equal files."""
-    with plt.rc_context(SETTINGS):
-        figure.savefig(
-            path, dpi=160, bbox_inches="tight", facecolor="white", metadata={"Software": "fewstep"}
-        )
-    plt.close(figure)
+    figure.savefig(path, dpi=160, bbox_inches="tight", facecolor="white", metadata={"Software": "fewstep"})
