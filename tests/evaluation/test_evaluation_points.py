@@ -112,7 +112,9 @@ PIXELS = {
             }
         },
     },
-    "methods": {"meanflow-cifar10": {"train": {"global_batch_size": 8, "optimizer": {"warmup": 1}}}},
+    "methods": {
+        "meanflow-cifar10": {"train": {"steps": 3, "global_batch_size": 8, "optimizer": {"warmup": 1}}}
+    },
 }
 
 
