@@ -44,4 +44,4 @@ def test_the_command_on_several_nodes(tmp_path: Path):
     shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     launched = re.findall(r"-m fewstep.launch (.*?) --lock (\S+)", shown)
     model = "results/demo/decm/base/0/model.safetensors.lock"
-    assert ("--nodes 2 --gpus 0 --gres 'gpu:4' --threads 32", model) in launched
+    assert ("--nodes 2 --gpus 0 --gres=gpu:4 --threads 32", model) in launched

@@ -14,7 +14,7 @@ from configs import make_plan, raw_config
 
 from fewstep.bench import meters, train_step
 from fewstep.bench.__main__ import BENCHMARKS, main
-from fewstep.config import ConfigError, dump
+from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge
 from fewstep.config.rates import Blocks, Formulation
 from fewstep.config.specs import BenchSpec
@@ -151,9 +151,10 @@ def test_words_of_the_configuration_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("preset", [None, "demo", "small"])
-def test_the_spec_is_of_the_methods_asked_for(preset):
+def test_the_spec_is_of_the_methods_asked_for(preset, tmp_path):
     plan = make_plan(raw_config(preset))
-    spec = BenchSpec.model_validate_json(plan.spec_text("bench", "bench"))
+    (tmp_path / "bench.json").write_text(plan.spec_text("bench", "bench"))
+    spec = read_spec(BenchSpec, tmp_path / "bench.json")
     run = plan.run("facm")
     assert spec.backbone == run.backbone and spec.losses["facm"] == run.loss
     assert spec.teacher is not None and not spec.teacher.target_time

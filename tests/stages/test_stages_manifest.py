@@ -26,6 +26,7 @@ def change(manifest: Path, key: str, value: object) -> None:
         inner = inner[part]
     assert inner[last] != value
     inner[last] = value
+    content.pop("digest", None)  # a change that means to be one
     manifest.write_text(json.dumps(content))
 
 
