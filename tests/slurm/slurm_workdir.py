@@ -151,7 +151,7 @@ class Workdir:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 if b"fewstep.train" in words[1:4] and (process / "cwd").readlink() == self.folder:
                     status = dict(re.findall(r"(\w+):\s+(\w+)", (process / "status").read_text()))
-                    if int(status["SigCgt"], 16) & 1 << signal.SIGTERM - 1:
+                    if int(status["SigCgt"], 16) & 1 << signal.SIGUSR1 - 1:
                         found.append(int(process.name))
             except OSError:
                 continue
