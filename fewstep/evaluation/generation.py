@@ -58,7 +58,8 @@ def generate_images(
     net, model_card = load_network(model, spec.backbone)
     net = net.to(device)
     normalisation = read_normalisation(spec, manifest, weights)
-    check_tokenizer(model_card, spec.latents.tokenizer, model, weights_digest(weights))
+    tokenizer_digest = weights_digest(weights)
+    check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device)
     labels = image_labels(spec)
     unlabelled = null_label(spec.backbone)
@@ -82,7 +83,7 @@ def generate_images(
     owner = {
         "spec": digest(spec),
         "model": model_card["sha256"],
-        "tokenizer": weights_digest(weights),
+        "tokenizer": tokenizer_digest,
         "normalisation": normalisation.model_dump(),
         "code": score_digest(spec.backbone.kind),
     }
