@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..backbones import build
-from ..backbones.model_file import check_tokenizer, load_compatible, load_model, load_network, save_model
+from ..backbones.model_file import check_tokenizer, load_compatible, load_network, save_model
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest
@@ -129,10 +129,9 @@ class Trainer:
 
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
         """The frozen teacher; ``net`` starts with those of its weights that both have."""
-        tensors, card = load_model(path)
-        load_compatible(net, tensors, str(path))
+        teacher, card = load_network(path)
+        load_compatible(net, teacher.state_dict(), str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
-        teacher = load_network(path)[0]
         # Guidance makes its batches vary.
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks, dynamic=None)
         return parallel.freeze(self.accelerator, teacher)
