@@ -7,6 +7,7 @@ work, the optimizer and the moving averages are left out.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -57,8 +58,9 @@ _OURS = {
     "_scaled_dot_product_attention_math_for_mps": attention,
 }
 """Rules for operators that some releases of torch do not count."""
-# Ours come last, so that a later release with another rule does not change a count.
-_RULES = dict(flop_registry) | {getattr(torch.ops.aten, name): rule for name, rule in _OURS.items()}
+# Ours come first, so that a later release with another rule does not change a count. Operators that are
+# registered later, as that of attention_kernel.py, count too.
+_RULES = ChainMap({getattr(torch.ops.aten, name): rule for name, rule in _OURS.items()}, flop_registry)
 _ATTENTION = ("attention", "attn", "sdpa")
 
 
