@@ -364,14 +364,14 @@ def attention(
             for row in range(0, tokens, rows):
                 cut = slice(None), slice(row, row + rows)
                 added = mask[0][cut] if mask else None
-                out[cut] = _attention_slice(o[cut], q[cut], dq[cut], k, dk, v, dv, added, scale)
+                out[cut] = attention_slice(added, scale, o[cut], q[cut], dq[cut], k, dk, v, dv)
         if not single:
             found = part[0]
     return found.view(y.shape)
 
 
-def _attention_slice(
-    o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, mask: Any, scale: float
+def attention_slice(
+    mask: Any, scale: float, o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor
 ) -> Tensor:
     """The rule of `attention` on some rows (heads, n, E) of o, q and dq, and all keys of these heads."""
     start, beta = (q.new_zeros(()), 0) if mask is None else (mask, 1)
