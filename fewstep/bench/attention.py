@@ -3,10 +3,10 @@
     python -m fewstep.bench attention [--large] [--batch 16] [--rules sliced kernel] [--out x.csv]
 
 ``value`` has no tangent: the least that the others can take. ``at once`` is the rule of core/dual.py on all
-scores, ``compiled`` the same by inductor, ``sliced`` the rule as it is used, ``kernel`` the Triton kernel of
-core/attention_kernel.py at any size (on a CPU with TRITON_INTERPRET=1, where its time says nothing), and
-``jvp-flash-attention`` the package of that name, where it is installed. Errors are those of the first sample
-relative to float64. A case that fails says why in its row.
+scores, ``compiled`` the same by inductor, ``sliced`` the rule as it is used. ``kernel`` is the Triton kernel
+of core/attention_kernel.py at any size, which a training uses with --attention-kernel; on a CPU it wants
+TRITON_INTERPRET=1, and its time says nothing. ``jvp-flash-attention`` is the package of that name, where it
+is installed. Errors are those of the first sample relative to float64. A case that fails says why in its row.
 
 With ``--large``: 256 and 1,024 tokens in 16 heads of 72 channels (LightningDiT-XL), and 333 tokens of text
 with 1,024 of an image in 24 heads of 64 (Stable Diffusion 3), in bfloat16.

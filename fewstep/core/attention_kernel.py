@@ -14,6 +14,10 @@ holds both. The value o comes from PyTorch's own attention, which has its graph;
 
 The inputs are float32, bfloat16 or float16, the sums float32. Triton's blocks are powers of two: the channels
 of a head are cut into the largest power of two and the rest, so that 72 are computed as 64 + 16, not as 128.
+
+Errors of o' relative to float64, of normally distributed inputs: float32 4e-7, float16 3e-4 in Triton's
+interpreter; bfloat16 2.4e-3 by the same steps in PyTorch, where dual.py's rule has 5e-3. (The interpreter
+has 6e-3, because it cuts off what does not fit into bfloat16; a GPU rounds to nearest.)
 """
 
 from __future__ import annotations
@@ -61,9 +65,9 @@ def attention_tangent(
     An operator of PyTorch, so that compilers and counters of operations take it as one.
 
     Args:
-        q, dq: queries and their tangents (B, heads, L, E), as all others in a dtype of DTYPES or cast to it.
+        q, dq: queries and their tangents (B, heads, L, E), E in CHANNELS.
         k, dk, v, dv: keys and values (B, heads, S, E), with their tangents.
-        o: the attention (B, heads, L, E), whose dtype the products have.
+        o: the attention (B, heads, L, E) in one of DTYPES, to which the others are cast.
 
     Returns:
         (B, heads, L, E) in the dtype of ``o``, with heads next to channels in memory.

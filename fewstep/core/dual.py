@@ -307,16 +307,22 @@ _kernel: ModuleType | None = None
 def use_attention_kernel(use: bool = True) -> None:
     """Whether tangents of long attention on CUDA are one Triton kernel's in this process; by default not.
 
-    Which attention that is says ``applies`` in attention_kernel.py. The switch belongs to the process
-    because a block that is recomputed in the backward must do as in the forward.
+    Which attention that is says ``applies`` in attention_kernel.py; a training asks for it with
+    ``--attention-kernel``. The switch belongs to the process because a block that is recomputed in the
+    backward must do as in the forward.
 
     Raises:
-        ImportError: Triton, which comes with PyTorch for CUDA, is missing.
+        ValueError: Triton is missing.
     """
     global _kernel
     _kernel = None
     if use:
-        from . import attention_kernel as _kernel
+        try:
+            from . import attention_kernel as _kernel
+        except ImportError as error:
+            raise ValueError(
+                f"the kernel of attention needs Triton, which comes with PyTorch for CUDA: {error}"
+            ) from None
 
 
 def attention(
