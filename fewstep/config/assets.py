@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .base import Strict
+from .base import Count, Strict
 
 
 class AssetFile(Strict):
@@ -14,16 +14,16 @@ class AssetFile(Strict):
 
     name: str = Field(description="path inside the repository, or the name to store a URL under")
     urls: list[str] = Field(default=[], description="mirrors, tried in order (kind: http)")
-    bytes: int | None = Field(default=None, gt=0)
+    bytes: Count | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class Moons(Strict):
     """A draw of scikit-learn's two interleaved half circles of radius 1."""
 
-    points: int = Field(gt=1)
+    points: Count = Field(gt=1)
     noise: float = Field(ge=0, description="standard deviation added to both coordinates")
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=1 << 32)
 
 
 class Asset(Strict):

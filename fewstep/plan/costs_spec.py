@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..config.rates import Device
-from ..config.settings import Backbone, Latents, Protocol, Tokenizer, Weights
+from ..config.settings import PUBLISHED_IMAGES, Backbone, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
 from .jobs import Job
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 512
 """Of a tar; every member has a header of one block and content in whole blocks."""
 NPY_HEADER = 128
-ADM_IMAGES = 10_000
-"""Images in a published reference, as in ADM's."""
+
 RULES = {"report": "report_page"}
 """Stage -> rule, where they have two names."""
 
@@ -148,7 +147,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
 
 def _reference(plan: Plan, job: Job) -> CostLine:
     protocol = plan.parts.protocols[job.key["protocol"]]
-    images, coordinates = ADM_IMAGES, None
+    images, coordinates = PUBLISHED_IMAGES, None
     if protocol.reference_latents is not None:
         latents = plan.parts.latents[protocol.reference_latents]
         images = plan.parts.datasets[latents.dataset].images
