@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from .sources import SOMEWHERE
+
 NAME = r"^(?:[A-Za-z_][A-Za-z0-9._-]*|[0-9]+[A-Za-z._-][A-Za-z0-9._-]*)$"
 """Names become folders, words of commands and keys of JSON, where a number alone would be read as one."""
 NAME_RULE = "is not a name: use letters, digits, '.', '_' and '-', a letter or digit first, not digits alone"
@@ -146,8 +148,8 @@ def _explain(error: ValidationError, model: type[BaseModel], raw: Any, file: str
             if all(wanted):
                 near = nearest(given, ", ".join(wanted).split(", "), "")
                 told = [f"must be {' or '.join(dict.fromkeys(wanted))}, not {shown(given)}{near}"]
-            if items[0]["type"] == "list_type" and isinstance(given, str):
-                told = [f"{told[0]}; write [{given}]"]
+        if items[0]["type"] == "list_type" and isinstance(given := items[0]["input"], int | str):
+            told = [f"{told[0]}; write [{given}]"]
         yield f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(told))}"
 
 
@@ -166,6 +168,7 @@ _WANTED = {
     "model_type": "a mapping",
     "multiple_of": "a multiple of {multiple_of}",
     "none_required": "null",
+    "string_too_short": "text that is not empty",
     "string_type": "text",
     "too_long": "of {max_length} entries, not {actual_length}",
     "too_short": "of {min_length} or more entries, not {actual_length}",
@@ -218,6 +221,12 @@ def _collection(value: Any) -> bool:
     return isinstance(value, Mapping | list)
 
 
+def plain(key: Any) -> str:
+    """A key as a message shows it, on one line."""
+    text = str(key)
+    return text if text.isprintable() else repr(text)
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: as YAML writes it, and short."""
     if _collection(value):
@@ -258,15 +267,15 @@ def _keys(item: Any, raw: Any) -> Iterable[str]:
         if inside:
             raw = raw[part]
         if inside or (absent and number == len(location) - 1):
-            yield str(raw["id"] if entry and isinstance(raw, Mapping) and "id" in raw else part)
+            yield plain(raw["id"] if entry and isinstance(raw, Mapping) and "id" in raw else part)
 
 
 def _is_number(value: Any) -> bool:
+    """Whether a value is text that reads as a number."""
     try:
-        float(value)
-    except (TypeError, ValueError):
+        return isinstance(value, str) and float(value) is not None
+    except ValueError:
         return False
-    return isinstance(value, str)
 
 
 class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -393,6 +402,9 @@ def layers(
         if preset in found:
             mistakes.add(f"{preset}: based_on: goes in a circle: {' <- '.join([*found, preset])}")
             break
+        if not (repository / preset).is_file():
+            mistakes.add(f"{SOMEWHERE}: based_on: there is no file {preset!r} in {repository.resolve()}")
+            break
         found[preset] = read_yaml(repository / preset, preset, mistakes)
         preset = found[preset].get("based_on")
     root = "config/config.yaml"
@@ -442,7 +454,7 @@ def require_known(name: Any, names: Iterable[str], file: str, key: str) -> None:
     """Raise a ConfigError unless ``name`` is one of ``names``, proposing the nearest."""
     names = list(names)
     if name not in names:
-        raise ConfigError(f"{file}: {key}: unknown name {shown(name)}{nearest(name, names)}")
+        raise ConfigError(f"{file}: {plain(key)}: unknown name {shown(name)}{nearest(name, names)}")
 
 
 def dump(spec: Strict) -> str:

@@ -59,13 +59,16 @@ OTHER_TARGETS = ("claims", "report", "plan", "bench")
 """Stems of files below <results> that are no tables."""
 
 
+FileName = Annotated[str, Field(min_length=1)]
+
+
 class Files(Strict):
-    assets: str
-    settings: str
-    methods: str = Field(description="folder; its files together name every method once")
-    tables: str = Field(description="folder with one file per table or figure")
-    claims: str
-    costs: str
+    assets: FileName
+    settings: FileName
+    methods: FileName = Field(description="folder; its files together name every method once")
+    tables: FileName = Field(description="folder with one file per table or figure")
+    claims: FileName
+    costs: FileName
 
 
 class Root(Strict):
@@ -209,6 +212,10 @@ class _Reader:
             self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
             raise
+        for key, path in root.files.model_dump().items():
+            if not os.path.lexists(self.base / path):
+                self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {path!r} in {self.base.resolve()}")
+        self.mistakes.refuse()
         over = root.overrides
         for name in over:
             self._known(name, SECTIONS, SOMEWHERE, f"overrides.{name}")

@@ -60,7 +60,7 @@ def _reach(content: Any, key: str) -> tuple[int, Any]:
     entries = content
     if isinstance(content, list):
         entries = {
-            entry.get("id", number) if isinstance(entry, Mapping) else number: entry
+            str(entry.get("id", number) if isinstance(entry, Mapping) else number): entry
             for number, entry in enumerate(content)
         }
     best: tuple[int, Any] = (0, content)

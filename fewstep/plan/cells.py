@@ -138,7 +138,7 @@ class Resolver:
             return None
         with self.mistakes.caught():
             protocol = shared_protocol(runs, where)
-            self._require_metric(claim.metric, [protocol], where)
+            self._require_metric(claim.metric, [protocol], f"{where}.metric")
             asked = {"first": self.config.root.seeds, "all": self.config.claim_seeds}
             wanted = claim.seeds if isinstance(claim.seeds, list) else asked[claim.seeds]
             single = [self.single(run) for run in runs]
@@ -185,7 +185,7 @@ class Resolver:
             entry = self.config.parts.protocols[name]
             if metric not in entry.metrics:
                 raise ConfigError(
-                    f"{where}.metric: protocol {name!r} computes {', '.join(entry.metrics)}, not {metric!r}; "
+                    f"{where}: protocol {name!r} computes {', '.join(entry.metrics)}, not {metric!r}; "
                     "choose one of these, or add it to the protocol's metrics"
                 )
 
@@ -197,7 +197,7 @@ class Resolver:
             if found.table.kind not in PICTURES:
                 for run in found.runs.values():
                     with self.mistakes.caught():
-                        self._require_metric(metric, run.recipe.protocols, f"{where}")
+                        self._require_metric(metric, run.recipe.protocols, file)
             return
         losses = {run.loss.name for run in found.runs.values()}
         if found.runs and metric not in LOGGED and not any(logs(loss, metric) for loss in losses):

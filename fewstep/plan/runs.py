@@ -183,11 +183,18 @@ def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
             return
         line.append(runs[f"{name}/{BASE}"])
     teacher = line[1].loss if len(line) > 1 else None
-    problems = [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
+    base = runs[f"{run.method}/{BASE}"]
+    told = [] if run is base else _problems(base, teacher)
+    problems = [problem for problem in _problems(run, teacher) if problem not in told]
     if problems:
         where = f"{run.place}.loss"
         lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(lines))
+
+
+def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:
+    """What is wrong with a run's loss, by key."""
+    return [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
 
 
 def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
