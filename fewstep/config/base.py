@@ -336,7 +336,8 @@ def _load_yaml(content: bytes) -> tuple[Any, list[str]]:
         return None, [f"line {line}: {'a tab; indent with spaces' if tab else error.problem}"]
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        return None, [f"line {line}: the character {error.character!r} may not stand in YAML; remove it"]
+        found = error.character if isinstance(error.character, str) else chr(error.character)
+        return None, [f"line {line}: the character {found!r} may not stand in YAML; remove it"]
     except RecursionError:
         return None, ["mappings and lists are nested too deeply, or contain themselves"]
     except (ValueError, yaml.YAMLError) as error:  # such as a month of 40 days

@@ -212,10 +212,13 @@ class _Reader:
             self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
             raise
-        for key, path in root.files.model_dump().items():
-            if not os.path.lexists(self.base / path):
-                self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {path!r} in {self.base.resolve()}")
-        self.mistakes.refuse()
+        absent = {
+            key: path for key, path in root.files.model_dump().items() if not (self.base / path).exists()
+        }
+        for key, path in absent.items():
+            self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {path!r} in {self.base.resolve()}")
+        if absent:
+            self.mistakes.refuse()
         over = root.overrides
         for name in over:
             self._known(name, SECTIONS, SOMEWHERE, f"overrides.{name}")

@@ -201,7 +201,7 @@ class Plan:
     def constraints(self) -> dict[str, str]:
         """Wildcard -> regular expression that matches its values and nothing else."""
         found = {wildcard: paths.alternatives(values) for wildcard, values in self.names.items()}
-        return {**found, "seed": r"0|[1-9]\d*", "steps": r"[1-9]\d*", "shard": r"\d{5}"}
+        return {**found, "seed": r"0|[1-9]\d{0,17}", "steps": r"[1-9]\d*", "shard": r"\d{5}"}
 
     def runs_pattern(self, adopted: bool) -> str:
         return paths.alternatives(name for name, run in self.runs.items() if run.adopted == adopted)

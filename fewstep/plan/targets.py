@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
 SPEC_OF = {"manifest": "encode", "figure": "table"}
 """Stages that read the spec of another."""
-NUMBERS = {
-    "seed": "a seed: 0, 1, 2 and so on",
-    "steps": "a number of steps: 1, 2, 3 and so on",
-    "shard": "the number of a shard, of five digits",
-}
+NUMBERS = {"seed": "0, 1, 2 and so on", "steps": "1, 2, 3 and so on"}
+"""Wildcard of a run's file -> what it may be."""
 
 
 def check(plan: Plan, target: str) -> None:
@@ -71,7 +68,7 @@ def _wrong_part(plan: Plan, target: str) -> str | None:
             if re.fullmatch(plan.constraints[wildcard], value):
                 continue
             if wildcard in NUMBERS:
-                return f"{value!r} is not {NUMBERS[wildcard]}"
+                return f"{wildcard} must be {NUMBERS[wildcard]}, not {value!r}"
             if wildcard == "run":
                 method, _, variant = value.partition("/")
                 if method not in plan.config.methods:

@@ -12,18 +12,22 @@ if (
     and "snakemake" in Path(sys.argv[0]).parts[-2:]
 ):
     words = get_argument_parser().parse_args(sys.argv[1:])
-    names = {rule.name for rule in workflow.rules if not rule.has_wildcards()}
     parts = {*words.forcerun, *words.until, *words.omit_from, *words.prioritize}
-    for target in [*words.targets, *sorted(parts)]:
-        if workflow.is_rule(target):
-            if target not in names and target not in parts:
-                sys.exit(
-                    f"target {target}: this rule makes many files; name one of them"
+    whole = {rule.name for rule in workflow.rules if not rule.has_wildcards()}
+    try:
+        for name in dict.fromkeys([*words.targets, *sorted(parts)]):
+            target = os.path.relpath(name)
+            if workflow.is_rule(name):
+                if name in words.targets and name not in whole:
+                    raise ConfigError(
+                        f"target {name}: this rule makes many files; name one of them"
+                    )
+            elif any(rule.is_producer(target) for rule in workflow.rules):
+                check(plan, target)
+            else:
+                known = (
+                    {rule.name for rule in workflow.rules} if name in parts else whole
                 )
-        elif any(rule.is_producer(os.path.relpath(target)) for rule in workflow.rules):
-            try:
-                check(plan, os.path.relpath(target))
-            except ConfigError as error:
-                sys.exit(str(error))
-        elif not os.path.exists(target):
-            sys.exit(explain(plan, target, names))
+                raise ConfigError(explain(plan, name, known))
+    except ConfigError as error:
+        sys.exit(str(error))
