@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,9 @@ class AssetFile(Strict):
     """One file of an asset. A missing checksum needs a reason and is recorded on first use."""
 
     name: str = Field(description="path inside the repository, or the name to store a URL under")
-    urls: list[str] = Field(default=[], description="mirrors, tried in order (kind: http)")
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^ ]+$")]] = Field(
+        default=[], description="mirrors, tried in order (kind: http)"
+    )
     bytes: Count | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .sources import SOMEWHERE
+from .origins import SOMEWHERE
 
 NAME = r"^(?:[A-Za-z_][A-Za-z0-9._-]*|[0-9]+[A-Za-z._-][A-Za-z0-9._-]*)$"
 """Names become folders, words of commands and keys of JSON, where a number alone would be read as one."""
@@ -68,7 +68,7 @@ class Mistakes:
     """Collects mistakes, to be told together; one that is found twice is told once.
 
     Args:
-        locate: what to do with every line when it is told: `sources.Sources.locate`.
+        locate: what to do with every line when it is told: `origins.Origins.locate`.
     """
 
     def __init__(self, locate: Callable[[str], str] = str) -> None:
@@ -148,8 +148,9 @@ def _explain(error: ValidationError, model: type[BaseModel], raw: Any, file: str
             if all(wanted):
                 near = nearest(given, ", ".join(wanted).split(", "), "")
                 told = [f"must be {' or '.join(dict.fromkeys(wanted))}, not {shown(given)}{near}"]
-        if items[0]["type"] == "list_type" and isinstance(given := items[0]["input"], int | str):
-            told = [f"{told[0]}; write [{given}]"]
+        entry = str(items[0].get("input"))
+        if items[0]["type"] == "list_type" and re.fullmatch(rf"\d+|{NAME[1:-1]}", entry):
+            told = [f"{told[0]}; write [{entry}]"]
         yield f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(told))}"
 
 
@@ -168,6 +169,7 @@ _WANTED = {
     "model_type": "a mapping",
     "multiple_of": "a multiple of {multiple_of}",
     "none_required": "null",
+    "string_pattern_mismatch": "text of the form {pattern}",
     "string_too_short": "text that is not empty",
     "string_type": "text",
     "too_long": "of {max_length} entries, not {actual_length}",
@@ -369,6 +371,14 @@ def read_yaml(path: Path, shown: str = "", mistakes: Mistakes | None = None) -> 
     return raw or {}
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; none for a path that is too long, say."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def merge(base: Any, over: Any) -> Any:
     """Lay ``over`` on ``base``: mappings key by key, anything else as a whole."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
@@ -403,8 +413,8 @@ def layers(
         if preset in found:
             mistakes.add(f"{preset}: based_on: goes in a circle: {' <- '.join([*found, preset])}")
             break
-        if not (repository / preset).is_file():
-            mistakes.add(f"{SOMEWHERE}: based_on: there is no file {preset!r} in {repository.resolve()}")
+        if not is_there(repository / preset):
+            mistakes.add(f"{SOMEWHERE}: based_on: there is no file {shown(preset)} in {repository.resolve()}")
             break
         found[preset] = read_yaml(repository / preset, preset, mistakes)
         preset = found[preset].get("based_on")

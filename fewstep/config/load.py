@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, RootModel, model_validator
@@ -23,6 +23,7 @@ from .base import (
     Seed,
     Seeds,
     Strict,
+    is_there,
     layers,
     merge,
     nearest,
@@ -33,9 +34,11 @@ from .base import (
     shown,
 )
 from .methods import Method
+from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import (
+    EXTRACTORS,
     PUBLISHED_IMAGES,
     Backbone,
     Dataset,
@@ -46,7 +49,6 @@ from .settings import (
     Sampler,
     Tokenizer,
 )
-from .sources import SOMEWHERE, Sources
 from .tables import TABLE_COLUMNS, Claim, Table
 
 PATHVARS = ("results", "logs", "assets", "latents")
@@ -163,7 +165,7 @@ class Config:
     costs: Costs
     names: dict[str, Collection[str]]
     """Kind of entry -> the names there are, for references."""
-    sources: Sources
+    origins: Origins
     """By which a mistake is told where it was made."""
 
     @property
@@ -204,19 +206,18 @@ class _Reader:
         under = layers(raw, self.base, self.mistakes)
         presets = [(self._name(Path(file)), Path(file)) for file in files]
         read = [(name, read_yaml(path, name, self.mistakes)) for name, path in presets]
-        self.sources = Sources([*under, *read, ("--config", command_line)], raw)
-        self.mistakes.locate = self.sources.locate
+        self.origins = Origins([*under, *read, ("--config", command_line)], raw)
+        self.mistakes.locate = self.origins.locate
         try:
             self.root = root = parse(Root, raw, SOMEWHERE)
         except ConfigError as error:
             self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
             raise
-        absent = {
-            key: path for key, path in root.files.model_dump().items() if not (self.base / path).exists()
-        }
+        files_of = root.files.model_dump().items()
+        absent = {key: path for key, path in files_of if not is_there(self.base / path)}
         for key, path in absent.items():
-            self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {path!r} in {self.base.resolve()}")
+            self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {shown(path)} in {self.base.resolve()}")
         if absent:
             self.mistakes.refuse()
         over = root.overrides
@@ -238,7 +239,7 @@ class _Reader:
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
         names |= {f"files of {name}": [file.name for file in asset.files] for name, asset in assets.items()}
-        names["extractors"] = {protocol.extractor for protocol in parts.protocols.values()}
+        names["extractors"] = [*EXTRACTORS, "identity"]
         names["targets"] = [*stems, "claims", "report", *(["all"] if root.targets == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
@@ -247,6 +248,7 @@ class _Reader:
         for model, file, key in [*checked, (costs, root.files.costs, "")]:
             check_references(model, file, key, names, self.mistakes)
         self.mistakes.refuse()
+        self._check_assets(assets)
         self._check_parts(parts)
         self.mistakes.refuse()
         return Config(
@@ -260,7 +262,7 @@ class _Reader:
             claims.claims,
             costs,
             names,
-            self.sources,
+            self.origins,
         )
 
     def _name(self, file: Path) -> str:
@@ -275,7 +277,7 @@ class _Reader:
         """A file of config/; presets lay something over it below ``section``, if that is given."""
         content = read_yaml(self.base / file, file, self.mistakes)
         if section:
-            self.sources.add(file, content, *section)
+            self.origins.add(file, content, *section)
         return content
 
     def _known(self, name: Any, names: Iterable[str], file: str, key: str) -> bool:
@@ -354,7 +356,7 @@ class _Reader:
         """Entries of every file of the folder with a preset laid over, and the file of each."""
         found: dict[str, Any] = {}
         files = dict.fromkeys(over, PRESET)
-        self.sources.add(PRESET, {}, "methods")
+        self.origins.add(PRESET, {}, "methods")
         folder = self.root.files.methods
         for path in self._folder(folder, "methods"):
             name_of_file = f"{folder}/{path.name}"
@@ -421,6 +423,16 @@ class _Reader:
             ]
         return {**merge(raw, over), "rows": rows}
 
+    def _check_assets(self, assets: Mapping[str, Asset]) -> None:
+        """Refuse names of files that leave the folder of their asset."""
+        for name, asset in assets.items():
+            for number, path in enumerate(PurePosixPath(file.name) for file in asset.files):
+                if path.is_absolute() or not path.parts or ".." in path.parts:
+                    self.mistakes.add(
+                        f"{self.root.files.assets}: {name}.files.{number}.name: {str(path)!r} must be a path "
+                        f"inside of the asset's folder"
+                    )
+
     def _check_parts(self, parts: Parts) -> None:
         """What is right in itself and does not fit together."""
         file = self.root.files.settings
@@ -449,13 +461,19 @@ class _Reader:
                     f"{file}: protocols.{name}.kid.size: {protocol.kid.size}, but there are {real} real "
                     f"images to compare with; lower it"
                 )
-        for recipe in parts.recipes.values():
+        for name, recipe in parts.recipes.items():
+            guided = recipe.guidance.channels if recipe.guidance else None
+            channels = parts.tokenizers[parts.latents[recipe.latents].tokenizer].shape[0]
+            if guided is not None and guided > channels:
+                self.mistakes.add(
+                    f"{file}: recipes.{name}.guidance.channels: {guided}, but its latents have {channels}"
+                )
             classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
-            for name in recipe.protocols:
-                protocol = parts.protocols[name]
+            for key in recipe.protocols:
+                protocol = parts.protocols[key]
                 if protocol.labels == "balanced" and protocol.images % classes:
                     self.mistakes.add(
-                        f"{file}: protocols.{name}.images: {protocol.images} balanced images "
+                        f"{file}: protocols.{key}.images: {protocol.images} balanced images "
                         f"do not divide into {classes} classes"
                     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from .base import Batch, Count, Seed, Shape, Size, Strict
+from .base import Batch, Count, Seed, Shape, Size, Strict, nearest
 from .references import Ref
 
 Mark = Literal["paper", "code", "inferred"]
@@ -17,6 +17,19 @@ Mark = Literal["paper", "code", "inferred"]
 Metric = Literal["fid", "is", "kid", "mmd", "precision", "recall"]
 METRICS: tuple[str, ...] = get_args(Metric)
 """What is computed from images."""
+EXTRACTORS: dict[str, tuple[str, ...]] = {
+    "conv-classifier": ("features", "logits"),
+    "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
+    "vgg16": ("fc2", "fc2_relu"),
+    **dict.fromkeys(
+        (
+            *("clip-rn50", "clip-rn101", "clip-rn50x4", "clip-rn50x16", "clip-rn50x64"),
+            *("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336px"),
+        ),
+        ("clip",),
+    ),
+}
+"""Networks for features, by their names in torch-fidelity and here, and their layers."""
 PUBLISHED_IMAGES = 10_000
 """Images in a published reference, as in ADM's."""
 
@@ -399,6 +412,12 @@ class Protocol(Strict):
             )
         if self.extractor.startswith("dinov2"):
             raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
+        layers = EXTRACTORS.get(self.extractor)
+        if layers is None and not own:
+            raise ValueError(f"unknown extractor {self.extractor!r}{nearest(self.extractor, EXTRACTORS)}")
+        for key, layer in (("features", self.features), ("logits", self.logits)):
+            if layers and layer is not None and layer not in layers:
+                raise ValueError(f"{key}: {self.extractor} has no layer {layer!r}{nearest(layer, layers)}")
         return self
 
     @property

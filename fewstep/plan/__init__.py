@@ -45,7 +45,7 @@ class Plan:
     ) -> None:
         self.config = config = load(raw, base, files, command_line)
         self.parts = config.parts
-        mistakes = Mistakes(config.sources.locate)
+        mistakes = Mistakes(config.origins.locate)
         variants = find_variants(config, mistakes)
         self.runs = resolve_runs(config, variants, mistakes)
         resolver = Resolver(config, self.runs, variants, self.shared_models, mistakes)

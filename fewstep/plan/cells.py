@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
-from ..config.settings import METRICS, FlowNetwork
+from ..config.settings import METRICS, FlowNetwork, Guidance
 from ..config.specs import CellKey
 from ..config.tables import CellName, Claim, Row, Table
 from ..methods import logs
@@ -278,6 +278,12 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
+    channels = sampler.guidance.channels if isinstance(sampler.guidance, Guidance) else None
+    if (channels or 0) > run.tokenizer.shape[0]:
+        raise ConfigError(
+            f"{where}: sampler {name!r} guides {channels} channels, "
+            f"but the latents have {run.tokenizer.shape[0]}"
+        )
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
     jumps = inner or sampler.kind in ("mix", "jump")
     # Without a target time, a flow map only reaches the data.

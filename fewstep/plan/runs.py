@@ -109,6 +109,8 @@ def resolve_runs(
     for run in runs.values():
         with mistakes.caught():
             _check_teachers(runs, run)
+        with mistakes.caught():
+            _check_tokenizer(runs, run)
     return runs
 
 
@@ -153,6 +155,10 @@ def _resolve(
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
     )
+    if guidance is not None and (guidance.channels or 0) > run.tokenizer.shape[0]:
+        raise ConfigError(
+            f"{where}.guidance.channels: {guidance.channels}, but the latents have {run.tokenizer.shape[0]}"
+        )
     # Networks and weights made for other data train and sample without complaint, and badly.
     entry = parts.latents[recipe.latents]
     wanted = {"shape": run.tokenizer.shape, "classes": parts.datasets[entry.dataset].classes}
@@ -190,6 +196,22 @@ def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
         where = f"{run.place}.loss"
         lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(lines))
+
+
+def _check_tokenizer(runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse latents of a tokenizer whose training needs the run itself."""
+    first = run.tokenizer.weights.method if run.tokenizer.weights else None
+    needed = [first] if first and run.variant == BASE else []
+    for method in needed:
+        if method == run.method:
+            raise ConfigError(
+                f"{run.place}.recipe: the latents of {run.entry.recipe} come from {first}, which needs "
+                f"{run.method} first; choose other latents for one of them"
+            )
+        if (found := runs.get(f"{method}/{BASE}")) is not None:
+            weights = found.tokenizer.weights
+            more = (found.teacher, weights.method if weights else None)
+            needed += [name for name in more if name and name not in needed]
 
 
 def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ SOMEWHERE = "config/config.yaml or preset"
 """What messages call a configuration that no file is known of: an outer workflow's, or a test's."""
 
 
-class Sources:
+class Origins:
     """The layers of the configuration, the lowest first, each by name and content.
 
     Args:
