@@ -25,6 +25,418 @@ from fewstep.plan.targets import check, explain
 from fewstep.reporting import rows
 
 # What a preset says wrongly, laid over the demo's, and the lines told.
+MISTAKES = {
+    "a key of a method": (
+        "overrides: {methods: {decm: {los: {}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.los: unknown key, perhaps misspelt; did"
+            " you mean 'loss'?",
+        ],
+    ),
+    "a key of a loss": (
+        "overrides: {methods: {decm: {loss: {frequency: 3}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.loss.frequency: unknown key, perhaps "
+            "misspelt; did you mean 'freq'?",
+        ],
+    ),
+    "a number that is text": (
+        'overrides: {methods: {decm: {train: {optimizer: {lr: "1e-4"}}}}}',
+        [
+            "config/mine.yaml: overrides.methods.decm.train.optimizer.lr: is the text '1e-4',"
+            " not a number: write it without quotes and with a decimal point (YAML reads 1e-4"
+            " as text, 1.0e-4 as a number)",
+        ],
+    ),
+    "a whole number in quotes": (
+        'overrides: {settings: {recipes: {digits: {train: {steps: "200"}}}}}',
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.steps: is the text "
+            "'200', not a number: write it without quotes and with a decimal point (YAML "
+            "reads 1e-4 as text, 1.0e-4 as a number)",
+        ],
+    ),
+    "a recipe": (
+        "overrides: {methods: {decm: {recipe: digit}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.recipe: unknown name 'digit'; did you mean 'digits'?",
+        ],
+    ),
+    "a method of a row": (
+        "overrides: {tables: {table3: {rows: {a: {method: teachr}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.a.method: unknown name 'teachr'; "
+            "did you mean 'teacher'?",
+        ],
+    ),
+    "a row": (
+        "overrides: {tables: {table3: {rows: {zz: {}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.zz: unknown name 'zz'; known are "
+            "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o",
+        ],
+    ),
+    "a table": (
+        "overrides: {tables: {tabel3: {title: x}}}",
+        [
+            "config/mine.yaml: overrides.tables.tabel3: unknown name 'tabel3'; did you mean 'table3'?",
+        ],
+    ),
+    "a method to change": (
+        "overrides: {methods: {decmm: {loss: {freq: 4}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decmm: unknown name 'decmm'; did you mean 'decm'?",
+        ],
+    ),
+    "a recipe to change": (
+        "overrides: {settings: {recipes: {digit: {label_dropout: 0.0}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digit: unknown name 'digit'; did "
+            "you mean 'digits'?",
+        ],
+    ),
+    "a part of the settings": (
+        "overrides: {settings: {recipe: {}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipe: unknown name 'recipe'; did you mean 'recipes'?",
+        ],
+    ),
+    "a section": (
+        "overrides: {method: {}}",
+        [
+            "config/mine.yaml: overrides.method: unknown name 'method'; did you mean 'methods'?",
+        ],
+    ),
+    "a top-level key": (
+        "seed: 3",
+        [
+            "config/mine.yaml: seed: unknown key, perhaps misspelt; did you mean 'seeds'?",
+        ],
+    ),
+    "a pattern of replaced recipes": (
+        'replace_recipes: {"imagnet*": digits}',
+        [
+            "config/mine.yaml: replace_recipes.imagnet*: no recipe is called 'imagnet*'; did "
+            "you mean 'imagenet256-tcm'?",
+        ],
+    ),
+    "a recipe that replaces": (
+        'replace_recipes: {"imagenet*": digts}',
+        [
+            "config/mine.yaml: replace_recipes.imagenet*: unknown name 'digts'; did you mean 'digits'?",
+        ],
+    ),
+    "a variant defined twice": (
+        "overrides: {tables: {table3: {rows: {m: {variant: freq-5}}}}}",
+        [
+            "config/tables/table3.yaml: rows.o.set: variant 'freq-5' is defined otherwise in "
+            "config/tables/table3.yaml: rows.m.set",
+            "config/claims.yaml: freq-three-best-at-one.variant: unknown name 'freq-1'; did "
+            "you mean 'freq-5'?",
+        ],
+    ),
+    "a variant that leaves the folder": (
+        "overrides: {tables: {table3: {rows: {o: {variant: ../../evil}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.o.variant: '../../evil' is not a "
+            "name: use letters, digits, '.', '_' and '-', a letter or digit first, not digits"
+            " alone",
+        ],
+    ),
+    "too few steps": (
+        "overrides: {tables: {table4: {rows: {mix: {steps: [1, 8, 12, 16]}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix: sampler 'mix' needs at least 2 steps, not 1",
+        ],
+    ),
+    "a frequency beyond the training": (
+        "overrides: {methods: {decm: {loss: {freq: 500}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.loss.freq: 500 is beyond the 200 training steps",
+        ],
+    ),
+    "the same in a variant": (
+        "overrides: {tables: {table3: {rows: {o: {set: {loss: {freq: 500}}}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.o.set.loss.freq: 500 is beyond "
+            "the 200 training steps",
+        ],
+    ),
+    "a warm-up beyond the training": (
+        "overrides: {settings: {recipes: {digits: {train: {optimizer: {warmup: 200}}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train: warmup 200 is not below steps 200",
+        ],
+    ),
+    "images and classes": (
+        "overrides: {settings: {protocols: {digits: {images: 1999}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits.images: 1999 balanced "
+            "images do not divide into 10 classes",
+        ],
+    ),
+    "an interval": (
+        "overrides: {settings: {recipes: {digits: {guidance: {interval: [0.5, 0.2]}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.guidance: interval [0.5, "
+            "0.2] must rise inside [0, 1]",
+        ],
+    ),
+    "its own teacher": (
+        "overrides: {methods: {teacher: {teacher: true}}}",
+        [
+            "config/mine.yaml: overrides.methods.teacher.teacher: teacher cannot teach "
+            "itself; set it to false",
+        ],
+    ),
+    "a file of an asset": (
+        ("overrides: {methods: {teacher: {weights: {asset: lightningdit-xl1-800ep, file: x.pt}}}}"),
+        [
+            "config/mine.yaml: overrides.methods.teacher.weights.file: unknown name 'x.pt'; "
+            "known are lightningdit-xl-imagenet256-800ep.pt",
+        ],
+    ),
+    "a metric of a table": (
+        "overrides: {tables: {table4: {metric: fidd}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.metric: unknown name 'fidd'; did you mean 'fid'?",
+        ],
+    ),
+    "a metric that is not computed": (
+        "overrides: {tables: {table4: {metric: mmd}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.metric: protocol 'digits' computes "
+            "fid, is, kid, precision, recall, not 'mmd'; choose one of these, or add it to "
+            "the protocol's metrics",
+        ],
+    ),
+    "further metrics": (
+        "overrides: {tables: {table1: {metrics: [kidd]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of fid, "
+            "is, kid, mmd, precision, recall; did you mean 'kid'?",
+        ],
+    ),
+    "a column of a training": (
+        "overrides: {tables: {figure4: {metric: grad_nrom}}}",
+        [
+            "config/mine.yaml: overrides.tables.figure4.metric: no training here logs "
+            "'grad_nrom'; did you mean 'grad_norm'?",
+        ],
+    ),
+    "a reported metric": (
+        ("overrides: {tables: {table4: {rows: {mix: {reported: {fdi: [1.0, 2.0, 3.0, 4.0]}}}}}}"),
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix.reported.fdi: unknown metric;"
+            " did you mean 'fid'?",
+        ],
+    ),
+    "too few reported numbers": (
+        "overrides: {tables: {table4: {rows: {mix: {reported: {fid: [1.0]}}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix.reported.fid: 1 values for 4 "
+            "NFE [4, 8, 12, 16]; give one for each, null where there is none",
+        ],
+    ),
+    "classes of a grid": (
+        "overrides: {tables: {figure6: {classes: [3, 10]}}}",
+        [
+            "config/mine.yaml: overrides.tables.figure6.classes: 10, but decm has the classes 0 to 9",
+        ],
+    ),
+    "images in a subset": (
+        "overrides: {settings: {protocols: {digits: {kid: {size: 1900}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits.kid.size: 1900, but there "
+            "are 1797 real images to compare with; lower it",
+        ],
+    ),
+    "betas": (
+        ("overrides: {settings: {recipes: {digits: {train: {optimizer: {betas: [0.9, 1.5]}}}}}}"),
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.optimizer.betas.1: "
+            "must be below 1.0, not 1.5",
+        ],
+    ),
+    "an endless rate": (
+        "overrides: {settings: {recipes: {digits: {train: {optimizer: {lr: .inf}}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.optimizer.lr: must be "
+            "a finite number, not inf",
+        ],
+    ),
+    "not a number": (
+        "overrides: {methods: {decm: {train: {optimizer: {lr: .nan}}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.train.optimizer.lr: must be a finite number, not nan",
+        ],
+    ),
+    "nan in a list": (
+        "overrides: {methods: {meanflow-data: {loss: {guided: [.nan, 1.0]}}}}",
+        [
+            "config/mine.yaml: overrides.methods.meanflow-data.loss.guided.0: must be a "
+            "finite number, not nan",
+        ],
+    ),
+    "a batch": (
+        "overrides: {settings: {recipes: {digits: {train: {global_batch_size: 1000000000}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.global_batch_size: "
+            "must be at most 1000000, not 1000000000",
+        ],
+    ),
+    "a side of no pixels": (
+        "overrides: {settings: {backbones: {lightningdit-digits: {shape: [0, 4, 4]}}}}",
+        [
+            "config/mine.yaml: overrides.settings.backbones.lightningdit-digits.shape.0: must"
+            " be above 0, not 0",
+        ],
+    ),
+    "a protocol named like a column": (
+        (
+            "overrides: {settings: {protocols: {steps: {images: 10, labels: random, "
+            "extractor: identity, features: x, uint8: none, metrics: [mmd], "
+            "reference_latents: moons}}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.settings.protocols.steps: a table has a column of "
+            "that name; rename the protocol",
+        ],
+    ),
+    "a negative seed": (
+        "seeds: [-1]",
+        [
+            "config/mine.yaml: seeds.0: must be at least 0, not -1",
+        ],
+    ),
+    "a seed twice": (
+        "seeds: [0, 0]",
+        [
+            "config/mine.yaml: seeds: 0 stands twice; remove one",
+        ],
+    ),
+    "one seed": (
+        "seeds: 0",
+        [
+            "config/mine.yaml: seeds: must be a list, not 0; write [0]",
+        ],
+    ),
+    "a target": (
+        "targets: [tabel1]",
+        [
+            "config/mine.yaml: targets: unknown name 'tabel1'; did you mean 'table1'?",
+        ],
+    ),
+    "one target": (
+        "targets: table1",
+        [
+            "config/mine.yaml: targets: must be a list or all, not 'table1'; write [table1]",
+        ],
+    ),
+    "a path variable": (
+        "pathvars: {result: x}",
+        [
+            "config/mine.yaml: pathvars.result: unknown key; did you mean 'results'?",
+        ],
+    ),
+    "no plain path": (
+        "pathvars: {results: results/}",
+        [
+            "config/mine.yaml: pathvars.results: 'results/' is not the plain path of a folder: results/mine",
+        ],
+    ),
+    "a title": (
+        "title: 12",
+        [
+            "config/mine.yaml: title: must be text, not 12; put it in quotes",
+        ],
+    ),
+    "a list for a mapping": (
+        "overrides: [methods]",
+        [
+            "config/mine.yaml: overrides: must be a mapping, not a list",
+        ],
+    ),
+    "a number for an entry": (
+        "overrides: {methods: {decm: 3}}",
+        [
+            "config/mine.yaml: overrides.methods.decm: must be a mapping, not 3",
+        ],
+    ),
+    "a list for rows": (
+        "overrides: {tables: {table3: {rows: [a]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows: must be a mapping, not a list",
+        ],
+    ),
+    "a mapping for steps": (
+        "overrides: {tables: {table3: {steps: {1: 2}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.steps: must be a list, not a mapping",
+        ],
+    ),
+    "nothing for a number": (
+        "overrides: {settings: {recipes: {digits: {train: {steps: null}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.steps: must be a whole"
+            " number, not null",
+        ],
+    ),
+    "an extractor": (
+        "overrides: {settings: {protocols: {digits: {extractor: conv-clasifier}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits: unknown extractor 'conv-"
+            "clasifier'; did you mean 'conv-classifier'?",
+        ],
+    ),
+    "a layer": (
+        "overrides: {settings: {protocols: {digits: {features: feature}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits: features: conv-classifier"
+            " has no layer 'feature'; did you mean 'features'?",
+        ],
+    ),
+    "guided channels": (
+        "overrides: {settings: {recipes: {digits: {guidance: {channels: 900}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.guidance.channels: 900, but "
+            "its latents have 4",
+        ],
+    ),
+    "an address": (
+        (
+            "overrides: {assets: {x: {kind: http, licence: MIT, unverified: new, files: "
+            "[{name: a, urls: [ftp://b]}]}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.assets.x.files.0.urls.0: must be text of the form "
+            "^https?://[^ ]+$, not 'ftp://b'",
+        ],
+    ),
+    "a file outside of its asset": (
+        (
+            "overrides: {assets: {x: {kind: http, licence: MIT, unverified: new, files: "
+            "[{name: ../a, urls: ['http://b']}]}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.assets.x.files.0.name: '../a' must be a path inside "
+            "of the asset's folder",
+        ],
+    ),
+    "steps twice": (
+        "overrides: {tables: {table4: {steps: [4, 4]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.steps: 4 stands twice; remove one",
+        ],
+    ),
+    "a size without end": (
+        "overrides: {settings: {latents: {digits-latents: {shards: 1000000000}}}}",
+        [
+            "config/mine.yaml: overrides.settings.latents.digits-latents.shards: must be "
+            "below 100000, not 1000000000",
+        ],
+    ),
+}
 
 
 def copied(folder: Path) -> Path:
