@@ -207,7 +207,7 @@ def _message(item: Any, model: type[BaseModel]) -> str:
         field = context["discriminator"].strip("'")
         return f"unknown {field} {context['tag']!r}{nearest(context['tag'], known)}"
     if kind == "union_tag_not_found":
-        return f"{context['discriminator']} is missing, which says what this is".replace("'", "")
+        return f"{context['discriminator']} is missing, which says what this is"
     if kind == "value_error":
         return str(context["error"])
     wanted = _wanted(item)
