@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ..common.gres import gpus_in
 from ..plan import Plan
+from .profile import Profile, gpus_of
 
 LOCAL_DISKS = {"ext2/ext3", "xfs", "btrfs", "tmpfs", "overlayfs", "zfs"}
 
@@ -47,14 +47,9 @@ def packages() -> Check:
     return Check("ok", "packages", f"complete in {sys.prefix}")
 
 
-def gpus_of(resources: dict[str, Any]) -> int:
-    """GPUs of one node that a rule asks for."""
-    return int(resources.get("gpu", 0)) or gpus_in(str(resources.get("gres", "")))
-
-
-def gpus(profile: dict[str, Any]) -> Check:
+def gpus(profile: Profile) -> Check:
     """GPUs of this machine against those of the profile."""
-    wanted = max((gpus_of(entry) for entry in profile.get("set-resources", {}).values()), default=0)
+    wanted = max(gpus_of(profile.resources(rule)) or 0 for rule in profile.by_rule)
     found = sum(line.startswith("GPU ") for line in run_command("nvidia-smi", "-L").splitlines())
     text = f"{found} visible, the profile uses {wanted}"
     if found < wanted:
@@ -68,8 +63,8 @@ def nearest_existing(path: str) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def disk(plan: Plan) -> Iterator[Check]:
-    """Free space against what is still to be written."""
+def costs(plan: Plan) -> list[dict[str, str]] | str:
+    """Lines of results/plan.csv without its totals, or in one line why there are none."""
     with tempfile.TemporaryDirectory() as name:
         spec, table = Path(name) / "spec.json", Path(name) / "plan.csv"
         spec.write_text(plan.spec_text("costs", "costs"), encoding="utf-8")
@@ -77,10 +72,20 @@ def disk(plan: Plan) -> Iterator[Check]:
         command = [sys.executable, "-m", "fewstep.costs", "--spec", str(spec), "--out", str(table)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            yield Check("warn", "disk", f"not checked: {done.stderr.strip().splitlines()[-1]}")
-            return
+            return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         lines = list(csv.DictReader(table.open(encoding="utf-8")))
-    lines = [line for line in lines if line["rule"] != "total"]
+    return [line for line in lines if line["rule"] != "total"]
+
+
+def disk(plan: Plan, lines: list[dict[str, str]] | str) -> Iterator[Check]:
+    """Free space against what is still to be written.
+
+    Args:
+        lines: `costs`.
+    """
+    if isinstance(lines, str):
+        yield Check("warn", "disk", f"not checked: {lines}")
+        return
     kept = sum(float(line["kept_bytes"]) for line in lines) / 1e9
     moment = sum(float(line["temporary_bytes"]) for line in lines) / 1e9
     folder = nearest_existing(plan.path("<results>"))
