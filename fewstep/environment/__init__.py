@@ -11,9 +11,9 @@ from ..config.base import complete, merge, read_yaml
 from ..plan import Plan
 from . import cluster, durations, machine
 from .machine import Check
-from .profile import Profile, profiles_of
+from .profile import MOST_RETRIES, Profile, profiles_of
 
-__all__ = ["Check", "Profile", "examine", "profiles_of"]
+__all__ = ["MOST_RETRIES", "Check", "Profile", "examine", "profiles_of"]
 
 
 def examine(folders: Sequence[Path], repository: Path = Path()) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..common.gres import gpus_in
 from ..plan import Plan
+from .durations import attempts
 from .machine import Check, run_command
 from .profile import Profile, Value, gpus_of
 
@@ -31,7 +32,7 @@ def check_cluster(profile: Profile, plan: Plan) -> Iterator[Check]:
     yield job_status(profile, settings)
     yield from job_arrays(profile, plan)
     yield efficiency_report(profile, settings)
-    last = {rule: profile.resources(rule, profile.attempts) for rule in profile.by_rule}
+    last = {rule: profile.resources(rule, attempts(profile, rule)[-1]) for rule in profile.by_rule}
     wanted = {str(asked.get("slurm_partition") or "") for asked in last.values()}
     for names in sorted(wanted):
         rules = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .machine import Check
-from .profile import Profile, gpus_of
+from .profile import MOST_RETRIES, Profile, gpus_of
 
 RESUMED = {"train", "sample"}
 """Rules whose next attempt goes on where the last one was stopped."""
@@ -48,7 +48,10 @@ def check_durations(profile: Profile, lines: Sequence[dict[str, str]] | str) -> 
 
 def attempts(profile: Profile, rule: str) -> range:
     """Those whose time counts: all of a rule that resumes, otherwise the last."""
-    return range(1 if rule in RESUMED else profile.attempts, profile.attempts + 1)
+    if rule in RESUMED:
+        return range(1, profile.retries + 2)
+    last = 1 + min(MOST_RETRIES, profile.retries)
+    return range(last, last + 1)
 
 
 def planned_minutes(profile: Profile, line: dict[str, str]) -> float | None:

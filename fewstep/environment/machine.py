@@ -72,7 +72,8 @@ def costs(plan: Plan) -> list[dict[str, str]] | str:
         command = [sys.executable, "-m", "fewstep.costs", "--spec", str(spec), "--out", str(table)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            return told[-1].removeprefix("error: ")
         lines = list(csv.DictReader(table.open(encoding="utf-8")))
     return [line for line in lines if line["rule"] != "total"]
 

@@ -23,6 +23,8 @@ from ..config.base import read_yaml
 Value = int | str | None
 """Of a resource; None if it cannot be told here."""
 
+MOST_RETRIES = 5
+"""Of jobs that begin anew each time; more in a profile are for those that resume."""
 MINUTES = {
     "s|secs?|seconds?": 1 / 60,
     "m|mins?|minutes?": 1,
@@ -103,9 +105,9 @@ class Profile:
             return None
 
     @property
-    def attempts(self) -> int:
-        """How often a job is started at most."""
-        return 1 + (self.number("retries", 0) or 0)
+    def retries(self) -> int:
+        """How often a job that resumes is started again."""
+        return self.number("retries", 0) or 0
 
     @cached_property
     def defaults(self) -> dict[str, Any]:

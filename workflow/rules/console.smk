@@ -13,14 +13,19 @@ from snakemake_interface_executor_plugins.settings import ExecMode
 class Console(logging.Formatter):
     """Records of Snakemake for a terminal; those without a form here keep the ``usual`` one."""
 
-    UNSEEN = "Select jobs|Execute |Removing temporary output|RuleException:\nCalledProcessError"
+    UNSEEN = (
+        "Select jobs|Execute |Trying to restart|Removing temporary output"
+        "|RuleException:\nCalledProcessError"
+    )
 
     def __init__(self, usual):
         super().__init__()
-        self.usual, self.done, self.total = usual, 0, "?"
+        self.usual, self.done, self.total, self.told = usual, 0, "?", {}
 
     def filter(self, record):
         """Whether the terminal shows a record. Specs take no time, so that they are counted only."""
+        if workflow.dryrun:
+            return True
         event = self.event(record)
         if event == "PROGRESS":
             self.done, self.total = record.done, record.total
@@ -33,7 +38,7 @@ class Console(logging.Formatter):
         event = self.event(record)
         if event == "RUN_INFO":
             self.total = record.stats.get("total", self.total)
-        if event not in ("JOB_INFO", "JOB_ERROR"):
+        if workflow.dryrun or event not in ("JOB_INFO", "JOB_ERROR"):
             return self.usual.format(record)
         made = record.output[0] if record.output else ""
         if event == "JOB_INFO":
@@ -43,9 +48,12 @@ class Console(logging.Formatter):
             )
         lines = [f"Error in rule {record.rule_name}: {made}"]
         lines += [str(record.rule_msg)] if record.rule_msg else []
-        lines += [
-            line for file in record.log for line in [*end_of(file), f"log: {file}"]
-        ]
+        if made:  # others print what they have to say
+            for file in record.log:
+                lines += [*end_of(file), f"log: {file}"]
+        if self.told.get(made) == lines:
+            return f"{lines[0]}: the same again"
+        self.told[made] = lines
         return "\n    ".join(lines)
 
     @staticmethod
@@ -57,11 +65,11 @@ class Console(logging.Formatter):
 def end_of(log, most=10):
     """The last lines of a log: the error that a stage has told, or else what stands there."""
     try:
-        text = Path(log).read_text(encoding="utf-8", errors="replace")
+        content = Path(log).read_bytes().decode(errors="replace")
     except OSError:
         return []
     # a progress bar is one line that is written again and again
-    lines = [line.rpartition("\r")[2] for line in text.rstrip().splitlines()]
+    lines = [line.rpartition("\r")[2] for line in content.rstrip().split("\n")]
     told = [number for number, line in enumerate(lines) if line.startswith("error:")]
     if not told:
         return lines[-most:]
@@ -77,7 +85,7 @@ def end_of(log, most=10):
     return lines[told[-1] : end][:most]
 
 
-if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun and not outer:
+if workflow.exec_mode == ExecMode.DEFAULT and not outer:
     for handler in logger.handlers:
         if handler.name == "DefaultStreamHandler":
             console = Console(handler.formatter)

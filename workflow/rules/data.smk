@@ -6,6 +6,7 @@ rule spec:
     wildcard_constraints:
         name=".+",
         stage="[a-z]+",
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -23,6 +24,7 @@ rule fetch:
         FILES["record"],
     log:
         "<logs>/fetch/{asset}.log",
+    retries: FEW_RETRIES
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -44,6 +46,7 @@ rule encode:
         FILES["shard"],
     log:
         "<logs>/encode/{latents}/{shard}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     resources:
@@ -60,6 +63,7 @@ rule manifest:
         FILES["manifest"],
     log:
         "<logs>/encode/{latents}/manifest.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     shell:

@@ -23,6 +23,7 @@ rule reference:
         FILES["statistics"],
     log:
         "<logs>/reference/{protocol}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/metrics.yaml"
     resources:
@@ -41,6 +42,7 @@ rule score:
         FILES["metrics"],
     log:
         "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/metrics.yaml"
     resources:

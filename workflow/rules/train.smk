@@ -10,6 +10,7 @@ rule adopt:
     wildcard_constraints:
         run=plan.runs_pattern(adopted=True),
         seed="0",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     shell:
@@ -58,6 +59,7 @@ rule bench:
         "<results>/bench.csv",
     log:
         "<logs>/bench.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     resources:
