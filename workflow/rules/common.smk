@@ -32,3 +32,8 @@ wildcard_constraints:
 # A training or sampling resumes: all retries of the profile are for its time limits. Of another stage a retry mends
 # what passes, as a lost node or network does; what the login node writes in an instant is not tried again.
 FEW_RETRIES = min(MOST_RETRIES, getattr(workflow.execution_settings, "retries", 0))
+
+
+def which_attempt(wildcards, attempt):
+    """1, and more of a retry; a resource, as Snakemake tells it to those only."""
+    return attempt

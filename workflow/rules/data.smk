@@ -51,8 +51,10 @@ rule encode:
         "../../envs/torch.yaml"
     resources:
         gpu=0,
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.encode"
+        " --spec {input.spec:q} --source {input.source:q}"
         " --tokenizer {input.tokenizer:q} --shard {wildcards.shard:q} --out {output:q} > {log:q} 2>&1"
 
 
@@ -66,6 +68,9 @@ rule manifest:
     retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
+    resources:
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.encode"
+        " --spec {input.spec:q} --source {input.source:q}"
         " --tokenizer {input.tokenizer:q} --merge {input.shards:q} --out {output:q} > {log:q} 2>&1"

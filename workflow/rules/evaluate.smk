@@ -10,8 +10,10 @@ rule sample:
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.sample"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.sample"
         " --spec {input.spec:q} --model {input.model:q} --latents {input.latents:q}"
         " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
@@ -29,8 +31,10 @@ rule reference:
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.reference"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.reference"
         " --spec {input.spec:q} --latents {input.latents:q} --published {input.published:q}"
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
@@ -48,7 +52,9 @@ rule score:
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.score"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.score"
         " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
         " --reference {input.reference:q} --out {output:q} > {log:q} 2>&1"
