@@ -43,6 +43,7 @@ def examine(folders: Sequence[Path], repository: Path = Path()) -> Iterator[Chec
     yield from machine.disk(plan, costs)
     yield machine.results_folder(plan, on_slurm)
     yield from machine.assets(plan)
+    yield from machine.copied(plan)
     if on_slurm:
         yield from durations.check_durations(profile, costs)
         yield from cluster.check_cluster(profile, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from ..common.cli import first_few
+from ..common.folders import visible_files
 from ..plan import Plan
 from .profile import Profile, gpus_of
 
@@ -139,8 +142,10 @@ def assets(plan: Plan) -> Iterator[Check]:
         asset = plan.config.assets[name]
         page = asset.page or (f"https://huggingface.co/{asset.repo}" if asset.repo else "")
         text = f"{asset.licence} {page}".strip()
-        if Path(plan.file("record", asset=name)).exists():
-            yield Check("ok", f"asset {name}", f"is here; {text}")
+        record = Path(plan.file("record", asset=name))
+        if record.exists():
+            changed = added_or_removed(record) if asset.kind == "local" and not asset.files else ""
+            yield Check("warn" if changed else "ok", f"asset {name}", changed or f"is here; {text}")
         elif asset.kind == "local" and not Path(asset.path or "").exists():
             yield Check("fail", f"asset {name}", f"{asset.path} is not there: put it there by hand; {text}")
         elif asset.gated and not has_token():
@@ -148,6 +153,37 @@ def assets(plan: Plan) -> Iterator[Check]:
             yield Check("fail", f"asset {name}", f"is gated and there is no token: {remedy}")
         else:
             yield Check("ok", f"asset {name}", text)
+
+
+def added_or_removed(record: Path) -> str:
+    """What has come to a folder of this machine, or gone from it, since it was recorded; "" if nothing."""
+    try:
+        named = {file["name"] for file in json.loads(record.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"{record} cannot be read ({error}): fetch the asset again (snakemake -R fetch)"
+    folder = record.with_suffix("")
+    here = set(visible_files(folder))
+    if here == named:
+        return ""
+    counts = f"{len(here - named)} files more and {len(named - here)} fewer than {record} names"
+    return f"{folder} has {counts}: fetch the asset again (snakemake -R fetch), and with it what follows"
+
+
+def copied(plan: Plan) -> Iterator[Check]:
+    """Models that are here but older than what they follow from, as after a copy without times."""
+    older = []
+    for job in (job for job in plan.jobs() if job.stage == "train"):
+        model = Path(plan.file("model", **job.key))
+        names = [name for group in plan.inputs("train", job.key).values() for name in group]
+        inputs = [Path(name) for name in names if Path(name).exists()]
+        if model.exists() and any(path.stat().st_mtime > model.stat().st_mtime for path in inputs):
+            older.append(str(model))
+    if older:
+        remedy = (
+            "if they were copied without their times, add --touch once to the call that asks for a target"
+        )
+        text = f"{first_few(older)} are older than their inputs and would be trained again: {remedy}"
+        yield Check("warn", "models", text)
 
 
 def has_token() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +270,34 @@ def test_an_overlay_replaces_entries(tmp_path):
     (tmp_path / "config.yaml").write_text("executor: local\n")
     named = {check.name for check in examine([profile, tmp_path])}
     assert "GPUs" in named and "Slurm" not in named
+
+
+def test_models_that_would_be_trained_again(demo_plan, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = Path(demo_plan.model("teacher"))
+    (manifest,) = demo_plan.inputs("train", {"run": "teacher/base", "seed": "0"})["latents"]
+    for number, path in enumerate([Path(manifest), model]):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 + number, 1000 + number))
+    assert not list(machine.copied(demo_plan))
+    os.utime(model, (900, 900))
+    (check,) = machine.copied(demo_plan)
+    assert check.state == "warn" and str(model) in check.text and "--touch" in check.text
+
+
+def test_images_added_to_an_own_folder(tmp_path):
+    folder = tmp_path / "birds"
+    (folder / "a").mkdir(parents=True)
+    record = tmp_path / "birds.json"
+    record.write_text(json.dumps({"files": [{"name": "a/1.png"}]}))
+    (folder / "a/1.png").touch()
+    assert machine.added_or_removed(record) == ""
+    (folder / "a/2.png").touch()
+    assert "1 files more" in machine.added_or_removed(record)
+    assert "snakemake -R fetch" in machine.added_or_removed(record)
+    record.write_text("[]")
+    assert "cannot be read" in machine.added_or_removed(record)
 
 
 def test_profiles_of_a_call(tmp_path):
