@@ -179,9 +179,7 @@ def copied(plan: Plan) -> Iterator[Check]:
         if model.exists() and any(path.stat().st_mtime > model.stat().st_mtime for path in inputs):
             older.append(str(model))
     if older:
-        remedy = (
-            "if they were copied without their times, add --touch once to the call that asks for a target"
-        )
+        remedy = "if they were copied without their times, add --touch once to the call"
         text = f"{first_few(older)} are older than their inputs and would be trained again: {remedy}"
         yield Check("warn", "models", text)
 
