@@ -46,7 +46,7 @@ class Console(logging.Formatter):
             return (
                 f"[{clock}] {self.done} of {self.total} done, {record.rule_name} {made}"
             )
-        lines = [f"Error in rule {record.rule_name}: {made}"]
+        lines = ["Error in rule" + f" {record.rule_name}: {made}"]
         lines += [str(record.rule_msg)] if record.rule_msg else []
         if made:  # others print what they have to say
             for file in record.log:
