@@ -1,6 +1,7 @@
 # The plan answers every question about names, paths, inputs and specs; rules only ask it.
 from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
+from fewstep.environment import MOST_RETRIES
 from fewstep.plan import Plan
 from fewstep.plan.paths import FILES
 
@@ -29,3 +30,13 @@ def inputs(stage):
 
 wildcard_constraints:
     **plan.constraints,
+
+
+# A training or sampling resumes: all retries of the profile are for its time limits. Of another stage a retry mends
+# what passes, as a lost node or network does; what the login node writes in an instant is not tried again.
+FEW_RETRIES = min(MOST_RETRIES, getattr(workflow.execution_settings, "retries", 0))
+
+
+def which_attempt(wildcards, attempt):
+    """1, and more of a retry; a resource, as Snakemake tells it to those only."""
+    return attempt
