@@ -102,12 +102,33 @@ def child(call: Call, log: Path, fault=None, **how) -> int:
     return finish(start(call, log, fault=fault, **how))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _join(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    function(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
+    """Call ``function(rank, *arguments)`` on the CPU in two processes that share a process group."""
+    import torch.multiprocessing
+
+    torch.multiprocessing.spawn(_join, (free_port(), function, arguments), nprocs=2)
+
+
 def ranks(call: Call, folder: Path, count: int = 2, fault=None, **how) -> list[int]:
     """Run a stage as ``count`` processes, with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     processes = [
         start(
             call,
