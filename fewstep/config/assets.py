@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..common.secrets_in_urls import refuse_secrets
 from .base import Strict
 
 
@@ -13,9 +14,18 @@ class AssetFile(Strict):
     """One file of an asset. A missing checksum needs a reason and is recorded on first use."""
 
     name: str = Field(description="path inside the repository, or the name to store a URL under")
-    urls: list[str] = Field(default=[], description="mirrors, tried in order (kind: http)")
+    urls: list[str] = Field(
+        default=[], description="mirrors, tried in order (kind: http); ${NAME} is an environment variable"
+    )
     bytes: int | None = Field(default=None, gt=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("urls")
+    @classmethod
+    def _without_secrets(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            refuse_secrets(url)
+        return urls
 
 
 class Moons(Strict):

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..common.secrets_in_urls import redacted
+
 NAME = r"^[A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*$"
 """Names become folders, words of commands and keys of JSON, where a number alone would be read as one."""
 NAME_RULE = "is not a name: use letters, digits, '.', '_' and '-', not digits alone"
@@ -111,7 +113,7 @@ def _explain(error: ValidationError, model: type[BaseModel], raw: Any, file: str
         where = ".".join([*key, *_keys(item["loc"], raw)])
         told.setdefault(where, []).append(_message(item, model))
     for where, messages in told.items():
-        yield f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(messages))}"
+        yield redacted(f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(messages))}")
 
 
 def _message(item: Any, model: type[BaseModel]) -> str:

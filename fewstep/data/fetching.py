@@ -13,6 +13,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..common.files import atomic, write_text
+from ..common.secrets_in_urls import redacted, with_secrets
 from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
 from .asset_files import RecordBody, RecordFile, inside, verify
@@ -185,13 +187,13 @@ def _transfer(url: str, part: Path, file: AssetFile) -> None:
         try:
             return _append(url, part, file)
         except urllib.error.HTTPError as error:
-            reason = f"HTTP status {error.code} {error.reason}"
+            reason = redacted(f"HTTP status {error.code} {error.reason}", url)
             if error.code == 416:
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise _MirrorError(reason) from None
         except (OSError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
+            reason = redacted(str(error), url) or type(error).__name__
         if pause is not None:
             time.sleep(pause)
     raise _MirrorError(f"{reason} (after {len(PAUSES) + 1} attempts)")
@@ -205,7 +207,13 @@ def _append(url: str, part: Path, file: AssetFile) -> None:
     if size is not None and start > size:
         part.unlink()
         start = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fewstep"})
+    try:
+        address, user = with_secrets(url)
+    except ValueError as error:
+        raise _MirrorError(error) from None
+    request = urllib.request.Request(address, headers={"User-Agent": "fewstep"})
+    if user:  # not sent on to another host that the server names
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
     if start:
         request.add_header("Range", f"bytes={start}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:

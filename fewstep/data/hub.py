@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..common.files import write_text
+from ..common.secrets_in_urls import redacted
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
 from .asset_files import RecordFile, inside, verify
@@ -150,7 +151,7 @@ class HubRepository:
         except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
             # The client wraps the hub's refusals, with what it looked for here.
             reason = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
-        told = " ".join(str(reason).split())
+        told = redacted(" ".join(str(reason).split()))
         response = getattr(reason, "response", None)
         if isinstance(reason, errors.GatedRepoError):
             raise ConfigError(self._gated())
