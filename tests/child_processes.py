@@ -21,7 +21,8 @@ from tiny_pipeline import Call
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "accelerate", "tensorboard", "webdataset", "fewstep.train", "fewstep.sample", "fewstep.score"]
+    ["torch", "accelerate", "tensorboard", "webdataset", "pyarrow.parquet"]
+    + [f"fewstep.{stage}" for stage in ("encode", "train", "sample", "score")]
 )
 LIMIT = 120
 
@@ -100,6 +101,30 @@ def finish(process: Any) -> int:
 def child(call: Call, log: Path, fault=None, **how) -> int:
     """Run a stage in another process; ``fault`` is one of the functions above."""
     return finish(start(call, log, fault=fault, **how))
+
+
+def _tell(limit: int, sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + limit
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        function(*arguments)
+    except BaseException as error:
+        sender.send(f"{type(error).__name__}: {error}")
+    else:
+        sender.send("")
+
+
+def in_little_memory(function: Callable[..., None], *arguments: Any, limit: int = 64 << 20) -> str:
+    """Call a function in a process that may take ``limit`` more bytes; returns its error, or ""."""
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_tell, args=(limit, sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return str(receiver.recv())
+    finally:
+        finish(process)
 
 
 def free_port() -> int:
