@@ -235,19 +235,18 @@ class ParquetImages(ImageFiles):
         if self._held is None or self._held[0] != group:
             name, number = self._groups[group]
             columns = self._dataset.columns
-            with self._parquet(name) as file:
+            with self._parquet(name, [f"{columns[0]}.{part}" for part in ("bytes", "path")]) as file:
                 if (size := file.metadata.row_group(number).total_byte_size) > GROUP_BYTES:
                     raise ValueError(f"row group {number} has {size} bytes, more than {GROUP_BYTES}")
                 self._held = group, file.read_row_group(number, columns=columns, use_threads=False)
         return self._held[1]
 
     @contextmanager
-    def _parquet(self, name: str) -> Iterator[ParquetFile]:
+    def _parquet(self, name: str, shared: list[str] | None = None) -> Iterator[ParquetFile]:
+        """An open file; values of the columns ``shared`` that stand many times in it are one in memory."""
         from pyarrow import parquet
 
         stream = self._record.open(name)
-        # A value that stands many times in a few bytes stays one in memory.
-        shared = [f"{self._dataset.columns[0]}.{part}" for part in ("bytes", "path")]
         try:
             with stream, parquet.ParquetFile(stream, read_dictionary=shared) as file:
                 _check_columns(stream.path, file, self._dataset.columns)
