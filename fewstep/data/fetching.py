@@ -8,7 +8,6 @@ place must match it. Transfers over HTTP have mirrors, are tried again and resum
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -25,6 +24,7 @@ from ..common.files import atomic, write_text
 from ..common.secrets_in_urls import redacted, with_secrets
 from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
+from ..config.base import read_sealed, sealed
 from .asset_files import RecordBody, RecordFile, inside, verify
 from .hub import HubRepository
 
@@ -65,7 +65,8 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     bundled = AssetFile(name="digits.npz" if asset.moons is None else "moons.npz")
     files = hub.files() if hub else asset.files or [bundled]
     remembered = folder / KNOWN
-    known = json.loads(remembered.read_text(encoding="utf-8")) if remembered.exists() else {}
+    known = read_sealed(remembered, "what is known of files") if remembered.exists() else {}
+    known = known.get("files", known)  # those of 0.1.0 alone
     done: dict[str, RecordFile] = {}
     missing, trusted = [], set()
     for file in files:
@@ -95,7 +96,7 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
             ) from None
         done[file.name] = found
         known[file.name] = {"origin": _origin(asset, file), "sha256": found.sha256, "source": found.source}
-        write_text(remembered, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        write_text(remembered, sealed({"files": known}))
     if hub:
         hub.clear()
     return [done[file.name] for file in files]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -15,6 +14,7 @@ from ..common.files import write_text
 from ..common.secrets_in_urls import redacted
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
+from ..config.base import read_sealed, sealed
 from .asset_files import RecordFile, inside, verify
 
 Result = TypeVar("Result")
@@ -115,12 +115,12 @@ class HubRepository:
             )
         files = [file.model_dump(mode="json") for file in found]
         listing = {**self._question(), "commit": self._info.sha, "files": files}
-        write_text(self._folder / LISTING, json.dumps(listing, indent=1) + "\n")
+        write_text(self._folder / LISTING, sealed(listing))
         return found
 
     def _remembered(self) -> list[AssetFile]:
         path = self._folder / LISTING
-        listing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        listing = read_sealed(path, "a list of files on the hub") if path.exists() else {}
         if self._question().items() <= listing.items():
             return [AssetFile.model_validate(file) for file in listing["files"]]
         raise ConfigError(
