@@ -70,6 +70,17 @@ def test_images(size, message, colour):
     assert message in in_little_memory(decode, png(*size, colour), limit=ROOM)
 
 
+def test_webp():
+    """Whose decoder asks for the memory of the whole picture when it is opened."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "webp", lossless=True)
+    content = bytearray(stream.getvalue())
+    place = content.index(b"VP8L") + 9  # width and height less one, 14 bits each
+    content[place : place + 4] = struct.pack("<I", 9_999 | 9_999 << 14)
+    told = in_little_memory(decode, bytes(content), limit=ROOM)
+    assert told and not told.startswith("Memory"), told
+
+
 def test_profiles_of_images():
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "png")
