@@ -25,7 +25,7 @@ from tiny_pipeline import TINY, Call, TinyPipeline
 from fewstep.common.files import sha256
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-LIMIT = 300
+LIMIT = 1800
 
 
 def check(path: Path, whole: Path) -> bool:
