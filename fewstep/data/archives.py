@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 LABEL_BYTES = 32
+"""The most that a label has as text."""
 GROUP_BYTES = 1 << 30
 """The most that a row group may take in memory."""
 
@@ -111,8 +112,8 @@ class ClassTars(_TarFiles):
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[tuple[str, str, TarEntry]] = []
-        for number in range(len(self._names)):
-            path = self._tar(number).path
+        for number, name in enumerate(self._names):
+            path = self._record.file(name)
             with _open_tar(path) as (tar, outer):
                 for member in tqdm(outer, desc=f"reading headers of {path.name}", mininterval=1.0):
                     if member.isfile() and member.name.endswith(".tar"):
@@ -152,8 +153,8 @@ class WebDatasetTars(_TarFiles):
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[TarEntry] = []
-        for number in range(len(self._names)):
-            found += _labelled_entries(number, self._tar(number).path, self._dataset)
+        for number, name in enumerate(self._names):
+            found += _labelled_entries(number, self._record.file(name), self._dataset)
         return found, []
 
 
@@ -205,7 +206,8 @@ class ParquetImages(ImageFiles):
         self._groups: list[tuple[str, int]] = []
         rows = [0]
         for name in _names(record, dataset, ".parquet"):
-            with self._parquet(name) as file:
+            path = record.file(name)
+            with _open_parquet(path, path, dataset.columns) as file:
                 for group in range(file.num_row_groups):
                     self._groups.append((name, group))
                     rows.append(file.metadata.row_group(group).num_rows)
@@ -235,26 +237,30 @@ class ParquetImages(ImageFiles):
         if self._held is None or self._held[0] != group:
             name, number = self._groups[group]
             columns = self._dataset.columns
-            with self._parquet(name, [f"{columns[0]}.{part}" for part in ("bytes", "path")]) as file:
+            shared = [f"{columns[0]}.{part}" for part in ("bytes", "path")]
+            stream = self._record.open(name)
+            with stream, _open_parquet(stream, stream.path, columns, shared) as file:
                 if (size := file.metadata.row_group(number).total_byte_size) > GROUP_BYTES:
                     raise ValueError(f"row group {number} has {size} bytes, more than {GROUP_BYTES}")
                 self._held = group, file.read_row_group(number, columns=columns, use_threads=False)
         return self._held[1]
 
-    @contextmanager
-    def _parquet(self, name: str, shared: list[str] | None = None) -> Iterator[ParquetFile]:
-        """An open file; values of the columns ``shared`` that stand many times in it are one in memory."""
-        from pyarrow import parquet
 
-        stream = self._record.open(name)
-        try:
-            with stream, parquet.ParquetFile(stream, read_dictionary=shared) as file:
-                _check_columns(stream.path, file, self._dataset.columns)
-                yield file
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"{stream.path}: not a Parquet file: {first_line(error)}") from None
+@contextmanager
+def _open_parquet(
+    source: Path | VerifiedFile, path: Path, wanted: list[str], shared: list[str] | None = None
+) -> Iterator[ParquetFile]:
+    """An open file; values of the columns ``shared`` that stand many times in it are one in memory."""
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(source, read_dictionary=shared) as file:
+            _check_columns(path, file, wanted)
+            yield file
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: not a Parquet file: {first_line(error)}") from None
 
 
 def _check_columns(path: Path, file: ParquetFile, wanted: list[str]) -> None:

@@ -126,8 +126,8 @@ class Record:
         lines = (f"{file.sha256} {file.name}\n" for file in sorted(self.body.files, key=lambda f: f.name))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def open(self, name: str | None) -> VerifiedFile:
-        """The file called ``name``, of which what is read is verified: a data set has hundreds of gigabytes.
+    def file(self, name: str | None) -> Path:
+        """Path of the file called ``name``, of which nothing is read: data sets have hundreds of gigabytes.
 
         Raises:
             ConfigError: the record has no such file, or it is missing or of another size than it says.
@@ -138,9 +138,25 @@ class Record:
                 f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; "
                 f"fetch the asset again"
             )
-        if not file.blocks:  # a record of before there were any
-            self.verified(name)
+        return path
+
+    def open(self, name: str | None) -> VerifiedFile:
+        """The file called ``name``, of which all that is read is verified.
+
+        Raises:
+            ConfigError: as for `file`.
+        """
+        path, (_, file) = self.file(name), self._find(name)
+        if not file.blocks:  # the record is of before there were any
+            self.verified_once(name)
         return VerifiedFile(path, file)
+
+    def verified_once(self, name: str | None) -> Path:
+        """Path of the file called ``name``, hashed when it is asked for first; errors as for `verified`."""
+        if name not in self._hashed:
+            self.verified(name)
+            self._hashed.add(name)
+        return self._find(name)[0]
 
     def verified(self, name: str | None) -> tuple[Path, str]:
         """Path of the file called ``name``, hashed again, and its SHA-256.
@@ -164,6 +180,10 @@ class Record:
         if not path.is_file():
             raise ConfigError(f"{self.path}: files.{name}: {path} is missing; fetch the asset again")
         return path, file
+
+    @cached_property
+    def _hashed(self) -> set[str | None]:
+        return set()
 
     @cached_property
     def _by_name(self) -> dict[str, RecordFile]:

@@ -145,11 +145,9 @@ class PublishedLatents:
         self._keys = VIEWS[:views]
         self._record = record
         self._names = names = record.names(".safetensors")
-        self._verified: set[str] = set()
         starts = [0]
         for name in names:
-            with record.open(name) as file:
-                starts.append(starts[-1] + self._measure(file.path, shape))
+            starts.append(starts[-1] + self._measure(record.file(name), shape))
         if starts[-1] != dataset.images:
             raise ConfigError(
                 f"{record.path}: dataset.images: found {starts[-1]} in {len(names)} .safetensors files, "
@@ -176,7 +174,7 @@ class PublishedLatents:
         for name, low in zip(self._names[first:], self._starts[first:].tolist()):
             if low >= stop:
                 break
-            path = self._path(name)
+            path = self._record.verified_once(name)  # a shard reads two or three of them
             part = slice(max(start - low, 0), stop - low)
             with open_safetensors(path) as file:
                 latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))
@@ -184,10 +182,3 @@ class PublishedLatents:
             for label in labels[-1].tolist():
                 check_label(f"{path}: labels", self._dataset, label)
         return torch.cat(latents), torch.cat(labels)
-
-    def _path(self, name: str) -> Path:
-        """Path of a file, which is verified when it is read first: a shard reads two or three of them."""
-        if name not in self._verified:
-            self._record.verified(name)
-            self._verified.add(name)
-        return self._record.folder / name
