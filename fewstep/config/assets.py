@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..common.secrets_in_urls import refuse_secrets
 from .base import Count, Strict
 
 
@@ -14,10 +15,17 @@ class AssetFile(Strict):
 
     name: str = Field(description="path inside the repository, or the name to store a URL under")
     urls: list[Annotated[str, Field(pattern=r"^https?://[^ ]+$")]] = Field(
-        default=[], description="mirrors, tried in order (kind: http)"
+        default=[], description="mirrors, tried in order (kind: http); ${NAME} is an environment variable"
     )
     bytes: Count | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("urls")
+    @classmethod
+    def _without_secrets(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            refuse_secrets(url)
+        return urls
 
 
 class Moons(Strict):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..common.secrets_in_urls import redacted
 from .origins import SOMEWHERE
 
 NAME = r"^(?:[A-Za-z_][A-Za-z0-9._-]*|[0-9]+[A-Za-z._-][A-Za-z0-9._-]*)$"
@@ -151,7 +152,7 @@ def _explain(error: ValidationError, model: type[BaseModel], raw: Any, file: str
         entry = str(items[0].get("input"))
         if items[0]["type"] == "list_type" and re.fullmatch(rf"\d+|{NAME[1:-1]}", entry):
             told = [f"{told[0]}; write [{entry}]"]
-        yield f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(told))}"
+        yield redacted(f"{file}: {where + ': ' if where else ''}{', or '.join(dict.fromkeys(told))}")
 
 
 _WANTED = {

@@ -12,12 +12,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fewstep import figure as stage
+from fewstep.common.csv_files import read_csv
 from fewstep.config import ConfigError, read_spec
 from fewstep.config.specs import CellKey, ClaimsSpec, TableSpec
 from fewstep.config.tables import Claim, Table
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.claim_checks import check_claims
-from fewstep.reporting.formatting import read_csv
 from fewstep.reporting.markdown import claims_markdown
 
 
