@@ -16,7 +16,7 @@ from ..config import ConfigError
 from ..config.settings import Dataset
 from .archives import ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 VIEWS = ("latents", "latents_flip")
 """Tensors of latents that others encoded: of the images, and of the mirrored ones."""
@@ -123,8 +123,9 @@ class ImageFolder(ImageFiles):
     def files(self, start: int, stop: int) -> list[ImageFile]:
         found = []
         for folder, name in self._images[start:stop]:
-            path, _ = self._record.verified(f"{folder}/{name}")
-            found.append(ImageFile(path.read_bytes(), self._classes[folder], str(path)))
+            with self._record.open(f"{folder}/{name}") as file:
+                check_size(file.path, file.size)
+                found.append(ImageFile(file.read(), self._classes[folder], str(file.path)))
         return found
 
 
@@ -142,11 +143,11 @@ class PublishedLatents:
     def __init__(self, dataset: Dataset, shape: list[int], views: int, record: Record) -> None:
         self._dataset = dataset
         self._keys = VIEWS[:views]
-        names = record.names(".safetensors")
-        self._paths = [record.file(name) for name in names]
+        self._record = record
+        self._names = names = record.names(".safetensors")
         starts = [0]
-        for path in self._paths:
-            starts.append(starts[-1] + self._measure(path, shape))
+        for name in names:
+            starts.append(starts[-1] + self._measure(record.file(name), shape))
         if starts[-1] != dataset.images:
             raise ConfigError(
                 f"{record.path}: dataset.images: found {starts[-1]} in {len(names)} .safetensors files, "
@@ -170,9 +171,10 @@ class PublishedLatents:
         """Latents float32 (n, views, C, h, w) and labels int64 (n,) of positions start..stop-1."""
         latents, labels = [], []
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for path, low in zip(self._paths[first:], self._starts[first:].tolist()):
+        for name, low in zip(self._names[first:], self._starts[first:].tolist()):
             if low >= stop:
                 break
+            path = self._record.verified_once(name)  # a shard reads two or three of them
             part = slice(max(start - low, 0), stop - low)
             with open_safetensors(path) as file:
                 latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))

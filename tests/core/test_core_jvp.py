@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
-import socket
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from child_processes import in_two_processes
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
@@ -177,27 +175,20 @@ def _gradient(net, rows):
     return next(net.parameters()).grad
 
 
-def _reduced_gradient(rank, port, out):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _reduced_gradient(rank, out):
     wrapped = DistributedDataParallel(Scaled())
     with pytest.raises(ValueError, match="use fused"):
         value_and_tangent(wrapped, (), (), torch.zeros(0), "functorch")
     gradient = _gradient(wrapped, slice(2 * rank, 2 * rank + 2))
     if rank == 0:
         torch.save(gradient, out)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Half a batch on each of two processes equals the whole: the gradients are reduced."""
     out = tmp_path / "gradient.pt"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_reduced_gradient, (port, out), nprocs=2)
+    in_two_processes(_reduced_gradient, out)
     expected = _gradient(Scaled(), slice(0, 4))
     torch.testing.assert_close(torch.load(out, weights_only=True), expected, rtol=1e-10, atol=1e-14)
     half = _gradient(Scaled(), slice(0, 2))
