@@ -34,4 +34,5 @@ def _upper(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance to (cos a, sin a), a in [0, pi]: below the axis the nearest point is an end."""
     x, y = points.T
     end = np.hypot(np.abs(x) - 1, y)
-    return np.where(y >= 0, np.abs(np.hypot(x, y) - 1), end)
+    distance: NDArray[np.float64] = np.where(y >= 0, np.abs(np.hypot(x, y) - 1), end)
+    return distance
