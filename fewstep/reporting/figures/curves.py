@@ -55,8 +55,8 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
 def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
     """Mean, standard deviation, and every seed; runs without the parameter are horizontal lines.
 
-    The axis of the metric is logarithmic unless a value is not positive. Each further metric
-    has a panel of its own, with the means.
+    The axis of the metric is logarithmic; where a value is not positive, it is linear up to the least
+    positive mean. Each further metric has a panel of its own, with the means.
     """
     shown = [row for row in table.rows if row.ours is not None]
     swept = [(row.group, row.parameter, row) for row in shown if row.parameter is not None]
@@ -83,7 +83,11 @@ def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
         for metric, other in zip(others, axes[1:], strict=True):
             other.axhline(row.more[f"ours_{metric}"] or 0.0, color=colour, ls=(0, (5, 2)))
     positive = bool(shown) and min(value or 0.0 for row in shown for value in row.values) > 0
-    axis.set_yscale("log" if positive else "linear")
+    above = [row.ours for _, _, row in swept if row.ours is not None and row.ours > 0]
+    if positive:
+        axis.set_yscale("log")
+    elif above:
+        axis.set_yscale("symlog", linthresh=min(above))
     for metric, panel in zip([spec.table.metric, *others], axes, strict=True):
         panel.set(xlabel=spec.table.axis or spec.table.parameter, ylabel=metric_name(metric, spec.scale))
         panel.margins(x=0.06, y=0.08)
