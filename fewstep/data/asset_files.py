@@ -16,6 +16,7 @@ from ..config.assets import AssetFile
 from ..config.base import read_spec
 
 RECORD = "the record of a fetched asset"
+AGAIN = "fetch the asset again (snakemake -R fetch)"
 
 
 class RecordFile(Strict):
@@ -63,8 +64,7 @@ class Record:
         path, file = self._find(name)
         if (size := path.stat().st_size) != file.bytes:
             raise ConfigError(
-                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; "
-                f"fetch the asset again"
+                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; {AGAIN}"
             )
         return path
 
@@ -77,8 +77,7 @@ class Record:
         path, file = self._find(name)
         if (found := sha256(path)) != file.sha256:
             raise ConfigError(
-                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; "
-                f"fetch the asset again"
+                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; {AGAIN}"
             )
         return path, found
 
@@ -88,7 +87,7 @@ class Record:
             raise ConfigError(f"{self.path}: has no file {name!r}; it names {first_few(self._by_name)}")
         path = inside(self.folder, file.name, str(self.path))
         if not path.is_file():
-            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; fetch the asset again")
+            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; {AGAIN}")
         return path, file
 
     @cached_property

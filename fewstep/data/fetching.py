@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..common.files import atomic, write_text
+from ..common.folders import visible_files
 from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
 from .asset_files import RecordBody, RecordFile, inside, verify
@@ -244,7 +243,7 @@ def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
         folder.unlink()
     elif folder.exists():
         raise ConfigError(f"assets.{name}: {folder} is a folder already; remove it to link to {target}")
-    wanted = asset.files or [AssetFile(name=found) for found in _visible_files(target)]
+    wanted = asset.files or [AssetFile(name=found) for found in visible_files(target)]
     if not wanted:
         raise ConfigError(f"assets.{name}.path: {target} has no files")
     files = []
@@ -256,12 +255,3 @@ def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.symlink_to(target, target_is_directory=True)
     return files
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
-    """Names of all files below ``folder``, sorted; hidden ones are left out."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield (Path(root) / name).relative_to(folder).as_posix()

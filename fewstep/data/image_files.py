@@ -134,7 +134,9 @@ def class_ids(name: str) -> tuple[str, ...]:
 def check_number(where: str | Path, key: str, found: int, expected: int) -> None:
     """Refuse a data set in which another number was found than ``dataset.KEY`` says."""
     if found != expected:
-        raise ConfigError(f"{where}: dataset.{key}: found {found}, the configuration says {expected}")
+        text = f"{where}: dataset.{key}: found {found}, the configuration says {expected}"
+        remedy = "; after files came or went, snakemake -R fetch" if key == "images" else ""
+        raise ConfigError(text + remedy)
 
 
 def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -> None:

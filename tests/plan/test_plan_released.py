@@ -111,7 +111,7 @@ def test_extra_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
     [
         (
             {"table4": {"metrics": ["precison"]}},
-            ["table4.yaml: metrics", "decm-fid50k, common", "'precison'"],
+            ["overrides.tables.table4.metrics", "did you mean 'precision'?"],
         ),
         ({"table4": {"metrics": ["kid", "kid"]}}, ["table4.yaml", "name one twice"]),
         ({"table4": {"metrics": ["fid"]}}, ["table4.yaml", "the table's own metric"]),

@@ -146,14 +146,14 @@ def test_a_toy_does_not_stand_beside_other_rows():
     raw = raw_config()
     row = {"id": "x", "label": "x", "method": "decm"}
     raw["overrides"] = {"tables": {"dumo-figure3-samples": {"rows": {"dumo": row | {"id": "dumo"}}}}}
-    with pytest.raises(ConfigError, match=r"dumo-figure3-samples\.yaml: rows: toys stand beside paper"):
+    with pytest.raises(ConfigError, match=r"dumo-figure3-samples\.rows: toys stand beside paper"):
         make_plan(raw)
 
 
 def test_a_parameter_that_the_losses_lack_is_named():
     raw = raw_config()
     raw["overrides"] = {"tables": {"dumo-figure3": {"parameter": "loss.equals"}}}
-    with pytest.raises(ConfigError, match=r"dumo-figure3\.yaml: parameter: 'loss.equals' is a number in 0"):
+    with pytest.raises(ConfigError, match=r"dumo-figure3\.parameter: 'loss.equals' is a number in 0"):
         make_plan(raw)
 
 
