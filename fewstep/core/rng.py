@@ -164,7 +164,8 @@ def stratum(place: Tensor, total: int) -> Tensor:
 
 def _spread(place: Tensor, total: int, share: float) -> Tensor:
     """See `Streams.spread`."""
-    return ((place + 1) * share + 1e-9).floor() > (place * share + 1e-9).floor()
+    below = (torch.arange(total + 1).double() * share + 1e-9).floor()
+    return below.diff()[place] > 0
 
 
 @lru_cache(maxsize=1024)

@@ -55,9 +55,7 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
     return torch.sigmoid(n)
 
 
-def sample_interval(
-    law: TimeDistribution, rng: Streams, equal: Tensor
-) -> tuple[Tensor, Tensor]:
+def sample_interval(law: TimeDistribution, rng: Streams, equal: Tensor) -> tuple[Tensor, Tensor]:
     """Two draws of ``law``, sorted: t <= s, each (B,), float32; s = t in the rows ``equal`` (B,), bool."""
     one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
     t, s = torch.minimum(one, other), torch.maximum(one, other)
