@@ -107,6 +107,11 @@ def loss_parts(loss: Loss) -> Sequence[Loss]:
     return loss.parts if isinstance(loss, SummedLoss) else (loss,)
 
 
+def kind_of_step(losses: Sequence[Loss]) -> tuple[str, ...]:
+    """Names of a step's updates: steps with the same ones differ in numbers only."""
+    return tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+
+
 class Method:
     """A training objective; ``params`` say what it needs of network, teacher and schedule.
 

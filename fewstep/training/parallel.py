@@ -71,20 +71,34 @@ def check_supported(
         raise ValueError(f"--tangent {formulation}, layout {layout}, precision {precision}{extras}: {reason}")
 
 
-def apply_compile_and_checkpointing(
-    net: nn.Module, checkpoint: bool = False, compile: str = "", dynamic: bool | None = False
-) -> None:
+def check_capture(layout: str, precision: str, optimizer: str, device: str) -> None:
+    """Refuse CUDA graphs where a step would wait for the host.
+
+    Raises:
+        ValueError: naming the reason.
+    """
+    reasons = {
+        "a CUDA graph needs a GPU": device != "cuda",
+        "FSDP2 gathers its weights anew in every step": layout == "fsdp2",
+        "the loss scaler of fp16 reads from the device; use bf16": precision == "fp16",
+        f"{optimizer} waits for the device before it skips an update; use adamw": optimizer != "adamw",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"--capture: {reason}")
+
+
+def apply_compile_and_checkpointing(net: nn.Module, checkpoint: bool = False, compile: str = "") -> None:
     """Compile and checkpoint each block of a bare network in place; names of weights stay.
 
     Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both.
 
     Args:
         compile: backend of torch.compile, or "" for none.
-        dynamic: as of torch.compile; False where the batch always has the same size.
     """
     for block in getattr(net, "blocks", ()):
         if compile:
-            block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
+            block.forward = torch.compile(block.forward, backend=compile, dynamic=False, fullgraph=True)
         if checkpoint:
             block.forward = partial(_recomputed, block.forward)
 

@@ -24,8 +24,8 @@ Deviations from the paper:
 * ``dsm`` is a constant, not balanced by gradient norms of the last layer, and L_dsm follows the
   teacher's velocity where there is one, so that both terms want the same guidance.
 * L_dsm is one mean square of velocities, with t' of EDM's law; the paper weights denoised images.
-* Each row draws its own t, u and s, and so its number of solver steps; the draws of a batch are stratified. The release draws that number once for
-  a batch, k with odds k, then the grid times t that leave room for it.
+* Each row draws its own t, u and s, and so its number of solver steps; a batch is stratified by it. The
+  release draws that number once for a batch, k with odds k, then the grid times t that leave room for it.
 * Heun's steps are taken in t, the release's in sigma. Half of its times of L_dsm are even on Karras' scale.
 * The jump to s within the target is the moving average's, as released; the paper writes the network itself.
 * The ends of the grid are moved to t = 0 and 1 (core/times.py).

@@ -1,0 +1,95 @@
+"""A training step can be captured: it never waits for the device, and its shapes never change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs import make_plan, raw_config
+from tiny_pipeline import Call, TinyPipeline
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep.core.method import Loss, kind_of_step
+from fewstep.methods import build, parameter_classes
+from fewstep.training.trainer import Trainer
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "item", "bincount")
+
+
+class Recorder(TorchDispatchMode):
+    """Notes operations with the shapes and numbers they are given; refuses what waits for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        indices = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+        if name in WAITING or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            raise AssertionError(f"{func}: waits for the device")
+        if name in ("lift_fresh", "lift_fresh_copy"):
+            raise AssertionError(f"{func}: a tensor is made on the CPU")
+        self.seen.append((str(func), *map(signature, [*args, *(kwargs or {}).values()])))
+        return func(*args, **(kwargs or {}))
+
+
+def signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(signature, value))
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+def recorded(call: Call, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[Any, ...]]]:
+    """Operations of each step's updates, of a training that also runs to its end."""
+    steps: dict[int, list[tuple[Any, ...]]] = {}
+    original = Trainer._update
+
+    def update(self: Trainer, loss: Loss, slices: Any) -> dict[str, Tensor]:
+        if kind_of_step(self.method.updates(self.progress.step)) not in self.draws:
+            return original(self, loss, slices)  # the first of its kind, which finds out what to draw
+        with Recorder() as recorder:
+            values = original(self, loss, slices)
+        steps.setdefault(self.progress.step, []).extend(recorder.seen)
+        return values
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    call()
+    return steps
+
+
+METHODS = {
+    name: method.loss.name
+    for name, method in make_plan(raw_config("demo")).config.methods.items()
+    if method.recipe.startswith("digits") and name not in ("meanflow-sdvae", "meanflow-b2", "dumo-b2")
+}
+
+
+def test_every_method_is_looked_at():
+    assert set(METHODS.values()) == parameter_classes().keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_differ_in_numbers_only(pipeline: TinyPipeline, tmp_path, monkeypatch, name):
+    """No operation waits for the device, and none has another shape or Python number in another step."""
+    taught_by = {"tcm": "tcm-stage1"}.get(name)
+    short = {n: {"train": {"steps": 8, "optimizer": {"warmup": 2}}} for n in (name, taught_by) if n}
+    pipeline = pipeline.varied({"methods": short})
+    if taught_by:
+        pipeline.train(taught_by)()
+    method = pipeline.plan.config.methods[name]
+    steps = recorded(pipeline.train(name, tmp_path), monkeypatch)
+    kinds: dict[tuple[str, ...], list[list[tuple[Any, ...]]]] = {}
+    for step, seen in sorted(steps.items()):
+        kinds.setdefault(kind_of_step(build(method.loss).updates(step)), []).append(seen)
+    assert max(steps) == 7 and all(len(same) > 1 for same in kinds.values())
+    for first, *others in kinds.values():
+        assert len(first) > 50
+        for other in others:
+            changed = [pair for pair in zip(first, other, strict=True) if pair[0] != pair[1]]
+            assert not changed, changed[0]
