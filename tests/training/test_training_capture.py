@@ -16,6 +16,7 @@ from fewstep.methods import build, parameter_classes
 from fewstep.training.trainer import Trainer
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "item", "bincount")
+FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "scalar_tensor", "rand", "randn", "eye")
 
 
 class Recorder(TorchDispatchMode):
@@ -30,7 +31,8 @@ class Recorder(TorchDispatchMode):
         indices = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
         if name in WAITING or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
             raise AssertionError(f"{func}: waits for the device")
-        if name in ("lift_fresh", "lift_fresh_copy"):
+        unplaced = name in FACTORIES and (kwargs or {}).get("device") is None
+        if name.startswith("lift_fresh") or unplaced:
             raise AssertionError(f"{func}: a tensor is made on the CPU")
         self.seen.append((str(func), *map(signature, [*args, *(kwargs or {}).values()])))
         return func(*args, **(kwargs or {}))
