@@ -23,6 +23,8 @@ from torch.utils import checkpoint as checkpointing
 from ..core.jvp import FORMULATIONS
 from ..core.operations import recompute_contexts
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in, by precision."""
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
 
@@ -135,12 +137,21 @@ def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Modu
     return accelerator.prepare_model(sharded, evaluation_mode=True)
 
 
-def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn.Module:
+def freeze(
+    accelerator: Accelerator, net: nn.Module, layout: str = "none", constant: bool = False
+) -> nn.Module:
     """Prepare in place a network that is not trained: on its device, without gradients, under autocast.
 
     Every process holds all of it, or its part under fsdp2.
+
+    Args:
+        constant: its weights never change: what autocast would cast in its blocks at every use is cast now.
     """
     net = net.to(accelerator.device).eval().requires_grad_(False)
+    if constant and accelerator.mixed_precision != "no":
+        for module in (inner for block in getattr(net, "blocks", ()) for inner in block.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(HALF[accelerator.mixed_precision])
     if layout == "fsdp2":
         net = shard(net, accelerator.device, accelerator.num_processes, release=True)
     forward = net.forward
@@ -151,6 +162,20 @@ def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn
 
     net.forward = cast
     return net
+
+
+@contextmanager
+def casts_kept(accelerator: Accelerator) -> Iterator[None]:
+    """Within this context autocast casts each trained weight once, not at every use.
+
+    Outside of networks nothing is cast. Weights must not change in it.
+    """
+    if accelerator.mixed_precision == "no":
+        yield
+        return
+    kind, dtype = accelerator.device.type, HALF[accelerator.mixed_precision]
+    with torch.autocast(kind, dtype), torch.autocast(kind, dtype, enabled=False):
+        yield
 
 
 @contextmanager

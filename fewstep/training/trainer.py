@@ -156,7 +156,7 @@ class Trainer:
         load_compatible(net, teacher.state_dict(), str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
-        return parallel.freeze(self.accelerator, teacher)
+        return parallel.freeze(self.accelerator, teacher, constant=True)
 
     def _follow(self, target: nn.Module) -> nn.Module:
         """The target network that the losses see: a moving average, from a copy of the network."""
@@ -315,7 +315,8 @@ class Trainer:
 
     def _update(self, loss: Loss, slices: Slices) -> dict[str, Tensor]:
         """One update of weights and averages, unless its gradients are not finite."""
-        values = self._backward(loss, slices, self.accelerator.backward)
+        with parallel.casts_kept(self.accelerator):
+            values = self._backward(loss, slices, self.accelerator.backward)
         norm = self._clip()
         finite = norm.isfinite()
         if self.accelerator.scaler is not None:  # it skips by itself

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from configs import make_plan, raw_config
-from tiny_pipeline import Call, TinyPipeline
+from tiny_pipeline import Call, TinyPipeline, refused
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fewstep.backbones.model_file import load_model
 from fewstep.core.method import Loss, kind_of_step
 from fewstep.methods import build, parameter_classes
+from fewstep.training.parallel import check_capture
 from fewstep.training.trainer import Trainer
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "item", "bincount")
@@ -94,3 +96,36 @@ def test_steps_differ_in_numbers_only(pipeline: TinyPipeline, tmp_path, monkeypa
         for other in others:
             changed = [pair for pair in zip(first, other, strict=True) if pair[0] != pair[1]]
             assert not changed, changed[0]
+
+
+def test_autocast_casts_each_weight_once_in_an_update(pipeline, tmp_path, monkeypatch):
+    """Each matrix of the student once; of the frozen teacher's blocks none."""
+    half = pipeline.varied({"settings": {"recipes": {"digits": {"train": {"precision": "bf16"}}}}})
+    seen = recorded(half.train("facm", tmp_path / "facm"), monkeypatch)[7]
+    copied = [
+        given[0] for name, *given in seen if name == "aten._to_copy.default" and torch.bfloat16 in given
+    ]
+    matrices = [shape for shape, _ in copied if len(shape) == 2]
+    tensors, _ = load_model(tmp_path / "facm" / "model.safetensors")
+    blocks = [tuple(w.shape) for n, w in tensors.items() if n.startswith("blocks") and w.ndim == 2]
+    for shape in set(blocks):
+        assert matrices.count(shape) <= blocks.count(shape), shape
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("none", "no", "adamw", "cpu"), "needs a GPU"),
+        (("fsdp2", "no", "adamw", "cuda"), "FSDP2"),
+        (("ddp", "fp16", "adamw", "cuda"), "loss scaler"),
+        (("none", "bf16", "radam", "cuda"), "radam waits"),
+    ],
+)
+def test_capture_is_refused_with_its_reason(given, words):
+    with pytest.raises(ValueError, match=f"--capture: .*{words}"):
+        check_capture(*given)
+    check_capture("ddp", "bf16", "adamw", "cuda")
+
+
+def test_capture_on_a_cpu_is_refused_before_anything_is_written(pipeline, tmp_path):
+    refused(pipeline.train("cd", tmp_path).more("--capture"), "--capture: a CUDA graph needs a GPU")
