@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         help="torch.compile each block",
     )
     arguments.add_argument(
+        "--capture", action="store_true", help="replay steps as CUDA graphs: nothing waits for the host"
+    )
+    arguments.add_argument(
         "--no-self-test",
         dest="self_test",
         action="store_false",

@@ -205,7 +205,7 @@ def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, gu
 
     def slices(step: int) -> list[tuple[Batch, Context]]:
         context = Context(
-            step=step,
+            step=torch.tensor(step, dtype=torch.float64),
             steps=STEPS,
             rng=Streams(0, step, rows, slice(0, rows), x1.device),
             null=null,

@@ -14,7 +14,7 @@ Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
 
 
-Metric = Literal["fid", "is", "kid", "mmd", "precision", "recall"]
+Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
 METRICS: tuple[str, ...] = get_args(Metric)
 """What is computed from images."""
 EXTRACTORS: dict[str, tuple[str, ...]] = {
@@ -358,6 +358,13 @@ class RbfKernel(Strict):
     gamma: float = Field(default=1.0, gt=0, description="per squared unit of a feature")
 
 
+class MoonDistance(Strict):
+    """Distance of samples to the half circles of two moons."""
+
+    noise: float = Field(gt=0, description="standard deviation of the data's noise, the unit")
+    far: float = Field(default=3.0, gt=0, description="units beyond which a sample is off the moons")
+
+
 class Protocol(Strict):
     """All that a metric depends on beside the images' own sampler.
 
@@ -374,6 +381,9 @@ class Protocol(Strict):
     metrics: list[Metric] = Field(default=["fid", "is"], min_length=1, description="what is computed")
     kid: KernelDistance = KernelDistance()
     mmd: RbfKernel = RbfKernel()
+    moons: MoonDistance | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of moon_distance, off_moons"
+    )
     labels: Literal["balanced", "random"]
     extractor: str = Field(description="torch-fidelity name, conv-classifier, or identity")
     features: str = Field(description="layer whose Gaussian is compared")
@@ -405,6 +415,8 @@ class Protocol(Strict):
             raise ValueError("metrics: is needs logits, the layer with the classes")
         if "kid" in self.metrics and self.kid.size > self.images:
             raise ValueError(f"kid.size {self.kid.size} is beyond the {self.images} images")
+        if (self.moons is None) == bool({"moon_distance", "off_moons"} & set(self.metrics)):
+            raise ValueError("metrics: moon_distance and off_moons go with moons")
         own = self.own_features
         if own != (self.weights is None) or own != (self.uint8 == "none"):
             raise ValueError(
@@ -422,8 +434,8 @@ class Protocol(Strict):
 
     @property
     def compares_images(self) -> bool:
-        """Whether a metric needs features of real images, beside their mean and covariance."""
-        return not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
+        """Whether a metric needs the features of every image, beside their mean and covariance."""
+        return self.moons is not None or not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
 
     @property
     def stored(self) -> bool:

@@ -79,7 +79,7 @@ class Table(Strict):
     metric: str = Field(default="fid", description="of a protocol; kind training: column of train.jsonl")
     metrics: list[Metric] = Field(
         default=[],
-        description="kind table: other metrics, in columns of ours, from the first protocol that has them",
+        description="table, sweep: other metrics, in columns of ours, from the first protocol that has them",
     )
     parameter: str | None = Field(
         default=None,
@@ -115,8 +115,8 @@ class Table(Strict):
             raise ValueError("kind: price needs unit, the row that costs are relative to")
         if ids and self.unit is not None and self.unit not in ids:
             raise ValueError(f"unit: no row has the id {self.unit!r}")
-        if self.metrics and self.kind != "table":
-            raise ValueError(f"metrics are columns of kind: table, not of {self.kind}")
+        if self.metrics and self.kind not in ("table", "sweep"):
+            raise ValueError(f"metrics are columns of kind: table, sweep, not of {self.kind}")
         if len({self.metric, *self.metrics}) != 1 + len(self.metrics):
             raise ValueError(f"metrics {self.metrics} name one twice, or the table's own metric")
         if (self.kind == "sweep") != (self.parameter is not None):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .method import Batch, Context, Method, loss_parts
+from .method import Batch, Context, Method, kind_of_step, loss_parts
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -133,7 +133,7 @@ def per_step(
     total, looked_at = 0, min(steps, PERIOD)
     for step in range(looked_at):
         losses = method.updates(step)
-        kind = tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+        kind = kind_of_step(losses)
         if kind not in counted:
             rows = slices(step)
             # Compiled blocks would hide their products from the count.

@@ -14,6 +14,7 @@ from ..common.array_files import open_npz
 from ..common.tensor_files import open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
+from . import moons
 from .archives import ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
 from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
@@ -84,16 +85,10 @@ def read_digits(dataset: Dataset, record: Record) -> ArraySource:
 
 
 def read_moons(dataset: Dataset, record: Record) -> ArraySource:
-    """Two moons as "images" (2, 1, 1) of one class, with the law's own mean 0 and variance 1 along each axis.
-
-    The half circles are (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi], with noise of
-    deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
-    that two draws share their coordinates.
-    """
+    """Two moons as "images" (2, 1, 1) of one class, in the coordinates of `data.moons`."""
     with open_npz(record.verified("moons.npz")[0]) as content:
         points, noise = content["points"], float(content["noise"])
-    variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
-    standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
+    standard = (points - moons.MEAN) / moons.deviation(noise)
     data = torch.from_numpy(standard).float()[:, :, None, None]
     return ArraySource(dataset, record, data, torch.zeros(len(data), dtype=torch.int64))
 

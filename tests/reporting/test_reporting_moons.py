@@ -55,12 +55,14 @@ def test_a_sweep_shows_every_seed(spec_file, metric, write_json, tmp_path, lowes
         for row in spec.rows
         for key in row.cells["moons"][0]
     }
-    files = [write_json(metric(key, 0.0, mmd=value)) for key, value in values.items()]
+    away = {"moon_distance": 1.25, "off_moons": 0.125}
+    files = [write_json(metric(key, 0.0, mmd=value, **away)) for key, value in values.items()]
     picture, lines = draw(path, tmp_path, "--metrics", *files)
     assert colours(picture) > 100
     found = {line["row"]: (line["parameter"], line["values"].count(";")) for line in lines}
     assert found["rho-80"] == ("0.8", 2) and found["dumo"] == ("", 2)
     assert {line["status"] for line in lines} == {"reproduced"}
+    assert {(line["ours_moon_distance"], line["ours_off_moons"]) for line in lines} == {("1.25", "0.125")}
 
 
 def test_a_sweep_without_metrics(spec_file, tmp_path):
