@@ -32,5 +32,6 @@ def calibrated(
     t = (low + (high - low) * draws).to(device)
     x = interpolate(batch.x0, batch.x1, t)
     assert isinstance(spec.backbone, FlowNetwork)
-    with torch.no_grad():
+    # Its batches have other sizes than a training step's: compiled blocks would be compiled for them too.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         return calibrate(teacher, guidance, spec.backbone.classes, x, t, batch.y)

@@ -6,10 +6,12 @@ None of it changes what is computed, so none of it is in a spec. Blocks are the 
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast computes in, by precision."""
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
+
+COMPILED = 64
+"""Most graphs of one class of blocks; torch refuses to compile more."""
 
 
 def check_supported(
@@ -93,16 +98,28 @@ def check_capture(layout: str, precision: str, optimizer: str, device: str) -> N
 def apply_compile_and_checkpointing(net: nn.Module, checkpoint: bool = False, compile: str = "") -> None:
     """Compile and checkpoint each block of a bare network in place; names of weights stay.
 
-    Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both.
+    Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both. Weights are inputs of the
+    compiled code: blocks of one class and size share it, and the depth costs nothing.
 
     Args:
         compile: backend of torch.compile, or "" for none.
     """
+    if compile:
+        # All calls of one class of blocks count together: a method has up to 8 kinds of them.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
     for block in getattr(net, "blocks", ()):
         if compile:
             block.forward = torch.compile(block.forward, backend=compile, dynamic=False, fullgraph=True)
         if checkpoint:
             block.forward = partial(_recomputed, block.forward)
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Let inductor keep its code in ``folder``, where a resumed training finds it, unless the user says where.
+
+    It must be called before anything is compiled. The code is the same from wherever it comes.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any) -> Any:

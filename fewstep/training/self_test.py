@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils import _pytree
 
 from ..core.heads import Output
 from ..core.jvp import value_and_tangent
@@ -46,14 +47,24 @@ class SelfTest:
         directions = (batch.x1 - batch.x0, torch.ones_like(t), -torch.ones_like(s))
         self._given = (x, t, s), directions, batch.y
         with torch.no_grad():
-            self._expected = _flat(value_and_tangent(net, *self._given, "central")[1])
+            self._expected = value_and_tangent(net, *self._given, "central")[1]
 
     def result(
-        self, accelerator: Accelerator, net: nn.Module, weights: list[Tensor], loss: Tensor, tangent: str
+        self,
+        accelerator: Accelerator,
+        net: nn.Module,
+        weights: list[Tensor],
+        loss: Tensor,
+        tangent: str,
+        rows: int | None = None,
     ) -> dict[str, object]:
         """What goes into the model's card; the weights hold gradients of ``loss``.
 
         A loss that is not finite is only noted: the training counts such updates itself.
+
+        Args:
+            rows: how many a training step hands to compiled blocks: the test repeats its own to as many and
+                records a graph, so that nothing is compiled for it alone.
 
         Raises:
             ValueError: gradients differ between processes, or the tangent is not the derivative.
@@ -63,7 +74,7 @@ class SelfTest:
         if finite:
             spread = _spread(accelerator, weights)
         if self._flow:
-            error = self._error(net, tangent)
+            error = self._error(net, tangent, rows)
         limit = TOLERANCE[accelerator.mixed_precision]
         remedy = "; --no-self-test starts in spite of it"
         if spread is not None and not spread <= SPREAD:
@@ -75,11 +86,16 @@ class SelfTest:
             )
         return {"loss_finite": finite, "gradient_spread": spread, "tangent": tangent, "tangent_error": error}
 
-    def _error(self, net: nn.Module, tangent: str) -> float:
+    def _error(self, net: nn.Module, tangent: str, rows: int | None) -> float:
         """Relative to the norm over all rows; 0 where both vanish, as in a fresh network."""
-        with torch.no_grad():
-            found = _flat(value_and_tangent(net, *self._given, tangent)[1])
-        difference, norm = (found - self._expected).norm(), self._expected.norm()
+        given = (*self._given, self._expected)
+        if rows is not None:
+            own = len(self._given[2])
+            given = _pytree.tree_map(lambda z: z[torch.arange(rows, device=z.device) % own], given)
+        *inputs, expected = given
+        with torch.set_grad_enabled(rows is not None):
+            found = value_and_tangent(net, *inputs, tangent)[1]
+        difference, norm = (_flat(found) - _flat(expected)).norm(), _flat(expected).norm()
         # Two digits: the last ones are rounding, and the card should not change with it.
         return float(f"{float(difference / norm.clamp(min=1e-12)):.1e}")
 

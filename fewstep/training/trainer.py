@@ -85,6 +85,8 @@ class Trainer:
             spec.train.precision,
             self.device.type,
         )
+        if options.compile_blocks:
+            parallel.keep_compiled_code(options.out.parent / "inductor")
         self.captured: CapturedSteps | None = None
         if options.capture:
             parallel.check_capture(
@@ -254,8 +256,11 @@ class Trainer:
         if self.self_test is not None:
             # One backward of the first update over the first rows; nothing is kept of it.
             first = self._backward(self.method.updates(0)[0], self._slices(0)[:1], Tensor.backward)
+            # FSDP2 expects a backward after every forward that records a graph.
+            compiled = self.options.compile_blocks and self.layout != "fsdp2"
+            rows = self.rows[0].stop - self.rows[0].start if compiled else None
             progress.self_test = self.self_test.result(
-                self.accelerator, self.net, self.weights, first["loss"], self.options.tangent
+                self.accelerator, self.net, self.weights, first["loss"], self.options.tangent, rows
             )
             self.optimizer.zero_grad()
             self.self_test = None
