@@ -16,6 +16,14 @@ from tiny_pipeline import TinyPipeline
 from fewstep.plan import Plan
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the campaign of faults has counted, in a run in one process (-n 0)."""
     for title, counts in (("damaged files", campaign.damage), ("kills", campaign.kills)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from ..common.csv_files import to_csv
 
@@ -11,6 +12,11 @@ def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same columns as the text of a CSV file."""
     columns = list(rows[0]) if rows else []
     return to_csv(columns, ([row[name] for name in columns] for row in rows))
+
+
+def profile_of(out: Path) -> Path:
+    """Where the profile of what is in ``out`` is written."""
+    return out.with_name(f"{out.stem}-profile.csv")
 
 
 def as_text(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> str:

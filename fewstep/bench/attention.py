@@ -15,7 +15,7 @@ with 1,024 of an image in 24 heads of 64 (Stable Diffusion 3), in bfloat16.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..core import dual
-from .meters import DEVICE, Call, Case, machine, peak_bytes
+from .meters import DEVICE, Case, peak_bytes
 
 SMALL = {"64": (64, 2, 24), "joint 21+64": (85, 2, 16)}
 LARGE = {"256": (256, 16, 72), "1024": (1024, 16, 72), "joint 333+1024": (1357, 24, 64)}
@@ -109,46 +109,30 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 @dataclass
 class AttentionCase(Case):
-    """One rule at one size, with its errors, or with why it failed."""
+    """One rule at one size, with its errors."""
 
     errors: Callable[[], list[float]]
     """Of the value and, if there is one, of the tangent."""
     found: tuple[int, list[float]] = (0, [])
     """Bytes and errors."""
-    note: str = ""
 
     def warm_up(self) -> None:
         """Compile what is to be compiled, and measure memory and errors."""
+        self.call()
+        self.found = peak_bytes(self.call), self.errors()
 
-        def first() -> None:
-            self.call()
-            self.found = peak_bytes(self.call), self.errors()
+    def columns(self) -> Sequence[str]:
+        return NUMBERS
 
-        self._try(first)
-
-    def measure(self) -> None:
-        self._try(super().measure)
-
-    def _try(self, call: Call) -> None:
-        if self.note:
-            return
-        try:
-            call()
-        except Exception as failure:  # of one case, and only its row's
-            self.note = f"{type(failure).__name__}: {failure}".splitlines()[0][:100]
-
-    def row(self, first: Case) -> dict[str, str]:
-        row = {**self.words, **machine(), **dict.fromkeys(NUMBERS, ""), "note": self.note}
-        if self.note:
-            return row
+    def numbers(self, first: Case) -> dict[str, str]:
         size, errors = self.found
-        numbers = (
+        values = [
             f"{1e3 * min(self.seconds) / CALLS:.4g}",
             f"{1e3 * median(self.seconds) / CALLS:.4g}",
             f"{size / 2**20:.4g}",
             *(f"{error:.2g}" for error in errors),
-        )
-        return row | dict(zip(NUMBERS, numbers, strict=False))
+        ]
+        return dict.fromkeys(NUMBERS, "") | dict(zip(NUMBERS, values, strict=False))
 
 
 def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:

@@ -1,9 +1,9 @@
-"""What benchmarks measure with: timed cases that take turns, peak memory, and operations a second."""
+"""What benchmarks measure with: timed cases that take turns, peak memory, operations a second, profiles."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -48,6 +48,20 @@ class Case:
     call: Call
     amount: int
     seconds: list[float] = field(default_factory=list, init=False)
+    note: str = field(default="", init=False)
+    """Why it failed."""
+
+    def attempt(self, action: Call) -> None:
+        """``action``, a method of this case, unless the case has failed; a failure is its row's alone."""
+        if self.note:
+            return
+        try:
+            action()
+        except Exception as failure:
+            lines = f"{type(failure).__name__}: {failure}".splitlines()
+            self.note = lines[0][:100]
+        if self.note and DEVICE.type == "cuda":
+            torch.cuda.empty_cache()
 
     def warm_up(self) -> None:
         """Call once before the first measurement: buffers, kernels and file caches."""
@@ -60,16 +74,57 @@ class Case:
         self.seconds.append(clock() - start)
 
     def row(self, first: Case) -> dict[str, str]:
-        """A row of the table: rates by the least and the median time; ``relative`` time to the first case."""
-        return {
-            **self.words,
-            **machine(),
-            "unit": "images/s",
-            "best": f"{self.amount / min(self.seconds):.4g}",
-            "median": f"{self.amount / median(self.seconds):.4g}",
-            "ms": f"{1e3 * min(self.seconds):.4g}",
-            "relative": f"{min(self.seconds) / min(first.seconds):.3f}",
-        }
+        """A row of the table: the case, where it ran, its numbers or why there are none."""
+        numbers = dict.fromkeys(self.columns(), "") if self.note else self.numbers(first)
+        return {**self.words, **machine(), **numbers, "note": self.note}
+
+    def columns(self) -> Sequence[str]:
+        """Names of the numbers."""
+        return "images/s", "median images/s", "ms", "relative"
+
+    def numbers(self, first: Case) -> dict[str, str]:
+        """Rates by the least and the median time; ``relative`` time to the first case."""
+        least = min(self.seconds)
+        values = (
+            f"{self.amount / least:.4g}",
+            f"{self.amount / median(self.seconds):.4g}",
+            f"{1e3 * least:.4g}",
+            "" if first.note else f"{least / min(first.seconds):.3f}",
+        )
+        return dict(zip(self.columns(), values, strict=True))
+
+    def profile(self) -> dict[str, str]:
+        """A row that says where the time of a call goes."""
+        groups = where_time_goes(self.call)
+        least = 1e3 * min(self.seconds)
+        if DEVICE.type == "cuda":
+            groups["idle"] = max(0.0, least - sum(groups.values()))
+        return {**self.words, "ms": f"{least:.4g}", **{name: f"{ms:.4g}" for name, ms in groups.items()}}
+
+
+GROUPS = {
+    "attention": ("attention", "flash", "fmha", "sdpa", "_tangent"),
+    "products": ("gemm", "::mm", "addmm", "bmm", "matmul", "linear", "conv", "cutlass", "nvjet", "xmma"),
+    "optimizer": ("multi_tensor", "fused_adam", "foreach", "lerp"),
+    "copies": ("copy", "memcpy", "memset", "clone", "cat"),
+}
+"""Group of an operation or kernel by a part of its name, the first that fits; all else is elementwise."""
+
+
+def where_time_goes(call: Call) -> dict[str, float]:
+    """Milliseconds of the device by group of kernels; on a CPU, of the processor by group of operations."""
+    gpu = DEVICE.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as record:
+        call()
+        clock()
+    found = dict.fromkeys([*GROUPS, "elementwise"], 0.0)
+    for event in record.key_averages():
+        if gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        name = event.key.lower()
+        group = next((g for g, parts in GROUPS.items() if any(part in name for part in parts)), "elementwise")
+        found[group] += (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e3
+    return found
 
 
 def peak_bytes(call: Call) -> int:

@@ -61,7 +61,13 @@ def sample_cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
 
         return Case({"case": f"euler, {steps} steps"}, call, given.batch)
 
-    return [case(1), case(8)]
+    latents = torch.randn(given.batch, *spec.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    @torch.no_grad()
+    def decode() -> None:
+        quantize(codec.decode(latents), "round").cpu()
+
+    return [case(1), case(8), Case({"case": "decode"}, decode, given.batch)]
 
 
 def score_cases(given: argparse.Namespace, folder: Path) -> list[Case]:

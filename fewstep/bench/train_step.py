@@ -1,21 +1,24 @@
 """A training step by every formulation of the tangent: time, memory, counted operations, MFU.
 
-    python -m fewstep.bench train-step [--large] [--batch 4 16] [--methods facm decm] [--out x.csv]
+    python -m fewstep.bench train-step [--network xl1] [--batch 4 16] [--methods facm decm] [--out x.csv]
 
 ``consistency`` is value, tangent and backward of the consistency term. Every method named is there with its
-complete step besides: teacher, all terms, backward; on average over the steps after which its updates
-recur (3 for DE-CM), without the optimizer, which is the same for all. Ratios are to ``functorch`` on the
-same batch. MFU counts, for all alike, the operations of the formulation that needs least of them.
+complete step besides, as a training does it: teacher, all terms, backward, clipping, optimizer, moving
+average; on average over the steps after which its updates recur (3 for DE-CM). The learning rate is 0, so
+that all cases have the same weights, and the batch is on the device. ``captured`` steps are CUDA graphs, on a
+GPU alone. Ratios are to ``functorch`` on the same batch. MFU counts, for all alike, the operations of the
+formulation that needs least of them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,54 +26,121 @@ from torch import Tensor, nn
 from ..backbones import build
 from ..config import read_spec
 from ..config.rates import Bench
-from ..config.settings import Backbone, Guidance, LightningDiT
+from ..config.settings import Backbone, Guidance, LightningDiT, Optimizer, PowerEma
 from ..config.specs import BenchSpec
 from ..core.guidance import ClassifierFreeGuidance
-from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Method, loss_parts
+from ..core.jvp import FORMULATIONS, value_and_tangent
+from ..core.method import Batch, Context, Loss, Method, kind_of_step, loss_parts
 from ..core.operations import OperationCounter
-from ..core.rng import Streams
+from ..core.rng import Draw, Streams
+from ..core.wrappers import unwrap
 from ..methods import build as build_method
 from ..methods import parameter_classes
-from ..training.parallel import apply_compile_and_checkpointing, check_supported
-from .meters import DEVICE, Case, machine, peak_bytes, peak_flops
+from ..training import parallel
+from ..training.capture import WARM_UP, CapturedSteps
+from ..training.ema import Ema
+from ..training.optimizer import make_optimizer, set_learning_rate, step_if
+from ..training.trainer import start_accelerator
+from .meters import DEVICE, Call, Case, peak_bytes, peak_flops
 
-BLOCKS = {"plain": (False, ""), "checkpointed": (True, ""), "compiled": (False, "inductor")}
-BLOCKS["both"] = (True, "inductor")
-"""How blocks are treated: recomputed or not, and by which compiler."""
+BLOCKS = {
+    "plain": (False, False, False),
+    "checkpointed": (True, False, False),
+    "compiled": (False, True, False),
+    "both": (True, True, False),
+    "captured": (False, False, True),
+    "captured-compiled": (False, True, True),
+}
+"""How blocks are treated: whether they are recomputed and compiled, and whether the step is captured."""
+NETWORKS = {
+    "tiny": LightningDiT(shape=[4, 4, 4], classes=10, depth=1, width=16, heads=2, patch=2),
+    "digits": LightningDiT(shape=[4, 4, 4], classes=10, depth=3, width=64, heads=2, patch=2),
+    "small": LightningDiT(shape=[32, 16, 16], classes=1000, depth=4, width=128, heads=2),
+    "b1": LightningDiT(shape=[32, 16, 16], classes=1000, depth=12, width=768, heads=12),
+    "xl1": LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16),
+}
+HALF = ("b1", "xl1")
+"""Networks that are measured in bfloat16 unless --precision says otherwise."""
 REFERENCE = "functorch"
 CONSISTENCY = "consistency"
 NUMBERS = ("images/s", "ms", "median ms", "MiB", "GFLOP", "MFU", "peak TFLOP/s", "time", "memory")
-Step = Callable[[nn.Module, ClassifierFreeGuidance | None, str], None]
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--spec", type=Path, help="what to measure, as JSON, instead of the options below")
-    options.add_argument("--batch", type=int, nargs="+", help="images at once (4, or 16 with --large)")
+    options.add_argument("--network", choices=NETWORKS, help="size (small; with --large, xl1)")
+    options.add_argument("--precision", choices=["no", "bf16", "fp16"], help="(no; bf16 of b1 and xl1)")
+    options.add_argument("--batch", type=int, nargs="+", help="images at once (4, or 16 of b1 and xl1)")
     options.add_argument("--methods", nargs="*", choices=["facm", "decm"], default=["facm", "decm"])
+    options.add_argument("--formulations", nargs="+", choices=FORMULATIONS, default=list(FORMULATIONS))
     options.add_argument("--blocks", nargs="+", choices=BLOCKS, default=["plain", "checkpointed"])
+    options.add_argument("--compiler", default="inductor", help="backend of torch.compile (%(default)s)")
 
 
 def spec_of(given: argparse.Namespace) -> BenchSpec:
     """The spec file, or what the options say."""
     if given.spec:
         return read_spec(BenchSpec, given.spec)
-    network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=4, width=128, heads=2)
-    if given.large:
-        network = LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16)
+    size = given.network or ("xl1" if given.large else "small")
+    network, half = NETWORKS[size], size in HALF
     return BenchSpec(
         backbone=network,
         teacher=network.model_copy(update={"target_time": False}),
         guidance=Guidance(scale=1.75, interval=[0.125, 1.0], normalise="rescale"),
-        precision="bf16" if given.large else "no",
+        precision=given.precision or ("bf16" if half else "no"),
         losses={name: parameter_classes()[name](name=name) for name in given.methods},
         bench=Bench(
             methods=given.methods,
-            batches=given.batch or [16 if given.large else 4],
+            batches=given.batch or [16 if half else 4],
+            formulations=given.formulations,
             blocks=given.blocks,
             repeats=given.repeats,
         ),
     )
+
+
+class Trained:
+    """A student with all that its training keeps, and its guided teacher, arranged as ``kind`` says.
+
+    Networks, optimizer and average are those of the first arrangement, ``like``, where one is given.
+    """
+
+    def __init__(
+        self, spec: BenchSpec, accelerator: Any, kind: str, compiler: str, like: Trained | None = None
+    ) -> None:
+        checkpoint, compiled, self.capture = BLOCKS[kind]
+        compiler = compiler if compiled else ""
+        self.accelerator = accelerator
+        self.net: nn.Module
+        net = _network(spec.backbone, like and like.net)
+        parallel.apply_compile_and_checkpointing(net, checkpoint, compiler)
+        self.net = parallel.prepare(accelerator, net, "none")
+        self.teacher: ClassifierFreeGuidance | None = None
+        if spec.teacher is not None:
+            teacher = _network(spec.teacher, like and like.teacher and like.teacher.net)
+            parallel.apply_compile_and_checkpointing(teacher, compile=compiler)
+            frozen = parallel.freeze(accelerator, teacher, constant=True)
+            self.teacher = ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
+        self.weights = [weight for weight in self.net.parameters() if weight.requires_grad]
+        self.optimizer: torch.optim.Optimizer = (
+            like.optimizer if like else make_optimizer(Optimizer(lr=1), self.weights)
+        )
+        set_learning_rate(self.optimizer, 0.0)
+        self.ema: Ema = like.ema if like else Ema(self.net, PowerEma(kind="power", sigma_rel=0.05))
+
+    def update(self, loss: Loss, batch: Batch, ctx: Context) -> None:
+        """What `training.trainer.Trainer` does for one loss."""
+        with parallel.casts_kept(self.accelerator):
+            for part in loss_parts(loss):
+                self.accelerator.backward(part(self.net, batch, ctx).loss)
+        finite = nn.utils.clip_grad_norm_(self.weights, 1.0).isfinite()
+        step_if(self.optimizer, finite)
+        self.optimizer.zero_grad()
+        self.ema.update(self.net, finite)
+
+
+Step = Callable[[Trained, str, CapturedSteps | None], None]
+"""Of networks and the formulation of the tangent, perhaps captured."""
 
 
 @dataclass
@@ -83,34 +153,37 @@ class StepCase(Case):
     """Operations a second of the device, and where the number is from."""
     same: list[StepCase]
     """The cases of the same work on the same batch."""
+    trained: Trained
+    captured: CapturedSteps | None = None
     bytes: int = 0
     flops: int = 0
-    note: str = ""
+
+    def attempt(self, action: Call) -> None:
+        super().attempt(action)
+        if self.note:
+            self.trained.optimizer.zero_grad()
 
     def warm_up(self) -> None:
-        """Compile what is to be compiled, count and measure."""
-        try:
+        """Compile or capture what is to be, count and measure."""
+        # What recomputation repeats counts too. Compiled blocks would hide their products.
+        with torch.compiler.set_stance("force_eager"), OperationCounter(recomputed=True) as counted:
             self.call()
-            self.bytes = peak_bytes(self.call)
-            # What recomputation repeats counts too. Compiled blocks would hide their products.
-            with torch.compiler.set_stance("force_eager"), OperationCounter(recomputed=True) as counted:
-                self.call()
-            self.flops = counted.total
-        except torch.OutOfMemoryError:
-            self.note = "out of memory"
+        self.flops = counted.total
+        for _ in range(WARM_UP - 1 if self.captured else 1):
+            self.call()
+        self.bytes = peak_bytes(self.call)  # a captured step allocates when it is captured
+        if self.captured and not self.captured.graphs:
+            raise torch.OutOfMemoryError("no memory for a graph of the step")
 
-    def measure(self) -> None:
-        if not self.note:
-            super().measure()
+    def columns(self) -> Sequence[str]:
+        return NUMBERS
 
-    def row(self, first: Case) -> dict[str, str]:
-        row = {**self.words, **machine(), "note": self.note}
-        if self.note:
-            return row | dict.fromkeys(NUMBERS, "")
+    def numbers(self, first: Case) -> dict[str, str]:
         least = min(self.seconds)
-        useful = min(case.flops for case in self.same if not case.note)
+        done = [case for case in self.same if case.seconds and not case.note]
+        useful = min(case.flops for case in done)
         plain = {"tangent": REFERENCE, "blocks": "plain"}
-        other = next((case for case in self.same if plain.items() <= case.words.items()), None)
+        other = next((case for case in done if plain.items() <= case.words.items()), None)
         values = (
             f"{self.amount / least:.4g}",
             f"{1e3 * least / self.steps:.4g}",
@@ -119,111 +192,111 @@ class StepCase(Case):
             f"{self.flops / 1e9 / self.steps:.4g}",
             f"{useful / least / self.peak[0]:.3f}",
             f"{self.peak[0] / 1e12:.3g} {self.peak[1]}",
-            f"{least / min(other.seconds):.3f}" if other and not other.note else "",
-            f"{self.bytes / other.bytes:.3f}" if other and not other.note else "",
+            f"{least / min(other.seconds):.3f}" if other else "",
+            f"{self.bytes / other.bytes:.3f}" if other else "",
         )
-        return row | dict(zip(NUMBERS, values, strict=True))
+        return dict(zip(NUMBERS, values, strict=True))
 
 
-def cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
+def cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     """Every piece of work on every batch by every formulation, where blocks may be treated so."""
     spec = spec_of(given)
     asked, given.repeats = spec.bench, spec.bench.repeats
-    student, teacher = _network(spec.backbone), _network(spec.teacher) if spec.teacher else None
-    arranged = {kind: _arranged(student, teacher, spec, kind) for kind in asked.blocks}
+    accelerator = start_accelerator(spec.precision, folder)
+    arranged: dict[str, Trained] = {}
+    for how in asked.blocks:
+        if _possible(spec, how):
+            like = next(iter(arranged.values()), None)
+            arranged[how] = Trained(spec, accelerator, how, given.compiler, like)
     peak = peak_flops(spec.precision)
     found: list[Case] = []
     for batch in asked.batches:
         for name, (steps, step) in _work(spec, batch).items():
             same: list[StepCase] = []
-            for kind in asked.blocks:
+            for kind, trained in arranged.items():
                 for formulation in sorted(asked.formulations, key=lambda each: each != REFERENCE):
-                    checkpoint, compiler = BLOCKS[kind]
-                    try:
-                        check_supported(formulation, "none", checkpoint, bool(compiler), spec.precision)
-                    except ValueError:
+                    if not _possible(spec, kind, formulation):
                         continue
                     words = {"work": name, "batch": str(batch), "tangent": formulation, "blocks": kind}
                     words["precision"] = spec.precision
-                    call = partial(step, *arranged[kind], formulation)
-                    same.append(StepCase(words, call, steps * batch, steps, peak, same))
+                    captured = CapturedSteps(DEVICE, WARM_UP) if trained.capture else None
+                    call = partial(step, trained, formulation, captured)
+                    same.append(StepCase(words, call, steps * batch, steps, peak, same, trained, captured))
             found += same
     return found
 
 
-def _network(spec: Backbone) -> nn.Module:
-    """Random weights everywhere: layers that start at zero would let kernels off."""
-    net = build(spec).to(DEVICE)
-    for weight in net.parameters():
+def _possible(spec: BenchSpec, kind: str, formulation: str = "fused") -> bool:
+    """Whether a training could do it."""
+    checkpoint, compiled, captured = BLOCKS[kind]
+    try:
+        parallel.check_supported(formulation, "none", checkpoint, compiled, spec.precision, DEVICE.type)
+        if captured:
+            parallel.check_capture("none", spec.precision, "adamw", DEVICE.type)
+    except ValueError:
+        return False
+    return True
+
+
+def _network(spec: Backbone, like: nn.Module | None = None) -> nn.Module:
+    """With the weights of ``like``, or random weights everywhere: zeros would let kernels off."""
+    net = build(spec)
+    if like is not None:
+        net.load_state_dict(unwrap(like).state_dict(keep_vars=True), assign=True)
+        return net.to(DEVICE)
+    for weight in net.to(DEVICE).parameters():
         if weight.requires_grad:
             nn.init.normal_(weight, std=0.02)
     return net
 
 
-def _arranged(
-    student: nn.Module, teacher: nn.Module | None, spec: BenchSpec, kind: str
-) -> tuple[nn.Module, ClassifierFreeGuidance | None]:
-    """Both networks with their blocks treated as ``kind`` says; the weights are shared."""
-    checkpoint, compiler = BLOCKS[kind]
-    net = _twin(spec.backbone, student)
-    apply_compile_and_checkpointing(net, checkpoint, compiler)
-    if teacher is None or spec.teacher is None:
-        return net, None
-    frozen = _twin(spec.teacher, teacher).requires_grad_(False)
-    apply_compile_and_checkpointing(frozen, compile=compiler)
-    return net, ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
-
-
-def _twin(spec: Backbone, net: nn.Module) -> nn.Module:
-    twin = build(spec)
-    twin.load_state_dict(net.state_dict(keep_vars=True), assign=True)
-    return twin.to(DEVICE)
-
-
 def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
     """Pieces of work by name: how many training steps one is, and how it is done."""
-    draws = torch.Generator().manual_seed(0)
-    x1, x0 = torch.randn(2, batch, *spec.backbone.shape, generator=draws).to(DEVICE)
+    numbers = torch.Generator().manual_seed(0)
+    x1, x0 = torch.randn(2, batch, *spec.backbone.shape, generator=numbers).to(DEVICE)
     y = torch.arange(batch, device=DEVICE) % spec.backbone.classes
-    rows = Batch(x1, x0, y)  # one object, so that the parts of a step ask the teacher once
-    t = torch.rand(batch, generator=draws).to(DEVICE)
+    t = torch.rand(batch, generator=numbers).to(DEVICE)
+    step_number = torch.zeros((), dtype=torch.float64, device=DEVICE)
+    draws: dict[tuple[str, ...], dict[Draw, Tensor]] = {}
 
-    def consistency(net: nn.Module, _teacher: ClassifierFreeGuidance | None, formulation: str) -> None:
-        ends = torch.ones_like(t)
-        with _autocast(spec.precision):
+    def consistency(trained: Trained, formulation: str, captured: CapturedSteps | None) -> None:
+        def once() -> None:
+            ends = torch.ones_like(t)
             given = (x1, t, ends), (x0, ends, 0 * ends), y
-            value, tangent = value_and_tangent(net, *given, formulation)
-            assert isinstance(value, Tensor) and isinstance(tangent, Tensor)
-            loss = (value - tangent).square().mean()
-        loss.backward()
-        net.zero_grad(set_to_none=True)
+            with parallel.casts_kept(trained.accelerator):
+                value, tangent = value_and_tangent(trained.net, *given, formulation)
+                assert isinstance(value, Tensor) and isinstance(tangent, Tensor)
+                trained.accelerator.backward((value - tangent).square().mean())
+            trained.optimizer.zero_grad()
+
+        captured.run(CONSISTENCY, once) if captured else once()
 
     def complete(
-        method: Method, steps: int, net: nn.Module, teacher: ClassifierFreeGuidance | None, formulation: str
+        method: Method, steps: int, trained: Trained, formulation: str, captured: CapturedSteps | None
     ) -> None:
         for number in range(steps):
+            losses = method.updates(number)
+            kind = kind_of_step(losses)
             ctx = Context(
-                step=torch.tensor(number, dtype=torch.float64, device=DEVICE),
+                step=step_number.fill_(number),
                 steps=steps,
-                rng=Streams(0, number, batch, slice(0, batch), DEVICE),
+                # As a training finds them: made before, on the device.
+                rng=Streams(0, 0, batch, slice(0, batch), DEVICE, draws.get(kind, {})),
                 null=spec.backbone.classes,
                 jvp=partial(value_and_tangent, formulation=formulation),
-                teacher=teacher,
+                teacher=trained.teacher,
             )
-            for update in method.updates(number):
-                for part in loss_parts(update):
-                    with _autocast(spec.precision):
-                        loss = part(net, rows, ctx).loss
-                    loss.backward()
-                net.zero_grad(set_to_none=True)
+
+            def updates(losses: Sequence[Loss] = losses, ctx: Context = ctx) -> None:
+                rows = Batch(x1, x0, y)  # one object for all updates, so that they ask the teacher once
+                for loss in losses:
+                    trained.update(loss, rows, ctx)
+
+            captured.run(kind, updates) if captured else updates()
+            draws.setdefault(kind, ctx.rng.made)
 
     found: dict[str, tuple[int, Step]] = {CONSISTENCY: (1, consistency)}
     for name, params in spec.losses.items():
         steps = getattr(params, "freq", 1)
         found[name] = steps, partial(complete, build_method(params), steps)
     return found
-
-
-def _autocast(precision: str) -> torch.autocast:
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(DEVICE.type, dtype, enabled=precision != "no")

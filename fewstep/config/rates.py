@@ -63,7 +63,7 @@ class Costs(Strict):
 
 
 Formulation = Literal["functorch", "fused", "split", "central"]
-Blocks = Literal["plain", "checkpointed", "compiled", "both"]
+Blocks = Literal["plain", "checkpointed", "compiled", "both", "captured", "captured-compiled"]
 
 
 class Bench(Strict):

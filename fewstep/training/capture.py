@@ -31,6 +31,11 @@ class CapturedSteps:
         self._out_of_memory = False
         torch.cuda.set_stream(torch.cuda.Stream(device))
 
+    @property
+    def graphs(self) -> int:
+        """How many kinds of steps are captured."""
+        return len(self._graphs)
+
     def run(self, kind: Hashable, step: Callable[[], Result]) -> Result:
         """What ``step`` returns; of a captured step it is void once the next one runs."""
         if kind not in self._graphs:

@@ -115,7 +115,7 @@ def apply_compile_and_checkpointing(net: nn.Module, checkpoint: bool = False, co
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Let inductor keep its code in ``folder``, where a resumed training finds it, unless the user says where.
+    """Let inductor keep its code in ``folder``, for a resumed training, unless the user has said where.
 
     It must be called before anything is compiled. The code is the same from wherever it comes.
     """

@@ -92,9 +92,9 @@ class SelfTest:
         if rows is not None:
             own = len(self._given[2])
             given = _pytree.tree_map(lambda z: z[torch.arange(rows, device=z.device) % own], given)
-        *inputs, expected = given
+        inputs, directions, y, expected = given
         with torch.set_grad_enabled(rows is not None):
-            found = value_and_tangent(net, *inputs, tangent)[1]
+            found = value_and_tangent(net, inputs, directions, y, tangent)[1]
         difference, norm = (_flat(found) - _flat(expected)).norm(), _flat(expected).norm()
         # Two digits: the last ones are rounding, and the card should not change with it.
         return float(f"{float(difference / norm.clamp(min=1e-12)):.1e}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -11,8 +12,9 @@ from typing import get_args
 import pytest
 import torch
 from configs import make_plan, raw_config
+from tiny_pipeline import alone
 
-from fewstep.bench import meters, throughput, train_step
+from fewstep.bench import gpu, meters, throughput, train_step
 from fewstep.bench.__main__ import main
 from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge
@@ -20,7 +22,16 @@ from fewstep.config.rates import Blocks, Formulation
 from fewstep.config.specs import BenchSpec
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.core.operations import OperationCounter
+from fewstep.core.rng import Draw
+from fewstep.training.capture import WARM_UP
 from fewstep.training.parallel import check_supported
+from fewstep.training.trainer import start_accelerator
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _accelerate_alone():
+    with alone():
+        yield
 
 
 def read(path) -> list[dict[str, str]]:
@@ -56,9 +67,9 @@ def test_every_combination_that_trains_is_there(rows):
     assert {row["work"] for row in rows} == {"consistency", "facm"}
     for formulation in FORMULATIONS:
         for kind in ("plain", "checkpointed"):
-            checkpoint, compiler = train_step.BLOCKS[kind]
+            checkpoint, compiled, _ = train_step.BLOCKS[kind]
             try:
-                check_supported(formulation, "none", checkpoint, bool(compiler))
+                check_supported(formulation, "none", checkpoint, compiled)
             except ValueError:
                 assert ("facm", formulation, kind) not in found
             else:
@@ -99,7 +110,11 @@ def of(*words: str, **changes) -> BenchSpec:
     return spec.model_copy(update=networks)
 
 
-def test_operations_of_the_sweep_are_all_seen():
+def arranged(spec: BenchSpec, folder: Path) -> train_step.Trained:
+    return train_step.Trained(spec, start_accelerator(spec.precision, folder), "plain", "")
+
+
+def test_operations_of_the_sweep_are_all_seen(tmp_path):
     """Every product, of values and tangents: counted here and by hand."""
     depth, width, tokens, batch = 2, 256, 256, 2
     spec = of("--methods", depth=depth, width=width, shape=[32, 16, 16])
@@ -110,23 +125,23 @@ def test_operations_of_the_sweep_are_all_seen():
     scores = batch * tokens**2 * width * depth
     # Attention: two products in the forward, five in the backward (scores anew), five for the tangent.
     expected = 2 * (4 * dense + 12 * scores)
-    net = train_step._network(spec.backbone)
+    trained = arranged(spec.model_copy(update={"teacher": None}), tmp_path)
     _, step = train_step._work(spec, batch)["consistency"]
     with OperationCounter() as counted:
-        step(net, None, "fused")
+        step(trained, "fused", None)
     assert counted.total == pytest.approx(expected, rel=0.01)
 
 
-def test_memory_where_activations_outweigh_weights():
+def test_memory_where_activations_outweigh_weights(tmp_path):
     """One graph at a time, and none of a tangent. A record of every allocation: always the same numbers."""
     spec = of(shape=[4, 16, 16], width=64, depth=4, heads=2, classes=10)
-    networks = train_step._arranged(*map(train_step._network, (spec.backbone, spec.teacher)), spec, "plain")
+    trained = arranged(spec, tmp_path)
     for name, most in {"consistency": 0.40, "facm": 0.45, "decm": 0.45}.items():
         _, step = train_step._work(spec, 4)[name]
         peaks = {}
         for formulation in ("functorch", "fused"):
-            step(*networks, formulation)
-            peaks[formulation] = meters.peak_bytes(partial(step, *networks, formulation))
+            step(trained, formulation, None)
+            peaks[formulation] = meters.peak_bytes(partial(step, trained, formulation, None))
         assert peaks["fused"] < most * peaks["functorch"], name
 
 
@@ -167,11 +182,128 @@ def test_an_unknown_method_is_named():
         make_plan(raw)
 
 
-@pytest.mark.parametrize("what", throughput.CASES)
+@pytest.mark.parametrize("what", [*throughput.CASES, "load"])
 def test_the_other_stages(what, tmp_path):
     main([what, "--repeats", "1", "--batch", "2", "--out", str(tmp_path / "x.csv")])
     for row in read(tmp_path / "x.csv"):
-        assert row["benchmark"] == what and float(row["best"]) > 0
+        assert row["benchmark"] == what and float(row["images/s"]) > 0
+
+
+TINY = ["train-step", "--network", "tiny", "--repeats", "1", "--methods", "facm", "--formulations", "fused"]
+
+
+def test_a_failing_case_costs_its_own_row_and_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    out, seen = tmp_path / "x.csv", []
+    original = train_step.Trained.update
+
+    def update(self, loss, batch, ctx):
+        if len(batch.y) == 3:
+            seen.append(read(out))
+            raise RuntimeError("expected input and grad types to match\nand more")
+        original(self, loss, batch, ctx)
+
+    monkeypatch.setattr(train_step.Trained, "update", update)
+    main([*TINY, "--batch", "2", "3", "4", "--blocks", "plain", "--out", str(out)])
+    notes = {(row["work"], row["batch"]): row["note"] for row in read(out)}
+    assert notes.pop(("facm", "3")) == "RuntimeError: expected input and grad types to match"
+    assert len(notes) == 5 and not any(notes.values())
+    assert [(row["work"], row["batch"]) for row in seen[0]] == [
+        ("consistency", "2"),
+        ("facm", "2"),
+        ("consistency", "3"),
+    ]
+
+
+def test_steps_change_no_weight_and_all_that_a_training_keeps(tmp_path):
+    spec = of("--methods", "facm", **train_step.NETWORKS["tiny"].model_dump(exclude={"kind", "target_time"}))
+    trained = arranged(spec, tmp_path)
+    before = [weight.detach().clone() for weight in trained.weights]
+    _, step = train_step._work(spec, 2)["facm"]
+    step(trained, "fused", None)
+    assert all(map(torch.equal, before, trained.weights))
+    assert len(trained.optimizer.state) == len(before) and trained.ema.updates == 1
+    again = train_step.Trained(spec, trained.accelerator, "checkpointed", "", trained)
+    assert all(a is b for a, b in zip(again.weights, trained.weights, strict=True))
+
+
+def test_where_the_time_goes(tmp_path):
+    out = tmp_path / "x.csv"
+    main([*TINY, "--batch", "2", "--blocks", "plain", "--profile", "--out", str(out)])
+    for row in read(tmp_path / "x-profile.csv"):
+        assert all(float(row[group]) > 0 for group in ("products", "attention", "copies", "elementwise"))
+        assert (float(row["optimizer"]) > 0) == (row["work"] == "facm") and "idle" not in row
+
+
+class Replayed(dict):
+    """Stands in for CapturedSteps: runs a step after its warm-up too, and refuses one that draws anew."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.seen = Counter()
+        self.graphs = 0
+
+    def run(self, kind, step):
+        self.seen[kind] += 1
+        if self.seen[kind] <= WARM_UP:
+            return step()
+        self.graphs = len(self.seen)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Draw, "make", None)
+            return step()
+
+
+def test_captured_steps_are_warmed_up_and_draw_nothing(tmp_path, monkeypatch):
+    """On the CPU, without a graph."""
+    monkeypatch.setattr(train_step, "CapturedSteps", Replayed)
+    monkeypatch.setattr(train_step.parallel, "check_capture", lambda *given: None)
+    out = tmp_path / "x.csv"
+    words = ["--blocks", "captured", "captured-compiled", "--compiler", "eager", "--batch", "2"]
+    main([*TINY, *words, "--methods", "facm", "decm", "--out", str(out)])
+    assert len(read(out)) == 6 and not any(row["note"] for row in read(out))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they would run")
+def test_without_a_gpu_no_step_is_captured(tmp_path):
+    out = tmp_path / "x.csv"
+    main([*TINY, "--batch", "2", "--blocks", "captured", "plain", "--out", str(out)])
+    assert {row["blocks"] for row in read(out)} == {"plain"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_the_measurements_of_a_gpu_without_one(tmp_path):
+    with pytest.raises(ValueError, match=r"^no GPU here, .*--tiny"):
+        main(["gpu", "--out", str(tmp_path / "gpu.csv")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_measurements_of_a_gpu_on_tiny_networks(tmp_path, capfd):
+    """The whole list, each part in its own process."""
+    out = tmp_path / "gpu.csv"
+    main(["gpu", "--tiny", "--minutes", "20", "--out", str(out)])
+    rows = read(out)
+    assert {row["part"] for row in rows} == {part.name for part in gpu.parts(tiny=True)}
+    for row in rows:
+        assert row["note"] in ("", "done") or row["rule"] == "kernel", row
+    shown = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("Measured on 20") for line in shown)
+    assert sum(line.startswith("| ") for line in shown) == len(rows) + 2
+
+
+def test_a_part_that_takes_too_long_keeps_its_rows(tmp_path, monkeypatch, capfd):
+    """And costs its own time alone; what there is no time for is told."""
+    code = "import pathlib, sys, time; pathlib.Path(sys.argv[-1]).write_text('ms\\n1\\n'); time.sleep(60)"
+    slow = gpu.Part("slow", 3, ["-c", code], measures=True)
+    wrong = gpu.Part("wrong", 9, ["-c", "raise SystemExit('so')"])
+    monkeypatch.setattr(gpu, "parts", lambda tiny: [slow, wrong])
+    gpu.run_all(1, tmp_path / "x.csv", tiny=True)
+    assert [(row["part"], row["ms"], row["note"]) for row in read(tmp_path / "x.csv")] == [
+        ("slow", "1", ""),
+        ("slow", "", "ended at its limit of 3 s"),
+        ("wrong", "", "failed: so"),
+    ]
+    gpu.run_all(0.1, tmp_path / "y.csv", tiny=True)
+    assert [row["note"] for row in read(tmp_path / "y.csv")] == ["not started: no time left"] * 2
 
 
 @pytest.mark.parametrize("words", [["encode", "--repeats", "0"], ["encode", "--batch", "1"], ["nothing"]])
