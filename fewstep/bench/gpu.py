@@ -81,7 +81,7 @@ def parts(tiny: bool) -> list[Part]:
     at = ["--batch", batch]
     return [
         Part("imports", 60, ["-c", f"import {', '.join(MODULES)}"], needed=True),
-        Part("tests", 120, ["-m", "pytest", "-o", "addopts=", "-q", "-rs", "-m", "gpu", *tests]),
+        Part("tests", 120, ["-m", "pytest", "-o", "addopts=", "-v", "-rs", "-m", "gpu", *tests]),
         steps("facm compiled", 110, xl, *at, "--methods", "facm", *fast, "--profile"),
         steps("facm plain", 60, xl, *at, "--methods", "facm", *slow),
         steps(

@@ -18,7 +18,7 @@ LIMITS = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-3}
 
 
 def evaluated(formulation: str, precision: torch.dtype) -> list[torch.Tensor]:
-    """Value, tangent and the whole gradient of a loss of both, of a network that float32 or autocast evaluates."""
+    """Value, tangent and the whole gradient of a loss of both, in float32 or under autocast."""
     draws = torch.Generator().manual_seed(0)
     x, dx = torch.randn(2, 8, *SPEC.shape, generator=draws).to(DEVICE)
     t, y = torch.rand(8, generator=draws).to(DEVICE), torch.arange(8, device=DEVICE) % 3

@@ -67,14 +67,6 @@ def test_captured_equals_not_captured(pipeline: TinyPipeline, tmp_path, name, pr
     alike(captured, plain, 1e-3 if precision == "no" else 1e-2)
 
 
-@pytest.mark.parametrize("options", [["--compile-blocks"], ["--device-batch", "8"]])
-def test_captured_with_other_options(pipeline: TinyPipeline, tmp_path, options):
-    plain, captured = pair(longer(pipeline), "facm", tmp_path, "plain", "captured")
-    plain()
-    captured.more("--capture", *options)()
-    alike(captured, plain, 1e-3)
-
-
 @pytest.mark.parametrize("options", [[], ["--capture"]])
 def test_resumed_equals_uninterrupted(pipeline: TinyPipeline, tmp_path, monkeypatch, options):
     whole, resumed = pair(longer(pipeline), "decm", tmp_path, "whole", "resumed")
@@ -112,3 +104,11 @@ def test_the_numbers_of_a_cpu(pipeline: TinyPipeline, tmp_path: Path, name, prec
     words = [sys.executable, "-m", "fewstep.train", *cpu.arguments]
     subprocess.run(words, env=environment, check=True, capture_output=True)
     alike(gpu, cpu, tolerance)
+
+
+@pytest.mark.parametrize("options", [["--device-batch", "8"], ["--compile-blocks"]])
+def test_captured_with_other_options(pipeline: TinyPipeline, tmp_path, options):
+    plain, captured = pair(longer(pipeline), "facm", tmp_path, "plain", "captured")
+    plain()
+    captured.more("--capture", *options)()
+    alike(captured, plain, 1e-3)
