@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .files import sha256
+
 PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
@@ -28,6 +30,11 @@ BACKBONES = {
     "conv-classifier": "convnets",
 }
 """Kind of a backbone -> the module of backbones/ that builds it."""
+
+
+def sources(package: Path = PACKAGE) -> list[str]:
+    """SHA-256 of every module of the package, as it is on the disk now."""
+    return [sha256(path) for path in sorted(package.rglob("*.py"))]
 
 
 @cache
