@@ -114,8 +114,14 @@ class Server:
         return None
 
     def _load(self) -> list[str | None]:
+        """Load the modules, once; returns what a launcher has to have in common with this process."""
         if self._surroundings is None:
+            import torch
+
             self._surroundings = surroundings(provenance.sources())
+            if torch.cuda.device_count():  # CUDA does not go through a fork
+                self._surroundings = []
+                return []
             for name in MODULES:
                 import_module(f".evaluation.{name}", __package__)
             for kind, module in provenance.BACKBONES.items():
@@ -143,7 +149,8 @@ class Server:
         self._copies.append(copy)
         for readable in (copy.connection, copy.ended):
             self._selector.register(readable, selectors.EVENT_READ, copy)
-        connection.send(STARTED)
+        with suppress(OSError):  # the launcher is gone; the connection says so too
+            connection.send(STARTED)
         return None
 
     def _become(self, request: dict[str, Any], files: list[int]) -> None:

@@ -96,6 +96,7 @@ def run(module: str, arguments: list[str], code: list[str]) -> None:
         raise SystemExit(f"error: {module}: the process that was to tell how it ended is gone")
     status = int(answer)
     if status < 0:  # killed by a signal, and so is this process
-        signal.signal(-status, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     raise SystemExit(status)
