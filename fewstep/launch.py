@@ -9,7 +9,8 @@ the same with and without.) Every step is an exec, so that a signal to the job r
 stage without GPUs may also be run by a copy of a process that is ready for it (common/preloaded.py).
 
 What a stage refuses it would refuse again. Its message is kept beside the output in NAME.refused, and a
-retry (of the same call, files and code) repeats it and ends at once.
+retry (of the same call, files and code) repeats it and ends at once. Snakemake's first attempt tries always:
+what was wrong may lie in a file that the call does not name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -55,7 +57,7 @@ def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
     """Tell the stage where to keep a refusal.
 
     Raises:
-        SystemExit: this call was refused before, with the same files and code.
+        SystemExit: this call was refused before, with the same files and code, and is no first attempt.
     """
     out = Path(given.rest[given.rest.index("--out") + 1])
     files = [Path(word) for word in given.rest if Path(word).is_file()]
@@ -65,7 +67,7 @@ def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
     kept = out.with_name(f"{out.name}.refused")
     with suppress(OSError, ValueError):
         before = json.loads(kept.read_text(encoding="utf-8"))
-        if before["key"] == key:
+        if before["key"] == key and given.attempt != 1:
             raise SystemExit(f"error: {before['message']}\n(refused before; to try again, remove {kept})")
     os.environ[REFUSAL] = json.dumps([str(kept), key])
 
@@ -78,6 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cores = int(os.environ.get("OMP_NUM_THREADS", "1"))
     arguments.add_argument("--threads", type=int, default=cores, help="CPU cores of each node")
     arguments.add_argument("--lock", type=Path, help="file that only one such job may hold")
+    arguments.add_argument("--attempt", type=int, help="1 for the first of a job, 2 for its first retry")
     arguments.add_argument("--head", help="address:port of the first node; set by the launcher itself")
     arguments.add_argument("module")
     arguments.add_argument("rest", nargs=argparse.REMAINDER)
@@ -119,12 +122,20 @@ def command_line(given: argparse.Namespace) -> list[str]:
 
 
 def head_address(job: str) -> str:
-    """address:port on the job's first node. Its name need not resolve; Slurm knows its address."""
-    nodes = _output("squeue", "-h", "-j", job, "-o", "%N").strip()
-    first = _output("scontrol", "show", "hostnames", nodes).split()[0]
-    fields = dict(
-        word.split("=", 1) for word in _output("scontrol", "show", "node", first, "-o").split() if "=" in word
-    )
+    """address:port on the job's first node. Its name need not resolve; Slurm knows its address.
+
+    Raises:
+        SystemExit: Slurm's commands are missing or fail.
+    """
+    try:
+        nodes = _output("squeue", "-h", "-j", job, "-o", "%N").strip()
+        first = _output("scontrol", "show", "hostnames", nodes).split()[0]
+        shown = _output("scontrol", "show", "node", first, "-o").split()
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error.filename} not found: several nodes need Slurm's commands") from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: {shlex.join(error.cmd)}: {error.stderr.strip()}") from None
+    fields = dict(word.split("=", 1) for word in shown if "=" in word)
     return f"{fields['NodeAddr']}:{20000 + int(job) % 10000}"
 
 
@@ -165,7 +176,10 @@ def _ask_to_stop(holder: str, job: str, path: Path) -> None:
     print(f"{path}: held by {f'job {holder}' if holder else 'another process'}; waiting for it to end")
     sys.stdout.flush()
     if holder and job and holder != job:
-        subprocess.run(["scancel", holder], check=False)
+        try:
+            subprocess.run(["scancel", holder], check=False)
+        except FileNotFoundError:
+            print("warning: scancel not found: waiting for that job to end by itself", file=sys.stderr)
 
 
 def _output(*words: str) -> str:

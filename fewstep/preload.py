@@ -27,6 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .backbones import NETWORKS
 from .common import provenance
 from .common.preloaded import MESSAGE, STARTED, surroundings
 
@@ -124,7 +125,7 @@ class Server:
                 return []
             for name in MODULES:
                 import_module(f".evaluation.{name}", __package__)
-            for kind, module in provenance.BACKBONES.items():
+            for kind, (module, _) in NETWORKS.items():
                 import_module(f".backbones.{module}", __package__)
                 provenance.score_digest(kind)  # is remembered
             gc.freeze()  # a collection in a copy would write on, and so copy, all of this

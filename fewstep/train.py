@@ -15,6 +15,7 @@ from pathlib import Path
 from .common.cli import parser, run
 from .config import read_spec
 from .config.specs import TrainSpec
+from .core.dual import use_attention_kernel
 from .training.trainer import Options, Trainer
 
 
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
     arguments.add_argument(
+        "--attention-kernel",
+        action="store_true",
+        help="tangents of long attention on a GPU by one Triton kernel (core/attention_kernel.py)",
+    )
+    arguments.add_argument(
         "--shard", choices=["none", "fsdp2"], default="none", help="how several processes hold the weights"
     )
     arguments.add_argument(
@@ -49,12 +55,16 @@ def main(argv: list[str] | None = None) -> None:
         help="torch.compile each block",
     )
     arguments.add_argument(
+        "--capture", action="store_true", help="replay steps as CUDA graphs: nothing waits for the host"
+    )
+    arguments.add_argument(
         "--no-self-test",
         dest="self_test",
         action="store_false",
         help="start even where gradients or tangents look wrong",
     )
     given = vars(arguments.parse_args(argv))
+    use_attention_kernel(given.pop("attention_kernel"))
     path, teacher = given.pop("spec"), given.pop("teacher")
     spec = read_spec(TrainSpec, path)
     if spec.teacher and len(teacher) != 1:

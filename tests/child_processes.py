@@ -21,7 +21,8 @@ from tiny_pipeline import Call
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "accelerate", "tensorboard", "webdataset", "fewstep.train", "fewstep.sample", "fewstep.score"]
+    ["torch", "accelerate", "tensorboard", "webdataset", "pyarrow.parquet"]
+    + [f"fewstep.{stage}" for stage in ("encode", "train", "sample", "score")]
 )
 LIMIT = 120
 
@@ -102,12 +103,57 @@ def child(call: Call, log: Path, fault=None, **how) -> int:
     return finish(start(call, log, fault=fault, **how))
 
 
+def _tell(limit: int, sender: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + limit
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        function(*arguments)
+    except BaseException as error:
+        sender.send(f"{type(error).__name__}: {error}")
+    else:
+        sender.send("")
+
+
+def in_little_memory(function: Callable[..., None], *arguments: Any, limit: int = 64 << 20) -> str:
+    """Call a function in a process that may take ``limit`` more bytes; returns its error, or ""."""
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_tell, args=(limit, sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return str(receiver.recv())
+    finally:
+        finish(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _join(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    function(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
+    """Call ``function(rank, *arguments)`` on the CPU in two processes that share a process group."""
+    import torch.multiprocessing
+
+    torch.multiprocessing.spawn(_join, (free_port(), function, arguments), nprocs=2)
+
+
 def ranks(call: Call, folder: Path, count: int = 2, fault=None, **how) -> list[int]:
     """Run a stage as ``count`` processes, with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     processes = [
         start(
             call,

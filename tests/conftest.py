@@ -7,12 +7,22 @@ import os
 # Two threads of torch on a busy machine wait for each other; children inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import campaign
 import pytest
 import torch
 from configs import make_plan, raw_config
 from tiny_pipeline import TinyPipeline
 
 from fewstep.plan import Plan
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the campaign of faults has counted, in a run in one process (-n 0)."""
+    for title, counts in (("damaged files", campaign.damage), ("kills", campaign.kills)):
+        if counts:
+            terminalreporter.section(f"faults: {title}", sep="-")
+            for name, count in sorted(counts.items()):
+                terminalreporter.write_line(f"{name}: {count}")
 
 
 @pytest.fixture(scope="session")

@@ -198,10 +198,7 @@ class RotaryTable(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of (B, N, width) tokens with rotary positions, unless ``rope`` is an identity.
-
-    The caller chooses the kernel with ``torch.nn.attention.sdpa_kernel``: forward-mode derivatives need MATH.
-    """
+    """Self-attention of (B, N, width) tokens with rotary positions, unless ``rope`` is an identity."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool, norm: str) -> None:
         super().__init__()

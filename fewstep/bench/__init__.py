@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Mapping, Sequence
+
+from ..common.csv_files import to_csv
 
 
 def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same columns as the text of a CSV file."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, rows[0] if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+    columns = list(rows[0]) if rows else []
+    return to_csv(columns, ([row[name] for name in columns] for row in rows))
 
 
 def as_text(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> str:

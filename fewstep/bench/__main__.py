@@ -1,6 +1,6 @@
 """Measure what this machine does in a second, for config/costs.yaml, and what a training step costs.
 
-    python -m fewstep.bench encode|sample|score|train-step [--repeats N] [--out x.csv]
+    python -m fewstep.bench encode|sample|score|train-step|attention [--repeats N] [--out x.csv]
 
 All cases of a run take turns, so that a change in the machine's load meets them alike; the least and the
 median of the repeats are told. Networks are random: speed does not depend on weights. The sizes are small
@@ -17,9 +17,11 @@ import torch
 
 from ..common.cli import run
 from ..common.files import write_text
-from . import as_csv, as_text, throughput, train_step
+from . import as_csv, as_text, attention, throughput, train_step
 
-BENCHMARKS = {**throughput.CASES, "train-step": train_step.cases}
+BENCHMARKS = {**throughput.CASES, "train-step": train_step.cases, "attention": attention.cases}
+OPTIONS = {"train-step": train_step.add_options, "attention": attention.add_options}
+"""Of the benchmarks that have some of their own."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,12 +37,12 @@ def main(argv: list[str] | None = None) -> None:
         options.add_argument("--repeats", type=int, default=5, help="turns of every case (%(default)s)")
         options.add_argument("--large", action="store_true", help="the sizes of ImageNet")
         options.add_argument("--out", type=Path, help="CSV to write")
-        if name == "train-step":
-            train_step.add_options(options)
+        if name in OPTIONS:
+            OPTIONS[name](options)
         else:
             options.add_argument("--batch", type=int, default=64, help="images at once (%(default)s)")
     given = arguments.parse_args(argv)
-    if given.repeats < 1 or (given.what != "train-step" and given.batch < 2):
+    if given.repeats < 1 or (given.what not in OPTIONS and given.batch < 2):
         arguments.error("--repeats must be 1 or more, --batch 2 or more")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

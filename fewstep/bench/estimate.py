@@ -48,6 +48,8 @@ class Line:
     device: Device
     jobs: int = 0
     seconds: float = 0.0
+    longest: float = 0.0
+    """Seconds of the longest job on one device."""
     kept: float = 0.0
     """Bytes, as ``temporary``."""
     temporary: float = 0.0
@@ -57,6 +59,7 @@ class Line:
     def add(self, other: Line) -> None:
         for name in ("jobs", "seconds", "kept", "temporary"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
         self.sources |= other.sources
         self.unknown |= other.unknown
 
@@ -70,6 +73,11 @@ class Line:
         return self.seconds / UNITS[self.device][1] if self.seconds else None
 
     @property
+    def longest_time(self) -> float | None:
+        """Of one job, in ``unit``."""
+        return self.longest / UNITS[self.device][1] if self.longest else None
+
+    @property
     def source(self) -> str:
         return "+".join(sorted(self.sources))
 
@@ -79,31 +87,36 @@ class Line:
 
 
 def estimate(spec: CostsSpec) -> list[Line]:
-    """The lines of the spec with their networks counted."""
-    return [_line(spec, line) for line in spec.lines]
+    """A line for each rule and kind of device, with the networks counted."""
+    lines: dict[tuple[str, Device], Line] = {}
+    for asked in spec.lines:
+        lines.setdefault((asked.rule, asked.device), Line(asked.rule, asked.device)).add(_line(spec, asked))
+    return list(lines.values())
 
 
 def _line(spec: CostsSpec, asked: CostLine) -> Line:
-    line = Line(asked.rule, asked.device, asked.jobs, kept=asked.kept, temporary=asked.temporary)
+    """The jobs of a line, which are alike."""
+    line = Line(asked.rule, asked.device, asked.jobs)
     line.sources |= set(asked.sources)
     line.unknown |= dict.fromkeys(asked.unknown)
-    for name, count in asked.models.items():
-        size = 4 * count * parameters(spec.networks[name])
-        line.kept += size
-        line.temporary += STATE * size if asked.rule == "train" else 0
+    sizes = [4 * count * parameters(spec.networks[name]) for name, count in asked.models.items()]
+    state = STATE * sum(sizes) if asked.rule == "train" else 0
+    line.kept = asked.jobs * (asked.kept + sum(sizes))
+    line.temporary = asked.jobs * (asked.temporary + state)
     if asked.work:
-        line.seconds += asked.jobs * spec.start
+        line.longest += spec.start
     for work in asked.work:
         if work.rate is not None:
-            line.seconds += work.images / work.rate.rate
+            line.longest += work.images / work.rate.rate
             line.sources.add(work.rate.source)
         elif work.network is not None or work.tokenizer is not None:
             rates = spec.operations
             rate = rates.core if asked.device == "cpu" else rates.half if work.half else rates.float32
-            line.seconds += work.images * _operations(spec.networks, work) / rate.rate
+            line.longest += work.images * _operations(spec.networks, work) / rate.rate
             line.sources.add("counted")
         else:
             line.unknown[f"no rate for {work.name}"] = None
+    line.seconds = asked.jobs * line.longest
     return line
 
 
@@ -192,7 +205,7 @@ def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, gu
 
     def slices(step: int) -> list[tuple[Batch, Context]]:
         context = Context(
-            step=step,
+            step=torch.tensor(step, dtype=torch.float64),
             steps=STEPS,
             rng=Streams(0, step, rows, slice(0, rows), x1.device),
             null=null,
@@ -237,13 +250,14 @@ def with_totals(lines: Sequence[Line]) -> list[Line]:
 
 
 def csv_of(lines: Sequence[Line]) -> str:
-    """The table as CSV: time in ``unit``, sizes in bytes."""
+    """The table as CSV: time in ``unit``, that of the longest job too, on one device; sizes in bytes."""
     rows = [
         {
             "rule": line.rule,
             "jobs": str(line.jobs),
             "time": "" if line.time is None else f"{line.time:.4g}",
             "unit": line.unit,
+            "longest": "" if line.longest_time is None else f"{line.longest_time:.4g}",
             "kept_bytes": f"{line.kept:.0f}",
             "temporary_bytes": f"{line.temporary:.0f}",
             "source": line.source,
@@ -261,6 +275,7 @@ def text_of(lines: Sequence[Line]) -> str:
             "rule": line.rule,
             "jobs": str(line.jobs),
             "time": "-" if line.time is None else f"{line.time:.4g} {line.unit}",
+            "longest": "-" if line.longest_time is None else f"{line.longest_time:.4g}",
             "kept": _size(line.kept),
             "temporary": _size(line.temporary),
             "source": line.source,
@@ -268,7 +283,7 @@ def text_of(lines: Sequence[Line]) -> str:
         }
         for line in lines
     ]
-    return as_text(rows, right=("jobs", "time", "kept", "temporary"))
+    return as_text(rows, right=("jobs", "time", "longest", "kept", "temporary"))
 
 
 def _size(count: float) -> str:

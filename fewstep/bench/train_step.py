@@ -170,7 +170,7 @@ def _arranged(
     if teacher is None or spec.teacher is None:
         return net, None
     frozen = _twin(spec.teacher, teacher).requires_grad_(False)
-    apply_compile_and_checkpointing(frozen, compile=compiler, dynamic=None)
+    apply_compile_and_checkpointing(frozen, compile=compiler)
     return net, ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
 
 
@@ -203,7 +203,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
     ) -> None:
         for number in range(steps):
             ctx = Context(
-                step=number,
+                step=torch.tensor(number, dtype=torch.float64, device=DEVICE),
                 steps=steps,
                 rng=Streams(0, number, batch, slice(0, batch), DEVICE),
                 null=spec.backbone.classes,

@@ -22,14 +22,6 @@ PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
-BACKBONES = {
-    "lightningdit": "lightningdit",
-    "mlp": "mlp",
-    "unet": "unet",
-    "conv-autoencoder": "convnets",
-    "conv-classifier": "convnets",
-}
-"""Kind of a backbone -> the module of backbones/ that builds it."""
 
 
 def sources(package: Path = PACKAGE) -> list[str]:
@@ -53,7 +45,7 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
     if not method:
         raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
     modules = [f"methods.{loss}.{path.stem}" for path in method]
-    return _digest(package, ["training.trainer", *modules, _backbone(backbone)])
+    return _digest(package, ["training.trainer", *modules, _backbone(package, backbone)])
 
 
 @cache
@@ -64,7 +56,7 @@ def score_digest(backbone: str, package: Path = PACKAGE) -> str:
         ValueError: no such backbone.
     """
     modules = [f"evaluation.{path.stem}" for path in sorted((package / "evaluation").glob("*.py"))]
-    return _digest(package, [*modules, "data.tokenizers", _backbone(backbone)])
+    return _digest(package, [*modules, "data.tokenizers", _backbone(package, backbone)])
 
 
 def is_stale(metrics: Mapping[str, Any]) -> bool:
@@ -79,10 +71,17 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     return score is not None and score != score_digest(kind)
 
 
-def _backbone(kind: str) -> str:
-    if kind not in BACKBONES:
-        raise ValueError(f"unknown backbone {kind!r}; known: {', '.join(BACKBONES)}")
-    return f"backbones.{BACKBONES[kind]}"
+def _backbone(package: Path, kind: str) -> str:
+    """The module that builds a kind of network, by the table in backbones/, which is not imported here."""
+    tree = ast.parse((package / "backbones" / "__init__.py").read_text(encoding="utf-8"))
+    (networks,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NETWORKS"
+    )
+    if kind not in networks:
+        raise ValueError(f"unknown backbone {kind!r}; known: {', '.join(networks)}")
+    return f"backbones.{networks[kind][0]}"
 
 
 def _digest(package: Path, start: Iterable[str]) -> str:

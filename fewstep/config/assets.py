@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .base import Strict
+from ..common.secrets_in_urls import refuse_secrets
+from .base import Count, Strict
 
 
 class AssetFile(Strict):
     """One file of an asset. A missing checksum needs a reason and is recorded on first use."""
 
     name: str = Field(description="path inside the repository, or the name to store a URL under")
-    urls: list[str] = Field(default=[], description="mirrors, tried in order (kind: http)")
-    bytes: int | None = Field(default=None, gt=0)
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^ ]+$")]] = Field(
+        default=[], description="mirrors, tried in order (kind: http); ${NAME} is an environment variable"
+    )
+    bytes: Count | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("urls")
+    @classmethod
+    def _without_secrets(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            refuse_secrets(url)
+        return urls
 
 
 class Moons(Strict):
     """A draw of scikit-learn's two interleaved half circles of radius 1."""
 
-    points: int = Field(gt=1)
+    points: Count = Field(gt=1)
     noise: float = Field(ge=0, description="standard deviation added to both coordinates")
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=1 << 32)
 
 
 class Asset(Strict):

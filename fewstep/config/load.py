@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, RootModel
+from pydantic import BaseModel, Field, RootModel, model_validator
 
 from .assets import Asset
 from .base import (
     NAME,
     NAME_RULE,
     ConfigError,
+    Distinct,
     Mistakes,
     Name,
+    Seed,
+    Seeds,
     Strict,
+    is_there,
     layers,
     merge,
+    nearest,
     parse,
     parse_entries,
     read_yaml,
     require_known,
+    shown,
 )
 from .methods import Method
+from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
 from .references import Ref, check_references
-from .settings import Backbone, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
-from .tables import Claim, Table
+from .settings import (
+    EXTRACTORS,
+    PUBLISHED_IMAGES,
+    Backbone,
+    Dataset,
+    FlowNetwork,
+    Latents,
+    Protocol,
+    Recipe,
+    Sampler,
+    Tokenizer,
+)
+from .tables import TABLE_COLUMNS, Claim, Table
 
+PATHVARS = ("results", "logs", "assets", "latents")
+"""Path variables of the rules."""
 SECTIONS = ("assets", "settings", "methods", "tables")
 """Files that a preset may lay something over."""
+PRESET = "preset"
+"""What stands for the file of a method that only a preset has."""
+OTHER_TARGETS = ("claims", "report", "plan", "bench")
+"""Stems of files below <results> that are no tables."""
+
+
+FileName = Annotated[str, Field(min_length=1)]
 
 
 class Files(Strict):
-    assets: str
-    settings: str
-    methods: str = Field(description="folder; its files together name every method once")
-    tables: str = Field(description="folder with one file per table or figure")
-    claims: str
-    costs: str
+    assets: FileName
+    settings: FileName
+    methods: FileName = Field(description="folder; its files together name every method once")
+    tables: FileName = Field(description="folder with one file per table or figure")
+    claims: FileName
+    costs: FileName
 
 
 class Root(Strict):
@@ -51,8 +79,10 @@ class Root(Strict):
     based_on: str | None = Field(default=None, description="a preset that this one is laid over")
     files: Files
     pathvars: dict[Name, str]
-    seeds: list[int] = Field(min_length=1)
-    claim_seeds: list[int] = Field(default=[], description="seeds behind the claims; empty: seeds")
+    seeds: Seeds
+    claim_seeds: Annotated[list[Seed], Distinct] = Field(
+        default=[], description="seeds behind the claims; empty: seeds"
+    )
     targets: Annotated[list[str] | Literal["all"], Ref("targets")] = Field(
         description="what is made unasked: stems of config/tables, claims, report; or all of these"
     )
@@ -69,6 +99,18 @@ class Root(Strict):
     overrides: dict[str, dict[str, Any]] = Field(
         default={}, description="laid over the files, by file; an entry that is null is taken out"
     )
+
+    @model_validator(mode="after")
+    def _paths(self) -> Root:
+        for name in dict.fromkeys((*PATHVARS, *self.pathvars)):
+            path = self.pathvars.get(name)
+            if name not in PATHVARS:
+                raise ValueError(f"pathvars.{name}: unknown key{nearest(name, PATHVARS)}")
+            if path is None:
+                raise ValueError(f"pathvars.{name}: is missing")
+            if path in ("", ".") or path != os.path.normpath(path) or set(path) & set("{}<>*?[]\n"):
+                raise ValueError(f"pathvars.{name}: {path!r} is not the plain path of a folder: results/mine")
+        return self
 
 
 class Parts(Strict):
@@ -97,6 +139,18 @@ class ClaimsFile(Strict):
     claims: list[Claim] = []
 
 
+_ENTRIES: dict[str, type[BaseModel]] = {
+    "datasets": Dataset,
+    "tokenizers": Tokenizer,
+    "latents": Latents,
+    "backbones": FlowNetwork,
+    "samplers": Sampler,
+    "protocols": Protocol,
+    "recipes": Recipe,
+}
+"""Section of settings.yaml -> the model that says what an entry needs."""
+
+
 @dataclass(frozen=True)
 class Config:
     root: Root
@@ -111,24 +165,32 @@ class Config:
     costs: Costs
     names: dict[str, Collection[str]]
     """Kind of entry -> the names there are, for references."""
+    origins: Origins
+    """By which a mistake is told where it was made."""
 
     @property
     def claim_seeds(self) -> list[int]:
         return self.root.claim_seeds or self.root.seeds
 
 
-def load(raw: Mapping[str, Any], base: Path = Path(), files: Iterable[str | Path] = ()) -> Config:
+def load(
+    raw: Mapping[str, Any],
+    base: Path = Path(),
+    files: Iterable[str | Path] = (),
+    command_line: Mapping[str, Any] | None = None,
+) -> Config:
     """Validate the configuration that Snakemake merged from its config files.
 
     Args:
         raw: content of config/config.yaml, with a preset and the command line laid over it (`complete`).
         base: folder that relative file names refer to.
         files: the presets that Snakemake has read, to be read again: it lets the last of two equal keys win.
+        command_line: what ``--config`` gave, which is in ``raw`` too.
 
     Raises:
         ConfigError: one line for every mistake found, in all files, naming file and key.
     """
-    return _Reader(base).load(raw, files)
+    return _Reader(base).load(raw, files, command_line or {})
 
 
 class _Reader:
@@ -138,29 +200,33 @@ class _Reader:
         self.base = base
         self.mistakes = Mistakes()
 
-    def load(self, raw: Mapping[str, Any], files: Iterable[str | Path]) -> Config:
-        for file in files:
-            read_yaml(Path(file), mistakes=self.mistakes)
-        for file in layers(raw):
-            self._read(file)
-        shown = "config/config.yaml or preset"
+    def load(
+        self, raw: Mapping[str, Any], files: Iterable[str | Path], command_line: Mapping[str, Any]
+    ) -> Config:
+        under = layers(raw, self.base, self.mistakes)
+        presets = [(self._name(Path(file)), Path(file)) for file in files]
+        read = [(name, read_yaml(path, name, self.mistakes)) for name, path in presets]
+        self.origins = Origins([*under, *read, ("--config", command_line)], raw)
+        self.mistakes.locate = self.origins.locate
         try:
-            self.root = root = parse(Root, raw, shown)
+            self.root = root = parse(Root, raw, SOMEWHERE)
         except ConfigError as error:
             self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
             raise
+        files_of = root.files.model_dump().items()
+        absent = {key: path for key, path in files_of if not is_there(self.base / path)}
+        for key, path in absent.items():
+            self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {shown(path)} in {self.base.resolve()}")
+        if absent:
+            self.mistakes.refuse()
         over = root.overrides
         for name in over:
-            self._known(name, SECTIONS, "preset", "overrides")
+            self._known(name, SECTIONS, SOMEWHERE, f"overrides.{name}")
 
-        raw_assets = merge(self._read(root.files.assets), over.get("assets", {}))
+        raw_assets = self._laid_over(root.files.assets, "assets", over, Asset)
         assets = parse_entries(AssetsFile, raw_assets, root.files.assets, self.mistakes).root
-        raw_parts = merge(self._read(root.files.settings), over.get("settings", {}))
-        raw_parts = {part: _present(entries) for part, entries in raw_parts.items()}
-        raw_parts["recipes"] = self._recipes(raw_parts.get("recipes") or {})
-        for backbone in (raw_parts.get("backbones") or {}).values():
-            backbone.setdefault("kind", "lightningdit")
+        raw_parts = self._parts(over.get("settings", {}))
         parts = parse_entries(Parts, raw_parts, root.files.settings, self.mistakes, depth=2)
         raw_methods, method_files = self._methods(over.get("methods", {}))
         methods: dict[str, Method] = {}
@@ -173,95 +239,199 @@ class _Reader:
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
         names |= {f"files of {name}": [file.name for file in asset.files] for name, asset in assets.items()}
-        names["extractors"] = {protocol.extractor for protocol in parts.protocols.values()}
+        names["extractors"] = [*EXTRACTORS, "identity"]
         names["targets"] = [*stems, "claims", "report", *(["all"] if root.targets == "all" else [])]
-        checked = [(root, shown, ""), (AssetsFile(assets), root.files.assets, "")]
+        checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
         checked += [(method, method_files[name], name) for name, method in methods.items()]
         checked += [(table, f"{root.files.tables}/{name}.yaml", "") for name, table in tables.items()]
         for model, file, key in [*checked, (costs, root.files.costs, "")]:
             check_references(model, file, key, names, self.mistakes)
         self.mistakes.refuse()
+        self._check_assets(assets)
         self._check_parts(parts)
         self.mistakes.refuse()
         return Config(
-            root, assets, parts, raw_methods, methods, method_files, tables, claims.claims, costs, names
+            root,
+            assets,
+            parts,
+            raw_methods,
+            methods,
+            method_files,
+            tables,
+            claims.claims,
+            costs,
+            names,
+            self.origins,
         )
 
-    def _read(self, file: str) -> dict[str, Any]:
-        return read_yaml(self.base / file, file, self.mistakes)
+    def _name(self, file: Path) -> str:
+        """What messages call a preset: its path below the repository or the working directory, if there."""
+        file = file.resolve()
+        for folder in (self.base.resolve(), Path.cwd()):
+            if file.is_relative_to(folder):
+                return str(file.relative_to(folder))
+        return str(file)
 
-    def _known(self, name: str, names: Iterable[str], file: str, key: str) -> bool:
+    def _read(self, file: str, *section: str) -> dict[str, Any]:
+        """A file of config/; presets lay something over it below ``section``, if that is given."""
+        content = read_yaml(self.base / file, file, self.mistakes)
+        if section:
+            self.origins.add(file, content, *section)
+        return content
+
+    def _known(self, name: Any, names: Iterable[str], file: str, key: str) -> bool:
         names = list(names)
         with self.mistakes.caught():
             require_known(name, names, file, key)
         return name in names
 
+    def _mapping(self, value: Any, file: str, key: str) -> dict[str, Any]:
+        """A value that must be a mapping; nothing in its place if it is not, or null."""
+        if value is not None and not isinstance(value, Mapping):
+            self.mistakes.add(f"{file}: {key}: must be a mapping, not {shown(value)}")
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    def _laid_over(
+        self, file: str, section: str, over: Mapping[str, Any], model: type[BaseModel]
+    ) -> dict[str, Any]:
+        """Named entries of a file with a preset laid over it."""
+        known = self._read(file, section)
+        return _present(self._changed(known, over.get(section, {}), f"overrides.{section}", model))  # type: ignore[no-any-return]
+
+    def _changed(
+        self, known: Mapping[str, Any], over: Mapping[str, Any], key: str, model: type[BaseModel]
+    ) -> dict[str, Any]:
+        """Entries with a preset laid over them. One that is not there, nor complete, was to be another."""
+        needed = {name for name, field in model.model_fields.items() if field.is_required()}
+        taken = {}
+        for name, entry in over.items():
+            complete = isinstance(entry, Mapping) and needed <= set(entry)
+            if complete or self._known(name, known, SOMEWHERE, f"{key}.{name}"):
+                taken[name] = entry
+        return merge(known, taken)  # type: ignore[no-any-return]
+
+    def _parts(self, over: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of settings.yaml with a preset laid over them, and recipes replaced."""
+        file = self.root.files.settings
+        found = self._read(file, "settings")
+        for part, changes in over.items():
+            if part in _ENTRIES:
+                key = f"overrides.settings.{part}"
+                known, changes = found.get(part), self._mapping(changes, SOMEWHERE, key)
+                if isinstance(known, Mapping):
+                    found[part] = self._changed(known, changes, key, _ENTRIES[part])
+            else:
+                self._known(part, _ENTRIES, SOMEWHERE, f"overrides.settings.{part}")
+        parts = {part: _present(self._mapping(entries, file, part)) for part, entries in found.items()}
+        parts["recipes"] = self._recipes(parts.get("recipes", {}))
+        for backbone in parts.get("backbones", {}).values():
+            if isinstance(backbone, dict):
+                backbone.setdefault("kind", "lightningdit")
+        return parts
+
     def _recipes(self, recipes: dict[str, Any]) -> dict[str, Any]:
         """The recipes without those that are replaced."""
-        for pattern in self.root.replace_recipes:
-            if not any(fnmatch(name, pattern) for name in recipes):
-                self.mistakes.add(f"preset: replace_recipes: no recipe is called {pattern!r}")
+        found = Mistakes()
+        for pattern, name in self.root.replace_recipes.items():
+            key = f"replace_recipes.{pattern}"
+            if not any(fnmatch(str(recipe), pattern) for recipe in recipes):
+                found.add(
+                    f"{SOMEWHERE}: {key}: no recipe is called {pattern!r}{nearest(pattern, recipes, '')}"
+                )
+            with found.caught():
+                require_known(name, recipes, SOMEWHERE, key)
+        if found:  # what follows would be told of every method
+            with self.mistakes.caught():
+                found.refuse()
+            self.mistakes.refuse()
         return {name: recipe for name, recipe in recipes.items() if self._recipe(name) == name}
 
-    def _recipe(self, name: str) -> str:
+    def _recipe(self, name: Any) -> Any:
         """The recipe that takes the place of one; itself, if it is not replaced."""
-        found = [to for pattern, to in self.root.replace_recipes.items() if fnmatch(name, pattern)]
+        found = [to for pattern, to in self.root.replace_recipes.items() if fnmatch(str(name), pattern)]
         return name if not found or name in self.root.replace_recipes.values() else found[0]
 
     def _methods(self, over: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Entries of every file of the folder with a preset laid over, and the file of each."""
         found: dict[str, Any] = {}
-        files = dict.fromkeys(over, "preset")
+        files = dict.fromkeys(over, PRESET)
+        self.origins.add(PRESET, {}, "methods")
         folder = self.root.files.methods
-        for path in sorted((self.base / folder).glob("*.yaml")):
-            shown = f"{folder}/{path.name}"
-            for name, entry in self._read(shown).items():
+        for path in self._folder(folder, "methods"):
+            name_of_file = f"{folder}/{path.name}"
+            for name, entry in self._read(name_of_file, "methods").items():
                 if name in found:
-                    self.mistakes.add(f"{shown}: {name}: stands in {files[name]} too; rename one")
+                    self.mistakes.add(f"{name_of_file}: {name} stands in {files[name]} too; rename one")
                 else:
-                    found[name], files[name] = entry, shown
-        methods = _present(merge(found, over))
+                    found[name], files[name] = entry, name_of_file
+        methods = _present(self._changed(found, over, "overrides.methods", Method))
         for entry in methods.values():
             if isinstance(entry, dict) and isinstance(entry.get("recipe"), str):
                 entry["recipe"] = self._recipe(entry["recipe"])
         return methods, files
 
+    def _folder(self, folder: str, key: str) -> list[Path]:
+        """The YAML files of a folder, in the order of their names."""
+        found = sorted((self.base / folder).glob("*.yaml"))
+        if not found:
+            self.mistakes.add(f"{SOMEWHERE}: files.{key}: no folder {folder!r} with YAML files in it")
+            self.mistakes.refuse()
+        return found
+
     def _tables(self, over: Mapping[str, Any]) -> tuple[list[str], dict[str, Table]]:
         """Stems of all files, and the tables that the preset leaves."""
         folder = self.root.files.tables
-        stems = [path.stem for path in sorted((self.base / folder).glob("*.yaml"))]
+        stems = [path.stem for path in self._folder(folder, "tables")]
         for name in over:
-            self._known(name, stems, "preset", "overrides.tables")
-        merged = {name: self._merged(f"{folder}/{name}.yaml", over.get(name) or {}) for name in stems}
+            self._known(name, stems, SOMEWHERE, f"overrides.tables.{name}")
+        changes = {
+            name: self._mapping(over.get(name), SOMEWHERE, f"overrides.tables.{name}") for name in stems
+        }
+        merged = {name: self._merged(f"{folder}/{name}.yaml", name, changes[name]) for name in stems}
         tables = {}
         for name in stems:
-            shown, raw = f"{folder}/{name}.yaml", merged[name]
+            file, raw = f"{folder}/{name}.yaml", merged[name]
             if not re.fullmatch(NAME, name):
-                self.mistakes.add(f"{shown}: the file's {name!r} {NAME_RULE}")
+                self.mistakes.add(f"{file}: the file's {name!r} {NAME_RULE}")
+            if name in OTHER_TARGETS:
+                self.mistakes.add(f"{file}: the file's name is that of another target; rename it")
             if name in over and over[name] is None:
                 continue
             source = raw.get("rows_of")
-            if source is not None and self._known(source, stems, shown, "rows_of"):
+            if source is not None and self._known(source, stems, file, "rows_of"):
                 if raw["rows"]:
-                    self.mistakes.add(f"{shown}: rows and rows_of are both given; keep one")
+                    self.mistakes.add(f"{file}: rows and rows_of are both given; keep one")
                 raw["rows"] = merged[source]["rows"]
             with self.mistakes.caught():
-                tables[name] = parse(Table, raw, shown)
+                tables[name] = parse(Table, raw, file)
         return stems, tables
 
-    def _merged(self, file: str, over: Mapping[str, Any]) -> dict[str, Any]:
+    def _merged(self, file: str, name: str, over: Mapping[str, Any]) -> dict[str, Any]:
         """A table with a preset laid over it, whose rows are a mapping from row id to what differs."""
-        raw = self._read(file)
-        rows, changes = raw.get("rows", []), over.get("rows", {})
-        known = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
-        for name in changes:
-            self._known(name, known, "preset", f"overrides.tables of {file}")
+        raw = self._read(file, "tables", name)
+        rows = raw.get("rows", [])
+        key = f"overrides.tables.{name}.rows"
+        changes = self._mapping(over.get("rows"), SOMEWHERE, key)
         if isinstance(rows, list):
+            ids = [row.get("id") if isinstance(row, dict) else None for row in rows]
+            for row in changes:
+                self._known(row, [name for name in ids if isinstance(name, str)], SOMEWHERE, f"{key}.{row}")
             rows = [
-                merge(row, changes.get(row.get("id"), {})) if isinstance(row, dict) else row for row in rows
+                merge(row, changes.get(name, {})) if isinstance(name, str) else row
+                for name, row in zip(ids, rows, strict=True)
             ]
         return {**merge(raw, over), "rows": rows}
+
+    def _check_assets(self, assets: Mapping[str, Asset]) -> None:
+        """Refuse names of files that leave the folder of their asset."""
+        for name, asset in assets.items():
+            for number, path in enumerate(PurePosixPath(file.name) for file in asset.files):
+                if path.is_absolute() or not path.parts or ".." in path.parts:
+                    self.mistakes.add(
+                        f"{self.root.files.assets}: {name}.files.{number}.name: {str(path)!r} must be a path "
+                        f"inside of the asset's folder"
+                    )
 
     def _check_parts(self, parts: Parts) -> None:
         """What is right in itself and does not fit together."""
@@ -278,13 +448,32 @@ class _Reader:
                 self.mistakes.add(
                     f"{file}: latents.{name}.shards: {latents.shards} shards for {dataset.images} images"
                 )
-        for recipe in parts.recipes.values():
+        for name, protocol in parts.protocols.items():
+            if name in TABLE_COLUMNS or name.startswith(("reported_", "ours_")):
+                self.mistakes.add(
+                    f"{file}: protocols.{name}: a table has a column of that name; rename the protocol"
+                )
+            real = PUBLISHED_IMAGES
+            if protocol.reference_latents is not None:
+                real = parts.datasets[parts.latents[protocol.reference_latents].dataset].images
+            if "kid" in protocol.metrics and protocol.kid.size > real:
+                self.mistakes.add(
+                    f"{file}: protocols.{name}.kid.size: {protocol.kid.size}, but there are {real} real "
+                    f"images to compare with; lower it"
+                )
+        for name, recipe in parts.recipes.items():
+            guided = recipe.guidance.channels if recipe.guidance else None
+            channels = parts.tokenizers[parts.latents[recipe.latents].tokenizer].shape[0]
+            if guided is not None and guided > channels:
+                self.mistakes.add(
+                    f"{file}: recipes.{name}.guidance.channels: {guided}, but its latents have {channels}"
+                )
             classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
-            for name in recipe.protocols:
-                protocol = parts.protocols[name]
+            for key in recipe.protocols:
+                protocol = parts.protocols[key]
                 if protocol.labels == "balanced" and protocol.images % classes:
                     self.mistakes.add(
-                        f"{file}: protocols.{name}.images: {protocol.images} balanced images "
+                        f"{file}: protocols.{key}.images: {protocol.images} balanced images "
                         f"do not divide into {classes} classes"
                     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field
 
 from ..methods import parameter_classes
-from .base import Strict
+from .base import Steps, Strict
 from .objectives import LossParams
 from .references import Ref
 from .settings import Mark
@@ -57,7 +57,7 @@ class Method(Strict):
     backbone: Annotated[str | None, Ref("backbones")] = Field(
         default=None, description="instead of the recipe's"
     )
-    samplers: Annotated[dict[int | Literal["default"], str], Ref("samplers")] = Field(
+    samplers: Annotated[dict[Steps | Literal["default"], str], Ref("samplers")] = Field(
         default={}, description="sampler for each number of steps"
     )
     provenance: dict[str, Mark] = Field(

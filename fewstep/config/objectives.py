@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Strict
+from .base import Batch, Size, Strict
 from .settings import Backbone, Mark, Train
 
 Problems = Iterator[tuple[str, str]]
@@ -18,7 +18,7 @@ class TimeDistribution(Strict):
     """Distribution of the training time t in [0, 1]."""
 
     law: Literal["uniform", "segments", "arctan", "logit-normal", "beta"] = "uniform"
-    segments: int | None = Field(default=None, gt=1, description="segments: t on {0, 1/N .. (N-1)/N}")
+    segments: Batch | None = Field(default=None, gt=1, description="segments: t on {0, 1/N .. (N-1)/N}")
     mean: float | None = None
     std: float | None = Field(default=None, gt=0)
     alpha: float | None = Field(
@@ -145,7 +145,7 @@ class RecursiveTerms(FollowedTarget, EnhancedTarget):
     target_time = True
 
     times: TimeDistribution = TimeDistribution()
-    segments: int = Field(default=2, gt=0, description="N, jumps of the target network after the first step")
+    segments: Size = Field(default=2, description="N, jumps of the target network after the first step")
     delta: float = Field(default=0.01, gt=0, lt=1, description="length of the first step")
     clip: float | None = Field(default=1.0, gt=0, description="elementwise bound of the residual")
     near: float = Field(default=0.0, ge=0, le=1, description="share of these rows with s close to t")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import Strict
+from .base import Batch, Strict
 from .references import Ref
 
 Device = Literal["gpu", "cpu"]
@@ -72,9 +72,9 @@ class Bench(Strict):
     methods: Annotated[list[str], Ref("methods")] = Field(
         description="whose complete steps; the first gives networks and precision"
     )
-    batches: list[int] = Field(min_length=1, description="images at once, on one device")
+    batches: list[Batch] = Field(min_length=1, description="images at once, on one device")
     formulations: list[Formulation] = Field(
         default=["functorch", "fused", "split", "central"], description="of the tangent (core/jvp.py)"
     )
     blocks: list[Blocks] = Field(default=["plain", "checkpointed"], min_length=1)
-    repeats: int = Field(default=5, gt=0, description="turns of every case")
+    repeats: Batch = Field(default=5, description="turns of every case")

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from .base import Strict
+from .base import Batch, Count, Seed, Shape, Size, Strict, nearest
 from .references import Ref
 
 Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
+
+
+Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
+METRICS: tuple[str, ...] = get_args(Metric)
+"""What is computed from images."""
+EXTRACTORS: dict[str, tuple[str, ...]] = {
+    "conv-classifier": ("features", "logits"),
+    "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
+    "vgg16": ("fc2", "fc2_relu"),
+    **dict.fromkeys(
+        (
+            *("clip-rn50", "clip-rn101", "clip-rn50x4", "clip-rn50x16", "clip-rn50x64"),
+            *("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336px"),
+        ),
+        ("clip",),
+    ),
+}
+"""Networks for features, by their names in torch-fidelity and here, and their layers."""
+PUBLISHED_IMAGES = 10_000
+"""Images in a published reference, as in ADM's."""
 
 
 class Dataset(Strict):
@@ -22,10 +42,10 @@ class Dataset(Strict):
         description="latents-safetensors: encoded elsewhere, taken over without the tokenizer; "
         "moons: points of the plane, as 2 channels of one pixel"
     )
-    resolution: int = Field(gt=0)
-    channels: int = Field(default=3, gt=0)
-    classes: int = Field(gt=0)
-    images: int = Field(gt=0, description="exact number of images; anything else is refused")
+    resolution: Size
+    channels: Size = 3
+    classes: Batch
+    images: Count = Field(description="exact number of images; anything else is refused")
     crop: Literal["none", "adm"] = "none"
     columns: list[str] = Field(
         default=["image", "label"], min_length=2, max_length=2, description="parquet: of image and label"
@@ -54,9 +74,9 @@ class Weights(Strict):
 class LdmAutoencoder(Strict):
     """The KL autoencoder of latent diffusion; the defaults are VA-VAE f16d32."""
 
-    channels: int = Field(default=128, gt=0, multiple_of=32, description="width at full resolution")
-    multipliers: list[int] = Field(default=[1, 1, 2, 2, 4], min_length=1, description="of it, by level")
-    blocks: int = Field(default=2, gt=0, description="residual blocks of a level of the encoder")
+    channels: Size = Field(default=128, multiple_of=32, description="width at full resolution")
+    multipliers: list[Size] = Field(default=[1, 1, 2, 2, 4], min_length=1, description="of it, by level")
+    blocks: Size = Field(default=2, description="residual blocks of a level of the encoder")
     attention: list[int] = Field(default=[4], description="levels with attention; level k has 1/2^k the side")
 
     @model_validator(mode="after")
@@ -70,7 +90,7 @@ class Tokenizer(Strict):
     kind: Literal["pixels", "points", "autoencoder", "vavae", "sd-vae"] = Field(
         description="pixels, points: the images, or other numbers, themselves"
     )
-    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
+    shape: Shape = Field(description="latent (C, H, W)")
     weights: Weights | None = None
     posterior: Literal["sample", "mean", "moments"] = Field(
         default="mean",
@@ -131,7 +151,7 @@ class Latents(Strict):
 
     dataset: Annotated[str, Ref("datasets")]
     tokenizer: Annotated[str, Ref("tokenizers")]
-    shards: int = Field(gt=0)
+    shards: int = Field(gt=0, lt=100_000, description="their numbers have five digits")
     flip: bool = Field(default=False, description="store the mirrored view too")
     dtype: Literal["float16", "float32"] = "float32"
     psnr: float | None = Field(
@@ -142,21 +162,21 @@ class Latents(Strict):
 class FlowNetwork(Strict):
     """What every network has that is called as ``net(x, t, s, y)`` and gives average velocities."""
 
-    shape: list[int] = Field(min_length=3, max_length=3, description="latent (C, H, W)")
-    classes: int = Field(gt=0)
+    shape: Shape = Field(description="latent (C, H, W)")
+    classes: Batch
     target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
     outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
-    time_features: int = Field(default=256, gt=0, description="sinusoids of a time embedding")
+    time_features: Size = Field(default=256, multiple_of=2, description="sinusoids of a time embedding")
     time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
     time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
 
 
 class LightningDiT(FlowNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
-    depth: int = Field(gt=0)
-    width: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    patch: int = Field(default=1, gt=0)
+    depth: Size
+    width: Size
+    heads: Size
+    patch: Size = 1
     qk_norm: bool = False
     norm: Literal["rms", "rms-plain", "layer"] = Field(
         default="rms", description="rms-plain: without gain (TiT); layer: nor offset (DiT, SiT)"
@@ -185,8 +205,8 @@ class Mlp(FlowNetwork):
     """Fully connected layers on the flattened input."""
 
     kind: Literal["mlp"]
-    width: int = Field(default=128, gt=0)
-    depth: int = Field(default=3, gt=0, description="hidden layers")
+    width: Size = 128
+    depth: Size = Field(default=3, description="hidden layers")
     conditional: bool = Field(default=True, description="false: labels are ignored")
 
 
@@ -194,11 +214,11 @@ class UNet(FlowNetwork):
     """The convolutional U-Net of DDPM and its successors, on square images."""
 
     kind: Literal["unet"]
-    width: int = Field(default=128, gt=0, description="channels are multiples of it")
-    multipliers: list[int] = Field(default=[2, 2, 2], min_length=1, description="of width, by level")
-    depth: int = Field(default=4, gt=0, description="residual blocks of a level on the way down")
-    attention: list[int] = Field(default=[16], description="sides of the feature maps with attention")
-    groups: int = Field(default=32, gt=0, description="of group normalisation")
+    width: Size = Field(default=128, description="channels are multiples of it")
+    multipliers: list[Size] = Field(default=[2, 2, 2], min_length=1, description="of width, by level")
+    depth: Size = Field(default=4, description="residual blocks of a level on the way down")
+    attention: list[Size] = Field(default=[16], description="sides of the feature maps with attention")
+    groups: Size = Field(default=32, description="of group normalisation")
     conditional: bool = Field(default=True, description="false: labels are ignored")
 
     @model_validator(mode="after")
@@ -219,18 +239,18 @@ class ConvAutoencoder(Strict):
     """The demo's tokenizer: factor-two convolutional autoencoder."""
 
     kind: Literal["conv-autoencoder"]
-    shape: list[int] = Field(min_length=3, max_length=3, description="image (C, H, W)")
-    width: int = Field(gt=0)
-    latent: int = Field(gt=0, description="latent channels")
+    shape: Shape = Field(description="image (C, H, W)")
+    width: Size
+    latent: Size = Field(description="latent channels")
 
 
 class ConvClassifier(Strict):
     """The demo's feature extractor."""
 
     kind: Literal["conv-classifier"]
-    shape: list[int] = Field(min_length=3, max_length=3, description="image (C, H, W)")
-    classes: int = Field(gt=0)
-    features: int = Field(gt=0)
+    shape: Shape = Field(description="image (C, H, W)")
+    classes: Batch
+    features: Size
 
 
 FlowBackbone = Annotated[LightningDiT | Mlp | UNet, Field(discriminator="kind")]
@@ -242,18 +262,18 @@ Backbone = Annotated[
 class Guidance(Strict):
     """Classifier-free guidance v_c + (scale - 1) norm(v_c - v_u) for t in the interval."""
 
-    scale: float = Field(ge=0)
+    scale: float = Field(ge=0, le=1000)
     interval: list[float] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     normalise: Literal["none", "rescale", "unit"] = Field(
         default="none",
         description="rescale: shorten differences longer than eta (APG); unit: eta in every case",
     )
-    eta: float | Literal["mean", "p90"] = Field(
+    eta: Annotated[float, Field(gt=0)] | Literal["mean", "p90"] = Field(
         default="p90",
         description="target norm, or how it follows from calibration samples: mean or 90th percentile",
     )
-    calibration: int = Field(default=4096, gt=0, description="teacher calls behind a calibrated eta")
-    channels: int | None = Field(default=None, gt=0, description="guide only the first channels")
+    calibration: Batch = Field(default=4096, description="teacher calls behind a calibrated eta")
+    channels: Size | None = Field(default=None, description="guide only the first channels")
 
     @model_validator(mode="after")
     def _ordered(self) -> Guidance:
@@ -293,7 +313,7 @@ class UCGMSampling(Strict):
 class Sampler(Strict):
     kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
     guidance: Literal["none", "recipe"] | Guidance = "none"
-    shift: float = Field(default=1.0, gt=0, description="timestep shift of the grid; 1 is uniform")
+    shift: float = Field(default=1.0, gt=0, le=1000, description="timestep shift of the grid; 1 is uniform")
     switch: float = Field(
         default=0.5, ge=0, lt=1, description="mix: time at which re-noising starts; 0: after step one"
     )
@@ -328,14 +348,21 @@ class Sampler(Strict):
 class KernelDistance(Strict):
     """KID as the mean over random subsets of both sides (Binkowski et al., arXiv 1801.01401)."""
 
-    subsets: int = Field(default=100, gt=0)
-    size: int = Field(default=1000, gt=1, description="images of each side in a subset")
+    subsets: Batch = 100
+    size: Batch = Field(default=1000, gt=1, description="images of each side in a subset")
 
 
 class RbfKernel(Strict):
     """k(a, b) = exp(-gamma |a - b|^2)."""
 
     gamma: float = Field(default=1.0, gt=0, description="per squared unit of a feature")
+
+
+class MoonDistance(Strict):
+    """Distance of samples to the half circles of two moons."""
+
+    noise: float = Field(gt=0, description="standard deviation of the data's noise, the unit")
+    far: float = Field(default=3.0, gt=0, description="units beyond which a sample is off the moons")
 
 
 class Protocol(Strict):
@@ -350,12 +377,13 @@ class Protocol(Strict):
     Data that are not images are their own features: ``extractor: identity``, kept as they are.
     """
 
-    images: int = Field(gt=1)
-    metrics: list[Literal["fid", "is", "kid", "mmd", "precision", "recall"]] = Field(
-        default=["fid", "is"], min_length=1, description="what is computed"
-    )
+    images: Count = Field(gt=1)
+    metrics: list[Metric] = Field(default=["fid", "is"], min_length=1, description="what is computed")
     kid: KernelDistance = KernelDistance()
     mmd: RbfKernel = RbfKernel()
+    moons: MoonDistance | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of moon_distance, off_moons"
+    )
     labels: Literal["balanced", "random"]
     extractor: str = Field(description="torch-fidelity name, conv-classifier, or identity")
     features: str = Field(description="layer whose Gaussian is compared")
@@ -370,7 +398,7 @@ class Protocol(Strict):
     feature_scale: float | None = Field(
         default=None, gt=0, description="rescale features so that the reference has this variance"
     )
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def own_features(self) -> bool:
@@ -387,6 +415,8 @@ class Protocol(Strict):
             raise ValueError("metrics: is needs logits, the layer with the classes")
         if "kid" in self.metrics and self.kid.size > self.images:
             raise ValueError(f"kid.size {self.kid.size} is beyond the {self.images} images")
+        if (self.moons is None) == bool({"moon_distance", "off_moons"} & set(self.metrics)):
+            raise ValueError("metrics: moon_distance and off_moons go with moons")
         own = self.own_features
         if own != (self.weights is None) or own != (self.uint8 == "none"):
             raise ValueError(
@@ -394,12 +424,18 @@ class Protocol(Strict):
             )
         if self.extractor.startswith("dinov2"):
             raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
+        layers = EXTRACTORS.get(self.extractor)
+        if layers is None and not own:
+            raise ValueError(f"unknown extractor {self.extractor!r}{nearest(self.extractor, EXTRACTORS)}")
+        for key, layer in (("features", self.features), ("logits", self.logits)):
+            if layers and layer is not None and layer not in layers:
+                raise ValueError(f"{key}: {self.extractor} has no layer {layer!r}{nearest(layer, layers)}")
         return self
 
     @property
     def compares_images(self) -> bool:
-        """Whether a metric needs features of real images, beside their mean and covariance."""
-        return not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
+        """Whether a metric needs the features of every image, beside their mean and covariance."""
+        return self.moons is not None or not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
 
     @property
     def stored(self) -> bool:
@@ -409,10 +445,10 @@ class Protocol(Strict):
 
 class Optimizer(Strict):
     name: Literal["adamw", "radam"] = "adamw"
-    lr: float = Field(gt=0)
-    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    lr: float = Field(gt=0, le=10)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
     clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     decay: Literal["constant", "cosine"] = "constant"
@@ -436,14 +472,14 @@ Ema = Annotated[PowerEma | ConstantEma, Field(discriminator="kind")]
 
 
 class Train(Strict):
-    steps: int = Field(gt=0)
-    global_batch_size: int = Field(gt=0, description="global batch; processes and accumulation divide it")
+    steps: Count
+    global_batch_size: Batch = Field(description="global batch; processes and accumulation divide it")
     optimizer: Optimizer
     ema: Ema
     precision: Literal["no", "bf16", "fp16"] = "no"
-    log_every: int = Field(default=1, gt=0)
-    max_skipped_updates: int = Field(
-        default=10, gt=0, description="skipped non-finite updates in a row before stopping"
+    log_every: Count = 1
+    max_skipped_updates: Count = Field(
+        default=10, description="skipped non-finite updates in a row before stopping"
     )
 
     @model_validator(mode="after")

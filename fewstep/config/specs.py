@@ -187,7 +187,7 @@ class ClaimsSpec(Strict):
 
 
 class Work(Strict):
-    """What the jobs of one rule do with one network, all together."""
+    """What a job does with one network."""
 
     name: str = Field(description="e.g. decm on lightningdit-xl1")
     images: float = Field(description="trained on, encoded or scored; of sampling, evaluations")
@@ -202,7 +202,7 @@ class Work(Strict):
 
 
 class CostLine(Strict):
-    """The jobs of one rule on one kind of device."""
+    """Jobs of one rule that cost the same; everything but ``jobs`` is of one of them."""
 
     rule: str
     device: Device
@@ -210,7 +210,7 @@ class CostLine(Strict):
     work: list[Work] = []
     models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
     kept: float = Field(default=0, description="other bytes that stay")
-    temporary: float = Field(default=0, description="bytes of all jobs together that go again")
+    temporary: float = Field(default=0, description="bytes that go again")
     sources: list[Source] = Field(default=[], description="of the sizes")
     unknown: list[str] = []
 

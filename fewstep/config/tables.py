@@ -6,11 +6,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Name, Strict
+from .base import Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
+from .settings import METRICS, Metric
 
 Numbers = list[float | None]
+TABLE_COLUMNS = (
+    *(
+        "table",
+        "row",
+        "group",
+        "label",
+        "params",
+        "steps",
+        "nfe_label",
+        "sampler",
+        "method",
+        "variant",
+        "metric",
+    ),
+    *("reported", "ours", "ours_std", "seeds", "images", "evaluations", "flops_per_step", "status"),
+    *("difference", "tolerance", "agrees", "protocol", "note", "warnings", "cost", "rank", "parameter"),
+    *("values", "more"),
+)
+"""Columns of a table's csv, beside which the protocols have columns of their own names."""
+NumbersOfSteps = Annotated[list[Steps], Field(min_length=1), Distinct]
+REPORTED = (*METRICS, "sfid", "time")
+"""What papers report. The last two are not measured here."""
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "scatter"]
 
 
@@ -27,10 +50,10 @@ class Row(Strict):
     method: Annotated[str | None, Ref("methods")] = None
     variant: Name = "base"
     set: Variant | None = Field(default=None, description="what the variant changes")
-    sampler: Annotated[str | dict[int | Literal["default"], str] | None, Ref("samplers")] = Field(
+    sampler: Annotated[str | dict[Steps | Literal["default"], str] | None, Ref("samplers")] = Field(
         default=None, description="instead of the method's samplers: one name, or one for each NFE"
     )
-    steps: list[int] | None = Field(default=None, description="instead of the table's")
+    steps: NumbersOfSteps | None = Field(default=None, description="instead of the table's")
     nfe_label: list[str] = Field(default=[], description="as printed, where it is not the number")
     reported: dict[str, Numbers] = Field(default={}, description="metric -> one number for each NFE")
     params: str = Field(default="", description="number of parameters, as printed")
@@ -53,10 +76,10 @@ class Table(Strict):
     title: str
     paper: str
     caption: str = ""
-    metric: str = Field(default="fid", description="column of the metrics, or of train.jsonl")
-    metrics: list[str] = Field(
+    metric: str = Field(default="fid", description="of a protocol; kind training: column of train.jsonl")
+    metrics: list[Metric] = Field(
         default=[],
-        description="kind table: other metrics, in columns of ours, from the first protocol that has them",
+        description="table, sweep: other metrics, in columns of ours, from the first protocol that has them",
     )
     parameter: str | None = Field(
         default=None,
@@ -64,7 +87,7 @@ class Table(Strict):
         "horizontal lines",
     )
     axis: str = Field(default="", description="sweep: what a reader calls the parameter")
-    seeds: list[int] | None = Field(default=None, min_length=1, description="instead of the configuration's")
+    seeds: Seeds | None = Field(default=None, description="instead of the configuration's")
     unit: str | None = Field(
         default=None,
         description="id of the row whose training step is the unit of cost: the rows' counted operations "
@@ -74,10 +97,12 @@ class Table(Strict):
         default=False, description="made when asked for by its name only, not among `targets: all`"
     )
     ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
-    steps: list[int] | None = None
+    steps: NumbersOfSteps | None = None
     tolerance: Tolerance = Tolerance()
-    columns: int = Field(default=10, gt=0, description="grid: images of each class")
-    classes: list[int] | None = Field(default=None, description="grid: which classes; default the first ten")
+    columns: int = Field(default=10, gt=0, le=1000, description="grid: images of each class")
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = Field(
+        default=None, description="grid: which classes; default the first ten"
+    )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
 
@@ -90,8 +115,8 @@ class Table(Strict):
             raise ValueError("kind: price needs unit, the row that costs are relative to")
         if ids and self.unit is not None and self.unit not in ids:
             raise ValueError(f"unit: no row has the id {self.unit!r}")
-        if self.metrics and self.kind != "table":
-            raise ValueError(f"metrics are columns of kind: table, not of {self.kind}")
+        if self.metrics and self.kind not in ("table", "sweep"):
+            raise ValueError(f"metrics are columns of kind: table, sweep, not of {self.kind}")
         if len({self.metric, *self.metrics}) != 1 + len(self.metrics):
             raise ValueError(f"metrics {self.metrics} name one twice, or the table's own metric")
         if (self.kind == "sweep") != (self.parameter is not None):
@@ -99,18 +124,26 @@ class Table(Strict):
         if len(ids) != len(set(ids)):
             raise ValueError(f"row ids stand twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         for row in self.rows:
-            steps = row.steps or self.steps
+            steps, where = row.steps or self.steps, f"rows.{row.id}"
             if steps is None and self.kind != "training":
-                raise ValueError(f"row {row.id}: no steps, neither in the row nor in the table")
+                raise ValueError(f"{where}.steps: is missing, as is steps of the whole table; give one")
             if self.kind in ("sweep", "scatter") and len(steps or []) != 1:
-                raise ValueError(f"row {row.id}: kind {self.kind} shows one number of steps, not {steps}")
+                raise ValueError(
+                    f"{where}.steps: kind {self.kind} shows one number of steps, not {steps}; keep one"
+                )
             for metric, values in row.reported.items():
+                if metric not in REPORTED:
+                    raise ValueError(f"{where}.reported.{metric}: unknown metric{nearest(metric, REPORTED)}")
                 if steps is not None and len(values) != len(steps):
                     raise ValueError(
-                        f"row {row.id}: {len(values)} reported {metric} values for {len(steps)} NFE {steps}"
+                        f"{where}.reported.{metric}: {len(values)} values for {len(steps)} NFE {steps}; "
+                        f"give one for each, null where there is none"
                     )
             if row.nfe_label and steps is not None and len(row.nfe_label) != len(steps):
-                raise ValueError(f"row {row.id}: nfe_label and steps differ in length")
+                raise ValueError(
+                    f"{where}.nfe_label: {len(row.nfe_label)} labels for {len(steps)} NFE {steps}; "
+                    f"give one for each"
+                )
         return self
 
 
@@ -118,9 +151,9 @@ class CellName(Strict):
     """A cell by name, as the claims refer to it."""
 
     method: Annotated[str, Ref("methods")]
-    variant: str = "base"
+    variant: Name = "base"
     sampler: Annotated[str, Ref("samplers")]
-    steps: int = Field(gt=0)
+    steps: Steps
 
 
 class Claim(Strict):
@@ -133,8 +166,8 @@ class Claim(Strict):
     relation: Literal["<", "<=", ">", ">="]
     right: list[CellName] = Field(min_length=1)
     factor: float = Field(default=1.0, gt=0)
-    metric: str = "fid"
-    seeds: Literal["all", "first"] | list[int] = Field(
+    metric: Metric = "fid"
+    seeds: Literal["all", "first"] | Seeds = Field(
         default="all",
         description="first: only the tables' seeds, for ablations too dear to repeat; or seeds of its own",
     )

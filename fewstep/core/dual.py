@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -299,6 +300,29 @@ SCORES = 1 << 18
 MANY = 1 << 24
 """The same on other devices, where a kernel over fewer takes less time than its start, and in compiled
 code, where every slice makes the code longer."""
+_kernel: ModuleType | None = None
+"""attention_kernel.py where it is in use."""
+
+
+def use_attention_kernel(use: bool = True) -> None:
+    """Whether tangents of long attention on CUDA are one Triton kernel's in this process; by default not.
+
+    Which attention that is says ``applies`` in attention_kernel.py; a training asks for it with
+    ``--attention-kernel``. The switch belongs to the process because a block that is recomputed in the
+    backward must do as in the forward.
+
+    Raises:
+        ValueError: Triton is missing.
+    """
+    global _kernel
+    _kernel = None
+    if use:
+        try:
+            from . import attention_kernel as _kernel
+        except ImportError as error:
+            raise ValueError(
+                f"the kernel of attention needs Triton, which comes with PyTorch for CUDA: {error}"
+            ) from None
 
 
 def attention(
@@ -317,23 +341,23 @@ def attention(
 
     With P = softmax(Z), Z = scale q k^T + mask and H = P * Z', y' = P v' + H v - rowsum(H) y.
 
-    The value goes through the kernel in force, which keeps no scores for the backward; the tangent is
-    computed in slices of a bounded number of scores. A kernel for value and tangent together (PyPI's
-    jvp-flash-attention) is not used: nobody has compared its derivatives and speed with this on a GPU.
+    The value goes through PyTorch's kernel in force, which keeps no scores for the backward; the tangent is
+    computed in slices of a bounded number of scores, or by the kernel of ``use_attention_kernel``.
     """
     if dropout_p or enable_gqa:
         raise ValueError("attention with dropout or with grouped queries has no rule for tangents")
     tokens, keys = y.shape[-2], value.shape[-2]
-    most = SCORES if y.device.type == "cpu" and not torch.compiler.is_compiling() else MANY
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    inputs = [z for x in (query, key, value) for z in (value_of(x), tangent_of(x))]
+    if _kernel and attn_mask is None and not is_causal and _kernel.applies(*inputs[::2], y):
+        return _kernel.attention_tangent(*inputs, y, scale)
+    most = SCORES if y.device.type == "cpu" and not torch.compiler.is_compiling() else MANY
     if is_causal:
         attn_mask = torch.ones(tokens, keys, dtype=torch.bool, device=y.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=y.dtype).masked_fill_(~attn_mask, -torch.inf)
     # First what is sliced by query, then what is sliced by head alone.
-    whole = [torch.empty_like(y), y, value_of(query), tangent_of(query)]
-    whole += [z for x in (key, value) for z in (value_of(x), tangent_of(x))]
-    whole = [z.to(y.dtype) for z in whole]
+    whole = [z.to(y.dtype) for z in (torch.empty_like(y), y, *inputs)]
     whole += [] if attn_mask is None else [attn_mask.expand(*y.shape[:-1], keys)]
     whole = [z.reshape(-1, *z.shape[-3:]) for z in whole]
     heads, rows = max(1, most // (tokens * keys)), max(1, min(tokens, most // keys))
@@ -346,14 +370,14 @@ def attention(
             for row in range(0, tokens, rows):
                 cut = slice(None), slice(row, row + rows)
                 added = mask[0][cut] if mask else None
-                out[cut] = _attention_slice(o[cut], q[cut], dq[cut], k, dk, v, dv, added, scale)
+                out[cut] = attention_slice(added, scale, o[cut], q[cut], dq[cut], k, dk, v, dv)
         if not single:
             found = part[0]
     return found.view(y.shape)
 
 
-def _attention_slice(
-    o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, mask: Any, scale: float
+def attention_slice(
+    mask: Any, scale: float, o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor
 ) -> Tensor:
     """The rule of `attention` on some rows (heads, n, E) of o, q and dq, and all keys of these heads."""
     start, beta = (q.new_zeros(()), 0) if mask is None else (mask, 1)

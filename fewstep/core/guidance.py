@@ -66,40 +66,44 @@ class ClassifierFreeGuidance:
         with torch.no_grad():
             if g is None or g.scale == 1:
                 return average_velocity(self.net, x, t, s, y)
-            inside = ((t >= g.interval[0]) & (t <= g.interval[1])).nonzero()[:, 0]
-            if not len(inside):
-                return average_velocity(self.net, x, t, s, y)
-            conditional, difference = differences(self.net, g, self.null, x, t, s, y, inside)
+            conditional, difference = differences(self.net, g, self.null, x, t, s, y)
             if g.normalise != "none":
                 assert self.eta is not None
-                norm = _norm(difference)
-                factor = self.eta / (norm + TINY)
+                factor = self.eta / (_norm(difference) + TINY)
                 if g.normalise == "rescale":
                     factor = factor.clamp(max=1)
                 difference = append_dims(factor, x) * difference
-            return conditional.index_add(0, inside, difference, alpha=g.scale - 1)
+            difference = difference.where(append_dims(self.inside(t), x), 0)
+            return conditional.add(difference, alpha=g.scale - 1)
+
+    def inside(self, t: Tensor) -> Tensor:
+        """Whether times (B,) are guided, (B,), bool."""
+        if self.guidance is None or self.guidance.scale == 1:
+            return torch.zeros_like(t, dtype=torch.bool)
+        low, high = self.guidance.interval
+        return (t >= low) & (t <= high)
 
 
 def guided_field(
     net: nn.Module, guidance: Guidance | None, null: int, y: Tensor, eta: float | None = None
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The field (x, t, s) -> F that a sampler follows, for labels ``y`` (B,), guided for every s."""
+    """The field (x, t, s) -> F that a sampler follows, for labels ``y`` (B,), guided for every s.
+
+    Outside the interval there is no unconditional pass: all samples have the same time.
+    """
     guided = ClassifierFreeGuidance(net, guidance, null, eta)
-    return lambda x, t, s: guided.field(x, t, s, y)
+    plain = ClassifierFreeGuidance(net, None, null)
+    return lambda x, t, s: (guided if bool(guided.inside(t).any()) else plain).field(x, t, s, y)
 
 
 def differences(
-    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor, rows: Tensor
+    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """v_c, and v_c - v_u of the samples ``rows`` (N,), zero outside the guided channels.
-
-    From one batch of B + N rows: the others are spared the unconditional pass.
-    """
-    labels = torch.cat([y, torch.full_like(y[rows], null)])
-    twice = [torch.cat([z, z[rows]]) for z in (x, t, s)]
-    both = average_velocity(net, twice[0], twice[1], twice[2], labels)
-    conditional, unconditional = both[: len(x)], both[len(x) :]
-    difference = conditional[rows] - unconditional
+    """v_c, and v_c - v_u, zero outside the guided channels; from one batch of 2 B rows."""
+    x, t, s = (torch.cat([z, z]) for z in (x, t, s))
+    both = average_velocity(net, x, t, s, torch.cat([y, torch.full_like(y, null)]))
+    conditional, unconditional = both.chunk(2)
+    difference = conditional - unconditional
     if guidance.channels is not None:
         difference[:, guidance.channels :] = 0
     return conditional, difference
@@ -126,8 +130,7 @@ def calibrate(
     with torch.no_grad():
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
-            every = torch.arange(len(x[part]), device=x.device)
-            _, difference = differences(net, guidance, null, x[part], t[part], t[part], y[part], every)
+            _, difference = differences(net, guidance, null, x[part], t[part], t[part], y[part])
             norms.append(_norm(difference).double())
     found = torch.cat(norms)
     return float(found.quantile(0.9) if guidance.eta == "p90" else found.mean())

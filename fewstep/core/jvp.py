@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from .dual import make_dual, tangent_of, value_of
 from .heads import Output
+from .precision import upcast
 from .wrappers import unwrap
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -99,22 +100,52 @@ def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tup
 
 
 def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
-    # Fused attention kernels have no forward-mode rule.
-    with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
+    # Fused attention has no forward-mode rule; nn.MultiheadAttention calls it where the mode does not see it.
+    with sdpa_kernel(SDPBackend.MATH), _ForwardMode():
         value, tangent = torch.func.jvp(lambda x, t, s: bare(x, t, s, y), inputs, tangents)
     return value, tangent
 
 
-class _ContiguousGroupNorm(TorchFunctionMode):
-    """In torch 2.11 forward mode refuses the group norm of what is not contiguous."""
+class _ForwardMode(TorchFunctionMode):
+    """Operations in a form that forward mode and the backward after it can differentiate."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
         try:
-            return function(*args, **kwargs or {})
+            return function(*args, **kwargs)
         except RuntimeError:
             if function is not F.group_norm:
                 raise
-            return function(args[0].contiguous(), *args[1:], **kwargs or {})
+            # Forward mode of torch 2.11 refuses what is not contiguous.
+            return function(args[0].contiguous(), *args[1:], **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` written out, with a softmax in float32.
+
+    Under autocast on CUDA, forward mode computes PyTorch's own in another dtype than its backward expects.
+    """
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = upcast((query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT)
+    if is_causal:
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.dropout(scores.softmax(-1), dropout_p, dropout_p > 0).to(value.dtype) @ value
 
 
 def _each(function: Callable[..., Tensor], *outputs: Output) -> Output:

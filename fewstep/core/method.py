@@ -32,10 +32,13 @@ class Velocity(Protocol):
 
 @dataclass
 class Context:
-    """What a loss is given beside the network and the batch; it uses nothing else."""
+    """What a loss is given beside the network and the batch; it uses nothing else.
 
-    step: int
-    """Training steps done before this one."""
+    All that differs from step to step is a tensor, and shapes do not: a step can be captured and replayed.
+    """
+
+    step: Tensor
+    """Training steps done before this one, (), float64, on the device."""
     steps: int
     """Training steps in all."""
     rng: Streams
@@ -56,6 +59,10 @@ class Context:
     """The wrapped module that Method.extra returned."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What the updates of one step have computed for each other; see `path_sample.sample_path`."""
+
+    def warmed_up(self, steps: int) -> Tensor | float:
+        """min(1, step / steps), (); 1 without a warm-up."""
+        return (self.step / steps).clamp(max=1) if steps else 1.0
 
     def follow(self, net: nn.Module) -> nn.Module:
         """The network that gives targets: the moving average if there is one, else ``net`` itself."""
@@ -100,10 +107,17 @@ def loss_parts(loss: Loss) -> Sequence[Loss]:
     return loss.parts if isinstance(loss, SummedLoss) else (loss,)
 
 
+def kind_of_step(losses: Sequence[Loss]) -> tuple[str, ...]:
+    """Names of a step's updates: steps with the same ones differ in numbers only."""
+    return tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+
+
 class Method:
     """A training objective; ``params`` say what it needs of network, teacher and schedule.
 
-    Losses are pure: they touch no global random generator, no device state and no accelerator.
+    Losses are pure: they touch no global random generator, no device state and no accelerator. They never
+    wait for the device: no number is read from a tensor, no rows are chosen by what a tensor holds, and no
+    tensor is made on the CPU.
     """
 
     def __init__(self, params: Any) -> None:

@@ -7,6 +7,7 @@ work, the optimizer and the moving averages are left out.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .method import Batch, Context, Method, loss_parts
+from .method import Batch, Context, Method, kind_of_step, loss_parts
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -57,8 +58,9 @@ _OURS = {
     "_scaled_dot_product_attention_math_for_mps": attention,
 }
 """Rules for operators that some releases of torch do not count."""
-# Ours come last, so that a later release with another rule does not change a count.
-_RULES = dict(flop_registry) | {getattr(torch.ops.aten, name): rule for name, rule in _OURS.items()}
+# Ours come first, so that a later release with another rule does not change a count. Operators that are
+# registered later, as that of attention_kernel.py, count too.
+_RULES = ChainMap({getattr(torch.ops.aten, name): rule for name, rule in _OURS.items()}, flop_registry)
 _ATTENTION = ("attention", "attn", "sdpa")
 
 
@@ -131,7 +133,7 @@ def per_step(
     total, looked_at = 0, min(steps, PERIOD)
     for step in range(looked_at):
         losses = method.updates(step)
-        kind = tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+        kind = kind_of_step(losses)
         if kind not in counted:
             rows = slices(step)
             # Compiled blocks would hide their products from the count.

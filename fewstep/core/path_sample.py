@@ -29,13 +29,13 @@ def drops_labels(ctx: Context) -> bool:
     return ctx.teacher is None and ctx.label_dropout > 0
 
 
-def rows_without_interval(ctx: Context) -> str:
-    """Name of the stream by which MeanFlow and iMF give rows s = t.
+def without_interval(ctx: Context, share: float) -> Tensor:
+    """Which rows have s = t in MeanFlow and iMF, (B,), bool: a share of them.
 
-    Where labels are dropped it is that of the labels: the releases take the first rows of a batch for both,
+    Where labels are dropped the same draws say which: the releases take the first rows of a batch for both,
     so that rows without label have s = t, as far as the share of these goes.
     """
-    return "label_dropout" if drops_labels(ctx) else "equal"
+    return ctx.rng.uniform("label_dropout" if drops_labels(ctx) else "equal") < share
 
 
 def dropped(batch: Batch, ctx: Context) -> Tensor:
@@ -67,7 +67,7 @@ class PathSample:
 
     def velocity(self, rows: Tensor) -> Tensor:
         """``v`` of the samples ``rows`` (N,) alone, so that the others cost nothing; (N, C, H, W)."""
-        if self._ctx.teacher is None or not len(rows):
+        if self._ctx.teacher is None:
             return (self._batch.x1 - self._batch.x0)[rows]
         return self._ctx.teacher(self.x[rows], self.t[rows], self.y[rows])
 

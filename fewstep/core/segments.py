@@ -64,9 +64,8 @@ def chain_residual(
         delta: step, one or per sample (B,).
     """
     u, v, gap = upcast(u.detach()), upcast(at.v), s - at.t
-    delta = torch.as_tensor(delta, dtype=gap.dtype, device=gap.device)
     short = gap <= delta
-    first = torch.minimum(gap, delta)
+    first = gap.clamp(max=delta)
     piece = (gap - first) / segments
     moved, now = append_dims(first, v) * v, at.t + first
     with torch.no_grad():

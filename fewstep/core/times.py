@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from ..config.objectives import TimeDistribution
@@ -15,17 +14,20 @@ LOWEST, HIGHEST = 0.004, 160.0
 """Least and greatest noise level of EDM for data of unit variance; EDM has 0.002 and 80 for deviation 1/2."""
 
 
-def karras_grid(points: int, device: torch.device | str = "cpu", rho: float = 7.0) -> tuple[Tensor, Tensor]:
+def karras_grid(
+    points: int, device: torch.device | str = "cpu", rho: float = 7.0, intervals: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """EDM's noise levels, falling, and their times t = 1 / (1 + sigma), rising; each (points,), float64.
 
     (1 - t) / t is the noise level of x_t / t (EDM, arXiv 2206.00364, Eq. 5). The ends, t = 0.006 and
-    0.996, are moved to 0 and 1, where samplers start and end.
+    0.996, are moved to 0 and 1, where samplers start and end. A grid of fewer ``intervals`` (), below
+    ``points``, repeats its last point, so that its shape is fixed.
     """
     ramp = torch.linspace(0, 1, points, dtype=torch.float64, device=device)
+    if intervals is not None:
+        ramp = (torch.arange(points, device=device) / intervals).clamp(max=1)
     sigma = (HIGHEST ** (1 / rho) + ramp * (LOWEST ** (1 / rho) - HIGHEST ** (1 / rho))) ** rho
-    times = 1 / (1 + sigma)
-    times[0], times[-1] = 0, 1
-    return sigma, times
+    return sigma, (1 / (1 + sigma)).where(ramp > 0, 0).where(ramp < 1, 1)
 
 
 def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
@@ -45,9 +47,7 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
         return rng.integers(name, law.segments).float() / law.segments
     if law.law == "beta":
         assert law.alpha is not None and law.beta is not None
-        u = rng.uniform(name)
-        quantiles = betaincinv(law.alpha, law.beta, u.cpu().double().numpy())
-        return torch.from_numpy(quantiles).to(u.device, torch.float32)
+        return rng.beta(name, law.alpha, law.beta)
     assert law.mean is not None and law.std is not None
     n = law.mean + law.std * rng.normal(name)
     if law.law == "arctan":
@@ -55,13 +55,8 @@ def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:
     return torch.sigmoid(n)
 
 
-def sample_interval(
-    law: TimeDistribution, rng: Streams, equal: float, rows: str = "equal"
-) -> tuple[Tensor, Tensor]:
-    """Two draws of ``law``, sorted: t <= s, each (B,), float32.
-
-    A share ``equal`` of the rows has s = t, those with the least numbers of the stream ``rows``.
-    """
+def sample_interval(law: TimeDistribution, rng: Streams, equal: Tensor) -> tuple[Tensor, Tensor]:
+    """Two draws of ``law``, sorted: t <= s, each (B,), float32; s = t in the rows ``equal`` (B,), bool."""
     one, other = sample_times(law, rng, "t"), sample_times(law, rng, "s")
     t, s = torch.minimum(one, other), torch.maximum(one, other)
-    return t, torch.where(rng.uniform(rows) < equal, t, s)
+    return t, torch.where(equal, t, s)

@@ -13,24 +13,32 @@ import numpy as np
 from tqdm import tqdm
 
 from ..common.array_files import open_npz
-from ..common.files import atomic
+from ..common.files import atomic, first_line
+from ..common.tar_files import members
 from ..config import ConfigError
 from ..config.settings import Dataset
-from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number
+from .asset_files import Record, VerifiedFile
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 if TYPE_CHECKING:
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
+LABEL_BYTES = 32
+"""The most that a label has as text."""
+GROUP_BYTES = 1 << 30
+"""The most that a row group may take in memory."""
+
 
 class TarEntry(NamedTuple):
-    """Where the bytes of an image lie, and of which class it is."""
+    """Where the bytes of an image lie, of which class it is, and where that is written as text, if it is."""
 
     tar: int
     offset: int
     size: int
     label: int
+    label_offset: int = 0
+    label_size: int = 0
 
 
 class _TarFiles(ImageFiles):
@@ -44,15 +52,19 @@ class _TarFiles(ImageFiles):
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset)
-        self._paths = _files(record, dataset, ".tar")
-        cache = record.path.with_suffix(f".{dataset.format}.npz")
+        self._record = record
+        self._names = _names(record, dataset, ".tar")
+        self._open: tuple[int, VerifiedFile] | None = None
+        self._cache = cache = record.path.with_suffix(f".{dataset.format}.npz")
         digest = record.digest
         # A cache that is not there, damaged, or of an older version or other files is made anew.
         with suppress(ValueError), open_npz(cache) as content:
-            if str(content["digest"]) == digest:
+            if str(content["digest"]) == digest and content["entries"].shape[1:] == (len(TarEntry._fields),):
                 self._entries, self._folders = content["entries"], content["folders"].tolist()
                 return
         entries, self._folders = self._scan()
+        # A damaged header ends a tar before its end: that must not be kept.
+        check_number(record.path, "images", len(entries), dataset.images)
         self._entries = np.array(entries, np.int64).reshape(-1, len(TarEntry._fields))
         with suppress(OSError), atomic(cache) as temporary:
             np.savez(temporary, entries=self._entries, folders=np.array(self._folders, str), digest=digest)
@@ -67,12 +79,24 @@ class _TarFiles(ImageFiles):
     def files(self, start: int, stop: int) -> list[ImageFile]:
         result = []
         for entry in (TarEntry(*row) for row in self._entries[start:stop].tolist()):
-            path = self._paths[entry.tar]
-            with path.open("rb") as stream:
-                stream.seek(entry.offset)
-                content = stream.read(entry.size)
-            result.append(ImageFile(content, entry.label, f"{path} at byte {entry.offset}"))
+            tar = self._tar(entry.tar)
+            where = f"{tar.path} at byte {entry.offset}"
+            check_size(where, entry.size)
+            tar.seek(entry.offset)
+            result.append(ImageFile(tar.read(entry.size), entry.label, where))
+            tar.seek(entry.label_offset)
+            if entry.label_size and int(tar.read(entry.label_size)) != entry.label:
+                self._cache.unlink(missing_ok=True)  # it is of files that were damaged then
+                raise ConfigError(
+                    f"{where}: another label than {self._cache} had, which is removed; run again"
+                )
         return result
+
+    def _tar(self, number: int) -> VerifiedFile:
+        """A tar; one is open at a time."""
+        if self._open is None or self._open[0] != number:
+            self._open = number, self._record.open(self._names[number])
+        return self._open[1]
 
 
 class ClassTars(_TarFiles):
@@ -88,12 +112,14 @@ class ClassTars(_TarFiles):
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[tuple[str, str, TarEntry]] = []
-        for number, path in enumerate(self._paths):
-            with _open_tar(path) as tar:
-                for member in tqdm(tar, desc=f"reading headers of {path.name}", mininterval=1.0):
+        for number, name in enumerate(self._names):
+            path = self._record.file(name)
+            with _open_tar(path) as (tar, outer):
+                for member in tqdm(outer, desc=f"reading headers of {path.name}", mininterval=1.0):
                     if member.isfile() and member.name.endswith(".tar"):
                         with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                            found += _class_entries(number, member.offset_data, member.name, inner)
+                            inside = members(inner, member.size)
+                            found += _class_entries(number, member.offset_data, member.name, inside)
                     else:
                         found += _class_entries(number, 0, path.name, [member])
         found.sort(key=lambda image: image[:2])
@@ -103,10 +129,10 @@ class ClassTars(_TarFiles):
 
 
 def _class_entries(
-    tar: int, base: int, name: str, members: Iterable[tarfile.TarInfo]
+    tar: int, base: int, name: str, images: Iterable[tarfile.TarInfo]
 ) -> Iterator[tuple[str, str, TarEntry]]:
     """Class, name and entry (without a label yet) of the images in the tar ``name`` of one class."""
-    for member in members:
+    for member in images:
         path = PurePosixPath(member.name)
         if member.isfile() and path.suffix.lower() in SUFFIXES:
             entry = TarEntry(tar, base + member.offset_data, member.size, -1)
@@ -127,16 +153,16 @@ class WebDatasetTars(_TarFiles):
 
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[TarEntry] = []
-        for number, path in enumerate(self._paths):
-            found += _labelled_entries(number, path, self._dataset)
+        for number, name in enumerate(self._names):
+            found += _labelled_entries(number, self._record.file(name), self._dataset)
         return found, []
 
 
 def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntry]:
     images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    with _open_tar(path) as tar:
-        for member in filter(tarfile.TarInfo.isfile, tar):
+    labels: dict[str, tuple[int, int, int]] = {}
+    with _open_tar(path) as (tar, every):
+        for member in filter(tarfile.TarInfo.isfile, every):
             folder, slash, base = member.name.rpartition("/")
             stem, _, kind = base.partition(".")
             key, kind = folder + slash + stem, kind.lower()
@@ -144,22 +170,24 @@ def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntr
                 images[key] = member.offset_data, member.size
             elif kind == "cls":
                 content = tar.extractfile(member)
-                text = content.read() if content else b""
-                if not text.strip().isdigit() or int(text) >= dataset.classes:
+                text = content.read(LABEL_BYTES) if content else b""
+                if member.size > LABEL_BYTES or not text.strip().isdigit() or int(text) >= dataset.classes:
                     raise ConfigError(
                         f"{path}: {member.name}: {text[:20]!r} is no label below {dataset.classes}"
                     )
-                labels[key] = check_label(f"{path}: {member.name}", dataset, int(text), member.name)
+                label = check_label(f"{path}: {member.name}", dataset, int(text), member.name)
+                labels[key] = label, member.offset_data, member.size
     if missing := images.keys() ^ labels.keys():
         raise ConfigError(f"{path}: sample {min(missing)!r} has not both an image and a .cls label")
-    return [TarEntry(number, *entry, labels[key]) for key, entry in images.items()]
+    return [TarEntry(number, *entry, *labels[key]) for key, entry in images.items()]
 
 
 @contextmanager
-def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+def _open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile.TarInfo]]]:
+    """The tar, whose headers have checksums, and its members in order."""
     try:
         with tarfile.open(path, "r:") as tar:
-            yield tar
+            yield tar, members(tar, path.stat().st_size)
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(f"{path}: not a whole and uncompressed tar file: {error}") from None
 
@@ -174,12 +202,14 @@ class ParquetImages(ImageFiles):
 
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset)
-        self._groups: list[tuple[Path, int]] = []
+        self._record = record
+        self._groups: list[tuple[str, int]] = []
         rows = [0]
-        for path in _files(record, dataset, ".parquet"):
-            with _open_parquet(path, dataset.columns) as file:
+        for name in _names(record, dataset, ".parquet"):
+            path = record.file(name)
+            with _open_parquet(path, path, dataset.columns) as file:
                 for group in range(file.num_row_groups):
-                    self._groups.append((path, group))
+                    self._groups.append((name, group))
                     rows.append(file.metadata.row_group(group).num_rows)
         self._starts = np.cumsum(rows)
         self._held: tuple[int, Table] | None = None
@@ -191,34 +221,51 @@ class ParquetImages(ImageFiles):
         result = []
         for position in range(start, min(stop, len(self))):
             group = int(np.searchsorted(self._starts, position, side="right")) - 1
-            path, _ = self._groups[group]
             row = position - int(self._starts[group])
             table = self._table(group)
             image, label = (table[name][row].as_py() for name in self._dataset.columns)
-            where = f"{path}: row {row} of group {self._groups[group][1]} ({image and image['path']})"
+            name, number = self._groups[group]
+            where = f"{self._record.folder / name}: row {row} of group {number} ({image and image['path']})"
             if not image or not image["bytes"]:
                 raise ConfigError(f"{where}: has no image bytes")
+            check_size(where, len(image["bytes"]))
             label = check_label(where, self._dataset, label, image["path"])
             result.append(ImageFile(image["bytes"], label, where))
         return result
 
     def _table(self, group: int) -> Table:
         if self._held is None or self._held[0] != group:
-            path, number = self._groups[group]
+            name, number = self._groups[group]
             columns = self._dataset.columns
-            with _open_parquet(path, columns) as file:
+            shared = [f"{columns[0]}.{part}" for part in ("bytes", "path")]
+            stream = self._record.open(name)
+            with stream, _open_parquet(stream, stream.path, columns, shared) as file:
+                if (size := file.metadata.row_group(number).total_byte_size) > GROUP_BYTES:
+                    raise ValueError(f"row group {number} has {size} bytes, more than {GROUP_BYTES}")
                 self._held = group, file.read_row_group(number, columns=columns, use_threads=False)
         return self._held[1]
 
 
-def _open_parquet(path: Path, wanted: list[str]) -> ParquetFile:
-    import pyarrow
+@contextmanager
+def _open_parquet(
+    source: Path | VerifiedFile, path: Path, wanted: list[str], shared: list[str] | None = None
+) -> Iterator[ParquetFile]:
+    """An open file; values of the columns ``shared`` that stand many times in it are one in memory."""
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a Parquet file: {error}") from None
+        with parquet.ParquetFile(source, read_dictionary=shared) as file:
+            _check_columns(path, file, wanted)
+            yield file
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: not a Parquet file: {first_line(error)}") from None
+
+
+def _check_columns(path: Path, file: ParquetFile, wanted: list[str]) -> None:
+    import pyarrow
+
     schema = file.schema_arrow
     columns = {name: schema.field(name).type for name in schema.names}
     image, label = map(columns.get, wanted)
@@ -228,12 +275,11 @@ def _open_parquet(path: Path, wanted: list[str]) -> ParquetFile:
             f"{path}: needs columns {wanted[0]} (bytes, path) and {wanted[1]}, has {schema.names}; "
             f"name them in dataset.columns"
         )
-    return file
 
 
-def _files(record: Record, dataset: Dataset, suffix: str) -> list[Path]:
-    """The files of the record that end in ``suffix``, in the order of their names."""
-    paths = [record.file(name) for name in record.names(suffix)]
-    if not paths:
+def _names(record: Record, dataset: Dataset, suffix: str) -> list[str]:
+    """Names of the files of the record that end in ``suffix``, sorted."""
+    names = record.names(suffix)
+    if not names:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format}, but there is no {suffix} file")
-    return paths
+    return names

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from pydantic import Field
 
@@ -16,6 +19,9 @@ from ..config.assets import AssetFile
 from ..config.base import read_spec
 
 RECORD = "the record of a fetched asset"
+AGAIN = "fetch the asset again (snakemake -R fetch)"
+BLOCK = 1 << 20
+"""Bytes that have a checksum of their own, so that a part of a large file can be verified."""
 
 
 class RecordFile(Strict):
@@ -24,6 +30,9 @@ class RecordFile(Strict):
     name: str = Field(description="path inside the asset's folder, with forward slashes")
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    blocks: str = Field(
+        default="", pattern=r"^([0-9a-f]{8})*$", description="CRC-32 of each MiB; empty: not known"
+    )
     source: str = Field(description="where it came from: URL, hub path or origin")
 
 
@@ -35,6 +44,70 @@ class RecordBody(Strict):
     title: str
     licence: str
     files: list[RecordFile]
+
+
+class VerifiedFile(io.RawIOBase):
+    """A file of an asset, opened to be read; each block is verified before a byte of it is given out.
+
+    Raises:
+        ConfigError: at reading, a block that differs from the record.
+    """
+
+    def __init__(self, path: Path, file: RecordFile) -> None:
+        self.path = path
+        self.size = file.bytes
+        self._checksums = file.blocks
+        self._stream = path.open("rb", buffering=0)
+        self._place = 0
+        self._held = -1, b""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most ``size`` bytes, fewer only at the end."""
+        rest = max(self.size - self._place, 0)
+        result = bytearray(rest if size is None or size < 0 else min(size, rest))
+        self.readinto(result)
+        return bytes(result)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done, count = 0, min(len(view), max(self.size - self._place, 0))
+        while done < count:
+            number, start = divmod(self._place, BLOCK)
+            part = self._block(number)[start : start + count - done]
+            view[done : done + len(part)] = part
+            done += len(part)
+            self._place += len(part)
+        return count
+
+    def _block(self, number: int) -> bytes:
+        if self._held[0] != number:
+            self._stream.seek(number * BLOCK)
+            content = self._stream.read(min(BLOCK, self.size - number * BLOCK))
+            expected = self._checksums[8 * number : 8 * number + 8]
+            if not content or (self._checksums and f"{zlib.crc32(content):08x}" != expected):
+                raise ConfigError(
+                    f"{self.path}: damaged: its MiB {number} is not the one that was fetched; "
+                    f"fetch the asset again"
+                )
+            self._held = number, content
+        return self._held[1]
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -55,7 +128,7 @@ class Record:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def file(self, name: str | None) -> Path:
-        """Path of the file called ``name``, not hashed again: data sets have hundreds of gigabytes.
+        """Path of the file called ``name``, of which nothing is read: data sets have hundreds of gigabytes.
 
         Raises:
             ConfigError: the record has no such file, or it is missing or of another size than it says.
@@ -63,10 +136,27 @@ class Record:
         path, file = self._find(name)
         if (size := path.stat().st_size) != file.bytes:
             raise ConfigError(
-                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; "
-                f"fetch the asset again"
+                f"{self.path}: files.{name}: {path} has {size} bytes, the record says {file.bytes}; {AGAIN}"
             )
         return path
+
+    def open(self, name: str | None) -> VerifiedFile:
+        """The file called ``name``, of which all that is read is verified.
+
+        Raises:
+            ConfigError: as for `file`.
+        """
+        path, (_, file) = self.file(name), self._find(name)
+        if not file.blocks:  # the record is of before there were any
+            self.verified_once(name)
+        return VerifiedFile(path, file)
+
+    def verified_once(self, name: str | None) -> Path:
+        """Path of the file called ``name``, hashed when it is asked for first; errors as for `verified`."""
+        if name not in self._hashed:
+            self.verified(name)
+            self._hashed.add(name)
+        return self._find(name)[0]
 
     def verified(self, name: str | None) -> tuple[Path, str]:
         """Path of the file called ``name``, hashed again, and its SHA-256.
@@ -77,8 +167,7 @@ class Record:
         path, file = self._find(name)
         if (found := sha256(path)) != file.sha256:
             raise ConfigError(
-                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; "
-                f"fetch the asset again"
+                f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; {AGAIN}"
             )
         return path, found
 
@@ -88,8 +177,12 @@ class Record:
             raise ConfigError(f"{self.path}: has no file {name!r}; it names {first_few(self._by_name)}")
         path = inside(self.folder, file.name, str(self.path))
         if not path.is_file():
-            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; fetch the asset again")
+            raise ConfigError(f"{self.path}: files.{name}: {path} is missing; {AGAIN}")
         return path, file
+
+    @cached_property
+    def _hashed(self) -> set[str | None]:
+        return set()
 
     @cached_property
     def _by_name(self) -> dict[str, RecordFile]:
@@ -109,10 +202,15 @@ def verify(path: Path, file: AssetFile, source: str) -> RecordFile:
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         raise ValueError(f"{path.name}: {size} bytes instead of {file.bytes}")
-    digest = sha256(path)
+    total, blocks = hashlib.sha256(), []
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            total.update(block)
+            blocks.append(f"{zlib.crc32(block):08x}")
+    digest = total.hexdigest()
     if file.sha256 is not None and digest != file.sha256:
         raise ValueError(f"{path.name}: sha256 is {digest} instead of {file.sha256}")
-    return RecordFile(name=file.name, bytes=size, sha256=digest, source=source)
+    return RecordFile(name=file.name, bytes=size, sha256=digest, blocks="".join(blocks), source=source)
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

@@ -8,12 +8,10 @@ place must match it. Transfers over HTTP have mirrors, are tried again and resum
 from __future__ import annotations
 
 import http.client
-import json
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from base64 import b64encode
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..common.files import atomic, write_text
+from ..common.folders import visible_files
+from ..common.secrets_in_urls import redacted, with_secrets
 from ..config import ConfigError, dump
 from ..config.assets import Asset, AssetFile
+from ..config.base import read_sealed, sealed
 from .asset_files import RecordBody, RecordFile, inside, verify
 from .hub import HubRepository
 
@@ -63,7 +64,8 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     bundled = AssetFile(name="digits.npz" if asset.moons is None else "moons.npz")
     files = hub.files() if hub else asset.files or [bundled]
     remembered = folder / KNOWN
-    known = json.loads(remembered.read_text(encoding="utf-8")) if remembered.exists() else {}
+    known = read_sealed(remembered, "what is known of files") if remembered.exists() else {}
+    known = known.get("files", known)  # those of 0.1.0 alone
     done: dict[str, RecordFile] = {}
     missing, trusted = [], set()
     for file in files:
@@ -93,7 +95,7 @@ def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
             ) from None
         done[file.name] = found
         known[file.name] = {"origin": _origin(asset, file), "sha256": found.sha256, "source": found.source}
-        write_text(remembered, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        write_text(remembered, sealed({"files": known}))
     if hub:
         hub.clear()
     return [done[file.name] for file in files]
@@ -185,13 +187,13 @@ def _transfer(url: str, part: Path, file: AssetFile) -> None:
         try:
             return _append(url, part, file)
         except urllib.error.HTTPError as error:
-            reason = f"HTTP status {error.code} {error.reason}"
+            reason = redacted(f"HTTP status {error.code} {error.reason}", url)
             if error.code == 416:
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise _MirrorError(reason) from None
         except (OSError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
+            reason = redacted(str(error), url) or type(error).__name__
         if pause is not None:
             time.sleep(pause)
     raise _MirrorError(f"{reason} (after {len(PAUSES) + 1} attempts)")
@@ -205,7 +207,13 @@ def _append(url: str, part: Path, file: AssetFile) -> None:
     if size is not None and start > size:
         part.unlink()
         start = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fewstep"})
+    try:
+        address, user = with_secrets(url)
+    except ValueError as error:
+        raise _MirrorError(error) from None
+    request = urllib.request.Request(address, headers={"User-Agent": "fewstep"})
+    if user:  # not sent on to another host that the server names
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
     if start:
         request.add_header("Range", f"bytes={start}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
@@ -244,7 +252,7 @@ def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
         folder.unlink()
     elif folder.exists():
         raise ConfigError(f"assets.{name}: {folder} is a folder already; remove it to link to {target}")
-    wanted = asset.files or [AssetFile(name=found) for found in _visible_files(target)]
+    wanted = asset.files or [AssetFile(name=found) for found in visible_files(target)]
     if not wanted:
         raise ConfigError(f"assets.{name}.path: {target} has no files")
     files = []
@@ -256,12 +264,3 @@ def _link(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.symlink_to(target, target_is_directory=True)
     return files
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
-    """Names of all files below ``folder``, sorted; hidden ones are left out."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield (Path(root) / name).relative_to(folder).as_posix()

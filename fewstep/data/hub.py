@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..common.files import write_text
+from ..common.secrets_in_urls import redacted
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
+from ..config.base import read_sealed, sealed
 from .asset_files import RecordFile, inside, verify
 
 Result = TypeVar("Result")
@@ -114,12 +115,12 @@ class HubRepository:
             )
         files = [file.model_dump(mode="json") for file in found]
         listing = {**self._question(), "commit": self._info.sha, "files": files}
-        write_text(self._folder / LISTING, json.dumps(listing, indent=1) + "\n")
+        write_text(self._folder / LISTING, sealed(listing))
         return found
 
     def _remembered(self) -> list[AssetFile]:
         path = self._folder / LISTING
-        listing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        listing = read_sealed(path, "a list of files on the hub") if path.exists() else {}
         if self._question().items() <= listing.items():
             return [AssetFile.model_validate(file) for file in listing["files"]]
         raise ConfigError(
@@ -150,7 +151,7 @@ class HubRepository:
         except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
             # The client wraps the hub's refusals, with what it looked for here.
             reason = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
-        told = " ".join(str(reason).split())
+        told = redacted(" ".join(str(reason).split()))
         response = getattr(reason, "response", None)
         if isinstance(reason, errors.GatedRepoError):
             raise ConfigError(self._gated())

@@ -20,6 +20,12 @@ from torch import Tensor
 from ..config import ConfigError
 from ..config.settings import Dataset
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""What is decoded, whatever a file's name says: Pillow would start other programs for some formats."""
+IMAGE_BYTES = 1 << 27
+"""The most that an image may have as a file."""
+PIXELS = 89_478_485
+"""The most that an image may have, from which on Pillow warns of a decompression bomb."""
 ASPECT = 100
 """The most that one side of an image may be of the other: the crop of a long line takes gigabytes."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -67,7 +73,7 @@ class ImageFiles(ABC):
         try:
             return read_image(io.BytesIO(file.content), own.channels, own.resolution, own.crop)
         except UnidentifiedImageError:
-            raise ConfigError(f"{file.where}: not an image") from None
+            raise ConfigError(f"{file.where}: not an image ({', '.join(FORMATS)})") from None
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConfigError(f"{file.where}: {error}") from None
 
@@ -93,10 +99,11 @@ def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor
     The orientation in a camera's EXIF data is ignored, as it is by everyone who reports numbers.
 
     Raises:
-        ValueError: not an image, or one that has no such values (see `_check_pixels`), or of another size
-            and ``crop`` is none.
+        ValueError: not an image, or one that has no such values or is too large (see
+            `_check_pixels`, `_check_shape`), or of another size and ``crop`` is none.
     """
-    with Image.open(stream) as raw:
+    with Image.open(stream, formats=FORMATS) as raw:
+        _check_shape(raw.size)
         _check_pixels(raw)
         image = raw.convert("RGB" if channels == 3 else "L")
     if crop == "adm":
@@ -107,19 +114,30 @@ def read_image(stream: IO[bytes], channels: int, size: int, crop: str) -> Tensor
     return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
-def _check_pixels(image: Image.Image) -> None:
-    """Refuse what Pillow would convert to other colours, or what a crop would blow up.
+def _check_shape(size: tuple[int, int]) -> None:
+    """Refuse what would take gigabytes to decode or to crop, before any of it is decoded.
 
     Raises:
-        ValueError: more than 8 bits a channel, transparent pixels, a side ASPECT times the other.
+        ValueError: more than PIXELS, or a side ASPECT times the other.
+    """
+    width, height = size
+    if width * height > PIXELS:
+        raise ValueError(f"is {width}x{height}: more than {PIXELS} pixels")
+    if max(size) > ASPECT * min(size):
+        raise ValueError(f"is {width}x{height}: one side is over {ASPECT} times the other")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse what Pillow would convert to other colours.
+
+    Raises:
+        ValueError: more than 8 bits a channel, or transparent pixels.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it first")
     alpha = "A" in image.getbands() or "transparency" in image.info
     if alpha and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         raise ValueError("has transparent pixels; lay it over a background first")
-    if max(image.size) > ASPECT * min(image.size):
-        raise ValueError(f"is {image.width}x{image.height}: one side is over {ASPECT} times the other")
 
 
 @cache
@@ -134,7 +152,15 @@ def class_ids(name: str) -> tuple[str, ...]:
 def check_number(where: str | Path, key: str, found: int, expected: int) -> None:
     """Refuse a data set in which another number was found than ``dataset.KEY`` says."""
     if found != expected:
-        raise ConfigError(f"{where}: dataset.{key}: found {found}, the configuration says {expected}")
+        text = f"{where}: dataset.{key}: found {found}, the configuration says {expected}"
+        remedy = "; after files came or went, snakemake -R fetch" if key == "images" else ""
+        raise ConfigError(text + remedy)
+
+
+def check_size(where: str | Path, size: int) -> None:
+    """Refuse an image of more than IMAGE_BYTES, before it is read."""
+    if size > IMAGE_BYTES:
+        raise ConfigError(f"{where}: has {size} bytes, more than {IMAGE_BYTES}, which is no image")
 
 
 def check_folders(where: str | Path, dataset: Dataset, folders: Sequence[str]) -> None:

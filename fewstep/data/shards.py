@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..common.array_files import open_npz, read_npy_header
 from ..common.files import atomic, sha256
+from ..common.tar_files import members
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
@@ -33,6 +34,7 @@ from .manifest import read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
+MOST_CARD_BYTES = 1 << 16
 OTHER_FILES = 512
 """Files that a process may have open beside its shards."""
 
@@ -100,8 +102,10 @@ def scan_shard(path: Path, limit: int | None = None) -> Scan:
 
 
 def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: int | None) -> Scan:
+    found_members = members(tar, path.stat().st_size)
+
     def member() -> tarfile.TarInfo:
-        found = tar.next()
+        found = next(found_members, None)
         if found is None:
             raise ConfigError(f"{path}: not a latent shard: it ends too early")
         return found
@@ -113,7 +117,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
     first = member()
     if first.name != "__meta__/card.json":
         raise ConfigError(f"{path}: not a latent shard: it does not begin with __meta__/card.json")
-    card = parse(ShardCard, json.loads(content(first, first.size)), str(path))
+    card = parse(ShardCard, json.loads(content(first, MOST_CARD_BYTES)), str(path))
     offsets, labels, header = [], [], b""
     shape: tuple[int, ...] = ()
     dtype = np.dtype(np.uint8)
@@ -128,7 +132,7 @@ def _scan(tar: tarfile.TarFile, stream: io.BufferedReader, path: Path, limit: in
             raise ConfigError(f"{path}: sample {index}: another name or array format than expected")
         offsets.append(array.offset_data + len(header))
         labels.append(int(content(label, 32)))
-    if limit is None and tar.next() is not None:
+    if limit is None and next(found_members, None) is not None:
         raise ConfigError(f"{path}: more samples than its card says ({card.start} to {card.stop})")
     return Scan(card, np.array(offsets), np.array(labels), shape, dtype)
 

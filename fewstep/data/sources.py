@@ -14,9 +14,10 @@ from ..common.array_files import open_npz
 from ..common.tensor_files import open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
+from . import moons
 from .archives import ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number
+from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 VIEWS = ("latents", "latents_flip")
 """Tensors of latents that others encoded: of the images, and of the mirrored ones."""
@@ -84,16 +85,10 @@ def read_digits(dataset: Dataset, record: Record) -> ArraySource:
 
 
 def read_moons(dataset: Dataset, record: Record) -> ArraySource:
-    """Two moons as "images" (2, 1, 1) of one class, with the law's own mean 0 and variance 1 along each axis.
-
-    The half circles are (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi], with noise of
-    deviation e: means 1/2 and 1/4, variances 3/4 + e^2 and 9/16 - 1/pi + e^2. Not those of the draw, so
-    that two draws share their coordinates.
-    """
+    """Two moons as "images" (2, 1, 1) of one class, in the coordinates of `data.moons`."""
     with open_npz(record.verified("moons.npz")[0]) as content:
         points, noise = content["points"], float(content["noise"])
-    variance = np.array([3 / 4, 9 / 16 - 1 / np.pi]) + noise**2
-    standard = (points - [1 / 2, 1 / 4]) / np.sqrt(variance)
+    standard = (points - moons.MEAN) / moons.deviation(noise)
     data = torch.from_numpy(standard).float()[:, :, None, None]
     return ArraySource(dataset, record, data, torch.zeros(len(data), dtype=torch.int64))
 
@@ -123,8 +118,9 @@ class ImageFolder(ImageFiles):
     def files(self, start: int, stop: int) -> list[ImageFile]:
         found = []
         for folder, name in self._images[start:stop]:
-            path, _ = self._record.verified(f"{folder}/{name}")
-            found.append(ImageFile(path.read_bytes(), self._classes[folder], str(path)))
+            with self._record.open(f"{folder}/{name}") as file:
+                check_size(file.path, file.size)
+                found.append(ImageFile(file.read(), self._classes[folder], str(file.path)))
         return found
 
 
@@ -142,11 +138,11 @@ class PublishedLatents:
     def __init__(self, dataset: Dataset, shape: list[int], views: int, record: Record) -> None:
         self._dataset = dataset
         self._keys = VIEWS[:views]
-        names = record.names(".safetensors")
-        self._paths = [record.file(name) for name in names]
+        self._record = record
+        self._names = names = record.names(".safetensors")
         starts = [0]
-        for path in self._paths:
-            starts.append(starts[-1] + self._measure(path, shape))
+        for name in names:
+            starts.append(starts[-1] + self._measure(record.file(name), shape))
         if starts[-1] != dataset.images:
             raise ConfigError(
                 f"{record.path}: dataset.images: found {starts[-1]} in {len(names)} .safetensors files, "
@@ -170,9 +166,10 @@ class PublishedLatents:
         """Latents float32 (n, views, C, h, w) and labels int64 (n,) of positions start..stop-1."""
         latents, labels = [], []
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for path, low in zip(self._paths[first:], self._starts[first:].tolist()):
+        for name, low in zip(self._names[first:], self._starts[first:].tolist()):
             if low >= stop:
                 break
+            path = self._record.verified_once(name)  # a shard reads two or three of them
             part = slice(max(start - low, 0), stop - low)
             with open_safetensors(path) as file:
                 latents.append(torch.stack([file.get_slice(key)[part].float() for key in self._keys], dim=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ..common.gres import gpus_in
+from ..common.cli import first_few
+from ..common.folders import visible_files
 from ..plan import Plan
+from .profile import Profile, gpus_of
 
 LOCAL_DISKS = {"ext2/ext3", "xfs", "btrfs", "tmpfs", "overlayfs", "zfs"}
 
@@ -47,14 +50,9 @@ def packages() -> Check:
     return Check("ok", "packages", f"complete in {sys.prefix}")
 
 
-def gpus_of(resources: dict[str, Any]) -> int:
-    """GPUs of one node that a rule asks for."""
-    return int(resources.get("gpu", 0)) or gpus_in(str(resources.get("gres", "")))
-
-
-def gpus(profile: dict[str, Any]) -> Check:
+def gpus(profile: Profile) -> Check:
     """GPUs of this machine against those of the profile."""
-    wanted = max((gpus_of(entry) for entry in profile.get("set-resources", {}).values()), default=0)
+    wanted = max(gpus_of(profile.resources(rule)) or 0 for rule in profile.by_rule)
     found = sum(line.startswith("GPU ") for line in run_command("nvidia-smi", "-L").splitlines())
     text = f"{found} visible, the profile uses {wanted}"
     if found < wanted:
@@ -68,8 +66,8 @@ def nearest_existing(path: str) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def disk(plan: Plan) -> Iterator[Check]:
-    """Free space against what is still to be written."""
+def costs(plan: Plan) -> list[dict[str, str]] | str:
+    """Lines of results/plan.csv without its totals, or in one line why there are none."""
     with tempfile.TemporaryDirectory() as name:
         spec, table = Path(name) / "spec.json", Path(name) / "plan.csv"
         spec.write_text(plan.spec_text("costs", "costs"), encoding="utf-8")
@@ -77,10 +75,21 @@ def disk(plan: Plan) -> Iterator[Check]:
         command = [sys.executable, "-m", "fewstep.costs", "--spec", str(spec), "--out", str(table)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            yield Check("warn", "disk", f"not checked: {done.stderr.strip().splitlines()[-1]}")
-            return
+            told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            return told[-1].removeprefix("error: ")
         lines = list(csv.DictReader(table.open(encoding="utf-8")))
-    lines = [line for line in lines if line["rule"] != "total"]
+    return [line for line in lines if line["rule"] != "total"]
+
+
+def disk(plan: Plan, lines: list[dict[str, str]] | str) -> Iterator[Check]:
+    """Free space against what is still to be written.
+
+    Args:
+        lines: `costs`.
+    """
+    if isinstance(lines, str):
+        yield Check("warn", "disk", f"not checked: {lines}")
+        return
     kept = sum(float(line["kept_bytes"]) for line in lines) / 1e9
     moment = sum(float(line["temporary_bytes"]) for line in lines) / 1e9
     folder = nearest_existing(plan.path("<results>"))
@@ -133,8 +142,10 @@ def assets(plan: Plan) -> Iterator[Check]:
         asset = plan.config.assets[name]
         page = asset.page or (f"https://huggingface.co/{asset.repo}" if asset.repo else "")
         text = f"{asset.licence} {page}".strip()
-        if Path(plan.file("record", asset=name)).exists():
-            yield Check("ok", f"asset {name}", f"is here; {text}")
+        record = Path(plan.file("record", asset=name))
+        if record.exists():
+            changed = added_or_removed(record) if asset.kind == "local" and not asset.files else ""
+            yield Check("warn" if changed else "ok", f"asset {name}", changed or f"is here; {text}")
         elif asset.kind == "local" and not Path(asset.path or "").exists():
             yield Check("fail", f"asset {name}", f"{asset.path} is not there: put it there by hand; {text}")
         elif asset.gated and not has_token():
@@ -142,6 +153,35 @@ def assets(plan: Plan) -> Iterator[Check]:
             yield Check("fail", f"asset {name}", f"is gated and there is no token: {remedy}")
         else:
             yield Check("ok", f"asset {name}", text)
+
+
+def added_or_removed(record: Path) -> str:
+    """What has come to a folder of this machine, or gone from it, since it was recorded; "" if nothing."""
+    try:
+        named = {file["name"] for file in json.loads(record.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"{record} cannot be read ({error}): fetch the asset again (snakemake -R fetch)"
+    folder = record.with_suffix("")
+    here = set(visible_files(folder))
+    if here == named:
+        return ""
+    counts = f"{len(here - named)} files more and {len(named - here)} fewer than {record} names"
+    return f"{folder} has {counts}: fetch the asset again (snakemake -R fetch), and with it what follows"
+
+
+def copied(plan: Plan) -> Iterator[Check]:
+    """Models that are here but older than what they follow from, as after a copy without times."""
+    older = []
+    for job in (job for job in plan.jobs() if job.stage == "train"):
+        model = Path(plan.file("model", **job.key))
+        names = [name for group in plan.inputs("train", job.key).values() for name in group]
+        inputs = [Path(name) for name in names if Path(name).exists()]
+        if model.exists() and any(path.stat().st_mtime > model.stat().st_mtime for path in inputs):
+            older.append(str(model))
+    if older:
+        remedy = "if they were copied without their times, add --touch once to the call"
+        text = f"{first_few(older)} are older than their inputs and would be trained again: {remedy}"
+        yield Check("warn", "models", text)
 
 
 def has_token() -> bool:

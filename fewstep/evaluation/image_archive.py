@@ -21,6 +21,7 @@ import numpy as np
 
 from ..common.array_files import read_npy_header
 from ..common.files import atomic, reading
+from ..common.tar_files import members
 
 CHECKSUMS = "sha256.json"
 
@@ -117,7 +118,7 @@ def open_images(path: str | Path) -> ImageArchive:
 
 
 def _open(path: Path, tar: tarfile.TarFile) -> ImageArchive:
-    places = {member.name: member for member in tar}
+    places = {member.name: member for member in members(tar, path.stat().st_size)}
     if not places or next(iter(places)) != "card.json":
         raise ValueError("does not start with card.json")
     *names, last = places
@@ -126,12 +127,12 @@ def _open(path: Path, tar: tarfile.TarFile) -> ImageArchive:
     checksums = json.loads(_stream(tar, places[CHECKSUMS]).read())
     if names != list(checksums):
         raise ValueError(f"its members are not those of its {CHECKSUMS}")
-    card_member, *members = (
+    card_member, *others = (
         Member(name, places[name].offset_data, places[name].size, checksums[name]) for name in names
     )
     card = json.loads(card_member.read(path))
-    images = [member for member in members if member.name.endswith(".images.npy")]
-    labels = [member for member in members if member.name.endswith(".labels.npy")]
+    images = [member for member in others if member.name.endswith(".images.npy")]
+    labels = [member for member in others if member.name.endswith(".labels.npy")]
     if not images:
         raise ValueError("holds no images")
     wanted = np.dtype(np.float32 if card.get("uint8") == "none" else np.uint8)

@@ -15,6 +15,7 @@ from ..config.base import sealed
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
 from ..data.asset_files import read_record
+from ..data.moons import distances
 from .distributed_map import distributed_map, is_main, join_processes
 from .features import Extractor, FeatureCollector
 from .frechet import frechet_distance
@@ -126,4 +127,8 @@ def compute_metrics(protocol: Protocol, ours: FeatureCollector, real: Reference)
         if asked & {"precision", "recall"}:
             both = fidelity.precision_recall(generated, held)
             values |= {name: value for name, value in both.items() if name in asked}
+    if protocol.moons is not None:
+        away = distances(ours.features.numpy(), protocol.moons.noise) / protocol.moons.noise
+        far = {"moon_distance": away.mean(), "off_moons": (away > protocol.moons.far).mean()}
+        values |= {name: float(value) for name, value in far.items() if name in asked}
     return values

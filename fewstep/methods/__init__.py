@@ -54,6 +54,12 @@ def build(params: LossParams) -> Method:
     return find(params.name)(params)
 
 
+def logs(name: str, column: str) -> bool:
+    """Whether the loss of a method may log a column; its loss.py is read but not imported."""
+    files = [_FOLDER / name / "loss.py", *(_FOLDER.parent / "core").glob("*.py")]
+    return any(f'"{column}"' in file.read_text(encoding="utf-8") for file in files)
+
+
 def deviations(name: str) -> list[str]:
     """The list under "Deviations from the paper" in a loss.py, which is read but not imported."""
     tree = ast.parse((_FOLDER / name / "loss.py").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ what does X depend beside files (specs). Both are answered here, from config/ al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,27 +21,31 @@ from .cells import Resolver
 from .jobs import Job, dependencies, inputs
 from .runs import BASE, Run, check_prediction, find_variants, resolve_runs
 from .stage_specs import BUILDERS
+from .targets import SPEC_OF
 
 __all__ = ["BASE", "Plan", "Run"]
-
-SPEC_OF = {"manifest": "encode", "figure": "table"}
-"""Stages that read the spec of another."""
 
 
 class Plan:
     """The configuration with everything resolved: runs, tables and claims with their cells, images, paths.
 
     Args:
-        raw, base, files: as for `config.load.load`.
+        raw, base, files, command_line: as for `config.load.load`.
 
     Raises:
         ConfigError: one line for every mistake.
     """
 
-    def __init__(self, raw: Mapping[str, Any], base: Path = Path(), files: Iterable[str | Path] = ()) -> None:
-        self.config = config = load(raw, base, files)
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        base: Path = Path(),
+        files: Iterable[str | Path] = (),
+        command_line: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = config = load(raw, base, files, command_line)
         self.parts = config.parts
-        mistakes = Mistakes()
+        mistakes = Mistakes(config.origins.locate)
         variants = find_variants(config, mistakes)
         self.runs = resolve_runs(config, variants, mistakes)
         resolver = Resolver(config, self.runs, variants, self.shared_models, mistakes)
@@ -106,6 +111,18 @@ class Plan:
         """Expand <results> and the other path variables, and wildcards."""
         return paths.expand(template, self.config.root.pathvars, **wildcards)
 
+    def template(self, template: str) -> str:
+        """A template with the path variables expanded and its wildcards kept."""
+        return self.path(re.sub(r"[{}]", r"\g<0>\g<0>", template))
+
+    @cached_property
+    def patterns(self) -> dict[str, re.Pattern[str]]:
+        """Kind of file -> regular expression of its paths."""
+        return {
+            kind: paths.pattern(self.template(template), self.constraints)
+            for kind, template in paths.FILES.items()
+        }
+
     def file(self, kind: str, **wildcards: Any) -> str:
         """The path of a file of one kind; see `paths.FILES`."""
         return self.path(paths.FILES[kind], **wildcards)
@@ -168,9 +185,9 @@ class Plan:
         return dump(self.spec(stage, name)).rstrip("\n")
 
     @cached_property
-    def constraints(self) -> dict[str, str]:
-        """Wildcard -> regular expression that matches its values and nothing else."""
-        names: dict[str, Iterable[str]] = {
+    def names(self) -> dict[str, Iterable[str]]:
+        """Wildcard -> its values, of those that are names."""
+        return {
             "asset": self.config.assets,
             "latents": self.parts.latents,
             "run": self.runs,
@@ -179,8 +196,12 @@ class Plan:
             "images": self.image_sets,
             "table": self.config.tables,
         }
-        found = {wildcard: paths.alternatives(values) for wildcard, values in names.items()}
-        return {**found, "seed": r"\d+", "steps": r"\d+", "shard": r"\d{5}"}
+
+    @cached_property
+    def constraints(self) -> dict[str, str]:
+        """Wildcard -> regular expression that matches its values and nothing else."""
+        found = {wildcard: paths.alternatives(values) for wildcard, values in self.names.items()}
+        return {**found, "seed": r"0|[1-9]\d{0,17}", "steps": r"[1-9]\d*", "shard": r"\d{5}"}
 
     def runs_pattern(self, adopted: bool) -> str:
         return paths.alternatives(name for name, run in self.runs.items() if run.adopted == adopted)

@@ -6,15 +6,20 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.base import ConfigError, Mistakes, require_known
+from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
-from ..config.settings import FlowNetwork
+from ..config.settings import METRICS, FlowNetwork, Guidance
 from ..config.specs import CellKey
 from ..config.tables import CellName, Claim, Row, Table
-from .runs import Run
+from ..methods import logs
+from .runs import BASE, Run
 
 PICTURES = ("grid", "scatter")
 """Kinds of figures that show samples, not metrics."""
+
+
+LOGGED = ("loss", "grad_norm", "lr")
+"""Columns that the curve of every training has."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,10 @@ class Resolver:
             self.mistakes.add(f"{where}: rows: toys stand beside {', '.join(sorted(scales - {'toy'}))}")
         found.protocols.extend(dict.fromkeys(key for run in runs.values() for key in run.recipe.protocols))
         with self.mistakes.caught():
+            self._check_metric(found, where)
+        with self.mistakes.caught():
+            self._check_classes(found, where)
+        with self.mistakes.caught():
             found.extra_metrics.update(self._extra_metrics(found, where))
         with self.mistakes.caught():
             found.parameters.update(_parameters(found, where))
@@ -129,6 +138,7 @@ class Resolver:
             return None
         with self.mistakes.caught():
             protocol = shared_protocol(runs, where)
+            self._require_metric(claim.metric, [protocol], f"{where}.metric")
             asked = {"first": self.config.root.seeds, "all": self.config.claim_seeds}
             wanted = claim.seeds if isinstance(claim.seeds, list) else asked[claim.seeds]
             single = [self.single(run) for run in runs]
@@ -161,16 +171,54 @@ class Resolver:
         for steps in row.steps or table.steps or []:
             sampler = named if isinstance(named, str) else named.get(steps, named.get("default"))
             if sampler is None:
-                file = self.config.method_files[run.method]
-                self.mistakes.add(f"{file}: {run.method}.samplers: none for {steps} steps, and no default")
+                base = self.runs[f"{run.method}/{BASE}"]
+                self.mistakes.add(f"{base.place}.samplers: none for {steps} steps, and no default")
                 continue
             with self.mistakes.caught():
                 check_sampler(self.config, run, sampler, steps, where)
                 found.append((steps, sampler))
         return found
 
+    def _require_metric(self, metric: str, protocols: Iterable[str], where: str) -> None:
+        """Refuse a metric that one of the protocols does not compute."""
+        for name in protocols:
+            entry = self.config.parts.protocols[name]
+            if metric not in entry.metrics:
+                raise ConfigError(
+                    f"{where}: protocol {name!r} computes {', '.join(entry.metrics)}, not {metric!r}; "
+                    "choose one of these, or add it to the protocol's metrics"
+                )
+
+    def _check_metric(self, found: ResolvedTable, where: str) -> None:
+        """Refuse a metric that no metrics file, or no curve of a training, will have."""
+        file, metric = f"{where}: metric", found.table.metric
+        if found.table.kind != "training":
+            require_known(metric, METRICS, where, "metric")
+            if found.table.kind not in PICTURES:
+                for run in found.runs.values():
+                    with self.mistakes.caught():
+                        self._require_metric(metric, run.recipe.protocols, file)
+            return
+        losses = {run.loss.name for run in found.runs.values()}
+        if found.runs and metric not in LOGGED and not any(logs(loss, metric) for loss in losses):
+            raise ConfigError(f"{file}: no training here logs {metric!r}{nearest(metric, LOGGED)}")
+
+    def _check_classes(self, found: ResolvedTable, where: str) -> None:
+        """Refuse a grid of classes, or of more images of a class, than there are."""
+        if found.table.kind != "grid":
+            return
+        for run in found.runs.values():
+            classes = self.config.parts.datasets[
+                self.config.parts.latents[run.recipe.latents].dataset
+            ].classes
+            beyond = [label for label in found.table.classes or [] if label >= classes]
+            if beyond:
+                raise ConfigError(
+                    f"{where}: classes: {beyond[0]}, but {run.method} has the classes 0 to {classes - 1}"
+                )
+
     def _extra_metrics(self, found: ResolvedTable, where: str) -> dict[str, str]:
-        chosen = {}
+        chosen: dict[str, str] = {}
         protocols = self.config.parts.protocols
         for metric in found.table.metrics if found.runs else []:
             having = [key for key in found.protocols if metric in protocols[key].metrics]
@@ -220,8 +268,8 @@ def shared_protocol(runs: Iterable[Run], where: str) -> str:
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:
     """Refuse a number of steps that a sampler cannot do."""
     sampler = config.parts.samplers[name]
-    if steps < 1:
-        raise ConfigError(f"{where}: steps {steps} is not positive")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"{where}: steps {steps} must be 1 to {MOST_STEPS}")
     if sampler.kind == "mix" and steps < 2:
         raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {steps}")
     if sampler.times is not None and steps != len(sampler.times):
@@ -230,6 +278,12 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
+    channels = sampler.guidance.channels if isinstance(sampler.guidance, Guidance) else None
+    if (channels or 0) > run.tokenizer.shape[0]:
+        raise ConfigError(
+            f"{where}: sampler {name!r} guides {channels} channels, "
+            f"but the latents have {run.tokenizer.shape[0]}"
+        )
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
     jumps = inner or sampler.kind in ("mix", "jump")
     # Without a target time, a flow map only reaches the data.

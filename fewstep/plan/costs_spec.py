@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..config.rates import Device
-from ..config.settings import Backbone, Latents, Protocol, Tokenizer, Weights
+from ..config.settings import PUBLISHED_IMAGES, Backbone, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
 from .jobs import Job
 
@@ -20,49 +20,25 @@ if TYPE_CHECKING:
 BLOCK = 512
 """Of a tar; every member has a header of one block and content in whole blocks."""
 NPY_HEADER = 128
-ADM_IMAGES = 10_000
-"""Images in a published reference, as in ADM's."""
+
 RULES = {"report": "report_page"}
 """Stage -> rule, where they have two names."""
 
 
 def cost_lines(plan: Plan) -> list[CostLine]:
-    """Lines of the wanted targets' jobs, one for each rule and device, in the order of the rules."""
+    """Lines of the wanted targets' jobs, one for each kind of job, in the order of the rules."""
     jobs = plan.jobs()
-    lines: dict[tuple[str, str], list[CostLine]] = {}
+    counts: Counter[CostLine] = Counter()
     for stage in _ORDER:
         for job in (job for job in jobs if job.stage == stage):
-            line = _LINES[stage](plan, job) if stage in _LINES else _line(RULES.get(stage, stage))
-            lines.setdefault((line.rule, line.device), []).append(line)
-    return [_sum(group) for group in lines.values()]
+            counts[_LINES[stage](plan, job) if stage in _LINES else _line(RULES.get(stage, stage))] += 1
+    return [line.model_copy(update={"jobs": count}) for line, count in counts.items()]
 
 
 def _line(rule: str, *work: Work, device: Device = "cpu", **values: Any) -> CostLine:
     """A job of some work: on the device of the first declared rate, or ``device``."""
     devices = [each.rate.device for each in work if each.rate is not None]
     return CostLine(rule=rule, device=[*devices, device][0], jobs=1, work=list(work), **values)
-
-
-def _sum(lines: list[CostLine]) -> CostLine:
-    """The lines of one rule and device in one; the same work on more images is one work."""
-    images: dict[Work, float] = {}
-    models: Counter[str] = Counter()
-    for line in lines:
-        models.update(line.models)
-        for each in line.work:
-            key = each.model_copy(update={"images": 0})
-            images[key] = images.get(key, 0) + each.images
-    return CostLine(
-        rule=lines[0].rule,
-        device=lines[0].device,
-        jobs=len(lines),
-        work=[each.model_copy(update={"images": count}) for each, count in images.items()],
-        models=dict(models),
-        kept=sum(line.kept for line in lines),
-        temporary=sum(line.temporary for line in lines),
-        sources=sorted({source for line in lines for source in line.sources}),
-        unknown=list(dict.fromkeys(name for line in lines for name in line.unknown)),
-    )
 
 
 def _fetch(plan: Plan, job: Job) -> CostLine:
@@ -148,7 +124,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
 
 def _reference(plan: Plan, job: Job) -> CostLine:
     protocol = plan.parts.protocols[job.key["protocol"]]
-    images, coordinates = ADM_IMAGES, None
+    images, coordinates = PUBLISHED_IMAGES, None
     if protocol.reference_latents is not None:
         latents = plan.parts.latents[protocol.reference_latents]
         images = plan.parts.datasets[latents.dataset].images

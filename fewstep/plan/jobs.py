@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,10 +26,6 @@ class Job:
 
 def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
     """Every job behind some files, each once; the small ones that write specs are left out."""
-    patterns = {
-        kind: paths.pattern(plan.path(re.sub(r"[{}]", r"\g<0>\g<0>", template)), plan.constraints)
-        for kind, template in paths.FILES.items()
-    }
     found: dict[tuple[object, ...], Job] = {}
     seen: set[str] = set()
     queue = list(files)
@@ -38,7 +33,7 @@ def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
         if file in seen:
             continue
         seen.add(file)
-        job = maker(plan, patterns, file)
+        job = maker(plan, file)
         name = (job.stage, *sorted(job.key.items()))
         if name not in found:
             found[name] = job
@@ -46,13 +41,13 @@ def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
     return list(found.values())
 
 
-def maker(plan: Plan, patterns: dict[str, re.Pattern[str]], file: str) -> Job:
+def maker(plan: Plan, file: str) -> Job:
     """The job that makes a file.
 
     Raises:
         ConfigError: no rule makes it.
     """
-    for kind, pattern in patterns.items():
+    for kind, pattern in plan.patterns.items():
         match = pattern.fullmatch(file)
         if match is None:
             continue

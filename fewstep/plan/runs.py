@@ -23,6 +23,8 @@ class Run:
 
     method: str
     variant: str
+    place: str
+    """File and key that the run's mistakes are told under: of the method, or of what makes the variant."""
     entry: Method
     recipe: Recipe
     loss: LossParams
@@ -76,10 +78,9 @@ def named_teacher(entry: Method, recipe: Recipe) -> str | None:
     return recipe.teacher if entry.teacher else None
 
 
-def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], Variant]:
-    """Every (method, variant) that a table defines, beside the base of each method."""
-    found: dict[tuple[str, str], Variant] = {(name, BASE): Variant() for name in config.methods}
-    where: dict[tuple[str, str], str] = {}
+def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], tuple[Variant, str]]:
+    """Every (method, variant) that a table defines, beside the base of each method, and its place."""
+    found = {(name, BASE): (Variant(), f"{config.method_files[name]}: {name}") for name in config.methods}
     for name, row in ((name, row) for name, table in config.tables.items() for row in table.rows):
         if row.method is None or row.set is None:
             continue
@@ -87,33 +88,38 @@ def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], V
         place = f"{config.root.files.tables}/{name}.yaml: rows.{row.id}.set"
         if row.variant == BASE:
             mistakes.add(f"{place}: what it changes needs a variant name other than {BASE!r}")
-        elif key in found and found[key] != row.set:
-            mistakes.add(f"{place}: variant {row.variant!r} is defined otherwise in {where[key]}")
+        elif key in found and found[key][0] != row.set:
+            mistakes.add(f"{place}: variant {row.variant!r} is defined otherwise in {found[key][1]}")
         else:
-            found[key], where[key] = row.set, place
+            found[key] = row.set, place
     return found
 
 
 def resolve_runs(
-    config: Config, variants: Mapping[tuple[str, str], Variant], mistakes: Mistakes
+    config: Config, variants: Mapping[tuple[str, str], tuple[Variant, str]], mistakes: Mistakes
 ) -> dict[str, Run]:
     """Every run by its name, method/variant; those with mistakes are left out."""
     runs: dict[str, Run] = {}
-    for (method, variant), changes in variants.items():
+    for (method, variant), (changes, place) in variants.items():
+        if variant != BASE and f"{method}/{BASE}" not in runs:  # told already
+            continue
         with mistakes.caught():
-            run = _resolve(config, method, variant, changes, mistakes)
+            run = _resolve(config, method, variant, changes, place, mistakes)
             runs[run.name] = run
     for run in runs.values():
         with mistakes.caught():
-            _check_teachers(config, runs, run)
+            _check_teachers(runs, run)
+        with mistakes.caught():
+            _check_tokenizer(runs, run)
     return runs
 
 
-def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes: Mistakes) -> Run:
-    """Apply a variant's changes; its mistakes are told under the variant's name."""
+def _resolve(
+    config: Config, name: str, variant: str, changes: Variant, where: str, mistakes: Mistakes
+) -> Run:
+    """Apply a variant's changes; its mistakes are told where it is defined."""
     parts = config.parts
-    file, key = _place(config, name, variant)
-    where = f"{file}: {key}"
+    file, _, key = where.partition(": ")
     own = changes.model_dump(exclude_unset=True)
     method = parse(Method, merge(config.raw_methods[name], own), file, key)
     if variant != BASE:
@@ -138,6 +144,7 @@ def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes
     run = Run(
         method=name,
         variant=variant,
+        place=where,
         entry=method,
         recipe=recipe,
         loss=method.loss,
@@ -148,6 +155,10 @@ def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
     )
+    if guidance is not None and (guidance.channels or 0) > run.tokenizer.shape[0]:
+        raise ConfigError(
+            f"{where}.guidance.channels: {guidance.channels}, but the latents have {run.tokenizer.shape[0]}"
+        )
     # Networks and weights made for other data train and sample without complaint, and badly.
     entry = parts.latents[recipe.latents]
     wanted = {"shape": run.tokenizer.shape, "classes": parts.datasets[entry.dataset].classes}
@@ -167,30 +178,45 @@ def _resolve(config: Config, name: str, variant: str, changes: Variant, mistakes
     return run
 
 
-def _place(config: Config, method: str, variant: str) -> tuple[str, str]:
-    """File and key that a run's mistakes are told under."""
-    if variant == BASE:
-        return config.method_files[method], method
-    return config.root.files.tables, f"{method}, variant {variant}"
-
-
-def _check_teachers(config: Config, runs: Mapping[str, Run], run: Run) -> None:
+def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
     """Refuse teachers that go in a circle, and losses whose needs they, network or schedule do not meet."""
     line = [run]
     while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
         names = [each.method for each in line]
         if name in names:
-            where = f"{config.method_files[run.method]}: {run.method}"
-            raise ConfigError(f"{where}.teacher: {' <- '.join([*names, name])} goes in a circle")
+            raise ConfigError(f"{run.place}.teacher: {' <- '.join([*names, name])} goes in a circle")
         if f"{name}/{BASE}" not in runs:  # told already
             return
         line.append(runs[f"{name}/{BASE}"])
     teacher = line[1].loss if len(line) > 1 else None
-    problems = [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
+    base = runs[f"{run.method}/{BASE}"]
+    told = [] if run is base else _problems(base, teacher)
+    problems = [problem for problem in _problems(run, teacher) if problem not in told]
     if problems:
-        where = f"{': '.join(_place(config, run.method, run.variant))}.loss"
+        where = f"{run.place}.loss"
         lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(lines))
+
+
+def _check_tokenizer(runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse latents of a tokenizer whose training needs the run itself."""
+    first = run.tokenizer.weights.method if run.tokenizer.weights else None
+    needed = [first] if first and run.variant == BASE else []
+    for method in needed:
+        if method == run.method:
+            raise ConfigError(
+                f"{run.place}.recipe: the latents of {run.entry.recipe} come from {first}, which needs "
+                f"{run.method} first; choose other latents for one of them"
+            )
+        if (found := runs.get(f"{method}/{BASE}")) is not None:
+            weights = found.tokenizer.weights
+            more = (found.teacher, weights.method if weights else None)
+            needed += [name for name in more if name and name not in needed]
+
+
+def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:
+    """What is wrong with a run's loss, by key."""
+    return [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
 
 
 def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:

@@ -8,6 +8,7 @@ from operator import ge, gt, le, lt
 from pathlib import Path
 from statistics import mean, stdev
 
+from ..common.csv_files import read_csv
 from ..config.specs import ClaimsSpec
 from ..config.tables import CellName, Claim
 from .formatting import (
@@ -17,7 +18,6 @@ from .formatting import (
     format_mean,
     format_number,
     parse_rows,
-    read_csv,
     rounded,
     to_csv,
 )
@@ -144,9 +144,9 @@ def _name(cell: CellName) -> str:
 
 def claims_csv(claims: Sequence[CheckedClaim]) -> str:
     """Claims as the text of a CSV file."""
-    return to_csv([field.name for field in fields(CheckedClaim)], map(asdict, claims))
+    return to_csv([field.name for field in fields(CheckedClaim)], map(asdict, claims), sealed=True)
 
 
 def read_claims(path: str | Path) -> list[CheckedClaim]:
-    """Read back what :func:`claims_csv` wrote; errors as for :func:`parse_rows`."""
-    return parse_rows(CheckedClaim, read_csv(path)[1], path)
+    """Read back what :func:`claims_csv` wrote; errors as for :func:`read_csv` and :func:`parse_rows`."""
+    return parse_rows(CheckedClaim, read_csv(path, sealed=True)[1], path)

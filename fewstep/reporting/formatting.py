@@ -1,14 +1,14 @@
-"""Numbers as text, for readers and in CSV files, and CSV files read back."""
+"""Numbers as text, for readers and in CSV files, and rows of CSV files read back."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from ..common import csv_files
 
 SMALL = 0.1
 """Below it two decimals say too little of a number (MMD²)."""
@@ -64,21 +64,9 @@ def csv_text(value: object) -> str:
     return SEPARATOR.join(map(csv_text, value)) if isinstance(value, list) else str(value)
 
 
-def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as the text of a CSV file."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([csv_text(row[column]) for column in columns] for row in rows)
-    return stream.getvalue()
-
-
-def read_csv(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file."""
-    with Path(path).open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        rows = list(reader)
-        return list(reader.fieldnames or []), rows
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], sealed: bool = False) -> str:
+    """Rows as the text of a CSV file; see `common.csv_files`."""
+    return csv_files.to_csv(columns, ([csv_text(row[column]) for column in columns] for row in rows), sealed)
 
 
 def parse_rows(model: type[Model], rows: Sequence[Mapping[str, Any]], path: str | Path) -> list[Model]:

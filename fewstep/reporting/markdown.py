@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,27 @@ SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
 }
+
+
+_SPECIAL = re.compile(
+    r"``[^`|\\]+``|`[^`|\\]+`"  # code, which stays
+    r"|[\\`*\[\]]|(?<![^\W_])_|_(?![^\W_])|~(?=~)"  # emphasis, links
+    r"|<|&(?=#?\w+;)"  # HTML
+    r"|^(?:[#>+-]|\d+[.)])"  # headings, quotations, lists
+)
+
+
+def escaped(text: str) -> str:
+    """Text of a configuration in one line of Markdown, in which nothing has an effect but `code`."""
+
+    def safe(found: re.Match[str]) -> str:
+        special = found[0]
+        if special in "<&":
+            return "&lt;" if special == "<" else "&amp;"
+        is_code = special[0] == "`" and len(special) > 1
+        return special if is_code else f"{special[:-1]}\\{special[-1]}"
+
+    return _SPECIAL.sub(safe, " ".join(text.split()))
 
 
 def ours_text(row: TableRow) -> str:
@@ -47,27 +69,27 @@ def warning_texts(table: FilledTable) -> list[str]:
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
     miniature = spec.scale not in FULL_SCALES
-    parts = [f"# {'In miniature: ' if miniature else ''}{spec.table.title}"]
+    parts = [f"# {'In miniature: ' if miniature else ''}{escaped(spec.table.title)}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
     if spec.table.caption:
         prefix = "The paper's table: " if miniature and table.has_reported else ""
-        parts.append(prefix + spec.table.caption)
+        parts.append(prefix + escaped(spec.table.caption))
     parts += _wide(spec, table) if table.step_labels else [_long(spec, table)]
-    parts += [f"[{position}] {note}" for position, note in enumerate(table.notes, start=1)]
+    parts += [f"[{position}] {escaped(note)}" for position, note in enumerate(table.notes, start=1)]
     if "cost" in table.columns:
-        unit = next(row.label for row in table.rows if row.row == spec.table.unit)
+        unit = escaped(next(row.label for row in table.rows if row.row == spec.table.unit))
         parts.append(
             f"{COST}: counted operations of a training step, teacher and all updates included, "
             f"relative to the row “{unit}”."
         )
     if "rank" in table.columns:
         parts.append("In brackets: the rank in its column; rows are in the order of the first.")
-    parts += sign_texts(table)
+    parts += map(escaped, sign_texts(table))
     images = table.distinct("images")
     counted = f", {' / '.join(images)} images" if images else ""
     parts.append(
-        f"Source: {spec.table.paper}. Scale: {spec.scale}. "
+        f"Source: {escaped(spec.table.paper)}. Scale: {spec.scale}. "
         f"Protocol: {spec.protocols[0] if spec.protocols else 'none'}{counted}; "
         f"seeds measured/asked: {', '.join(table.distinct('seeds')) or 'none'}."
     )
@@ -88,11 +110,18 @@ def _number(column: str, significant: int | None = None) -> CellText:
     return text
 
 
+def _metric(metric: str, scale: str) -> str:
+    return escaped(metric_name(metric, scale))
+
+
 def _other_numbers(spec: TableSpec, table: FilledTable, between: str) -> list[Column]:
     """Ours under the other protocols, then the other metrics; headings are metric, ``between``, protocol."""
-    metric = metric_name(spec.table.metric, spec.scale)
+    metric = _metric(spec.table.metric, spec.scale)
     return [(f"{metric}{between}`{name}`", _number(name)) for name in table.other_protocols] + [
-        (f"{metric_name(name, spec.scale)}{between}`{protocol}`", _number(f"ours_{name}", significant=3))
+        (
+            f"{_metric(name, spec.scale)}{between}`{protocol}`",
+            _number(f"ours_{name}", significant=3),
+        )
         for name, protocol in spec.extra_metrics.items()
     ]
 
@@ -104,7 +133,7 @@ def _with_reported(row: TableRow) -> str:
 
 def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
     """Tables with a column for each number of steps, one below the other, each with its heading."""
-    metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     if spec.scale in FULL_SCALES:
         blocks: list[Column] = [(f"{metric}: ours (reported)", _with_reported)]
     else:
@@ -116,7 +145,11 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
     parts = []
     for heading, text in blocks:
         costs = [(COST, _number("cost"))] if text is ours_text and "cost" in table.columns else []
-        head = ["Method", *(f"NFE = {label}" for label in table.step_labels), *(name for name, _ in costs)]
+        head = [
+            "Method",
+            *(f"NFE = {escaped(label)}" for label in table.step_labels),
+            *(name for name, _ in costs),
+        ]
         body = [
             [_label(table, rows[0]), *map(text, rows), *(cost(rows[0]) for _, cost in costs)]
             for rows in methods
@@ -127,14 +160,14 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
 
 def _long(spec: TableSpec, table: FilledTable) -> str:
     """One line for each number."""
-    metric, full = (metric_name(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, "paper"))
     paper = spec.scale in FULL_SCALES
     of_method: list[Column] = [("Method", lambda row: _label(table, row))]
     if table.distinct("params"):
-        of_method.append(("#Params, reported", lambda row: row.params))
-    columns: list[Column] = [("NFE", lambda row: row.nfe_label)]
+        of_method.append(("#Params, reported", lambda row: escaped(row.params)))
+    columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{metric_name(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
+        (f"{_metric(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
         for name in table.reported_metrics
     ]
     columns.append((f"{full}, reported" + ("" if paper else " at full scale"), _number("reported")))
@@ -153,7 +186,7 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
 
 
 def _label(table: FilledTable, row: TableRow) -> str:
-    return row.label + (f" [{table.notes.index(row.note) + 1}]" if row.note else "")
+    return escaped(row.label) + (f" [{table.notes.index(row.note) + 1}]" if row.note else "")
 
 
 def _grouped(head: list[str], body: list[list[str]], groups: list[str]) -> str:
@@ -161,7 +194,7 @@ def _grouped(head: list[str], body: list[list[str]], groups: list[str]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for cells, group, before in zip(body, groups, ["", *groups], strict=False):
         if group and group != before:
-            lines.append([f"**{group}**", *[""] * (len(head) - 1)])
+            lines.append([f"**{escaped(group)}**", *[""] * (len(head) - 1)])
         lines.append(cells)
     return _pipes(lines)
 
@@ -184,11 +217,11 @@ def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
     head = ["Claim", "Source", "Left", "", "Right", "Worst ratio", "Seeds", "Holds"]
     lines = [
         [
-            claim.statement + (f" *{claim.note}*" if claim.note else ""),
-            claim.source,
-            claim.left_text,
+            escaped(claim.statement) + (f" *{escaped(claim.note)}*" if claim.note else ""),
+            escaped(claim.source),
+            escaped(claim.left_text),
             claim.bound,
-            "; ".join(claim.right_texts),
+            escaped("; ".join(claim.right_texts)),
             claim.ratio_text,
             claim.seeds,
             f"**{claim.holds}**" + (f" (known: {claim.expected})" if claim.surprising else ""),

@@ -101,6 +101,8 @@ def metric_name(metric: str, scale: str) -> str:
         "fid": "FID" if scale == "paper" else "Fréchet distance",
         "is": "Inception score",
         "mmd": "MMD²",
+        "moon_distance": "Distance to the moons (σ of the noise)",
+        "off_moons": "Share off the moons",
         "kid": "KID" if scale == "paper" else "Kernel distance",
         "grad_norm": "Gradient norm",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,8 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from .. import __version__
+from ..common.files import reading
 from ..config.specs import ReportSpec
 from .claim_checks import read_claims
 from .formatting import format_number
@@ -43,7 +46,7 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         if item.kind == "table" and f"{item.name}.csv" in parts:
             tables[item.name] = read_table(parts[f"{item.name}.csv"])
         elif item.kind != "table" and f"{item.name}.png" in parts:
-            pictures[item.name] = base64.b64encode(parts[f"{item.name}.png"].read_bytes()).decode()
+            pictures[item.name] = _picture(parts[f"{item.name}.png"])
     rows = [row for table in tables.values() for row in table.rows]
     claims = read_claims(parts["claims.csv"]) if "claims.csv" in parts else []
     statuses = Counter(row.status for row in rows)
@@ -70,6 +73,14 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         compared=sum(row.agrees != "" for row in rows),
         deviations=deviations,
     )
+
+
+def _picture(path: Path) -> str:
+    """A PNG file as base64, after a look at the checksums of its parts."""
+    with reading(path, "a whole picture, make it again"):
+        content = path.read_bytes()
+        Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+    return base64.b64encode(content).decode()
 
 
 def hint(row: TableRow) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 
+from ..common.csv_files import read_csv
 from ..config.specs import TableSpec
 from ..config.tables import Row
-from .formatting import Number, NumberList, WholeNumber, parse_rows, read_csv, rounded, to_csv
+from .formatting import Number, NumberList, WholeNumber, parse_rows, rounded, to_csv
 from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
 
 FULL_SCALES = ("paper", "toy")
@@ -134,12 +135,13 @@ class FilledTable:
         return sorted({str(row[column]) for row in self.rows} - {""})
 
     def to_csv(self) -> str:
-        return to_csv(self.columns, ({name: row[name] for name in self.columns} for row in self.rows))
+        rows = ({name: row[name] for name in self.columns} for row in self.rows)
+        return to_csv(self.columns, rows, sealed=True)
 
 
 def read_table(path: str | Path) -> FilledTable:
-    """Read back what :meth:`FilledTable.to_csv` wrote; errors as for :func:`parse_rows`."""
-    columns, lines = read_csv(path)
+    """Read back what :meth:`FilledTable.to_csv` wrote; errors as for `read_csv` and `parse_rows`."""
+    columns, lines = read_csv(path, sealed=True)
     more = [{name: line.pop(name) for name in columns if name not in _FIELDS} for line in lines]
     rows = [line | {"more": numbers} for line, numbers in zip(lines, more, strict=True)]
     return FilledTable(columns, parse_rows(TableRow, rows, path))

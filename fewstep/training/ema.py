@@ -14,7 +14,7 @@ is the network itself, and nears its last value within a few times 1 / (1 - deca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,14 @@ class Approach:
     """Decay d_0 = 0, d_(k+1) = d_k + (1 - d_k) (decay - d_k) / 2."""
 
     decay: float
-    _known: list[float] = field(default_factory=lambda: [0.0], repr=False, compare=False)
 
-    def __call__(self, update: int) -> float:
-        while len(self._known) <= update:
-            last = self._known[-1]
-            self._known.append(last + (1 - last) * (self.decay - last) / 2)
-        return self._known[update]
+    def decays(self) -> list[float]:
+        """d_0, d_1, ... up to where they no longer change."""
+        found = [0.0]
+        while len(found) < 2 or found[-1] != found[-2]:
+            last = found[-1]
+            found.append(last + (1 - last) * (self.decay - last) / 2)
+        return found
 
 
 class Ema:
@@ -73,7 +74,10 @@ class Ema:
         bare = unwrap(module)
         self._law = law
         self._gamma = power_gamma(law.sigma_rel) if isinstance(law, PowerEma) else 0.0
-        self.updates = 0
+        device = next(bare.parameters()).device
+        self.updates = torch.zeros((), dtype=torch.int64, device=device)
+        self._decays = torch.tensor(law.decays() if isinstance(law, Approach) else [], dtype=torch.float64)
+        self._decays = self._decays.to(device)
         self._names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
         self._into = into
         self._own = {} if into is not None else {n: self._copy(n, w) for n, w in bare.state_dict().items()}
@@ -83,27 +87,35 @@ class Ema:
             return tensor.detach().to(torch.float32, copy=True)
         return tensor.detach().clone()
 
-    def beta(self, update: int) -> float:
-        """Weight of the old average at update 0, 1, ..."""
+    def beta(self, update: Tensor) -> Tensor:
+        """Weight of the old average at update 0, 1, ... (), float64."""
         if isinstance(self._law, Approach):
-            return self._law(update)
+            return self._decays.index_select(0, update.clamp(max=len(self._decays) - 1).reshape(1))[0]
+        update = update.double()
         if isinstance(self._law, PowerEma):
-            return float((1 - 1 / (update + 1)) ** (1 + self._gamma))
+            return (1 - 1 / (update + 1)) ** (1 + self._gamma)
         if self._law.ramp:
-            return min(self._law.decay, (1 + update) / (10 + update))
-        return self._law.decay
+            return ((1 + update) / (10 + update)).clamp(max=self._law.decay)
+        return torch.full_like(update, self._law.decay)
 
-    def update(self, module: nn.Module) -> None:
-        """Take in the weights after one optimizer update; buffers are copied."""
+    def update(self, module: nn.Module, taken: Tensor | None = None) -> None:
+        """Take in the weights after one optimizer update; buffers are copied.
+
+        Args:
+            taken: whether there was an update, (), bool; None means yes. Without one nothing changes.
+        """
         state, own = unwrap(module).state_dict(), self.tensors()
+        share = 1 - self.beta(self.updates)
+        if taken is not None:
+            share = share.where(taken, 0)
         with torch.no_grad():
-            names = [name for name in own if name in self._names]
-            average = [local_tensor(own[name]) for name in names]
-            live = [local_tensor(state[name]).to(own[name].dtype) for name in names]
-            torch._foreach_lerp_(average, live, 1 - self.beta(self.updates))
-            for name in own.keys() - self._names:
-                own[name].copy_(state[name])
-        self.updates += 1
+            for name in own:
+                if name in self._names:
+                    average, live = local_tensor(own[name]), local_tensor(state[name])
+                    average.lerp_(live.to(average.dtype), share.to(average.dtype))
+                else:
+                    own[name].copy_(state[name])
+        self.updates += 1 if taken is None else taken.long()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged state dict, float32 parameters and buffers as they are (not copies)."""

@@ -23,6 +23,8 @@ from torch.utils import checkpoint as checkpointing
 from ..core.jvp import FORMULATIONS
 from ..core.operations import recompute_contexts
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes in, by precision."""
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
 
@@ -71,20 +73,34 @@ def check_supported(
         raise ValueError(f"--tangent {formulation}, layout {layout}, precision {precision}{extras}: {reason}")
 
 
-def apply_compile_and_checkpointing(
-    net: nn.Module, checkpoint: bool = False, compile: str = "", dynamic: bool | None = False
-) -> None:
+def check_capture(layout: str, precision: str, optimizer: str, device: str) -> None:
+    """Refuse CUDA graphs where a step would wait for the host.
+
+    Raises:
+        ValueError: naming the reason.
+    """
+    reasons = {
+        "a CUDA graph needs a GPU": device != "cuda",
+        "FSDP2 gathers its weights anew in every step": layout == "fsdp2",
+        "the loss scaler of fp16 reads from the device; use bf16": precision == "fp16",
+        f"{optimizer} waits for the device before it skips an update; use adamw": optimizer != "adamw",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"--capture: {reason}")
+
+
+def apply_compile_and_checkpointing(net: nn.Module, checkpoint: bool = False, compile: str = "") -> None:
     """Compile and checkpoint each block of a bare network in place; names of weights stay.
 
     Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both.
 
     Args:
         compile: backend of torch.compile, or "" for none.
-        dynamic: as of torch.compile; False where the batch always has the same size.
     """
     for block in getattr(net, "blocks", ()):
         if compile:
-            block.forward = torch.compile(block.forward, backend=compile, dynamic=dynamic, fullgraph=True)
+            block.forward = torch.compile(block.forward, backend=compile, dynamic=False, fullgraph=True)
         if checkpoint:
             block.forward = partial(_recomputed, block.forward)
 
@@ -121,12 +137,21 @@ def prepare(accelerator: Accelerator, module: nn.Module, layout: str) -> nn.Modu
     return accelerator.prepare_model(sharded, evaluation_mode=True)
 
 
-def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn.Module:
+def freeze(
+    accelerator: Accelerator, net: nn.Module, layout: str = "none", constant: bool = False
+) -> nn.Module:
     """Prepare in place a network that is not trained: on its device, without gradients, under autocast.
 
     Every process holds all of it, or its part under fsdp2.
+
+    Args:
+        constant: its weights never change: what autocast would cast in its blocks at every use is cast now.
     """
     net = net.to(accelerator.device).eval().requires_grad_(False)
+    if constant and accelerator.mixed_precision != "no":
+        for module in (inner for block in getattr(net, "blocks", ()) for inner in block.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(HALF[accelerator.mixed_precision])
     if layout == "fsdp2":
         net = shard(net, accelerator.device, accelerator.num_processes, release=True)
     forward = net.forward
@@ -137,6 +162,20 @@ def freeze(accelerator: Accelerator, net: nn.Module, layout: str = "none") -> nn
 
     net.forward = cast
     return net
+
+
+@contextmanager
+def casts_kept(accelerator: Accelerator) -> Iterator[None]:
+    """Within this context autocast casts each trained weight once, not at every use.
+
+    Outside of networks nothing is cast. Weights must not change in it.
+    """
+    if accelerator.mixed_precision == "no":
+        yield
+        return
+    kind, dtype = accelerator.device.type, HALF[accelerator.mixed_precision]
+    with torch.autocast(kind, dtype), torch.autocast(kind, dtype, enabled=False):
+        yield
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class TrainingState:
         record = {
             "owner": self.owner,
             "progress": asdict(self._progress),
-            "averages": {name: average.updates for name, average in self._averages.items()},
+            "averages": {name: int(average.updates) for name, average in self._averages.items()},
             "scaler": scaler.state_dict() if scaler is not None else None,
             "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
             "curve": _start_sha256(self.curve, self._progress.curve_bytes),
@@ -187,7 +187,7 @@ class TrainingState:
         with _one_line_errors(path):
             dcp.load(self._tensors(), storage_reader=reader)
         for name, average in self._averages.items():
-            average.updates = record["averages"][name]
+            average.updates.fill_(record["averages"][name])
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(record["scaler"])
         for field in fields(self._progress):
@@ -220,7 +220,10 @@ class TrainingState:
         for name, weight in self._weights():
             for kind in kinds:
                 if f"optimizer.{kind}.{name}" in saved:
-                    moment = torch.zeros(()) if kind == "step" else torch.zeros_like(weight.detach())
+                    moment = torch.zeros_like(weight.detach())
+                    if kind == "step":
+                        fused = self._optimizer.defaults.get("fused")
+                        moment = torch.zeros((), device=weight.device if fused else "cpu")
                     self._optimizer.state[weight][kind] = moment
 
     def remove(self) -> None:

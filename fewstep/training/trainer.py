@@ -26,16 +26,18 @@ from ..config.settings import ConstantEma, FlowNetwork
 from ..config.specs import TrainSpec
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Loss, loss_parts
+from ..core.method import Batch, Context, Loss, kind_of_step, loss_parts
 from ..core.operations import per_step
-from ..core.rng import Streams, fold_in
+from ..core.rng import Draw, Streams, fold_in
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
 from ..methods import build as build_method
 from . import parallel
 from .calibration import calibrated
+from .capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from .ema import Approach, Ema
-from .optimizer import learning_rate, make_optimizer
+from .feed import Feed
+from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
 
@@ -57,6 +59,7 @@ class Options:
     shard: str = "none"
     checkpoint_blocks: bool = False
     compile_blocks: str = ""
+    capture: bool = False
     self_test: bool = True
 
 
@@ -69,7 +72,7 @@ class Trainer:
     """
 
     def __init__(self, spec: TrainSpec, options: Options) -> None:
-        self.spec, self.options = spec, options
+        self.spec, self.options, self.began = spec, options, time.monotonic()
         self.accelerator = accelerator = start_accelerator(spec.train.precision, options.out.parent)
         self.device = accelerator.device
         layout = {"none": "ddp", "fsdp2": "fsdp2"}[options.shard]
@@ -82,6 +85,12 @@ class Trainer:
             spec.train.precision,
             self.device.type,
         )
+        self.captured: CapturedSteps | None = None
+        if options.capture:
+            parallel.check_capture(
+                self.layout, spec.train.precision, spec.train.optimizer.name, self.device.type
+            )
+            self.captured = CapturedSteps(self.device, WARM_UP_DDP if self.layout == "ddp" else WARM_UP)
 
         shards = LatentShards(options.latents)
         shards.check(spec.latents)
@@ -94,6 +103,20 @@ class Trainer:
             options.device_batch or rows_at_once(spec.latents.shape),
             group=self.method.group,
         )
+
+        self.draws: dict[tuple[str, ...], tuple[Draw, ...]] = {}
+        self.feed = Feed(
+            self.loader,
+            spec.seed,
+            spec.train.global_batch_size,
+            self.rows,
+            self.device,
+            lambda step: self.draws.get(kind_of_step(self.method.updates(step)), ()),
+            spec.train.steps,
+        )
+        self.step_number = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Updates that were skipped: in all, in a row until now, and most in a row.
+        self.skips = torch.zeros(3, dtype=torch.int64, device=self.device)
 
         torch.manual_seed(fold_in(spec.seed, "initial weights"))
         net = build(spec.backbone)
@@ -132,15 +155,14 @@ class Trainer:
         teacher, card = load_network(path)
         load_compatible(net, teacher.state_dict(), str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
-        # Guidance makes its batches vary.
-        parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks, dynamic=None)
-        return parallel.freeze(self.accelerator, teacher)
+        parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
+        return parallel.freeze(self.accelerator, teacher, constant=True)
 
     def _follow(self, target: nn.Module) -> nn.Module:
         """The target network that the losses see: a moving average, from a copy of the network."""
         decay = self.method.target_decay
         assert decay is not None
-        parallel.apply_compile_and_checkpointing(target, compile=self.options.compile_blocks, dynamic=None)
+        parallel.apply_compile_and_checkpointing(target, compile=self.options.compile_blocks)
         target = parallel.freeze(self.accelerator, target, self.layout)
         law = Approach(decay) if self.method.target_warmup else ConstantEma(kind="constant", decay=decay)
         self.averages["target"] = Ema(self.net, law, into=target)
@@ -153,6 +175,8 @@ class Trainer:
         stop = StopRequest(accelerator.process_index, accelerator.num_processes)
         if self.saved is not None:
             self.state.restore(self.saved)
+            row = progress.skipped_in_a_row
+            self.skips.copy_(torch.tensor([progress.skipped, row, row]))
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         self._measure()
         curve = Curve(self.state.curve, progress.curve_bytes) if main else None
@@ -164,38 +188,28 @@ class Trainer:
             disable=not main,
             mininterval=1 if sys.stderr.isatty() else 10,
         )
-        saved_at = time.monotonic()
+        saved_at, first = time.monotonic(), progress.step
 
         while progress.step < spec.train.steps:
             step = progress.step
             rate = learning_rate(spec.train.optimizer, step, spec.train.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-
-            slices = self._slices(step)
-            for update, loss in enumerate(self.method.updates(step)):
-                values = self._backward(loss, slices, accelerator.backward)
-                norm = float(self._clip())
-                finite = math.isfinite(norm)
-                if finite or accelerator.scaler is not None:  # the scaler itself skips, and must see it
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
-                if finite:
-                    for average in self.averages.values():
-                        average.update(self.net)
-                    progress.skipped_in_a_row = 0
-                else:
-                    self._count_skipped(values)
-
-                if step % spec.train.log_every == 0:
-                    logged = {"loss": 0.0, "grad_norm": norm, "lr": rate}
-                    logged |= {name: float(value) for name, value in self._mean(values).items()}
+            set_learning_rate(self.optimizer.optimizer, rate)
+            updates = self._step(step)
+            if step % spec.train.log_every == 0:
+                for update, values in enumerate(updates):
+                    logged = {"loss": 0.0, "grad_norm": 0.0, "lr": rate} | self._mean(values)
                     accelerator.log(
                         {f"update{update}/{name}": value for name, value in logged.items()}, step=step
                     )
                     if curve:
                         curve.write(step=step, update=update, **logged)
-                    bar.set_postfix({"loss": f"{logged['loss']:.3f}", "grad": f"{norm:.2f}"}, refresh=False)
+                    shown = {"loss": f"{logged['loss']:.3f}", "grad": f"{logged['grad_norm']:.2f}"}
+                    bar.set_postfix(shown, refresh=False)
+                self._check_skips(updates[-1])
+            if step == first:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                accelerator.print(f"first step done after {time.monotonic() - self.began:.1f} s")
             progress.step += 1
             bar.update()
 
@@ -206,6 +220,7 @@ class Trainer:
             if stopping or late or by_steps:
                 if curve:
                     curve.flush()
+                self._check_skips(updates[-1])
                 self.state.save()
                 saved_at = time.monotonic()
             if stopping:
@@ -213,6 +228,7 @@ class Trainer:
                 accelerator.end_training()
                 raise SystemExit(STOPPED)
 
+        self._check_skips({})
         bar.close()
         weights = parallel.gather(self.ema.tensors())
         if curve:
@@ -223,6 +239,8 @@ class Trainer:
         self.state.remove()
         if progress.skipped:
             accelerator.print(f"warning: {progress.skipped} updates were not finite and were skipped")
+        if self.feed.waited > 1:
+            accelerator.print(f"steps waited {self.feed.waited:.0f} s for their batches")
         peaks = " ".join(f"{peak:.0f}" for peak in parallel.peak_memory(accelerator))
         accelerator.print(f"peak memory of each process: {peaks} MiB")
         # Last: it also takes the process group down.
@@ -257,9 +275,11 @@ class Trainer:
 
     def _slices(self, step: int) -> Slices:
         """This process's rows of one step, as all its updates share them."""
-        return [(self.loader.rows(step, rows, self.device), self._context(step, rows)) for rows in self.rows]
+        self.step_number.fill_(step)
+        given = zip(self.rows, self.feed.take(step), strict=True)
+        return [(batch, self._context(step, rows, made)) for rows, (batch, made) in given]
 
-    def _context(self, step: int, rows: slice) -> Context:
+    def _context(self, step: int, rows: slice, made: dict[Draw, Tensor]) -> Context:
         spec = self.spec
         null = spec.backbone.classes if isinstance(spec.backbone, FlowNetwork) else 0
         teacher = None
@@ -267,9 +287,9 @@ class Trainer:
             eta = self.progress.guidance_eta
             teacher = ClassifierFreeGuidance(self.teacher_net, spec.guidance, null, eta)
         return Context(
-            step=step,
+            step=self.step_number,
             steps=spec.train.steps,
-            rng=Streams(spec.seed, step, spec.train.global_batch_size, rows, self.device),
+            rng=Streams(spec.seed, step, spec.train.global_batch_size, rows, self.device, made),
             null=null,
             jvp=lambda net, inputs, tangents, y: value_and_tangent(
                 net, inputs, tangents, y, self.options.tangent
@@ -280,6 +300,37 @@ class Trainer:
             label_dropout=spec.label_dropout,
             extra=self.extra,
         )
+
+    def _step(self, step: int) -> list[dict[str, Tensor]]:
+        """All updates of a step; what each has to log, on the device."""
+        losses, slices = self.method.updates(step), self._slices(step)
+        kind = kind_of_step(losses)
+
+        def updates() -> list[dict[str, Tensor]]:
+            return [self._update(loss, slices) for loss in losses]
+
+        logged = self.captured.run(kind, updates) if self.captured else updates()
+        self.draws.setdefault(kind, tuple(slices[0][1].rng.made))
+        return logged
+
+    def _update(self, loss: Loss, slices: Slices) -> dict[str, Tensor]:
+        """One update of weights and averages, unless its gradients are not finite."""
+        with parallel.casts_kept(self.accelerator):
+            values = self._backward(loss, slices, self.accelerator.backward)
+        norm = self._clip()
+        finite = norm.isfinite()
+        if self.accelerator.scaler is not None:  # it skips by itself
+            self.optimizer.step()
+        else:
+            step_if(self.optimizer.optimizer, finite)
+        self.optimizer.zero_grad()
+        for average in self.averages.values():
+            average.update(self.net, finite)
+        bad = (~finite).long()
+        skipped, row, most = self.skips.unbind()
+        row = (row + 1) * bad
+        self.skips.copy_(torch.stack([skipped + bad, row, torch.maximum(most, row)]))
+        return values | {"grad_norm": norm}
 
     def _backward(self, loss: Loss, slices: Slices, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Gradients of the loss over the slices, one graph at a time; its value ("loss") and its logs."""
@@ -301,21 +352,26 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.weights, math.inf if limit is None else limit)
         return parallel.full_tensor(norm)
 
-    def _mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the processes."""
-        if self.accelerator.num_processes == 1:
-            return values
-        return {name: self.accelerator.reduce(value, reduction="mean") for name, value in values.items()}
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the processes, as numbers."""
+        means = torch.stack([value.float() for value in values.values()])
+        if self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(means, reduction="mean")
+        return dict(zip(values, means.tolist(), strict=True))
 
-    def _count_skipped(self, values: dict[str, Tensor]) -> None:
+    def _check_skips(self, values: dict[str, Tensor]) -> None:
+        """Take the counts of skipped updates from the device.
+
+        Raises:
+            FloatingPointError: too many in a row since the last look.
+        """
         progress = self.progress
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
-        if progress.skipped_in_a_row >= self.spec.train.max_skipped_updates:
+        progress.skipped, progress.skipped_in_a_row, most = self.skips.tolist()
+        if most >= self.spec.train.max_skipped_updates:
             saved = self.state.saved()
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             raise FloatingPointError(
-                f"step {progress.step}: {progress.skipped_in_a_row} non-finite updates in a row ({shown}); "
+                f"step {progress.step}: {most} non-finite updates in a row ({shown}); "
                 f"last good state: {saved[-1] if saved else 'none'}"
             )
 

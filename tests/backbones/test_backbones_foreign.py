@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from child_processes import in_two_processes
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from test_backbones_formulations import TOLERANCES
 from torch import Tensor, nn
@@ -140,24 +138,17 @@ def test_checkpointed_and_compiled_blocks():
     assert_same(evaluate(net, "fused"), expected)
 
 
-def _share(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _share(rank: int, folder: Path) -> None:
     nets = {"ddp": DistributedDataParallel(made(Sd3)), "fsdp2": shard(made(Sd3), torch.device("cpu"), 2)}
     for layout, net in nets.items():
         found = evaluate(net, "fused", slice(2 * rank, 2 * rank + 2))
         if rank == 0:
             torch.save(found["gradient"], folder / f"{layout}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_share, (port, tmp_path), nprocs=2)
+    in_two_processes(_share, tmp_path)
     expected = evaluate(made(Sd3), "fused")["gradient"]
     for layout in ("ddp", "fsdp2"):
         found = torch.load(tmp_path / f"{layout}.pt", weights_only=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from configs import make_plan, raw_config
 
-from fewstep.bench import meters, train_step
-from fewstep.bench.__main__ import BENCHMARKS, main
+from fewstep.bench import meters, throughput, train_step
+from fewstep.bench.__main__ import main
 from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge
 from fewstep.config.rates import Blocks, Formulation
@@ -167,7 +167,7 @@ def test_an_unknown_method_is_named():
         make_plan(raw)
 
 
-@pytest.mark.parametrize("what", [name for name in BENCHMARKS if name != "train-step"])
+@pytest.mark.parametrize("what", throughput.CASES)
 def test_the_other_stages(what, tmp_path):
     main([what, "--repeats", "1", "--batch", "2", "--out", str(tmp_path / "x.csv")])
     for row in read(tmp_path / "x.csv"):

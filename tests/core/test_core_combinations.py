@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
+from child_processes import in_two_processes
 from test_core_fused import ROWS, distance, gradients, in_one_process, loss, student
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,10 +85,7 @@ def arranged(formulation: str, layout: str, checkpoint: bool, compiled: bool) ->
     return shard(net, torch.device("cpu"), 2) if layout == "fsdp2" else net
 
 
-def _share(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _share(rank, folder):
     # Traces belong to a line of code, which all the networks here share.
     torch._dynamo.config.recompile_limit = 100
     half, found = ROWS // 2, {}
@@ -101,16 +96,12 @@ def _share(rank, port, folder):
             loss(*LOSS, net, rows, formulation).backward()
             found[f"{formulation} {layout} {name}"] = [full_tensor(grad) for grad in gradients(net)]
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Half a batch on each; the same on both."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_share, (port, tmp_path), nprocs=2)
+    in_two_processes(_share, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(first) == sum(map(len, TABLE.values())) == 29
     expected = {name: in_one_process(*LOSS, slice(0, ROWS), name) for name in ("functorch", "central")}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
+from child_processes import in_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -130,10 +128,7 @@ def test_compiled_block_by_block():
     assert distance(gradients(compiled), in_one_process("facm", 0)) < 1e-10
 
 
-def _share(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _share(rank, folder):
     half = ROWS // 2
     for static in (False, True):
         for name, update in LOSSES:
@@ -148,16 +143,12 @@ def _share(rank, port, folder):
             (loss("decm", 0, net, slice(first, first + quarter)) / 2).backward()
     if rank == 0:
         torch.save(gradients(net), folder / "accumulated.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Half a batch on each, cut once more by accumulation or not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_share, (port, tmp_path), nprocs=2)
+    in_two_processes(_share, tmp_path)
     for name, update in LOSSES:
         expected = in_one_process(name, update)
         for static in (False, True):

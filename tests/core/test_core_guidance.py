@@ -58,17 +58,20 @@ def test_scale_zero_is_the_unconditional_field(net, point, both):
 def test_interval_includes_its_ends_and_masks_by_sample(net, point, both):
     counting = Counting(net)
     velocity = ClassifierFreeGuidance(counting, Guidance(scale=3.0, interval=[0.2, 0.9]), NULL)(*point)
-    assert counting.rows == [9], "samples outside have no unconditional row"
+    assert counting.rows == [12], "of fixed shape, whatever the times are"
     inside = torch.tensor([False, False, True, True, True, False])
     torch.testing.assert_close(velocity[~inside], both[0][~inside])
     torch.testing.assert_close(velocity[inside], (3 * both[0] - 2 * both[1])[inside])
 
 
-def test_unconditional_pass_is_skipped_outside_the_interval(net, point):
+def test_a_sampler_skips_the_unconditional_pass_outside_the_interval(net, point):
     x, t, y = point
     counting = Counting(net)
-    ClassifierFreeGuidance(counting, Guidance(scale=3.0, interval=[0.15, 1.0]), NULL)(x[:2], t[:2], y[:2])
-    assert counting.rows == [2]
+    field = guided_field(counting, Guidance(scale=3.0, interval=[0.15, 1.0]), NULL, y)
+    for now in (0.1, 0.15):
+        times = torch.full_like(t, now)
+        field(x, times, times)
+    assert counting.rows == [6, 12]
 
 
 def test_channels(net, point, both):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-import os
-import socket
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
+from child_processes import in_two_processes
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from fewstep.core import jvp
 from fewstep.core.jvp import FORMULATIONS, value_and_tangent
 
 
@@ -71,6 +73,66 @@ def test_linear_in_the_tangents(net, arguments, formulation):
     torch.testing.assert_close(half, one / 2, rtol=1e-3, atol=1e-4)
 
 
+MASK = torch.randn(4, 7, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": 0.3},
+        {"is_causal": True},
+        {"attn_mask": MASK},
+        {"attn_mask": MASK > -1},
+        {"enable_gqa": True},
+    ],
+    ids=str,
+)
+def test_attention_written_out_is_that_of_pytorch(options):
+    """Value, tangent and gradients in float64."""
+    heads = 1 if "enable_gqa" in options else 3
+    draws = torch.Generator().manual_seed(5)
+    shapes = (2, 3, 4, 6), (2, heads, 7, 6), (2, heads, 7, 5)
+    values, tangents = zip(
+        *(torch.randn(2, *shape, generator=draws, dtype=torch.float64) for shape in shapes)
+    )
+    found = []
+    for attention in (F.scaled_dot_product_attention, jvp._attention):
+        leaves = [value.clone().requires_grad_() for value in values]
+        with sdpa_kernel(SDPBackend.MATH):
+            value, tangent = torch.func.jvp(partial(attention, **options), (*leaves,), tangents)
+        loss = value.square().sum() + tangent.square().sum()
+        found.append((value, tangent, *torch.autograd.grad(loss, leaves)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def softmax_as_on_cuda():
+    """Under autocast a softmax is computed in float32: so on CUDA, and by this on a CPU."""
+
+    def softmax(x, dim, dtype=None):
+        with torch.autocast("cpu", enabled=False):
+            return torch.softmax(x, dim, dtype=dtype or torch.float32)
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("softmax.int", softmax, "AutocastCPU")
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("formulation", ["functorch", "split"])
+def test_attention_under_autocast(formulation, dtype, net, arguments, softmax_as_on_cuda):
+    """PyTorch's own has a softmax there whose backward expects another dtype than its forward gave."""
+    exact = evaluate(net, arguments, formulation)
+    inputs, tangents, y = arguments
+    halves = [tuple(z.float() for z in part) for part in (inputs, tangents)]
+    with torch.autocast("cpu", dtype):
+        rough = evaluate(net.float(), (*halves, y), formulation)
+    for one, other in zip([*rough[:2], *rough[2]], [*exact[:2], *exact[2]], strict=True):
+        assert (one - other).norm() < 0.1 * other.norm()
+
+
 def test_unknown_formulation_names_those_known(net, arguments):
     with pytest.raises(ValueError, match=r"unknown formulation 'fuse'.*fused.*split"):
         value_and_tangent(net, *arguments, "fuse")
@@ -113,27 +175,20 @@ def _gradient(net, rows):
     return next(net.parameters()).grad
 
 
-def _reduced_gradient(rank, port, out):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _reduced_gradient(rank, out):
     wrapped = DistributedDataParallel(Scaled())
     with pytest.raises(ValueError, match="use fused"):
         value_and_tangent(wrapped, (), (), torch.zeros(0), "functorch")
     gradient = _gradient(wrapped, slice(2 * rank, 2 * rank + 2))
     if rank == 0:
         torch.save(gradient, out)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Half a batch on each of two processes equals the whole: the gradients are reduced."""
     out = tmp_path / "gradient.pt"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_reduced_gradient, (port, out), nprocs=2)
+    in_two_processes(_reduced_gradient, out)
     expected = _gradient(Scaled(), slice(0, 4))
     torch.testing.assert_close(torch.load(out, weights_only=True), expected, rtol=1e-10, atol=1e-14)
     half = _gradient(Scaled(), slice(0, 2))

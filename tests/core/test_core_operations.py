@@ -54,7 +54,7 @@ def slices(cuts=((0, 8),)):
         return [
             (
                 Batch(x1[a:b], x0[a:b], torch.arange(a, b) % 3),
-                Context(step, 9, Streams(0, step, 8, slice(a, b)), 3, value_and_tangent),
+                Context(torch.tensor(float(step)), 9, Streams(0, step, 8, slice(a, b)), 3, value_and_tangent),
             )
             for a, b in cuts
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -95,9 +96,14 @@ def test_http_file_and_record(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "thing/weights/file.bin").read_bytes() == CONTENT
     record = json.loads((tmp_path / "thing.json").read_text())
     assert record["name"] == "thing" and record["licence"] == "MIT"
-    assert record["files"] == [
-        {"name": "weights/file.bin", "bytes": len(CONTENT), "sha256": HASH, "source": server.url("good.bin")}
-    ]
+    (file,) = record["files"]
+    assert file == {
+        "name": "weights/file.bin",
+        "bytes": len(CONTENT),
+        "sha256": HASH,
+        "blocks": f"{zlib.crc32(CONTENT):08x}",
+        "source": server.url("good.bin"),
+    }
 
 
 def test_files_that_are_right_are_kept_and_damaged_ones_replaced(server: Server, tmp_path: Path) -> None:
@@ -235,10 +241,10 @@ def test_local_folder_is_linked_and_hashed(tmp_path: Path) -> None:
         ("cat/1.png", hashlib.sha256(b"cat").hexdigest())
     ]
     record = read_record(tmp_path / "assets/mine.json")
-    assert record.file("cat/1.png").read_bytes() == b"cat"
+    assert record.open("cat/1.png").read() == b"cat"
     (tmp_path / "images/cat/1.png").write_bytes(b"tiger")
     with pytest.raises(ConfigError, match="has 5 bytes, the record says 3"):
-        record.file("cat/1.png")
+        record.open("cat/1.png")
     with pytest.raises(ConfigError, match="is not a folder"):
         fetch_asset("mine", asset.model_copy(update={"path": str(tmp_path / "none")}), tmp_path / "mine.json")
 

@@ -189,7 +189,7 @@ def test_headers_of_tars_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         cache.write_bytes(damaged)
         assert torch.equal(open_source(dataset(**options), record_of(folder)).read(0, 5)[0], images)
     (folder / "a.tar").write_bytes(tar_of({f"{name}.tar": tar_of(CLASSES[name]) for name in IDS[:2]}))
-    with pytest.raises(ConfigError, match=r"dataset\.classes: found 2"):  # other content: read anew
+    with pytest.raises(ConfigError, match=r"dataset\.images: found 3"):  # other content: read anew
         open_source(dataset(**options), record_of(folder))
     whole = tar_of({"x.tar": tar_of(CLASSES[IDS[1]])})
     (folder / "a.tar").write_bytes(whole[:2000])

@@ -20,6 +20,7 @@ from fewstep.config.settings import Dataset, Latents, Tokenizer
 from fewstep.config.specs import EncodeSpec
 from fewstep.data.asset_files import Record, read_record
 from fewstep.data.fetching import fetch_asset
+from fewstep.data.moons import MEAN, deviation, distances
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
@@ -56,10 +57,40 @@ def test_moons_have_mean_0_and_variance_1(moons: Record) -> None:
 
 def test_moons_lie_on_two_half_circles(moons: Record) -> None:
     points, _ = open_source(moons_dataset(), moons).read(0, POINTS)
-    deviation = np.sqrt(np.array([0.75, 9 / 16 - 1 / math.pi]) + 0.05**2)
-    x, y = (points.flatten(1).numpy() * deviation + [0.5, 0.25]).T
-    radius = np.minimum(abs(np.hypot(x, y) - 1), abs(np.hypot(x - 1, y - 0.5) - 1))
-    assert radius.mean() < 0.05 and radius.max() < 0.25
+    away = distances(points.flatten(1).numpy(), 0.05)
+    # Across a curve that is straight at the scale of the noise, the distance is |N(0, 0.05^2)|.
+    assert away.mean() == pytest.approx(0.05 * math.sqrt(2 / math.pi), rel=0.03)
+    assert (away > 0.05).mean() == pytest.approx(math.erfc(1 / math.sqrt(2)), abs=0.03)
+    assert (away > 0.15).mean() < 0.006
+
+
+PLACES = {
+    "on the upper moon": ((0.6, 0.8), 0.0),
+    "on the lower moon": ((1.0, -0.5), 0.0),
+    "inside the upper moon": ((-0.54, 0.72), 0.1),
+    "outside the upper moon": ((-3.0, 4.0), 4.0),
+    "below the upper moon's left end": ((-1.3, -0.4), 0.5),
+    "above the lower moon's right end": ((2.0, 0.75), 0.25),
+    "upper moon's centre, nearer to the lower moon": ((0.0, 0.0), math.sqrt(5) / 2 - 1),
+    "halfway between the moons": ((0.5, 0.25), 1 - math.sqrt(5) / 4),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_distance_to_the_moons_is_that_of_geometry(place: str) -> None:
+    point, expected = PLACES[place]
+    standard = (np.array([point]) - [0.5, 0.25]) / np.sqrt([0.75 + 0.01, 9 / 16 - 1 / math.pi + 0.01])
+    assert distances(standard, 0.1) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_distance_is_the_least_over_all_points_of_the_moons() -> None:
+    angle = np.linspace(0, math.pi, 4001)
+    upper = np.stack([np.cos(angle), np.sin(angle)], 1)
+    curve = np.concatenate([upper, [1, 0.5] - upper])
+    standard = np.random.default_rng(0).normal(size=(200, 2))
+    plane = standard * deviation(0.05) + MEAN
+    least = np.linalg.norm(plane[:, None] - curve, axis=-1).min(1)
+    np.testing.assert_allclose(distances(standard, 0.05), least, atol=1e-3)
 
 
 def test_a_draw_can_be_repeated_and_another_shares_its_coordinates(moons: Record, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tiny_pipeline import TinyPipeline
 from fewstep.backbones.model_file import load_model
 from fewstep.config import ConfigError
 from fewstep.config.settings import Protocol
+from fewstep.data.moons import distances
 from fewstep.data.shards import LatentShards
 from fewstep.evaluation.features import Extractor
 from fewstep.evaluation.image_archive import open_images, write_images
@@ -55,9 +56,24 @@ def test_the_number_is_that_of_the_points(moons, method):
     real = LatentShards(moons.plan.file("manifest", latents="moons-held-out")).read(range(200)).flatten(1)
     metrics = json.loads(moons.score(method, "cm-1", protocol="moons").out.read_text())
     assert metrics["mmd"] == pytest.approx(mmd_squared(samples, real, 1.0), rel=1e-9)
+    away = distances(samples.numpy(), 0.05) / 0.05
+    assert metrics["moon_distance"] == pytest.approx(away.mean(), rel=1e-9) and away.mean() > 0.8
+    assert metrics["off_moons"] == (away > 3).mean()
     assert 0 < metrics["mmd"] < 0.5 and "fid" not in metrics
     assert metrics["extractor_sha256"] is None and metrics["protocol"]["mmd"] == {"gamma": 1.0}
     assert samples.abs().max() > 1, "nothing was cut off, nor made bytes"
+
+
+def test_the_unit_of_distance_is_the_noise_of_the_data(moons):
+    noise = moons.plan.parts.protocols["moons"].moons.noise
+    assert {moons.plan.config.assets[name].moons.noise for name in ("moons", "moons-held-out")} == {noise}
+
+
+@pytest.mark.parametrize("change", [{"moons": None}, {"metrics": ["mmd"]}])
+def test_distances_to_the_moons_go_with_their_noise(moons, change):
+    raw = moons.plan.parts.protocols["moons"].model_dump()
+    with pytest.raises(ValueError, match="moon_distance and off_moons go with moons"):
+        Protocol.model_validate(raw | change)
 
 
 def test_a_step_takes_the_whole_batch_at_once(moons):

@@ -71,6 +71,12 @@ def state(pipeline: TinyPipeline, folder: Path, name: str) -> Case:
     return Case(call, next(saved.glob(name)), before)
 
 
+def known(pipeline: TinyPipeline, folder: Path) -> Case:
+    call = pipeline.fetch("digits", folder)
+    call()
+    return Case(call, folder / "digits/.known.json")
+
+
 def curve(pipeline: TinyPipeline, folder: Path) -> Case:
     spec = json.loads(pipeline.plan.spec_text("table", "figure4"))
     spec.pop("digest")
@@ -97,6 +103,33 @@ def table(pipeline: TinyPipeline, folder: Path) -> Call:
     )
 
 
+def claims(pipeline: TinyPipeline, folder: Path) -> Call:
+    spec, out = pipeline.spec("claims", "claims", folder), folder / "claims.csv"
+    metrics = str(pipeline.score("cd", "cm-2").out)
+    return Call("claims", ["--spec", str(spec), "--metrics", metrics, "--out", str(out)], [out])
+
+
+def drawn(pipeline: TinyPipeline, folder: Path) -> Call:
+    spec, out = pipeline.spec("table", "figure1", folder), folder / "figure1.png"
+    metrics = str(pipeline.score("cd", "cm-2").out)
+    words = ["--spec", str(spec), "--metrics", metrics, "--out", str(out), "--csv", str(folder / "f.csv")]
+    return Call("figure", words, [out])
+
+
+def shown(part: Callable[[TinyPipeline, Path], Call], name: str) -> Callable[[TinyPipeline, Path], Case]:
+    """The report with one part, which is damaged."""
+
+    def case(pipeline: TinyPipeline, folder: Path) -> Case:
+        made = part(pipeline, folder)()
+        path, out = folder / name, folder / "report.html"
+        made.rename(path)
+        spec = pipeline.spec("report", "report", folder)
+        words = ["--spec", str(spec), "--parts", str(path), "--out", str(out)]
+        return Case(Call("report", words, [out]), path)
+
+    return case
+
+
 def pixels(pipeline: TinyPipeline, folder: Path) -> Call:
     return pipeline.encode("digits-pixels", folder, shard=0)
 
@@ -116,7 +149,11 @@ KINDS: dict[str, Callable[[TinyPipeline, Path], Case]] = {
     "reference": lambda p, f: copied(p.score("cd", "cm-2", f), "--reference", f),
     "metrics": lambda p, f: copied(table(p, f), "--metrics", f),
     "record": lambda p, f: in_folder(pixels(p, f), "--source", f, "digits.json"),
+    "what is known of an asset": known,
     "asset": lambda p, f: in_folder(pixels(p, f), "--source", f, "digits/digits.npz"),
+    "table of the report": shown(table, "table1.csv"),
+    "claims of the report": shown(claims, "claims.csv"),
+    "picture of the report": shown(drawn, "figure1.png"),
     "curve": curve,
     "tensors of a saved state": lambda p, f: state(p, f, "step-*/*.safetensors"),
     "record of a saved state": lambda p, f: state(p, f, "step-*/state.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,37 @@ def test_a_refusal_is_repeated_until_an_input_changes(start):
     status, text = start()
     assert status == 0, text
     assert start.call.out.exists() and not kept.exists()
+
+
+def test_a_first_attempt_tries_and_a_retry_repeats(start):
+    """What was wrong may lie in a file that the call does not name."""
+    start.images.write_bytes(start.images.read_bytes()[:-2000])
+    for attempt, repeated in (("1", False), ("2", True), ("3", True), ("1", False)):
+        status, text = start("--attempt", attempt)
+        assert status == 1 and "images.tar" in text and ("refused before" in text) is repeated
+
+
+@pytest.mark.parametrize(
+    "error", ["OSError(28, 'No space left on device')", "KeyError('x')", "SystemExit(143)"]
+)
+def test_what_may_pass_is_not_remembered(tmp_path, error):
+    """A full disk, a mistake in the program, a signal."""
+    (tmp_path / "stage.py").write_text(
+        f"from fewstep.common.cli import run\ndef main(argv):\n    raise {error}\nrun(main)\n"
+    )
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "fewstep.launch", "stage", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and not list(tmp_path.glob("*.refused"))
+
+
+def test_every_stage_whose_retry_costs_goes_through_the_launcher():
+    """All that are retried, but a download: its refusals may be the network's."""
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            if "python -m fewstep." in rule and "retries: 0" not in rule and not rule.startswith("fetch:"):
+                assert "-m fewstep.launch" in rule and "--attempt {resources.attempt}" in rule, rule
 
 
 def test_a_changed_spec_is_tried(start):

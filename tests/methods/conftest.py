@@ -124,7 +124,7 @@ def exact_context() -> Callable[..., Context]:
 
     def make(step: int = 0, taught: bool = True, extra: nn.Module | None = None) -> Context:
         return Context(
-            step=step,
+            step=torch.tensor(step, dtype=torch.float64),
             steps=100,
             rng=Streams(0, step, ROWS, slice(None)),
             null=1,

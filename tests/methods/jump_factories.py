@@ -13,7 +13,7 @@ from fewstep.methods.tcm.params import TCMParams
 
 
 def terms(params, net, batch, ctx):
-    (loss,) = methods.build(params).updates(ctx.step)
+    (loss,) = methods.build(params).updates(int(ctx.step))
     return loss(net, batch, ctx)
 
 

@@ -26,7 +26,7 @@ def build(name, **given):
 
 def context(step=0, rows=slice(None), teacher=None, **given) -> Context:
     return Context(
-        step=step,
+        step=torch.tensor(step, dtype=torch.float64),
         steps=10,
         rng=Streams(3, step, 8, rows),
         null=3,
@@ -200,7 +200,7 @@ def test_scm_warms_up_the_tangent(tiny, tiny_batch):
     def residual(step, shifted):
         (loss,) = build("scm", warmup=4, learned_weight=False).updates(step)
         ctx = context(0, teacher=teacher)
-        ctx.step = step
+        ctx.step = torch.tensor(step, dtype=torch.float64)
         ctx.jvp = tangent if shifted else value_and_tangent
         return float(loss(tiny("scm"), tiny_batch, ctx).logs["residual_cm"])
 

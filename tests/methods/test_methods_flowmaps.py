@@ -31,7 +31,7 @@ EXACT = {
 
 
 def evaluate(params, net, batch, ctx):
-    (loss,) = methods.build(params).updates(ctx.step)
+    (loss,) = methods.build(params).updates(int(ctx.step))
     return loss(net, batch, ctx)
 
 
@@ -221,7 +221,7 @@ def test_align_your_flow_warms_up_the_eulerian_tangent(exact_map, exact_context,
 
     def later(step):
         ctx = exact_context(0)
-        ctx.step = step
+        ctx.step = torch.tensor(step, dtype=torch.float64)
         return ctx
 
     values = [residual(step, rho=1.0) for step in (0, 5, 10, 20)]

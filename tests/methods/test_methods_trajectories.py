@@ -12,6 +12,7 @@ from fewstep import methods
 from fewstep.core.losses import mean_square
 from fewstep.core.path import flow_map, interpolate
 from fewstep.core.path_sample import PathSample
+from fewstep.methods.ctm.loss import _intervals
 from fewstep.methods.ict.params import ICTParams
 from fewstep.methods.tcm.params import TCMParams
 
@@ -19,12 +20,12 @@ from fewstep.methods.tcm.params import TCMParams
 class TestICT:
     def test_the_schedule_doubles_in_equal_parts(self):
         method = methods.build(ICTParams())
-        points = [method.points(step, 800_000) for step in range(0, 800_000, 1000)]
-        assert list(dict.fromkeys(points)) == [10 * 2**k + 1 for k in range(8)]
-        assert {points.count(n) for n in points} == {100}
+        intervals = method.intervals(torch.arange(0.0, 800_000, 1000), 800_000).tolist()
+        assert list(dict.fromkeys(intervals)) == [10 * 2**k for k in range(8)]
+        assert {intervals.count(n) for n in intervals} == {100}
         few = methods.build(ICTParams(intervals=[4, 16]))
-        assert [few.points(step, 9) for step in range(9)] == [5, 5, 5, 9, 9, 9, 17, 17, 17]
-        assert few.points(1, 2) == 9, "shorter than its stages"
+        assert few.intervals(torch.arange(9.0), 9).tolist() == [4, 4, 4, 8, 8, 8, 16, 16, 16]
+        assert few.intervals(torch.tensor(1.0), 2) == 8, "shorter than its stages"
 
     def test_intervals_follow_the_law_of_ln_sigma(self, exact_map, taught, gaussian_batch):
         """Half of the draws lie below the median of ln sigma, up to the grid."""
@@ -49,7 +50,8 @@ class TestICT:
         sigma = (160 ** (1 / 7) + ramp * (0.004 ** (1 / 7) - 160 ** (1 / 7))) ** 7
         times = 1 / (1 + sigma)
         times[0], times[-1] = 0, 1
-        i = torch.searchsorted(times, t)
+        i = (times[:, None] - t).abs().argmin(0)
+        torch.testing.assert_close(t, times[i])
         torch.testing.assert_close(r, times[i + 1])
         distance = ((ours - target).square().flatten(1).mean(1) + 0.01).sqrt() - 0.1
         torch.testing.assert_close(result.loss, (distance / (sigma[i] - sigma[i + 1])).mean())
@@ -75,10 +77,12 @@ class TestCTM:
         assert sorted(steps.unique().tolist()) == [1, 2, 3, 4]
 
     def test_many_solver_steps_are_the_flow(self, exact_map, taught, gaussian_batch):
-        method, ctx = methods.build(ctm(65, solver="heun")), taught()
+        method, ctx = methods.build(ctm(65, solver="heun", solver_steps=39)), taught()
         times = torch.linspace(0, 1, 65, dtype=torch.float64)
-        i = torch.arange(256) % 40
-        k = i + torch.arange(256) % 25
+        share, i, k, _ = _intervals(65, 39, torch.device("cpu"))
+        drawn = torch.searchsorted(share, ctx.rng.strata("interval"))
+        i, k = i[drawn], k[drawn]
+        assert sorted((k - i).unique().tolist())[:2] == [1, 2] and int((k - i).max()) > 20
         at = PathSample(gaussian_batch, ctx, times[i])
         solved = method._solve(at, times, i, k, ctx)
         F = exact_map()(at.x, at.t, times[k], at.y)
@@ -134,19 +138,20 @@ class TestTCM:
         t = torch.tensor([0.1, 0.3], dtype=torch.float64)
         noise = (1 - t) / t
         for step, share in {0: 4, 99: 4, 100: 16, 250: 64, 300: 256, 999: 256}.items():
-            r = method.nearer(t, step)
+            r = method.nearer(t, torch.tensor(float(step)))
             expected = noise * (1 - (1 + 8 / (1 + torch.exp(noise / 2))) / share)
             torch.testing.assert_close((1 - r) / r, expected)
         near = torch.tensor([0.9], dtype=torch.float64)
-        assert method.nearer(near, 0) == 1, "a step past the data ends there"
+        assert method.nearer(near, torch.tensor(0.0)) == 1, "a step past the data ends there"
 
     def test_stage_two_goes_on_where_stage_one_ends(self):
         """The release resumes the count of stage 1, whose share is then at its limit."""
         t = torch.tensor([0.1, 0.3], dtype=torch.float64)
         first, second = methods.build(TCMParams()), methods.build(TCMParams(boundary=1 / 3))
-        for step in (0, 50_000):
-            torch.testing.assert_close(second.nearer(t, step), first.nearer(t, 300_000))
-        assert (first.nearer(t, 0) > first.nearer(t, 300_000)).all()
+        begin, end = torch.tensor(0.0), torch.tensor(300_000.0)
+        for step in (begin, torch.tensor(50_000.0)):
+            torch.testing.assert_close(second.nearer(t, step), first.nearer(t, end))
+        assert (first.nearer(t, begin) > first.nearer(t, end)).all()
 
     def test_stage_one_by_hand(self, exact_map, taught, gaussian_batch):
         params = tcm(1 / 8, huber=0.1)
@@ -182,12 +187,20 @@ class TestTCM:
             assert float((n < bound).double().mean()) == pytest.approx(expected, abs=0.03)
 
     def test_beyond_the_boundary_the_frozen_network_answers(self, exact_map, taught, gaussian_batch):
-        net, ctx = Recorder(exact_map()), taught()
-        ctx.teacher_net = Recorder(exact_map())
-        terms(self.second, net, gaussian_batch, ctx)
-        r = net.asked[1][1]
-        (asked,) = ctx.teacher_net.asked
-        assert torch.equal(asked[1], r[r > 0.4]) and 0 < len(asked[1]) < len(r)
+        """By hand; the learning network is not asked at the boundary, where every row ends beyond it."""
+        net, ctx = Recorder(exact_map(0.2)), taught()
+        ctx.teacher_net = Recorder(exact_map(0.5))
+        result = terms(self.second, net, gaussian_batch, ctx)
+        (x, t, one, y), (_, own, *_) = net.asked
+        ((x_r, r, *_),) = ctx.teacher_net.asked
+        beyond = r > 0.4
+        assert torch.equal(own, r[(t - 0.4).abs() > 1e-6])
+        assert (own > 0.4).any() and (own <= 0.4).any()
+        F = exact_map(0.5)(x_r, r, one, y).where(beyond[:, None, None, None], exact_map(0.2)(x_r, r, one, y))
+        gap = flow_map(x, t, one, net.net(x, t, one, y)) - flow_map(x_r, r, one, F)
+        distance = (gap.square().flatten(1).mean(1) + 0.00108**2).sqrt() - 0.00108
+        weight = torch.where((t - 0.4).abs() < 1e-6, 0.1 / 0.25, 1 / 0.75)
+        torch.testing.assert_close(result.loss, ((1 + (t / (1 - t)) ** 2) * distance * weight).mean())
 
     def test_boundary_rows_count_by_their_weight(self, exact_map, taught, gaussian_batch):
         """Weights 0.1 / 0.25 and 1 / 0.75 make two means out of one, in expectation."""
@@ -202,8 +215,10 @@ class TestTCM:
         )
         net = Recorder(exact_map(0.2))
         terms(self.second, net, gaussian_batch, taught())
-        (x, t, one, y), (x_r, r, *_) = net.asked
+        x, t, one, y = net.asked[0]
         pinned = (t - 0.4).abs() < 1e-6
+        r = methods.build(self.second).nearer(t, torch.tensor(0.0))
+        x_r = interpolate(gaussian_batch.x0, gaussian_batch.x1, r)
         ours = flow_map(x, t, one, net.net(x, t, one, y))
         target = flow_map(x_r, r, one, exact_map()(x_r, r, one, y))
         e = (ours - target).square().flatten(1).mean(1)

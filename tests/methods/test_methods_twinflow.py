@@ -68,7 +68,7 @@ class Quadrature:
         return self.noise
 
     def spread(self, share):
-        return torch.ones(4, dtype=torch.bool)
+        return Streams(0, 0, 4, slice(None)).spread(1.0)
 
 
 def terms(net, t, **given):
@@ -174,11 +174,13 @@ class TestSplit:
 
 def test_a_share_is_spread_over_the_batch():
     whole = Streams(0, 0, 12, slice(None))
-    assert whole.spread(1 / 3).tolist() == [False, False, True] * 4
-    assert not whole.spread(0.0).any() and whole.spread(1.0).all()
+    assert whole.spread(1 / 3).mask.tolist() == [False, False, True] * 4
+    assert whole.spread(1 / 3).inside.tolist() == [2, 5, 8, 11]
+    assert whole.spread(1 / 3).outside.tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert not len(whole.spread(0.0).inside) and not len(whole.spread(1.0).outside)
     part = Streams(5, 3, 12, slice(4, 8))
-    assert torch.equal(part.spread(0.25), whole.spread(0.25)[4:8])
+    assert torch.equal(part.spread(0.25).mask, whole.spread(0.25).mask[4:8])
     for share in (0.2, 1 / 3, 0.7):
-        rows = Streams(0, 0, 3000, slice(None)).spread(share)
+        rows = Streams(0, 0, 3000, slice(None)).spread(share).mask
         counts = rows.reshape(100, 30).sum(1)
         assert int(counts.max()) - int(counts.min()) <= 1 and int(rows.sum()) == round(3000 * share)

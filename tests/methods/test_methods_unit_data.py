@@ -69,7 +69,9 @@ class Zero(nn.Module):
 def asked_times(params, call=0):
     """The times of a call of the network that learns, at the last training step."""
     net, zeros = Recorder(Zero()), torch.zeros(ROWS, 1, 1, 1, dtype=torch.float64)
-    ctx = Context(99, 100, Streams(0, 99, ROWS, slice(None)), 1, value_and_tangent)
+    ctx = Context(
+        torch.tensor(99.0, dtype=torch.float64), 100, Streams(0, 99, ROWS, slice(None)), 1, value_and_tangent
+    )
     ctx.target = ctx.teacher_net = Zero()
     (loss,) = methods.build(params).updates(99)
     loss(net, Batch(zeros, zeros, torch.zeros(ROWS, dtype=torch.int64)), ctx)
@@ -101,7 +103,7 @@ def test_the_step_of_tcm_is_the_release_s():
     """s falls by the share times 1 + 8 / (1 + e^s)."""
     t = torch.tensor([0.05, 0.2, 0.5, 0.8], dtype=torch.float64)
     s = (1 - t) / t / 2
-    r = methods.build(TCMParams()).nearer(t, 20_000)
+    r = methods.build(TCMParams()).nearer(t, torch.tensor(20_000.0))
     torch.testing.assert_close((1 - r) / r / 2, s - s * (1 + 8 / (1 + torch.exp(s))) / 64)
 
 

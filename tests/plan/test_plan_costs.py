@@ -90,13 +90,12 @@ def test_what_has_no_rate_is_counted():
     found = evaluations(student.loss, student.backbone, teacher.backbone, True)
     assert found == pytest.approx(5, rel=0.05)
     rate = plan.config.costs.operations.half.rate
-    line = next(line for line in plan.spec("costs", "costs").lines if line.rule == "train")
-    alone = line.model_copy(
-        update={
-            "work": [work for work in line.work if work.name.startswith("flow_matching on lightningdit-b1-t")]
-        }
-    )
-    spec = plan.spec("costs", "costs").model_copy(update={"lines": [alone], "start": 0.0})
+    lines = [
+        line
+        for line in plan.spec("costs", "costs").lines
+        if any(work.name.startswith("flow_matching on lightningdit-b1-t") for work in line.work)
+    ]
+    spec = plan.spec("costs", "costs").model_copy(update={"lines": lines, "start": 0.0})
     (counted,) = estimate.estimate(spec)
     images = teacher.train.steps * teacher.train.global_batch_size
     cost = evaluations(teacher.loss, teacher.backbone, None, False) * operations(teacher.backbone)
@@ -115,6 +114,18 @@ def test_tokenizers_are_counted(paper_plan):
     found = [estimate.tokenizer_operations(small, decode) for decode in (False, True)]
     assert found == pytest.approx([0.27e12, 0.62e12], rel=0.02)
     assert 4 < estimate.tokenizer_operations(large, True) / found[1] < 4.5
+
+
+def test_the_longest_job_of_a_rule(paper_plan):
+    """Alike jobs are one line of the spec; the longest of a rule is as long as the longest of its lines."""
+    spec = paper_plan.spec("costs", "costs")
+    for rule in ("train", "sample", "score"):
+        lines = [line for line in spec.lines if (line.rule, line.device) == (rule, "gpu")]
+        each = [estimate.estimate(spec.model_copy(update={"lines": [line]}))[0] for line in lines]
+        (whole,) = estimate.estimate(spec.model_copy(update={"lines": lines}))
+        assert whole.longest == max(line.seconds / line.jobs for line in each)
+        assert whole.seconds == pytest.approx(sum(line.seconds for line in each))
+        assert whole.jobs == sum(line.jobs for line in each)
 
 
 def test_guided_sampling_counts_twice():
@@ -242,7 +253,7 @@ def test_plan_is_printed_and_written_without_any_other_job(tmp_path):
         *("--config", *over, "--", f"{tmp_path}/plan.csv"),
     )
     assert re.search(r"^train +41 .* GPU-hours", out, re.MULTILINE)
-    assert (tmp_path / "plan.csv").read_text().startswith("rule,jobs,time,unit,kept_bytes")
+    assert (tmp_path / "plan.csv").read_text().startswith("rule,jobs,time,unit,longest,kept_bytes")
     assert [path.name for path in (tmp_path / "specs").iterdir()] == ["costs"]
 
 

@@ -6,94 +6,508 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from configs import ROOT, make_plan, raw_config
+from snakemake.cli import parse_config
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from fewstep.config import ConfigError
-from fewstep.config.base import complete, merge, read_yaml
-from fewstep.config.load import load
+from fewstep.config.base import command_line_values, complete, merge, passed_on, read_yaml
+from fewstep.config.load import Root, load
+from fewstep.config.settings import EXTRACTORS
+from fewstep.config.tables import TABLE_COLUMNS
 from fewstep.plan import Plan
+from fewstep.plan.jobs import maker
+from fewstep.plan.targets import check, explain
+from fewstep.reporting import rows
+
+# What a preset says wrongly, laid over the demo's, and the lines told.
+MISTAKES = {
+    "a key of a method": (
+        "overrides: {methods: {decm: {los: {}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.los: unknown key, perhaps misspelt; did"
+            " you mean 'loss'?",
+        ],
+    ),
+    "a key of a loss": (
+        "overrides: {methods: {decm: {loss: {frequency: 3}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.loss.frequency: unknown key, perhaps "
+            "misspelt; did you mean 'freq'?",
+        ],
+    ),
+    "a number that is text": (
+        'overrides: {methods: {decm: {train: {optimizer: {lr: "1e-4"}}}}}',
+        [
+            "config/mine.yaml: overrides.methods.decm.train.optimizer.lr: is the text '1e-4',"
+            " not a number: write it without quotes and with a decimal point (YAML reads 1e-4"
+            " as text, 1.0e-4 as a number)",
+        ],
+    ),
+    "a whole number in quotes": (
+        'overrides: {settings: {recipes: {digits: {train: {steps: "200"}}}}}',
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.steps: is the text "
+            "'200', not a number: write it without quotes and with a decimal point (YAML "
+            "reads 1e-4 as text, 1.0e-4 as a number)",
+        ],
+    ),
+    "a recipe": (
+        "overrides: {methods: {decm: {recipe: digit}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.recipe: unknown name 'digit'; did you mean 'digits'?",
+        ],
+    ),
+    "a method of a row": (
+        "overrides: {tables: {table3: {rows: {a: {method: teachr}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.a.method: unknown name 'teachr'; "
+            "did you mean 'teacher'?",
+        ],
+    ),
+    "a row": (
+        "overrides: {tables: {table3: {rows: {zz: {}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.zz: unknown name 'zz'; known are "
+            "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o",
+        ],
+    ),
+    "a table": (
+        "overrides: {tables: {tabel3: {title: x}}}",
+        [
+            "config/mine.yaml: overrides.tables.tabel3: unknown name 'tabel3'; did you mean 'table3'?",
+        ],
+    ),
+    "a method to change": (
+        "overrides: {methods: {decmm: {loss: {freq: 4}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decmm: unknown name 'decmm'; did you mean 'decm'?",
+        ],
+    ),
+    "a recipe to change": (
+        "overrides: {settings: {recipes: {digit: {label_dropout: 0.0}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digit: unknown name 'digit'; did "
+            "you mean 'digits'?",
+        ],
+    ),
+    "a part of the settings": (
+        "overrides: {settings: {recipe: {}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipe: unknown name 'recipe'; did you mean 'recipes'?",
+        ],
+    ),
+    "a section": (
+        "overrides: {method: {}}",
+        [
+            "config/mine.yaml: overrides.method: unknown name 'method'; did you mean 'methods'?",
+        ],
+    ),
+    "a top-level key": (
+        "seed: 3",
+        [
+            "config/mine.yaml: seed: unknown key, perhaps misspelt; did you mean 'seeds'?",
+        ],
+    ),
+    "a pattern of replaced recipes": (
+        'replace_recipes: {"imagnet*": digits}',
+        [
+            "config/mine.yaml: replace_recipes.imagnet*: no recipe is called 'imagnet*'; did "
+            "you mean 'imagenet256-tcm'?",
+        ],
+    ),
+    "a recipe that replaces": (
+        'replace_recipes: {"imagenet*": digts}',
+        [
+            "config/mine.yaml: replace_recipes.imagenet*: unknown name 'digts'; did you mean 'digits'?",
+        ],
+    ),
+    "a variant defined twice": (
+        "overrides: {tables: {table3: {rows: {m: {variant: freq-5}}}}}",
+        [
+            "config/tables/table3.yaml: rows.o.set: variant 'freq-5' is defined otherwise in "
+            "config/tables/table3.yaml: rows.m.set",
+            "config/claims.yaml: freq-three-best-at-one.variant: unknown name 'freq-1'; did "
+            "you mean 'freq-5'?",
+        ],
+    ),
+    "a variant that leaves the folder": (
+        "overrides: {tables: {table3: {rows: {o: {variant: ../../evil}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.o.variant: '../../evil' is not a "
+            "name: use letters, digits, '.', '_' and '-', a letter or digit first, not digits"
+            " alone",
+        ],
+    ),
+    "too few steps": (
+        "overrides: {tables: {table4: {rows: {mix: {steps: [1, 8, 12, 16]}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix: sampler 'mix' needs at least 2 steps, not 1",
+        ],
+    ),
+    "a frequency beyond the training": (
+        "overrides: {methods: {decm: {loss: {freq: 500}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.loss.freq: 500 is beyond the 200 training steps",
+        ],
+    ),
+    "the same in a variant": (
+        "overrides: {tables: {table3: {rows: {o: {set: {loss: {freq: 500}}}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows.o.set.loss.freq: 500 is beyond "
+            "the 200 training steps",
+        ],
+    ),
+    "a warm-up beyond the training": (
+        "overrides: {settings: {recipes: {digits: {train: {optimizer: {warmup: 200}}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train: warmup 200 is not below steps 200",
+        ],
+    ),
+    "images and classes": (
+        "overrides: {settings: {protocols: {digits: {images: 1999}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits.images: 1999 balanced "
+            "images do not divide into 10 classes",
+        ],
+    ),
+    "an interval": (
+        "overrides: {settings: {recipes: {digits: {guidance: {interval: [0.5, 0.2]}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.guidance: interval [0.5, "
+            "0.2] must rise inside [0, 1]",
+        ],
+    ),
+    "its own teacher": (
+        "overrides: {methods: {teacher: {teacher: true}}}",
+        [
+            "config/mine.yaml: overrides.methods.teacher.teacher: teacher cannot teach "
+            "itself; set it to false",
+        ],
+    ),
+    "a file of an asset": (
+        ("overrides: {methods: {teacher: {weights: {asset: lightningdit-xl1-800ep, file: x.pt}}}}"),
+        [
+            "config/mine.yaml: overrides.methods.teacher.weights.file: unknown name 'x.pt'; "
+            "known are lightningdit-xl-imagenet256-800ep.pt",
+        ],
+    ),
+    "a metric of a table": (
+        "overrides: {tables: {table4: {metric: fidd}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.metric: unknown name 'fidd'; did you mean 'fid'?",
+        ],
+    ),
+    "a metric that is not computed": (
+        "overrides: {tables: {table4: {metric: mmd}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.metric: protocol 'digits' computes "
+            "fid, is, kid, precision, recall, not 'mmd'; choose one of these, or add it to "
+            "the protocol's metrics",
+        ],
+    ),
+    "further metrics": (
+        "overrides: {tables: {table1: {metrics: [kidd]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of fid, "
+            "is, kid, mmd, moon_distance, off_moons, precision, recall; did you mean 'kid'?",
+        ],
+    ),
+    "a column of a training": (
+        "overrides: {tables: {figure4: {metric: grad_nrom}}}",
+        [
+            "config/mine.yaml: overrides.tables.figure4.metric: no training here logs "
+            "'grad_nrom'; did you mean 'grad_norm'?",
+        ],
+    ),
+    "a reported metric": (
+        ("overrides: {tables: {table4: {rows: {mix: {reported: {fdi: [1.0, 2.0, 3.0, 4.0]}}}}}}"),
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix.reported.fdi: unknown metric;"
+            " did you mean 'fid'?",
+        ],
+    ),
+    "too few reported numbers": (
+        "overrides: {tables: {table4: {rows: {mix: {reported: {fid: [1.0]}}}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.rows.mix.reported.fid: 1 values for 4 "
+            "NFE [4, 8, 12, 16]; give one for each, null where there is none",
+        ],
+    ),
+    "classes of a grid": (
+        "overrides: {tables: {figure6: {classes: [3, 10]}}}",
+        [
+            "config/mine.yaml: overrides.tables.figure6.classes: 10, but decm has the classes 0 to 9",
+        ],
+    ),
+    "images in a subset": (
+        "overrides: {settings: {protocols: {digits: {kid: {size: 1900}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits.kid.size: 1900, but there "
+            "are 1797 real images to compare with; lower it",
+        ],
+    ),
+    "betas": (
+        ("overrides: {settings: {recipes: {digits: {train: {optimizer: {betas: [0.9, 1.5]}}}}}}"),
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.optimizer.betas.1: "
+            "must be below 1.0, not 1.5",
+        ],
+    ),
+    "an endless rate": (
+        "overrides: {settings: {recipes: {digits: {train: {optimizer: {lr: .inf}}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.optimizer.lr: must be "
+            "a finite number, not inf",
+        ],
+    ),
+    "not a number": (
+        "overrides: {methods: {decm: {train: {optimizer: {lr: .nan}}}}}",
+        [
+            "config/mine.yaml: overrides.methods.decm.train.optimizer.lr: must be a finite number, not nan",
+        ],
+    ),
+    "nan in a list": (
+        "overrides: {methods: {meanflow-data: {loss: {guided: [.nan, 1.0]}}}}",
+        [
+            "config/mine.yaml: overrides.methods.meanflow-data.loss.guided.0: must be a "
+            "finite number, not nan",
+        ],
+    ),
+    "a batch": (
+        "overrides: {settings: {recipes: {digits: {train: {global_batch_size: 1000000000}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.global_batch_size: "
+            "must be at most 1000000, not 1000000000",
+        ],
+    ),
+    "a side of no pixels": (
+        "overrides: {settings: {backbones: {lightningdit-digits: {shape: [0, 4, 4]}}}}",
+        [
+            "config/mine.yaml: overrides.settings.backbones.lightningdit-digits.shape.0: must"
+            " be above 0, not 0",
+        ],
+    ),
+    "a protocol named like a column": (
+        (
+            "overrides: {settings: {protocols: {steps: {images: 10, labels: random, "
+            "extractor: identity, features: x, uint8: none, metrics: [mmd], "
+            "reference_latents: moons}}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.settings.protocols.steps: a table has a column of "
+            "that name; rename the protocol",
+        ],
+    ),
+    "a negative seed": (
+        "seeds: [-1]",
+        [
+            "config/mine.yaml: seeds.0: must be at least 0, not -1",
+        ],
+    ),
+    "a seed twice": (
+        "seeds: [0, 0]",
+        [
+            "config/mine.yaml: seeds: 0 stands twice; remove one",
+        ],
+    ),
+    "one seed": (
+        "seeds: 0",
+        [
+            "config/mine.yaml: seeds: must be a list, not 0; write [0]",
+        ],
+    ),
+    "a target": (
+        "targets: [tabel1]",
+        [
+            "config/mine.yaml: targets: unknown name 'tabel1'; did you mean 'table1'?",
+        ],
+    ),
+    "one target": (
+        "targets: table1",
+        [
+            "config/mine.yaml: targets: must be a list or all, not 'table1'; write [table1]",
+        ],
+    ),
+    "a path variable": (
+        "pathvars: {result: x}",
+        [
+            "config/mine.yaml: pathvars.result: unknown key; did you mean 'results'?",
+        ],
+    ),
+    "no plain path": (
+        "pathvars: {results: results/}",
+        [
+            "config/mine.yaml: pathvars.results: 'results/' is not the plain path of a folder: results/mine",
+        ],
+    ),
+    "a title": (
+        "title: 12",
+        [
+            "config/mine.yaml: title: must be text, not 12; put it in quotes",
+        ],
+    ),
+    "a list for a mapping": (
+        "overrides: [methods]",
+        [
+            "config/mine.yaml: overrides: must be a mapping, not a list",
+        ],
+    ),
+    "a number for an entry": (
+        "overrides: {methods: {decm: 3}}",
+        [
+            "config/mine.yaml: overrides.methods.decm: must be a mapping, not 3",
+        ],
+    ),
+    "a list for rows": (
+        "overrides: {tables: {table3: {rows: [a]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.rows: must be a mapping, not a list",
+        ],
+    ),
+    "a mapping for steps": (
+        "overrides: {tables: {table3: {steps: {1: 2}}}}",
+        [
+            "config/mine.yaml: overrides.tables.table3.steps: must be a list, not a mapping",
+        ],
+    ),
+    "nothing for a number": (
+        "overrides: {settings: {recipes: {digits: {train: {steps: null}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.train.steps: must be a whole"
+            " number, not null",
+        ],
+    ),
+    "an extractor": (
+        "overrides: {settings: {protocols: {digits: {extractor: conv-clasifier}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits: unknown extractor 'conv-"
+            "clasifier'; did you mean 'conv-classifier'?",
+        ],
+    ),
+    "a layer": (
+        "overrides: {settings: {protocols: {digits: {features: feature}}}}",
+        [
+            "config/mine.yaml: overrides.settings.protocols.digits: features: conv-classifier"
+            " has no layer 'feature'; did you mean 'features'?",
+        ],
+    ),
+    "guided channels": (
+        "overrides: {settings: {recipes: {digits: {guidance: {channels: 900}}}}}",
+        [
+            "config/mine.yaml: overrides.settings.recipes.digits.guidance.channels: 900, but "
+            "its latents have 4",
+        ],
+    ),
+    "an address": (
+        (
+            "overrides: {assets: {x: {kind: http, licence: MIT, unverified: new, files: "
+            "[{name: a, urls: [ftp://b]}]}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.assets.x.files.0.urls.0: must be text of the form "
+            "^https?://[^ ]+$, not 'ftp://b'",
+        ],
+    ),
+    "a file outside of its asset": (
+        (
+            "overrides: {assets: {x: {kind: http, licence: MIT, unverified: new, files: "
+            "[{name: ../a, urls: ['http://b']}]}}}"
+        ),
+        [
+            "config/mine.yaml: overrides.assets.x.files.0.name: '../a' must be a path inside "
+            "of the asset's folder",
+        ],
+    ),
+    "steps twice": (
+        "overrides: {tables: {table4: {steps: [4, 4]}}}",
+        [
+            "config/mine.yaml: overrides.tables.table4.steps: 4 stands twice; remove one",
+        ],
+    ),
+    "a size without end": (
+        "overrides: {settings: {latents: {digits-latents: {shards: 1000000000}}}}",
+        [
+            "config/mine.yaml: overrides.settings.latents.digits-latents.shards: must be "
+            "below 100000, not 1000000000",
+        ],
+    ),
+}
 
 
-def over(**overrides) -> dict:
-    return merge(raw_config("demo"), {"overrides": overrides})
+def copied(folder: Path) -> Path:
+    """A folder with a copy of config/."""
+    shutil.copytree(ROOT / "config", folder / "config")
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"methods": {"decm": {"los": {}}}}, ["methods/consistency.yaml", "decm.los", "misspelt"]),
-        (
-            {"methods": {"decm": {"loss": {"frequency": 3}}}},
-            ["methods/consistency.yaml", "decm", "frequency", "misspelt"],
-        ),
-        (
-            {"methods": {"decm": {"train": {"optimizer": {"lr": "1e-4"}}}}},
-            ["methods/consistency.yaml", "decm.train.optimizer.lr", "1.0e-4"],
-        ),
-        (
-            {"settings": {"recipes": {"digits": {"train": {"steps": "200"}}}}},
-            ["settings.yaml", "digits.train.steps", "without quotes"],
-        ),
-        (
-            {"methods": {"decm": {"recipe": "digit"}}},
-            ["methods/consistency.yaml", "decm.recipe", "did you mean 'digits'"],
-        ),
-        (
-            {"tables": {"table3": {"rows": {"a": {"method": "teachr"}}}}},
-            ["table3.yaml", "rows.a.method", "teacher"],
-        ),
-        ({"tables": {"table3": {"rows": {"zz": {}}}}}, ["table3", "zz"]),
-        (
-            {"tables": {"table3": {"rows": {"m": {"variant": "freq-5"}}}}},
-            ["table3.yaml", "freq-5", "otherwise"],
-        ),
-        (
-            {"tables": {"table4": {"rows": {"mix": {"steps": [1, 8, 12, 16]}}}}},
-            ["table4.yaml", "mix", "at least 2"],
-        ),
-        ({"methods": {"decm": {"loss": {"freq": 500}}}}, ["decm", "freq", "500", "200"]),
-        ({"methods": {"ayf": {"loss": {"warmup": 500}}}}, ["ayf.loss.warmup", "500", "200"]),
-        ({"methods": {"scm": {"loss": {"warmup": 500}}}}, ["scm.loss.warmup", "500", "200"]),
-        (
-            {"tables": {"table3": {"rows": {"o": {"set": {"loss": {"freq": 500}}}}}}},
-            ["decm, variant freq-5.loss.freq", "500", "200"],
-        ),
-        (
-            {"settings": {"recipes": {"digits": {"train": {"optimizer": {"warmup": 200}}}}}},
-            ["settings.yaml", "warmup", "200"],
-        ),
-        ({"settings": {"protocols": {"digits": {"images": 1999}}}}, ["digits.images", "1999", "10 classes"]),
-        (
-            {"settings": {"recipes": {"digits": {"guidance": {"interval": [0.5, 0.2]}}}}},
-            ["interval", "rise"],
-        ),
-        ({"methods": {"teacher": {"teacher": True}}}, ["teacher", "cannot teach itself"]),
-        (
-            {"methods": {"teacher": {"weights": {"asset": "lightningdit-xl1-800ep", "file": "x.pt"}}}},
-            ["x.pt"],
-        ),
-        ({"method": {}}, ["overrides", "did you mean 'methods'"]),
-    ],
-)
-def test_one_error_names_file_and_key(overrides, words):
+def told(folder: Path, preset: str = "", **given) -> list[str]:
+    """The lines told of a preset, config/mine.yaml, or of what is given in another way."""
+    mine = folder / "config/mine.yaml"
+    mine.write_text(preset)
+    raw = merge(read_yaml(mine), given)
     with pytest.raises(ConfigError) as error:
-        make_plan(over(**overrides))
-    for word in words:
-        assert word in str(error.value), str(error.value)
-    assert "Traceback" not in str(error.value)
+        Plan(complete(raw, folder), folder, [mine] if preset else [])
+    return str(error.value).split("\n")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_preset_is_told_of_the_preset(mistake, tmp_path):
+    preset, lines = MISTAKES[mistake]
+    assert told(copied(tmp_path), f"based_on: config/demo.yaml\n{preset}\n") == lines
+
+
+# A file of the repository as it is found, and the line told.
+DAMAGED = {
+    "a tab": (b"seeds: [0]\n\ttitle: x\n", "line 2: a tab; indent with spaces"),
+    "Latin-1": (
+        b"seeds: [0]\ntitle: Z\xfcrich\n",
+        "line 2: the byte 0xfc is not UTF-8; save the file as UTF-8",
+    ),
+    "a NUL": (b"a: 1\nb: \0\n", "line 2: the character '\\x00' may not stand in YAML; remove it"),
+    "a list": (b"- a\n", "must be a mapping, not list"),
+    "text": (b"hello", "must be a mapping, not str"),
+    "an open bracket": (b"a: [1\nb: 2\n", "line 2: did not find expected ',' or ']'"),
+    "an open quote": (b'a: "x\nb: 2\n', "line 3: found unexpected end of stream"),
+    "an unknown name": (b"a: *b\n", "line 1: found undefined alias"),
+    "two documents": (b"a: 1\n---\nb: 1\n", "line 2: but found another document"),
+    "a list as a key": (b"? [a]\n: 1\n", "line 1: found unhashable key"),
+    "itself": (b"a: &a\n  b: *a\n", "line 1: found unconstructable recursive node"),
+    "a tag": (b"a: !!python/name:os.system x\n", None),
+    "a month of 40 days": (b"a: 1\nb: 2026-01-40\n", "line 2: day is out of range for month"),
+    "a list of itself": (b"a: &a [*a]\n", "line 1: found unconstructable recursive node"),
+    "brackets": (b"a: " + 5000 * b"[", None),
+    "digits": (b"a: 1\nb: " + 5000 * b"9", None),
+    "a merge with a number": (b"a:\n  <<: 5\n", None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_named_with_its_line(damage, tmp_path):
+    content, message = DAMAGED[damage]
+    copied(tmp_path)
+    file = tmp_path / "config/costs.yaml"
+    file.write_bytes(content)
+    first = told(tmp_path)[0]
+    if message is None:
+        assert re.match(r"config/costs\.yaml: (line \d: )?\S", first) and len(first) < 200
+    else:
+        assert first == f"config/costs.yaml: {message}"
 
 
 def test_unknown_top_level_key():
-    with pytest.raises(ConfigError, match=r"seed: unknown key"):
+    with pytest.raises(ConfigError, match=r"config/config.yaml or preset: seed: unknown key"):
         make_plan({**raw_config(), "seed": 3})
 
 
 def test_method_standing_twice(tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config")
     (tmp_path / "config/methods/mine.yaml").write_text("decm: {title: mine}\n")
-    with pytest.raises(ConfigError, match=r"methods/mine\.yaml: decm: stands in config/methods/consistency"):
+    with pytest.raises(ConfigError, match=r"methods/mine\.yaml: decm stands in config/methods/consistency"):
         load(raw_config("demo"), tmp_path)
 
 
@@ -128,9 +542,8 @@ TOGETHER = {
         [
             "config/assets.yaml: digits.kind: 'sklaern' is not one of sklearn, hub, http, local; "
             "did you mean 'sklearn'?",
-            "config/settings.yaml: backbones.unet-cifar10.depth: input should be a valid integer, not 'four'",
-            "config/settings.yaml: backbones.unet-cifar10-dual.depth: input should be a valid integer, "
-            "not 'four'",
+            "config/settings.yaml: backbones.unet-cifar10.depth: must be a whole number, not 'four'",
+            "config/settings.yaml: backbones.unet-cifar10-dual.depth: must be a whole number, not 'four'",
             "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm; "
             "did you mean 'euler'?",
             "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
@@ -175,7 +588,7 @@ TOGETHER = {
             "config/config.yaml: line N: key 'seeds' stands twice",
             "config/settings.yaml: line N: key 'cm' stands twice",
             "config/settings.yaml: samplers.c m: 'c m' is not a name: use letters, digits, '.', '_' and '-', "
-            "not digits alone",
+            "a letter or digit first, not digits alone",
             "config/methods/consistency.yaml: line N: YAML reads 1e-2 as text: write the number with a "
             "decimal point and a sign (1.0e-4), text in quotes",
         ],
@@ -190,9 +603,12 @@ TOGETHER = {
             }
         },
         [
-            "config/settings.yaml: backbones.unet-cifar10.classes: 11, but latents cifar10 have 10",
-            "config/methods/tcm.yaml: tcm.teacher: tcm cannot teach itself; set it to false",
-            "config/tables/table4.yaml: rows.mix: sampler 'mix' needs at least 2 steps, not 1",
+            "config/config.yaml or preset: overrides.settings.backbones.unet-cifar10.classes: 11, "
+            "but latents cifar10 have 10",
+            "config/config.yaml or preset: overrides.methods.tcm.teacher: tcm cannot teach itself; "
+            "set it to false",
+            "config/config.yaml or preset: overrides.tables.table4.rows.mix: sampler 'mix' needs at least 2 "
+            "steps, not 1",
         ],
     ),
 }
@@ -220,18 +636,144 @@ def test_what_snakemake_has_read_is_read_again(tmp_path):
 
 
 def test_numbers_on_the_command_line():
-    """Snakemake leaves those inside of lists and mappings text."""
-    given = {"seeds": ["0", "1"], "bench": {"batches": ["8"]}, "title": "Seeds 0, 1", "targets": ["table1"]}
-    raw = complete({}, ROOT, given)
+    """Snakemake leaves those inside of lists and mappings text, and takes away quotes."""
+    words = ["seeds=[0,1]", "bench={batches: [8]}", "title=Seeds 0, 1", "targets=[table1]", 'command="12"']
+    words += ["overrides={settings: {recipes: {digits: {train: {optimizer: {lr: 1e-3}}}}}}", "weights="]
+    raw = complete({}, ROOT, command_line_values(words))
     assert (raw["seeds"], raw["bench"]["batches"], raw["title"]) == ([0, 1], [8], "Seeds 0, 1")
-    assert make_plan(raw).wanted == ["table1"]
+    assert raw["overrides"]["settings"]["recipes"]["digits"]["train"]["optimizer"]["lr"] == 1e-3
+    assert (raw["command"], raw["weights"]) == ("12", None)
+    assert make_plan(raw | {"weights": "trained"}).wanted == ["table1"]
+
+
+def test_every_key_can_be_given_on_the_command_line():
+    """As YAML in one line, read by Snakemake first."""
+    wanted = raw_config("demo") | {"seeds": [3, 4], "claim_seeds": [5], "title": "A: b"}
+    words = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}"
+        for key, value in wanted.items()
+    ]
+    words = [word.removesuffix("\n").removesuffix("\n...") for word in words]
+    assert set(parse_config(words)) == set(Root.model_fields)
+    assert complete({}, ROOT, command_line_values(words)) == wanted
+
+
+def test_an_outer_workflow_passes_the_command_line_on():
+    """It gets what Snakemake has read, in which the numbers of a list are text."""
+    words = ["seeds=[0, 1]", "title=mine", "bench={repeats: 3}"]
+    outer = {"seeds": ["0", "1"], "title": "another", "bench": {"repeats": "3", "batches": [4]}}
+    line = passed_on(outer, parse_config(words), command_line_values(words))
+    assert line == {"seeds": [0, 1], "bench": {"repeats": 3}}
+    assert complete(outer, ROOT, line)["bench"]["batches"] == [4]
+
+
+def test_a_mistake_on_the_command_line(tmp_path):
+    line = command_line_values(["targets=table1", "seeds=[x]"])
+    with pytest.raises(ConfigError) as error:
+        Plan(complete({}, ROOT, line), ROOT, [], line)
+    assert str(error.value).split("\n") == [
+        "--config: seeds.0: must be a whole number, not 'x'",
+        "--config: targets: must be a list or all, not 'table1'; write [table1]",
+    ]
+
+
+def test_a_mistake_is_told_of_the_last_file_that_makes_it(tmp_path):
+    """Presets are laid over each other, and the command line over them."""
+    folder = copied(tmp_path)
+    (folder / "config/lower.yaml").write_text("based_on: config/demo.yaml\nseeds: [0]\ntargets: [tabel1]\n")
+    assert told(folder, "based_on: config/lower.yaml\nseeds: [-1]\n") == [
+        "config/mine.yaml: seeds.0: must be at least 0, not -1"
+    ]
+    assert told(folder, "based_on: config/lower.yaml\n") == [
+        "config/lower.yaml: targets: unknown name 'tabel1'; did you mean 'table1'?"
+    ]
+    (line,) = told(folder, "based_on: config/lower.yml\n")
+    assert line.startswith("config/mine.yaml: based_on: there is no file 'config/lower.yml' in ")
+    assert told(folder, "based_on: config/mine.yaml\n")[0] == (
+        "config/mine.yaml: based_on: goes in a circle: config/mine.yaml <- config/mine.yaml"
+    )
+
+
+def test_columns_of_a_table_are_those_of_its_csv():
+    """No protocol may have their names."""
+    assert set(TABLE_COLUMNS) == set(rows._FIELDS)
+
+
+def test_a_tokenizer_that_its_own_training_needs():
+    changed = {"overrides": {"settings": {"recipes": {"digits-autoencoder": {"latents": "digits-latents"}}}}}
+    with pytest.raises(ConfigError, match="the latents of digits-autoencoder come from digits-auto"):
+        make_plan(merge(raw_config("demo"), changed))
+
+
+def test_extractors_are_those_of_torch_fidelity():
+    """But those whose weights cannot be given as a file."""
+    ours = {name: layers for name, layers in EXTRACTORS.items() if name != "conv-classifier"}
+    theirs = {name: found for name, found in FEATURE_EXTRACTORS_REGISTRY.items() if "dinov2" not in name}
+    assert ours == {name: found.get_provided_features_list() for name, found in theirs.items()}
+
+
+TARGETS = {
+    "results/demo/tabel1.csv": "no rule makes it; did you mean 'results/demo/table1.csv'?",
+    "results/demo/table1": "no rule makes it; did you mean 'results/demo/table1.csv'?",
+    "results/table1.csv": "no rule makes it; did you mean 'results/demo/table1.csv'?",
+    "results/demo/figure6.csv.png": "no rule makes it; did you mean 'results/demo/figure6.png'?",
+    "tabel1.csv": "no rule makes it; did you mean 'results/demo/table1.csv'?",
+    "table1": "no rule makes it; did you mean 'results/demo/table1.csv'?",
+    "asets": "no rule makes it; did you mean 'assets'?",
+    "data/assets/digits.json": "no rule makes it; did you mean 'results/demo/assets/digits.json'?",
+    "nonsense": "no rule makes it; targets are files such as results/demo/dumo-figure3-samples.csv, "
+    "and assets, doctor",
+    "results/demo/decmm/base/0/train.jsonl": "unknown method 'decmm'; did you mean 'decm'?",
+    "results/demo/decm/freq-55/0/cm-1/digits.json": "unknown variant 'freq-55' of decm; "
+    "did you mean 'freq-5'?",
+    "results/demo/decm/base/-1/mix-4/digits.json": "seed must be 0, 1, 2 and so on, not '-1'",
+    "results/demo/decm/base/01/mix-4/digits.json": "seed must be 0, 1, 2 and so on, not '01'",
+    "results/demo/decm/base/0/mix-0/digits.json": "steps must be 1, 2, 3 and so on, not '0'",
+    "results/demo/decm/base/0/mxi-4/digits.json": "unknown sampler 'mxi'; did you mean 'mix'?",
+    "results/demo/decm/base/0/mix-4/digit.json": "unknown protocol 'digit'; did you mean 'digits'?",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_nothing_makes(target, demo_plan):
+    with pytest.raises(ConfigError, match="no rule makes"):
+        maker(demo_plan, target)
+    assert explain(demo_plan, target, ["assets", "doctor"]) == f"target {target}: {TARGETS[target]}"
+
+
+REFUSED = {
+    "results/demo/decm/base/0/mix-1/digits.json": "sampler 'mix' needs at least 2 steps, not 1",
+    "results/demo/decm/base/0/mix-1000000/digits.json": "steps 1000000 must be 1 to 100000",
+    "results/demo/latents/digits-latents/shard-00099.tar": "shard 00099, but there are 2, from 0 on",
+}
+
+
+@pytest.mark.parametrize("target", REFUSED)
+def test_a_target_that_its_stage_would_refuse(target, demo_plan):
+    with pytest.raises(ConfigError) as error:
+        check(demo_plan, target)
+    assert str(error.value) == f"target {target}: {REFUSED[target]}"
+
+
+def test_targets_that_can_be_made(demo_plan, paper_plan):
+    for plan in (demo_plan, paper_plan):
+        for target in plan.targets():
+            check(plan, target)
+    check(demo_plan, "results/demo/decm/freq-5/7/mix-3/digits.json")
+    assert explain(paper_plan, "results/teacher/base/1/model.safetensors", []) == (
+        "target results/teacher/base/1/model.safetensors: published weights have no seeds; use 0"
+    )
 
 
 def test_one_recipe_takes_the_place_of_many(demo_plan):
     assert {run.recipe.scale for run in demo_plan.runs.values()} == {"demo", "toy", "paper"}
     assert not [name for name in demo_plan.parts.recipes if name.startswith("imagenet")]
-    with pytest.raises(ConfigError, match=r"replace_recipes: no recipe is called 'imagnet\*'"):
-        make_plan(raw_config() | {"replace_recipes": {"imagnet*": "digits"}})
+
+
+def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *words], cwd=folder, capture_output=True, text=True
+    )
 
 
 def test_snakemake_shows_the_error_before_any_job(tmp_path):
@@ -242,12 +784,30 @@ def test_snakemake_shows_the_error_before_any_job(tmp_path):
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     methods = tmp_path / "config/methods/consistency.yaml"
     methods.write_text(methods.read_text().replace("name: decm", "name: decm, frequenzy: 3"))
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--profile", "profiles/demo", "results/demo/table3.csv"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key" in done.stderr
+    done = snakemake(tmp_path, "--profile", "profiles/demo", "results/demo/table3.csv")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Using profile profiles/demo for setting default command line arguments.",
+        "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
+        "did you mean 'freq'?",
+    ]
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["results/demo/tabel1.csv"], "target results/demo/tabel1.csv: no rule makes it; did you mean "),
+        (["train"], "target train: this rule makes many files; name one of them"),
+        (["results/demo/table1.csv", "-R", "trian"], "target trian: no rule makes it; did you mean "),
+        (
+            ["results/demo/table1.csv", "--config", "seeds=0"],
+            "--config: seeds: must be a list, not 0; write [0]",
+        ),
+    ],
+)
+def test_snakemake_ends_in_one_line(words, line, tmp_path):
+    done = snakemake(ROOT, "--profile", "profiles/demo", "--directory", str(tmp_path), "-n", *words)
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()
+    assert first.startswith("Using profile ") and last.startswith(line)

@@ -111,11 +111,11 @@ def test_extra_metrics_of_a_table_are_of_one_protocol(paper_plan, demo_plan):
     [
         (
             {"table4": {"metrics": ["precison"]}},
-            ["table4.yaml: metrics", "decm-fid50k, common", "'precison'"],
+            ["overrides.tables.table4.metrics", "did you mean 'precision'?"],
         ),
         ({"table4": {"metrics": ["kid", "kid"]}}, ["table4.yaml", "name one twice"]),
         ({"table4": {"metrics": ["fid"]}}, ["table4.yaml", "the table's own metric"]),
-        ({"figure1": {"metrics": ["kid"]}}, ["figure1.yaml", "kind: table, not of curve"]),
+        ({"figure1": {"metrics": ["kid"]}}, ["figure1.yaml", "kind: table, sweep, not of curve"]),
     ],
 )
 def test_extra_metrics_that_nobody_computes(change, words):

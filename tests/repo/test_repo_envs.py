@@ -29,7 +29,7 @@ MODULES = {
     "snakemake-executor-plugin-slurm": "snakemake_executor_plugin_slurm",
 }
 # Modules that come with another distribution.
-COMES_WITH = {"markupsafe": "jinja2"}
+COMES_WITH = {"markupsafe": "jinja2", "triton": "torch"}
 
 # Loaded where it is built, and these stages never use it: what extracts features is no UNet.
 UNUSED = {"score": {"fewstep.backbones.unet"}, "reference": {"fewstep.backbones.unet"}}

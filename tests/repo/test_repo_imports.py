@@ -38,7 +38,7 @@ PARTIES = {
     "config": {"pydantic", "yaml"},
     "plan": set(),
     "methods": {"torch", "pydantic"},
-    "core": {"torch", "numpy", "scipy"},
+    "core": {"torch", "triton", "numpy", "scipy"},
     "environment": set(),
 }
 
@@ -48,6 +48,7 @@ PLACES = {
     "diffusers": {"data.tokenizers", "data.vavae", "backbones."},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
+    "triton": {"core.attention_kernel"},
     "huggingface_hub": {"data."},
     "pyarrow": {"data."},
     "sklearn": {"data."},

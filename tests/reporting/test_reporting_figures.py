@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from fewstep import figure as stage
+from fewstep.common.csv_files import read_csv
 from fewstep.common.files import write_lines
 from fewstep.config import dump
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.figures import grid, learning_curves
 from fewstep.reporting.figures.learning_curves import running_median
-from fewstep.reporting.formatting import read_csv
 
 
 def colours(path) -> int:

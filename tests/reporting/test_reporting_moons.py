@@ -12,12 +12,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fewstep import figure as stage
+from fewstep.common.csv_files import read_csv
 from fewstep.config import ConfigError, read_spec
 from fewstep.config.specs import CellKey, ClaimsSpec, TableSpec
 from fewstep.config.tables import Claim, Table
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.claim_checks import check_claims
-from fewstep.reporting.formatting import read_csv
 from fewstep.reporting.markdown import claims_markdown
 
 
@@ -55,12 +55,14 @@ def test_a_sweep_shows_every_seed(spec_file, metric, write_json, tmp_path, lowes
         for row in spec.rows
         for key in row.cells["moons"][0]
     }
-    files = [write_json(metric(key, 0.0, mmd=value)) for key, value in values.items()]
+    away = {"moon_distance": 1.25, "off_moons": 0.125}
+    files = [write_json(metric(key, 0.0, mmd=value, **away)) for key, value in values.items()]
     picture, lines = draw(path, tmp_path, "--metrics", *files)
     assert colours(picture) > 100
     found = {line["row"]: (line["parameter"], line["values"].count(";")) for line in lines}
     assert found["rho-80"] == ("0.8", 2) and found["dumo"] == ("", 2)
     assert {line["status"] for line in lines} == {"reproduced"}
+    assert {(line["ours_moon_distance"], line["ours_off_moons"]) for line in lines} == {("1.25", "0.125")}
 
 
 def test_a_sweep_without_metrics(spec_file, tmp_path):
@@ -144,14 +146,14 @@ def test_a_toy_does_not_stand_beside_other_rows():
     raw = raw_config()
     row = {"id": "x", "label": "x", "method": "decm"}
     raw["overrides"] = {"tables": {"dumo-figure3-samples": {"rows": {"dumo": row | {"id": "dumo"}}}}}
-    with pytest.raises(ConfigError, match=r"dumo-figure3-samples\.yaml: rows: toys stand beside paper"):
+    with pytest.raises(ConfigError, match=r"dumo-figure3-samples\.rows: toys stand beside paper"):
         make_plan(raw)
 
 
 def test_a_parameter_that_the_losses_lack_is_named():
     raw = raw_config()
     raw["overrides"] = {"tables": {"dumo-figure3": {"parameter": "loss.equals"}}}
-    with pytest.raises(ConfigError, match=r"dumo-figure3\.yaml: parameter: 'loss.equals' is a number in 0"):
+    with pytest.raises(ConfigError, match=r"dumo-figure3\.parameter: 'loss.equals' is a number in 0"):
         make_plan(raw)
 
 

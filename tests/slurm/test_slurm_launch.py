@@ -53,6 +53,19 @@ def test_several_nodes_are_one_torchrun_each(monkeypatch):
     assert task[-4:] == ["-m", *STAGE]
 
 
+def test_missing_commands_of_slurm_are_one_line(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^error: squeue not found: several nodes need"):
+        words("--nodes", "2")
+    launch._ask_to_stop("11", "12", tmp_path / "lock")
+    assert "scancel not found" in capfd.readouterr().err
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho Invalid job id >&2\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    with pytest.raises(SystemExit, match=r"^error: squeue -h -j 12345 .*: Invalid job id$"):
+        words("--nodes", "2")
+
+
 def test_several_nodes_need_a_job(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(SystemExit, match="2 nodes need a Slurm job"):

@@ -66,7 +66,7 @@ def test_constant_average_and_its_ramp():
     ramped.update(net)
     assert float(plain.tensors()["weight"][0]) == pytest.approx(0.1)
     assert float(ramped.tensors()["weight"][0]) == pytest.approx(0.9)
-    assert [ramped.beta(k) for k in (0, 8, 1000)] == [0.1, 0.5, 0.9]
+    assert [float(ramped.beta(torch.tensor(k))) for k in (0, 8, 1000)] == [0.1, 0.5, 0.9]
 
 
 def test_buffers_are_copied_and_keys_are_those_of_the_state_dict():
@@ -109,9 +109,20 @@ def test_an_average_may_live_in_a_network_of_its_own():
 
 
 def test_a_decay_that_is_approached_from_zero():
-    law = Approach(0.999)
-    decays = [law(k) for k in range(300)]
+    ema = Ema(Toy(), Approach(0.999))
+    decays = [float(ema.beta(torch.tensor(k))) for k in range(300)]
     assert decays[0] == 0 and decays == sorted(decays) and decays[-1] < 0.999
     reached = [next(k for k, d in enumerate(decays) if d >= value) for value in (0.9, 0.95, 0.99)]
     assert reached == pytest.approx([16, 35, 204], abs=1)
-    assert Approach(0.999)(250) == decays[250]
+    assert float(ema.beta(torch.tensor(10**6))) == pytest.approx(0.999, abs=1e-9)
+
+
+def test_an_update_that_was_not_taken_changes_nothing():
+    net = Toy()
+    ema = Ema(net, PowerEma(kind="power", sigma_rel=0.05))
+    net.step(1)
+    ema.update(net, torch.tensor(True))
+    net.step(2)
+    ema.update(net, torch.tensor(False))
+    assert ema.tensors()["weight"].tolist() == pytest.approx([1.0, 1.0, math.sin(1)])
+    assert int(ema.updates) == 1

@@ -104,7 +104,7 @@ def test_a_module_that_is_imported_anew_counts(package):
 
 def test_every_kind_of_backbone_has_modules():
     kinds = {get_args(model.model_fields["kind"].annotation)[0] for model in get_args(get_args(Backbone)[0])}
-    assert kinds == set(provenance.BACKBONES)
+    assert all(score_digest(kind) for kind in kinds)
 
 
 def test_a_method_or_backbone_without_source_is_refused(package):

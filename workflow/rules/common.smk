@@ -1,23 +1,27 @@
 # The plan answers every question about names, paths, inputs and specs; rules only ask it.
 from fewstep.common import preloaded
 from fewstep.config import ConfigError
-from fewstep.config.base import complete
+from fewstep.config.base import are_texts, command_line_values, complete, passed_on
+from fewstep.environment import MOST_RETRIES
 from fewstep.plan import Plan
 from fewstep.plan.paths import FILES
 
 # With `config:` in a module statement, the files and the command line are those of another workflow.
 outer = workflow.modifier.skip_configfile
 try:
-    config = complete(
-        config, repository, {} if outer else workflow.config_settings.config
-    )
-    workflow.register_pathvars(**config["pathvars"])
-    config["pathvars"] = {
-        name: workflow.pathvars.get(name) for name in config["pathvars"]
-    }
-    plan = Plan(config, repository, () if outer else workflow.configfiles)
+    line = command_line_values(workflow.config_settings.config_args or [])
+    if outer:
+        line = passed_on(config, workflow.config_settings.config, line)
+    config = complete(config, repository, line)
+    if are_texts(config.get("pathvars")):
+        workflow.register_pathvars(**config["pathvars"])
+        config["pathvars"] = {
+            name: workflow.pathvars.get(name) for name in config["pathvars"]
+        }
+    plan = Plan(config, repository, () if outer else workflow.configfiles, line)
 except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    # A WorkflowError would stand among lines that blame this file.
+    sys.exit(str(error))
 
 
 def inputs(stage):
@@ -27,3 +31,13 @@ def inputs(stage):
 
 wildcard_constraints:
     **plan.constraints,
+
+
+# A training or sampling resumes: all retries of the profile are for its time limits. Of another stage a retry mends
+# what passes, as a lost node or network does; what the login node writes in an instant is not tried again.
+FEW_RETRIES = min(MOST_RETRIES, getattr(workflow.execution_settings, "retries", 0))
+
+
+def which_attempt(wildcards, attempt):
+    """1, and more of a retry; a resource, as Snakemake tells it to those only."""
+    return attempt

@@ -6,6 +6,7 @@ rule spec:
     wildcard_constraints:
         name=".+",
         stage="[a-z]+",
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -23,6 +24,7 @@ rule fetch:
         FILES["record"],
     log:
         "<logs>/fetch/{asset}.log",
+    retries: FEW_RETRIES
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -44,12 +46,15 @@ rule encode:
         FILES["shard"],
     log:
         "<logs>/encode/{latents}/{shard}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     resources:
         gpu=0,
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.encode"
+        " --spec {input.spec:q} --source {input.source:q}"
         " --tokenizer {input.tokenizer:q} --shard {wildcards.shard:q} --out {output:q} > {log:q} 2>&1"
 
 
@@ -60,8 +65,12 @@ rule manifest:
         FILES["manifest"],
     log:
         "<logs>/encode/{latents}/manifest.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
+    resources:
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.encode --spec {input.spec:q} --source {input.source:q}"
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.encode"
+        " --spec {input.spec:q} --source {input.source:q}"
         " --tokenizer {input.tokenizer:q} --merge {input.shards:q} --out {output:q} > {log:q} 2>&1"

@@ -10,8 +10,10 @@ rule sample:
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.sample"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.sample"
         " --spec {input.spec:q} --model {input.model:q} --latents {input.latents:q}"
         " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
@@ -23,13 +25,16 @@ rule reference:
         FILES["statistics"],
     log:
         "<logs>/reference/{protocol}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/metrics.yaml"
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.reference"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.reference"
         " --spec {input.spec:q} --latents {input.latents:q} --published {input.published:q}"
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
@@ -41,12 +46,15 @@ rule score:
         FILES["metrics"],
     log:
         "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/metrics.yaml"
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.score"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.score"
         " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
         " --reference {input.reference:q} --out {output:q} > {log:q} 2>&1"

@@ -13,6 +13,7 @@ rule table:
         "<logs>/table/{table}.log",
     wildcard_constraints:
         table=plan.tables_pattern(figures=False),
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -36,6 +37,7 @@ rule figure:
         "<logs>/figure/{table}.log",
     wildcard_constraints:
         table=plan.tables_pattern(figures=True),
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -53,6 +55,7 @@ rule claims:
         markdown=FILES["claims_markdown"],
     log:
         "<logs>/claims.log",
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -68,6 +71,7 @@ rule report_page:
         report(FILES["page"], caption="../report/page.rst", category="Report"),
     log:
         "<logs>/report.log",
+    retries: 0
     localrule: True
     conda:
         "../../envs/workflow.yaml"
@@ -83,6 +87,7 @@ rule plan:
         "<results>/plan.csv",
     log:
         "<logs>/plan.log",
+    retries: 0
     localrule: True
     conda:
         "../../envs/torch.yaml"

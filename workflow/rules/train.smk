@@ -10,10 +10,14 @@ rule adopt:
     wildcard_constraints:
         run=plan.runs_pattern(adopted=True),
         seed="0",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
+    resources:
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.adopt --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.adopt"
+        " --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Training state lives in an undeclared folder beside the model: Snakemake removes the declared
@@ -43,10 +47,12 @@ rule train:
         gpu=0,
         gres="",
         options="",
+        attempt=which_attempt,
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
         " --gres={resources.gres:q} --threads {threads} --lock {output.model:q}.lock"
-        " fewstep.train --spec {input.spec:q} --latents {input.latents:q} --teacher {input.teacher:q}"
+        " --attempt {resources.attempt} fewstep.train"
+        " --spec {input.spec:q} --latents {input.latents:q} --teacher {input.teacher:q}"
         " --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 
@@ -58,11 +64,14 @@ rule bench:
         "<results>/bench.csv",
     log:
         "<logs>/bench.log",
+    retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
     resources:
         gpu=0,
         gres="",
+        attempt=which_attempt,
     shell:
-        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q} fewstep.bench train-step"
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.bench train-step"
         " --spec {input.spec:q} --out {output:q} > {log:q} 2>&1"

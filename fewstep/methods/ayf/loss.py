@@ -62,8 +62,7 @@ class AYF(Method):
         p = self.params
         directions = (append_dims(gap, at.x) * at.v, gap, torch.zeros_like(gap))
         F, dF_scaled = ctx.jvp(net, (at.x, at.t, at.t + gap), directions, at.y)
-        rho = p.rho * min(1.0, ctx.step / p.warmup) if p.warmup else p.rho
-        return F, consistency_residual(F, at.v, rho * dF_scaled)
+        return F, consistency_residual(F, at.v, p.rho * ctx.warmed_up(p.warmup) * dF_scaled)
 
     def _lagrangian(self, net: nn.Module, at: PathSample, gap: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """F and its residual at the right end."""

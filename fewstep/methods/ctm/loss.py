@@ -24,14 +24,16 @@ Deviations from the paper:
 * ``dsm`` is a constant, not balanced by gradient norms of the last layer, and L_dsm follows the
   teacher's velocity where there is one, so that both terms want the same guidance.
 * L_dsm is one mean square of velocities, with t' of EDM's law; the paper weights denoised images.
-* Each row draws its own t, u and s, and so its number of solver steps. The release draws that number once for
-  a batch, k with odds k, then the grid times t that leave room for it.
+* Each row draws its own t, u and s, and so its number of solver steps; a batch is stratified by it. The
+  release draws that number once for a batch, k with odds k, then the grid times t that leave room for it.
 * Heun's steps are taken in t, the release's in sigma. Half of its times of L_dsm are even on Karras' scale.
 * The jump to s within the target is the moving average's, as released; the paper writes the network itself.
 * The ends of the grid are moved to t = 0 and 1 (core/times.py).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims, flow_map, interpolate
 from ...core.path_sample import PathSample
 from ...core.precision import upcast
+from ...core.rng import stratum
 from ...core.times import karras_grid, sample_times
 from .params import CTMParams
 
@@ -53,10 +56,10 @@ class CTM(Method):
         if ctx.target is None:
             raise ValueError("ctm needs the moving average of CTM.target_decay as ctx.target")
         times = karras_grid(p.points, batch.x1.device)[1].to(batch.x1.dtype)
-        # Indices i < k <= j of t, u and s.
-        i = ctx.rng.integers("t", p.points - 1)
-        j = i + 1 + _below(p.points - 1 - i, ctx.rng.uniform("s"))
-        k = i + 1 + _below((j - i).clamp(max=p.solver_steps), ctx.rng.uniform("u"))
+        # Indices of t, u and s.
+        share, i, k, j = _intervals(p.points, p.solver_steps, batch.x1.device)
+        drawn = torch.searchsorted(share, ctx.rng.strata("interval")).clamp(max=len(share) - 1)
+        i, k, j = i[drawn], k[drawn], j[drawn]
         at = PathSample(batch, ctx, times[i])
         u, s = times[k], times[j]
         own = self._to_data(ctx.target, _jump(net, at.x, at.t, s, at.y), s, at.y)
@@ -80,13 +83,16 @@ class CTM(Method):
     def _solve(self, at: PathSample, times: Tensor, i: Tensor, k: Tensor, ctx: Context) -> Tensor:
         """x_u: Heun steps of the teacher from grid point i to grid point k, (B, C, H, W)."""
         assert ctx.teacher is not None
-        x = upcast(at.x).clone()
-        for n in range(int((k - i).max())):
-            rows = (i + n < k).nonzero()[:, 0]
-            now, after, y = times[i[rows] + n], times[i[rows] + n + 1], at.y[rows]
-            start, gap = x[rows], append_dims(after - now, x)
+        p, x = self.params, upcast(at.x).clone()
+        for n in range(p.solver_steps):
+            rows = ctx.rng.choose(_solved, p.points, p.solver_steps, n).inside
+            if not len(rows):
+                break
+            here, y = i[rows] + n, at.y[rows]
+            now, after = (times[index.clamp(max=len(times) - 1)] for index in (here, here + 1))
+            start, gap = x[rows], append_dims((after - now).where(here < k[rows], 0), x)
             v = upcast(ctx.teacher(start.to(at.x.dtype), now, y))
-            if self.params.solver == "heun":
+            if p.solver == "heun":
                 v = (v + upcast(ctx.teacher((start + gap * v).to(at.x.dtype), after, y))) / 2
             x[rows] = start + gap * v
         return x.to(at.x.dtype)
@@ -97,6 +103,22 @@ def _jump(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
     return flow_map(x, t, s, upcast(net(x, t, s, y))).to(x.dtype)
 
 
-def _below(count: Tensor, uniform: Tensor) -> Tensor:
-    """An integer from 0 to count - 1, (B,)."""
-    return torch.minimum((uniform * count).long(), count - 1)
+@cache
+def _intervals(points: int, most: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cumulative probabilities, float64, and indices i < k <= j of t, u and s, (N,) each, by rising k - i.
+
+    i is uniform, j uniform above i, and k uniform above i up to j and to ``most`` steps.
+    """
+    i, k, j = torch.cartesian_prod(*3 * [torch.arange(points)]).unbind(1)
+    i, k, j = (index[(i < k) & (k <= j) & (k - i <= most)] for index in (i, k, j))
+    order = torch.argsort(k - i, stable=True)
+    i, k, j = i[order], k[order], j[order]
+    share = 1 / ((points - 1) * (points - 1 - i) * (j - i).clamp(max=most)).double()
+    return share.cumsum(0).to(device), i.to(device), k.to(device), j.to(device)
+
+
+def _solved(place: Tensor, total: int, points: int, most: int, step: int) -> Tensor:
+    """Whether the row at each place may have more than ``step`` solver steps in its stratum."""
+    share, i, k, _ = _intervals(points, most, torch.device("cpu"))
+    last = torch.searchsorted(share, (stratum(place, total) + 1) / total).clamp(max=len(share) - 1)
+    return (k - i)[last] > step

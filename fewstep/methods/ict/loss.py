@@ -46,15 +46,16 @@ from .params import ICTParams
 class ICT(Method):
     params: ICTParams
 
-    def points(self, step: int, steps: int) -> int:
-        """N, the number of points of the grid in this step."""
+    def intervals(self, step: Tensor, steps: int) -> Tensor:
+        """Number of intervals of the grid in this step, (), float64."""
         first, last = self.params.intervals
         stage = steps // (int(math.log2(last // first)) + 1)
-        return int(min(first * 2 ** (step // max(stage, 1)), last)) + 1
+        return (first * torch.exp2(step // max(stage, 1))).clamp(max=last)
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
-        sigma, times = karras_grid(self.points(ctx.step, ctx.steps), batch.x1.device)
-        i = self._interval(sigma, ctx)
+        count = self.intervals(ctx.step, ctx.steps)
+        sigma, times = karras_grid(self.params.intervals[1] + 1, batch.x1.device, intervals=count)
+        i = self._interval(sigma, count, ctx)
         at = PathSample(batch, ctx, times[i])
         r, end = times[i + 1].to(at.t.dtype), torch.ones_like(at.t)
         own = flow_map(at.x, at.t, end, upcast(net(at.x, at.t, end, at.y)))
@@ -66,9 +67,10 @@ class ICT(Method):
         residual = (rms((own - target).detach()) / (r - at.t)).mean()
         return LossOutput(loss, {"loss_ict": loss.detach(), "residual_ict": residual})
 
-    def _interval(self, sigma: Tensor, ctx: Context) -> Tensor:
-        """Index (B,) of the noisy end of each row's interval."""
+    def _interval(self, sigma: Tensor, count: Tensor, ctx: Context) -> Tensor:
+        """Index (B,) of the noisy end of each row's interval, below ``count`` ()."""
         normal = (sigma.log() - self.params.mean) / self.params.std
         mass = torch.special.ndtr(normal[:-1]) - torch.special.ndtr(normal[1:])
         below = mass.cumsum(0) / mass.sum()
-        return torch.searchsorted(below, ctx.rng.uniform("interval").double()).clamp(max=len(mass) - 1)
+        found = torch.searchsorted(below, ctx.rng.uniform("interval").double())
+        return torch.minimum(found, count.long() - 1)

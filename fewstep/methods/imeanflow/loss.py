@@ -33,7 +33,7 @@ from ...core.heads import average_velocity, merged
 from ...core.losses import adaptive, mean_square
 from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims
-from ...core.path_sample import PathSample, rows_without_interval
+from ...core.path_sample import PathSample, without_interval
 from ...core.times import sample_interval
 from .params import IMeanFlowParams
 
@@ -42,8 +42,8 @@ class IMeanFlow(Method):
     params: IMeanFlowParams
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
-        fraction, rows = self.params.flow_matching_fraction, rows_without_interval(ctx)
-        t, s = sample_interval(self.params.times, ctx.rng, fraction, rows)
+        p = self.params
+        t, s = sample_interval(p.times, ctx.rng, without_interval(ctx, p.flow_matching_fraction))
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         gap = s - at.t

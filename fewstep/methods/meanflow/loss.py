@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ...core.losses import adaptive, consistency_residual, mean_square, rms
 from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims
-from ...core.path_sample import PathSample, rows_without_interval
+from ...core.path_sample import PathSample, without_interval
 from ...core.precision import upcast
 from ...core.times import sample_interval
 from .params import MeanFlowParams
@@ -46,7 +46,7 @@ class MeanFlow(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        t, s = sample_interval(p.times, ctx.rng, p.flow_matching_fraction, rows_without_interval(ctx))
+        t, s = sample_interval(p.times, ctx.rng, without_interval(ctx, p.flow_matching_fraction))
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         gap = s - at.t
@@ -64,10 +64,9 @@ class MeanFlow(Method):
         p = self.params
         if p.omega == 1 and p.kappa == 0:
             return at.v
+        v, times = upcast(at.v), (at.x, at.t, at.t)
+        mixed = p.omega * v + (1 - p.omega - p.kappa) * upcast(net(*times, torch.full_like(at.y, null)))
+        if p.kappa:
+            mixed = mixed + p.kappa * upcast(net(*times, at.y))
         inside = (at.t >= p.guided[0]) & (at.t <= p.guided[1]) & (at.y != null)
-        rows, v = inside.nonzero()[:, 0], upcast(at.v).clone()
-        if len(rows):
-            x, t, y = at.x[rows], at.t[rows], at.y[rows]
-            conditional, free = upcast(net(x, t, t, y)), upcast(net(x, t, t, torch.full_like(y, null)))
-            v[rows] = p.omega * v[rows] + p.kappa * conditional + (1 - p.omega - p.kappa) * free
-        return v
+        return mixed.where(append_dims(inside, v), v)

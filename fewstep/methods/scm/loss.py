@@ -66,8 +66,7 @@ class SCM(Method):
         gap = 1 - at.t
         directions = (append_dims(gap, at.x) * at.v, gap, torch.zeros_like(gap))
         F, dF_scaled = ctx.jvp(net, (at.x, at.t, torch.ones_like(at.t)), directions, at.y)
-        rho = min(1.0, ctx.step / p.warmup) if p.warmup else 1.0
-        g = consistency_residual(F, at.v, rho * dF_scaled)
+        g = consistency_residual(F, at.v, ctx.warmed_up(p.warmup) * dF_scaled)
         residual = rms(g)
         g = append_dims(torch.cos(math.pi / 2 * at.t), g) * g
         g = g / (append_dims(rms(g), g) + p.constant)

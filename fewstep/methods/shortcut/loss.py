@@ -31,7 +31,7 @@ from ...config.settings import Guidance
 from ...core.guidance import differences
 from ...core.losses import bounded, mean_square, rms
 from ...core.method import Batch, Context, LossOutput, Method
-from ...core.path import flow_map
+from ...core.path import append_dims, flow_map
 from ...core.path_sample import PathSample
 from ...core.precision import upcast
 from .params import ShortcutParams
@@ -42,7 +42,8 @@ class Shortcut(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        long = ctx.rng.uniform("bootstrap") < p.bootstrap
+        rows = ctx.rng.spread(p.bootstrap)
+        long = rows.mask
         jumps = 2 ** ctx.rng.integers("size", p.grid.bit_length() - 1)  # 1, 2, ..., M / 2
         jumps = jumps.masked_fill(ctx.rng.uniform("longest") < p.longest, 1)
         jumps = torch.where(long, jumps, torch.full_like(jumps, p.grid))
@@ -51,37 +52,37 @@ class Shortcut(Method):
         at.y = torch.where(long, batch.y, at.y)
         s = torch.where(long, ((t * jumps).round() + 1) / jumps, t).to(at.t.dtype)
         target = torch.empty_like(upcast(at.x))
-        rows, short = long.nonzero()[:, 0], (~long).nonzero()[:, 0]
-        target[short] = upcast(at.velocity(short))
-        target[rows] = self._two_jumps(at, rows, s[rows], jumps[rows], ctx)
+        if len(rows.outside):
+            target[rows.outside] = upcast(at.velocity(rows.outside))
+        if len(rows.inside):
+            target[rows.inside] = self._two_jumps(at, rows.inside, s, jumps, ctx)
         F = net(at.x, at.t, s, at.y)
         e = mean_square(F, target)
         loss = e.mean()
         gap = rms(upcast(F.detach()) - target)
         logs = {"loss_shortcut": loss.detach()}
-        for name, mask in {"velocity": ~long, "residual": long}.items():
-            logs[f"{name}_shortcut"] = gap.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+        for name, part in {"velocity": rows.outside, "residual": rows.inside}.items():
+            logs[f"{name}_shortcut"] = gap[part].sum() / max(len(part), 1)
         return LossOutput(loss, logs)
 
     @torch.no_grad()
     def _two_jumps(self, at: PathSample, rows: Tensor, s: Tensor, jumps: Tensor, ctx: Context) -> Tensor:
         """Average velocity from t to s of two jumps by the moving average, of ``rows`` (N,)."""
-        x, t, y = at.x[rows], at.t[rows], at.y[rows]
+        x, t, s, y = at.x[rows], at.t[rows], s[rows], at.y[rows]
         middle = (t + s) / 2
-        smallest = (2 * jumps == self.params.grid).nonzero()[:, 0]
+        smallest = 2 * jumps[rows] == self.params.grid
         first = self._jump(x, t, middle, y, smallest, ctx)
         landed = bounded(flow_map(upcast(x), t, middle, first), self.params.clamp).to(x.dtype)
         second = self._jump(landed, middle, s, y, smallest, ctx)
         return bounded((first + second) / 2, self.params.clamp)
 
     def _jump(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor, smallest: Tensor, ctx: Context) -> Tensor:
-        """F^ from t to s; where that is ``smallest`` the velocity, guided if there is no teacher."""
+        """F^ from t to s; in rows ``smallest`` (N,) the velocity, guided if there is no teacher."""
         if ctx.target is None:
             raise ValueError("shortcut needs the moving average of Shortcut.target_decay as ctx.target")
-        s = s.index_copy(0, smallest, t[smallest])
+        s = torch.where(smallest, t, s)
         scale = 1.0 if ctx.teacher is not None else self.params.guidance
-        if scale == 1 or not len(smallest):
+        if scale == 1:
             return upcast(ctx.target(x, t, s, y))
-        guidance = Guidance(scale=scale)
-        F, difference = differences(ctx.target, guidance, ctx.null, x, t, s, y, smallest)
-        return F.index_add(0, smallest, difference, alpha=scale - 1)
+        F, difference = differences(ctx.target, Guidance(scale=scale), ctx.null, x, t, s, y)
+        return F.add(difference.where(append_dims(smallest, x), 0), alpha=scale - 1)

@@ -21,7 +21,7 @@ Deviations from the paper:
   is that of the regression above; its value is not 0 at the solution.
 * v is a frozen teacher's guided velocity, or x1 - x0. The release instead mixes the velocity of the pair with
   the network's own guided one (scale 3, mixture 0.25), weakened near the noise.
-* Which of the two losses a row gets is drawn row by row; the release cuts the batch at a fixed place.
+* Which of the two losses a row gets is fixed, evenly over the batch; the release cuts it at a fixed place.
 * Each end of an interval is embedded as the backbone does it; the release adds an embedder of s to DiT.
 """
 
@@ -45,35 +45,36 @@ SHORTEST = 1e-4
 class SoFlow(Method):
     params: SoFlowParams
 
-    def ratio(self, ctx: Context) -> float:
-        """How far l lies on the way from t to s in this step."""
+    def ratio(self, ctx: Context) -> Tensor:
+        """How far l lies on the way from t to s in this step, ()."""
         first, last = self.params.ratio
-        return float(first * (last / first) ** (ctx.step / ctx.steps))
+        return first * (last / first) ** (ctx.step / ctx.steps)
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        still = ctx.rng.uniform("equal") < p.flow_matching_fraction
+        rows = ctx.rng.spread(p.flow_matching_fraction)
+        still = rows.mask
         t = sample_times(p.consistency_times, ctx.rng, "t").clamp(max=1 - SHORTEST)
         s = torch.maximum(sample_times(p.end_times, ctx.rng, "s"), t + SHORTEST)
         t = torch.where(still, sample_times(p.times, ctx.rng, "velocity"), t)
         at = PathSample(batch, ctx, t)
         s = torch.where(still, t, s).to(at.t.dtype)
         F = net(at.x, at.t, s, at.y)
-        step = self._step(net, at, s, upcast(F.detach()), self.ratio(ctx))
+        step = self._step(net, at, s, upcast(F.detach()), rows.outside, self.ratio(ctx))
         e = adaptive(mean_square(F, upcast(F.detach()) - step), p.norm_power, p.norm_constant)
         loss = torch.where(still, e, e / 2).mean()
-        count = (~still).sum().clamp(min=1)
-        residual = rms(step).masked_fill(still, 0).sum() / count
+        residual = rms(step).masked_fill(still, 0).sum() / max(len(rows.outside), 1)
         return LossOutput(loss, {"loss_sof": loss.detach(), "residual_sof": residual})
 
     @torch.no_grad()
-    def _step(self, net: nn.Module, at: PathSample, s: Tensor, own: Tensor, ratio: float) -> Tensor:
-        """What is taken off F: F - v where s = t, elsewhere delta; (B, C, H, W)."""
+    def _step(
+        self, net: nn.Module, at: PathSample, s: Tensor, own: Tensor, rows: Tensor, ratio: Tensor
+    ) -> Tensor:
+        """What is taken off F: F - v where s = t, delta in the other ``rows`` (N,); (B, C, H, W)."""
         step = own - upcast(at.v)
-        rows = (s > at.t).nonzero()[:, 0]
         if len(rows):
             x, t, s, y = at.x[rows], at.t[rows], s[rows], at.y[rows]
-            shift = torch.maximum(ratio * (s - t), torch.full_like(t, SHORTEST))
+            shift = (ratio * (s - t)).clamp(min=SHORTEST)
             x_l = (x + append_dims(shift, x) * at.v[rows]).to(x.dtype)
             there = flow_map(x, t, s, own[rows])
             behind = flow_map(upcast(x_l), t + shift, s, upcast(net(x_l, t + shift, s, y)))

@@ -30,6 +30,7 @@ from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims, flow_map
 from ...core.path_sample import PathSample
 from ...core.precision import upcast
+from ...core.rng import Rows
 from ...core.times import sample_interval
 from .params import SplitMeanFlowParams
 
@@ -39,21 +40,22 @@ class SplitMeanFlow(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        t, s = sample_interval(p.times, ctx.rng, p.flow_matching_fraction)
+        rows = ctx.rng.spread(p.flow_matching_fraction)
+        t, s = sample_interval(p.times, ctx.rng, rows.mask)
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         F = net(at.x, at.t, s, at.y)
-        target = self._target(net, at, s, ctx.rng.uniform("lambda").to(s.dtype))
+        target = self._target(net, at, s, rows, ctx.rng.uniform("lambda").to(s.dtype))
         loss = adaptive(mean_square(F, target), p.norm_power, p.norm_constant).mean()
         residual = rms(upcast(F.detach()) - target).mean()
         return LossOutput(loss, {"loss_mf": loss.detach(), "residual_mf": residual})
 
     @torch.no_grad()
-    def _target(self, net: nn.Module, at: PathSample, s: Tensor, share: Tensor) -> Tensor:
-        """v where s = t, elsewhere the two parts of the interval put together; (B, C, H, W)."""
-        target = upcast(torch.empty_like(at.x))
-        still, moving = (s == at.t).nonzero()[:, 0], (s > at.t).nonzero()[:, 0]
-        target[still] = upcast(at.velocity(still))
+    def _target(self, net: nn.Module, at: PathSample, s: Tensor, rows: Rows, share: Tensor) -> Tensor:
+        """v in the ``rows`` of s = t, elsewhere the two parts of the interval put together; (B, C, H, W)."""
+        target, still, moving = upcast(torch.empty_like(at.x)), rows.inside, rows.outside
+        if len(still):
+            target[still] = upcast(at.velocity(still))
         if len(moving):
             x, t, s, y = at.x[moving], at.t[moving], s[moving], at.y[moving]
             share = share[moving]

@@ -42,6 +42,7 @@ from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims, flow_map
 from ...core.path_sample import PathSample
 from ...core.precision import upcast
+from ...core.rng import Rows
 from ...core.times import HIGHEST, LOWEST, sample_times
 from .params import TCMParams
 
@@ -51,52 +52,54 @@ class TCM(Method):
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
-        t, pinned = self._times(ctx)
+        pinned = None if p.boundary is None else ctx.rng.spread(p.boundary_share)
+        t = self._times(ctx, pinned)
         at = PathSample(batch, ctx, t)
         v = at.v if p.direction == "teacher" else batch.x1 - batch.x0
         r, end = self.nearer(at.t, ctx.step), torch.ones_like(at.t)
         own = flow_map(at.x, at.t, end, upcast(net(at.x, at.t, end, at.y)))
         with torch.no_grad():
             x_r = (at.x + append_dims(r - at.t, at.x) * v).to(at.x.dtype)
-            target = flow_map(x_r, r, end, self._nearer_data(net, x_r, r, at.y, ctx))
+            target = flow_map(x_r, r, end, self._nearer_data(net, x_r, r, at.y, pinned, ctx))
         e = mean_square(own, target)
         noise = (1 - at.t) / at.t
         loss = (1 + noise**-2) * pseudo_huber(e, p.huber)
-        if p.boundary is not None:
+        if pinned is not None:
             # In expectation two means, one over each kind of row.
             inner, edge = 1 / (1 - p.boundary_share), p.boundary_weight / p.boundary_share
-            loss = loss * torch.where(pinned, edge, inner)
+            loss = loss * torch.where(pinned.mask, edge, inner)
         residual = (rms((own - target).detach()) / (r - at.t)).mean()
         return LossOutput(loss.mean(), {"loss_tcm": loss.mean().detach(), "residual_tcm": residual})
 
-    def nearer(self, t: Tensor, step: int) -> Tensor:
-        """r, (B,): the time of a noise level smaller by the share of this training step."""
+    def nearer(self, t: Tensor, step: Tensor) -> Tensor:
+        """r, (B,): the time of a noise level smaller by the share of this training step ()."""
         p, noise = self.params, (1 - t) / t
-        share = max(p.q ** -(step // p.double + 1.0), p.least) if p.boundary is None else p.least
+        share: Tensor | float = p.least
+        if p.boundary is None:
+            share = (p.q ** -(step // p.double + 1)).clamp(min=p.least)
         left = (1 - share * (1 + 8 * torch.sigmoid(-noise / 2))).clamp(min=0)
         return 1 / (1 + left * noise)
 
-    def _times(self, ctx: Context) -> tuple[Tensor, Tensor]:
-        """t, and which rows sit at the boundary; both (B,)."""
+    def _times(self, ctx: Context, pinned: Rows | None) -> Tensor:
+        """t, (B,); the rows ``pinned`` sit at the boundary."""
         p = self.params
-        if p.boundary is None:
-            t = sample_times(p.times, ctx.rng, "t").clamp(1 / (1 + HIGHEST), 1 / (1 + LOWEST))
-            return t, torch.zeros_like(t, dtype=torch.bool)
-        pinned = ctx.rng.uniform("boundary") < p.boundary_share
+        if p.boundary is None or pinned is None:
+            return sample_times(p.times, ctx.rng, "t").clamp(1 / (1 + HIGHEST), 1 / (1 + LOWEST))
         level = (1 - p.boundary) / p.boundary
         widest = math.asinh(math.log(HIGHEST / level) / p.tail)
         level = level * torch.exp(p.tail * torch.sinh(widest * ctx.rng.uniform("t")))
-        return torch.where(pinned, p.boundary, 1 / (1 + level)), pinned
+        return torch.where(pinned.mask, p.boundary, 1 / (1 + level))
 
-    def _nearer_data(self, net: nn.Module, x: Tensor, r: Tensor, y: Tensor, ctx: Context) -> Tensor:
+    def _nearer_data(
+        self, net: nn.Module, x: Tensor, r: Tensor, y: Tensor, pinned: Rows | None, ctx: Context
+    ) -> Tensor:
         """F(x, r, 1), of the frozen network beyond the boundary; (B, C, H, W)."""
         end, boundary = torch.ones_like(r), self.params.boundary
-        F = upcast(net(x, r, end, y))
-        if boundary is None:
-            return F
+        if boundary is None or pinned is None:
+            return upcast(net(x, r, end, y))
         if ctx.teacher_net is None:
             raise ValueError("tcm with a boundary needs the network of stage 1 as ctx.teacher_net")
-        rows = (r > boundary).nonzero()[:, 0]
-        if len(rows):
-            F[rows] = upcast(ctx.teacher_net(x[rows], r[rows], end[rows], y[rows]))
-        return F
+        # Rows at the boundary end beyond it; of the others some do.
+        F, rows = upcast(ctx.teacher_net(x, r, end, y)), pinned.outside
+        own = upcast(net(x[rows], r[rows], end[rows], y[rows]))
+        return F.index_copy(0, rows, F[rows].where(append_dims(r[rows] > boundary, own), own))

@@ -43,6 +43,7 @@ from ...core.losses import bounded, mean_square, rms
 from ...core.method import Batch, Context, LossOutput, Method
 from ...core.path import append_dims, interpolate
 from ...core.precision import upcast
+from ...core.rng import Rows
 from ...core.segments import Start, chain_residual, end_times
 from ...core.times import sample_times
 from .params import TwinFlowParams
@@ -54,16 +55,16 @@ class TwinFlow(Method):
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         p = self.params
         twin = ctx.rng.spread(p.share)
-        t = sample_times(p.times, ctx.rng, "t").masked_fill(twin, 0)
+        t = sample_times(p.times, ctx.rng, "t").masked_fill(twin.mask, 0)
         at = EnhancedSample(batch, ctx, t, p.enhance, net)
-        s = end_times(at.t, ctx.rng, p.near, p.near_length).masked_fill(twin, 1)
+        s = end_times(at.t, ctx.rng, p.near, p.near_length).masked_fill(twin.mask, 1)
         u = net(at.x, at.t, s, at.y)
         base, xi = self._base(u, at, s, twin, ctx.follow(net))
         total = base.sum() / len(t)
         logs = {"loss_base": total.detach(), "residual_rcgm": rms(xi).sum() / len(t)}
         if p.share == 0:
             return LossOutput(total, logs)
-        adversarial, rectified, gap = self._twin(u, at, twin.nonzero()[:, 0], net, batch, ctx)
+        adversarial, rectified, gap = self._twin(u, at, twin.inside, net, batch, ctx)
         # Means over all rows, so that parts of a batch average to the whole however they are cut.
         logs["loss_adv"] = adversarial.sum().detach() / len(t)
         logs["loss_rectify"] = rectified.sum().detach() / len(t)
@@ -71,13 +72,14 @@ class TwinFlow(Method):
         return LossOutput(total + (adversarial.sum() + p.rectify_weight * rectified.sum()) / len(t), logs)
 
     def _base(
-        self, u: Tensor, at: EnhancedSample, s: Tensor, twin: Tensor, target: nn.Module
+        self, u: Tensor, at: EnhancedSample, s: Tensor, twin: Rows, target: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """RCGM's loss of the rows that learn it (N,), and its residual."""
         p = self.params
-        v = upcast(at.v).where(append_dims(~twin, at.x), upcast(at.line))
-        rows = torch.arange(len(s), device=s.device) if p.base_everywhere else (~twin).nonzero()[:, 0]
-        start, s, u = Start(at.x[rows], at.t[rows], v[rows], at.y[rows]), s[rows], u[rows]
+        start = Start(at.x, at.t, upcast(at.line).where(append_dims(twin.mask, at.x), upcast(at.v)), at.y)
+        if not p.base_everywhere:
+            rows = twin.outside
+            start, s, u = Start(*(each[rows] for each in start)), s[rows], u[rows]
         xi = chain_residual(u, start, s, target, p.segments, p.delta)
         towards = bounded(xi, p.clip)
         loss = self._metric(mean_square(u, upcast(u.detach()) + towards))

@@ -55,39 +55,51 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
 def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
     """Mean, standard deviation, and every seed; runs without the parameter are horizontal lines.
 
-    The axis of the metric is logarithmic unless a value is not positive.
+    The axis of the metric is logarithmic; where a value is not positive, it is linear up to the least
+    positive mean. Each further metric has a panel of its own, with the means.
     """
     shown = [row for row in table.rows if row.ours is not None]
     swept = [(row.group, row.parameter, row) for row in shown if row.parameter is not None]
     swept.sort(key=itemgetter(0, 1))
     groups = [(name, [(x, row) for _, x, row in group]) for name, group in groupby(swept, key=itemgetter(0))]
-    figure, (axis,) = style.panels(1, width=7.2)
+    levels = [row for row in shown if row.parameter is None]
+    others = list(spec.extra_metrics)
+    figure, axes = style.panels(1 + len(others), width=5.6 if others else 7.2)
+    axis = axes[0]
     for index, (name, points) in enumerate(groups):
-        colour = style.look(index)["color"]
+        look = style.look(index)
         for x, row in points:
             values = [value or 0.0 for value in row.values]
-            axis.scatter([x] * len(values), values, s=14, color=colour, alpha=0.4, lw=0, zorder=1)
+            axis.scatter([x] * len(values), values, s=14, color=look["color"], alpha=0.4, lw=0, zorder=1)
         _plot_ours(axis, points, index, name)
-    levels = [row for row in shown if row.parameter is None]
+        for metric, other in zip(others, axes[1:], strict=True):
+            means = [row.more[f"ours_{metric}"] or 0.0 for _, row in points]
+            other.plot([x for x, _ in points], means, **look, mec="white", mew=0.8)
     for index, row in enumerate(levels, start=len(groups)):
         value, error, colour = row.ours or 0.0, row.ours_std or 0.0, style.look(index)["color"]
         axis.axhline(value, color=colour, ls=(0, (5, 2)), label=row.label)
         if error:
             axis.axhspan(value - error, value + error, color=colour, alpha=0.15, lw=0)
+        for metric, other in zip(others, axes[1:], strict=True):
+            other.axhline(row.more[f"ours_{metric}"] or 0.0, color=colour, ls=(0, (5, 2)))
     positive = bool(shown) and min(value or 0.0 for row in shown for value in row.values) > 0
-    axis.set(
-        yscale="log" if positive else "linear",
-        xlabel=spec.table.axis or spec.table.parameter,
-        ylabel=metric_name(spec.table.metric, spec.scale),
-    )
-    axis.margins(x=0.06, y=0.08)
+    above = [row.ours for _, _, row in swept if row.ours is not None and row.ours > 0]
+    if positive:
+        axis.set_yscale("log")
+    elif above:
+        axis.set_yscale("symlog", linthresh=min(above))
+    for metric, panel in zip([spec.table.metric, *others], axes, strict=True):
+        panel.set(xlabel=spec.table.axis or spec.table.parameter, ylabel=metric_name(metric, spec.scale))
+        panel.margins(x=0.06, y=0.08)
+        if not shown:
+            style.write_no_values(panel)
     if positive:
         style.plain_numbers(axis, sorted({x for _, x, _ in swept}))
         axis.tick_params(axis="x", labelsize=8)  # 0.75 and 0.8 stand side by side
+    for other in axes[1:] if shown else ():
+        other.set_ylim(bottom=0)
     if shown:
         axis.legend(loc="best")
-    else:
-        style.write_no_values(axis)
     figure.tight_layout()
     return figure
 

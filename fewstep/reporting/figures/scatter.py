@@ -75,7 +75,7 @@ def draw(spec: TableSpec, paths: Sequence[Path], reference: Path | None) -> tupl
         axis.spines[:].set(visible=True, color="#d8d8d8")
     figure.tight_layout(h_pad=2.5)
     places = [
-        {"row": row, "index": index, "x": f"{x:.5g}", "y": f"{y:.5g}"}
+        {"row": row, "index": index, "x": float(f"{x:.5g}"), "y": float(f"{y:.5g}")}
         for row, values in points.items()
         for index, (x, y) in enumerate(values.tolist())
     ]

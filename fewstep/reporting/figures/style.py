@@ -31,6 +31,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "legend.frameon": False,
+    "text.parse_math": False,  # a label with two dollar signs is no formula
     "lines.linewidth": 1.8,
     "lines.markersize": 6.5,
 }

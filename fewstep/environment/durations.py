@@ -1,0 +1,70 @@
+"""Whether jobs end within the time that the profile gives them, by the rates of the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .machine import Check
+from .profile import MOST_RETRIES, Profile, gpus_of
+
+RESUMED = {"train", "sample"}
+"""Rules whose next attempt goes on where the last one was stopped."""
+
+
+def check_durations(profile: Profile, lines: Sequence[dict[str, str]] | str) -> Iterator[Check]:
+    """A check for each rule whose longest job does not end, or one that all do.
+
+    Args:
+        lines: of results/plan.csv; or why there are none.
+    """
+    if isinstance(lines, str):
+        yield Check("warn", "durations", f"not checked: {lines}")
+        return
+    good = True
+    for line in lines:
+        rule = line["rule"]
+        minutes = planned_minutes(profile, line)
+        given = [profile.resources(rule, attempt).get("runtime") for attempt in attempts(profile, rule)]
+        if minutes is None or None in given:
+            continue
+        limits = [limit for limit in given if isinstance(limit, int)]
+        if minutes <= sum(limits):
+            continue
+        good = False
+        text, key = (
+            f"{rule}: the longest job takes {hours(minutes)} by the plan's rates",
+            f"set-resources.{rule}.runtime",
+        )
+        if rule in RESUMED:
+            allowed = f"{len(limits)} x {hours(limits[-1])}"
+            remedy = f"set retries to {math.ceil(minutes / limits[-1]) - 1} or more, or {key} to more"
+        else:
+            allowed, remedy = hours(limits[-1]), f"set {key} to {math.ceil(minutes)} or more"
+        yield Check("warn", "durations", f"{text}, runtime allows {allowed}: {remedy}")
+    if good:
+        yield Check("ok", "durations", "every job ends within runtime and retries by the plan's rates")
+
+
+def attempts(profile: Profile, rule: str) -> range:
+    """Those whose time counts: all of a rule that resumes, otherwise the last."""
+    if rule in RESUMED:
+        return range(1, profile.retries + 2)
+    last = 1 + min(MOST_RETRIES, profile.retries)
+    return range(last, last + 1)
+
+
+def planned_minutes(profile: Profile, line: dict[str, str]) -> float | None:
+    """Of the longest job of a rule on the GPUs that the profile gives it; None if the plan has no time."""
+    if not line["longest"]:
+        return None
+    if line["unit"] != "GPU-hours":
+        return float(line["longest"]) / 60
+    resources = profile.resources(line["rule"])
+    nodes = resources.get("nodes")
+    gpus = (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
+    return 60 * float(line["longest"]) / gpus
+
+
+def hours(minutes: float) -> str:
+    return f"{minutes:.0f} minutes" if minutes < 600 else f"{minutes / 60:.0f} hours"

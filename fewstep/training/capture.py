@@ -1,0 +1,56 @@
+"""Training steps as CUDA graphs: captured once for each kind of step, then replayed by one launch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+WARM_UP = 3
+"""Ordinary steps of a kind before its capture: they allocate, choose kernels and compile blocks."""
+WARM_UP_DDP = 11
+"""The same under DistributedDataParallel, which rebuilds its buckets first (torch's notes on CUDA graphs)."""
+
+
+class CapturedSteps:
+    """Runs steps, each kind from a graph of its own once that is captured.
+
+    A step must read its inputs from the same memory every time, never wait for the device, and have
+    shapes and Python numbers that depend on its kind alone. All steps run on a stream of their own, on
+    which the networks must be wrapped too.
+    """
+
+    def __init__(self, device: torch.device, warm_up: int) -> None:
+        self._warm_up = warm_up
+        self._seen: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, object]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._out_of_memory = False
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    def run(self, kind: Hashable, step: Callable[[], Result]) -> Result:
+        """What ``step`` returns; of a captured step it is void once the next one runs."""
+        if kind not in self._graphs:
+            self._seen[kind] += 1
+            if self._out_of_memory or self._seen[kind] <= self._warm_up or not self._capture(kind, step):
+                return step()
+        graph, result = self._graphs[kind]
+        graph.replay()
+        return result  # type: ignore[return-value]
+
+    def _capture(self, kind: Hashable, step: Callable[[], Result]) -> bool:
+        """Capture a step without running it; False where the memory does not suffice."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+                result = step()
+        except torch.cuda.OutOfMemoryError:
+            print("warning: --capture: no memory for a graph of the step; steps are launched one by one")
+            self._out_of_memory = True
+            torch.cuda.empty_cache()
+            return False
+        self._graphs[kind] = graph, result
+        return True

@@ -1,0 +1,131 @@
+"""A training step can be captured: it never waits for the device, and its shapes never change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from configs import make_plan, raw_config
+from tiny_pipeline import Call, TinyPipeline, refused
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewstep.backbones.model_file import load_model
+from fewstep.core.method import Loss, kind_of_step
+from fewstep.methods import build, parameter_classes
+from fewstep.training.parallel import check_capture
+from fewstep.training.trainer import Trainer
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "item", "bincount")
+FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "scalar_tensor", "rand", "randn", "eye")
+
+
+class Recorder(TorchDispatchMode):
+    """Notes operations with the shapes and numbers they are given; refuses what waits for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        indices = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+        if name in WAITING or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            raise AssertionError(f"{func}: waits for the device")
+        unplaced = name in FACTORIES and (kwargs or {}).get("device") is None
+        if name.startswith("lift_fresh") or unplaced:
+            raise AssertionError(f"{func}: a tensor is made on the CPU")
+        self.seen.append((str(func), *map(signature, [*args, *(kwargs or {}).values()])))
+        return func(*args, **(kwargs or {}))
+
+
+def signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(signature, value))
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+def recorded(call: Call, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[Any, ...]]]:
+    """Operations of each step's updates, of a training that also runs to its end."""
+    steps: dict[int, list[tuple[Any, ...]]] = {}
+    original = Trainer._update
+
+    def update(self: Trainer, loss: Loss, slices: Any) -> dict[str, Tensor]:
+        if kind_of_step(self.method.updates(self.progress.step)) not in self.draws:
+            return original(self, loss, slices)  # the first of its kind, which finds out what to draw
+        with Recorder() as recorder:
+            values = original(self, loss, slices)
+        steps.setdefault(self.progress.step, []).extend(recorder.seen)
+        return values
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    call()
+    return steps
+
+
+METHODS = {
+    name: method.loss.name
+    for name, method in make_plan(raw_config("demo")).config.methods.items()
+    if method.recipe.startswith("digits") and name not in ("meanflow-sdvae", "meanflow-b2", "dumo-b2")
+}
+
+
+def test_every_method_is_looked_at():
+    assert set(METHODS.values()) == parameter_classes().keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_differ_in_numbers_only(pipeline: TinyPipeline, tmp_path, monkeypatch, name):
+    """No operation waits for the device, and none has another shape or Python number in another step."""
+    taught_by = {"tcm": "tcm-stage1"}.get(name)
+    short = {n: {"train": {"steps": 8, "optimizer": {"warmup": 2}}} for n in (name, taught_by) if n}
+    pipeline = pipeline.varied({"methods": short})
+    if taught_by:
+        pipeline.train(taught_by)()
+    method = pipeline.plan.config.methods[name]
+    steps = recorded(pipeline.train(name, tmp_path), monkeypatch)
+    kinds: dict[tuple[str, ...], list[list[tuple[Any, ...]]]] = {}
+    for step, seen in sorted(steps.items()):
+        kinds.setdefault(kind_of_step(build(method.loss).updates(step)), []).append(seen)
+    assert max(steps) == 7 and all(len(same) > 1 for same in kinds.values())
+    for first, *others in kinds.values():
+        assert len(first) > 50
+        for other in others:
+            changed = [pair for pair in zip(first, other, strict=True) if pair[0] != pair[1]]
+            assert not changed, changed[0]
+
+
+def test_autocast_casts_each_weight_once_in_an_update(pipeline, tmp_path, monkeypatch):
+    """Each matrix of the student once; of the frozen teacher's blocks none."""
+    half = pipeline.varied({"settings": {"recipes": {"digits": {"train": {"precision": "bf16"}}}}})
+    seen = recorded(half.train("facm", tmp_path / "facm"), monkeypatch)[7]
+    copied = [
+        given[0] for name, *given in seen if name == "aten._to_copy.default" and torch.bfloat16 in given
+    ]
+    matrices = [shape for shape, _ in copied if len(shape) == 2]
+    tensors, _ = load_model(tmp_path / "facm" / "model.safetensors")
+    blocks = [tuple(w.shape) for n, w in tensors.items() if n.startswith("blocks") and w.ndim == 2]
+    for shape in set(blocks):
+        assert matrices.count(shape) <= blocks.count(shape), shape
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("none", "no", "adamw", "cpu"), "needs a GPU"),
+        (("fsdp2", "no", "adamw", "cuda"), "FSDP2"),
+        (("ddp", "fp16", "adamw", "cuda"), "loss scaler"),
+        (("none", "bf16", "radam", "cuda"), "radam waits"),
+    ],
+)
+def test_capture_is_refused_with_its_reason(given, words):
+    with pytest.raises(ValueError, match=f"--capture: .*{words}"):
+        check_capture(*given)
+    check_capture("ddp", "bf16", "adamw", "cuda")
+
+
+def test_capture_on_a_cpu_is_refused_before_anything_is_written(pipeline, tmp_path):
+    refused(pipeline.train("cd", tmp_path).more("--capture"), "--capture: a CUDA graph needs a GPU")
