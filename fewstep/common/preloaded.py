@@ -33,11 +33,16 @@ def start() -> dict[str, str]:
     """Start such a process, which ends when this one does.
 
     Returns:
-        The environment variable by which stages find it.
+        The environment variable by which stages find it; nothing where the folder of temporary files can have
+        no socket, as its path is too long or it is on another machine.
     """
     path = Path(tempfile.mkdtemp(prefix="fewstep-")) / "socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(path))
+        try:
+            listener.bind(str(path))
+        except OSError:
+            path.parent.rmdir()
+            return {}
         listener.listen(socket.SOMAXCONN)
         process = subprocess.Popen(
             ["python", "-m", "fewstep.preload", "--listener", str(listener.fileno())],
@@ -75,13 +80,16 @@ def run(module: str, arguments: list[str], code: list[str]) -> None:
         "environment": dict(os.environ),
         "folder": str(Path.cwd()),
     }
+    content = json.dumps(request).encode()
+    if SOCKET not in os.environ or len(content) > MESSAGE:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.connect(os.environ[SOCKET])
-            socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+            socket.send_fds(connection, [content], [0, 1, 2])
             if connection.recv(MESSAGE) != STARTED:
                 return
-        except (KeyError, OSError):
+        except OSError:
             return
 
         def pass_on(number: int, _frame: FrameType | None) -> None:

@@ -133,7 +133,17 @@ def test_other_code_and_other_stages_start_by_themselves(ready, monkeypatch):
     code = sources()
     preloaded.run("fewstep.score", [], [*code[:-1], "edited"])
     preloaded.run("fewstep.train", [], code)
+    preloaded.run("fewstep.score", ["-" * preloaded.MESSAGE], code)
     monkeypatch.setenv(preloaded.SOCKET, "nowhere")
     preloaded.run("fewstep.score", [], code)
     monkeypatch.delenv(preloaded.SOCKET)
     preloaded.run("fewstep.score", [], code)
+
+
+def test_a_folder_without_sockets(tmp_path, monkeypatch):
+    """A path of more than 107 bytes: stages start by themselves."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    assert preloaded.start() == {}
+    assert not list(folder.iterdir())
