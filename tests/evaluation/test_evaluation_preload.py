@@ -147,3 +147,30 @@ def test_a_folder_without_sockets(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     assert preloaded.start() == {}
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("profile", "spec"),
+    [("demo", "results/demo/specs/fetch/digits.json"), ("slurm", "results/specs/reference/common.json")],
+)
+def test_only_a_workflow_on_one_machine_starts_it(tmp_path, profile, spec):
+    """And it is gone when the workflow has ended."""
+    told, temporary, python = tmp_path / "told", tmp_path / "temporary", tmp_path / "bin" / "python"
+    for folder in (temporary, python.parent):
+        folder.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    words = ["--profile", f"profiles/{profile}", "--directory", str(tmp_path / "work"), spec]
+    path = f"{python.parent}:{os.environ['PATH']}"
+    subprocess.run(
+        [sys.executable, "-m", "snakemake", *words],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, "TMPDIR": str(temporary)},
+        check=True,
+        capture_output=True,
+    )
+    assert told.exists() is (profile == "demo")
+    limit = time.monotonic() + LIMIT
+    while list(temporary.glob("fewstep-*")) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not list(temporary.glob("fewstep-*"))
