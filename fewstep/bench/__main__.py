@@ -22,12 +22,12 @@ import torch
 
 from ..common.cli import run
 from ..common.files import write_text
-from . import as_csv, as_text, attention, gpu, load, profile_of, throughput, train_step
+from . import as_csv, as_text, attention, batches, gpu, profile_of, throughput, train_step
 from .meters import Case
 
 BENCHMARKS = {
     **throughput.CASES,
-    "load": load.cases,
+    "load": batches.cases,
     "train-step": train_step.cases,
     "attention": attention.cases,
 }
