@@ -64,34 +64,30 @@ class Part:
 
 def parts(tiny: bool) -> list[Part]:
     """In the order in which they are wanted."""
-    xl, b = ("tiny", "tiny") if tiny else ("xl1", "b1")
-    large = [] if tiny else ["--large"]
-    more = ["--compiler", "eager", "--formulations", "fused"] if tiny else ["--formulations", "fused"]
-    batch, batches = ("2", ["4", "8"]) if tiny else ("16", ["32", "64", "128"])
+    large, compiler = ([], "eager") if tiny else (["--large"], "inductor")
+    few, more, most = ("2", "2", ["4", "8"]) if tiny else ("16", "64", ["32", "64", "128"])
 
     def bench(name: str, limit: float, *words: str) -> Part:
         return Part(name, limit, ["-m", "fewstep.bench", *words], measures=True)
 
     def steps(name: str, limit: float, network: str, *words: str) -> Part:
-        words = ("--network", network, "--repeats", "3", *more, *words)
-        return bench(name, limit, "train-step", *words)
+        size = ("--network", "tiny" if tiny else network, "--compiler", compiler)
+        return bench(name, limit, "train-step", *size, "--formulations", "fused", "--repeats", "3", *words)
 
     fast, slow = ["--blocks", "compiled", "captured-compiled"], ["--blocks", "plain", "captured"]
     tests = sorted(str(path) for path in ROOT.glob("tests/*/test_*_gpu.py"))
-    at = ["--batch", batch]
+    facm, decm, both = (["--methods", *names] for names in (["facm"], ["decm"], ["facm", "decm"]))
     return [
         Part("imports", 60, ["-c", f"import {', '.join(MODULES)}"], needed=True),
         Part("tests", 120, ["-m", "pytest", "-o", "addopts=", "-v", "-rs", "-m", "gpu", *tests]),
-        steps("facm compiled", 110, xl, *at, "--methods", "facm", *fast, "--profile"),
-        steps("facm plain", 60, xl, *at, "--methods", "facm", *slow),
-        steps(
-            "digits", 45, "tiny" if tiny else "digits", "--batch", "128", "--methods", "facm", "decm", *slow
-        ),
-        steps("decm compiled", 110, xl, *at, "--methods", "decm", *fast),
-        steps("larger batches", 100, xl, "--methods", "facm", "--blocks", "compiled", "--batch", *batches),
-        steps("b1", 60, b, "--batch", "2" if tiny else "64", "--methods", "facm", "decm", *slow),
+        steps("facm compiled", 110, "xl1", *facm, *fast, "--batch", few, "--profile"),
+        steps("facm plain", 60, "xl1", *facm, *slow, "--batch", few),
+        steps("digits", 45, "digits", *both, *slow, "--batch", "128"),
+        steps("decm compiled", 110, "xl1", *decm, *fast, "--batch", few),
+        steps("larger batches", 100, "xl1", *facm, "--blocks", "compiled", "--batch", *most),
+        steps("b1", 60, "b1", *both, *slow, "--batch", more),
         bench("attention", 60, "attention", *large, "--repeats", "3"),
-        bench("sample", 45, "sample", *large, "--repeats", "3", "--batch", "4" if tiny else "64"),
+        bench("sample", 45, "sample", *large, "--repeats", "3", "--batch", more),
         bench("load", 30, "load", *large, "--repeats", "3"),
     ]
 

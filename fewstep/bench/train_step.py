@@ -41,7 +41,7 @@ from ..training.capture import WARM_UP, CapturedSteps
 from ..training.ema import Ema
 from ..training.optimizer import make_optimizer, set_learning_rate, step_if
 from ..training.trainer import start_accelerator
-from .meters import DEVICE, Call, Case, peak_bytes, peak_flops
+from .meters import DEVICE, Call, Case, clock, peak_bytes, peak_flops
 
 BLOCKS = {
     "plain": (False, False, False),
@@ -165,6 +165,7 @@ class StepCase(Case):
 
     def warm_up(self) -> None:
         """Compile or capture what is to be, count and measure."""
+        clock()  # captured steps have streams of their own, and inputs were made on another
         # What recomputation repeats counts too. Compiled blocks would hide their products.
         with torch.compiler.set_stance("force_eager"), OperationCounter(recomputed=True) as counted:
             self.call()

@@ -302,6 +302,11 @@ def test_a_part_that_takes_too_long_keeps_its_rows(tmp_path, monkeypatch, capfd)
         ("slow", "", "ended at its limit of 3 s"),
         ("wrong", "", "failed: so"),
     ]
+    needed = gpu.Part("imports", 9, ["-c", "import nothing_of_this_name"], needed=True)
+    monkeypatch.setattr(gpu, "parts", lambda tiny: [needed, slow])
+    with pytest.raises(ValueError, match=r"^imports: failed: ModuleNotFoundError: .*nothing_of"):
+        gpu.run_all(1, tmp_path / "z.csv", tiny=True)
+    assert [row["part"] for row in read(tmp_path / "z.csv")] == ["imports"]
     gpu.run_all(0.1, tmp_path / "y.csv", tiny=True)
     assert [row["note"] for row in read(tmp_path / "y.csv")] == ["not started: no time left"] * 2
 
