@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: captured once for each kind of step, then replayed by one launch."""
+"""Steps as CUDA graphs: captured once for each kind of step, then replayed by one launch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ class CapturedSteps:
         """Capture a step without running it; False where the memory does not suffice."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",  # other threads pin memory and wait for copies
+            ):
                 result = step()
         except torch.cuda.OutOfMemoryError:
             print("warning: --capture: no memory for a graph of the step; steps are launched one by one")
