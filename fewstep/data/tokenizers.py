@@ -68,7 +68,9 @@ class Decoding:
 
     def prepare(self, network: nn.Module, device: torch.device | str) -> None:
         """Move a network to the device, in the decoder's dtype and memory format."""
-        network.to(device, self.dtype)
+        network.to(device)
+        if self.dtype != torch.float32:
+            nn.Module.to(network, self.dtype)  # diffusers' own warns of parts that it does not have
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
 

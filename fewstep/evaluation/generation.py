@@ -96,7 +96,7 @@ def generate_images(
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)
     check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
-    velocity = prepared_velocity(net, spec, options, device)
+    velocity = prepared_velocity(net, options, device, spec.network_dtype, spec.expanded)
     dtype = getattr(torch, spec.decoder_dtype)
     decoding = Decoding(dtype, options.channels_last, options.compile)
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device, decoding)
@@ -154,8 +154,14 @@ def generate_images(
     shutil.rmtree(kept.folder)
 
 
-def prepared_velocity(net: nn.Module, spec: SampleSpec, options: Options, device: torch.device) -> Velocity:
+def prepared_velocity(
+    net: nn.Module, options: Options, device: torch.device, dtype: str, expanded: bool = False
+) -> Velocity:
     """The network as it is sampled from: on the device, in its dtype, compiled and captured if asked for.
+
+    Args:
+        dtype: "float32", or what autocast computes in.
+        expanded: the network is one of `expanded_interval_velocity`.
 
     Raises:
         ValueError: a CUDA graph is asked for without a GPU.
@@ -166,11 +172,11 @@ def prepared_velocity(net: nn.Module, spec: SampleSpec, options: Options, device
     if options.compile:
         for block in getattr(net, "blocks", ()):
             block.forward = torch.compile(block.forward, backend=options.compile, dynamic=False)
-    if spec.network_dtype != "float32":
-        dtype = getattr(torch, spec.network_dtype)
-        cast_blocks(net, dtype)
-        net.forward = torch.autocast(device.type, dtype)(net.forward)
-    velocity = torch.no_grad()(expanded_interval_velocity(net) if spec.expanded else net.__call__)
+    if dtype != "float32":
+        half = getattr(torch, dtype)
+        cast_blocks(net, half)
+        net.forward = torch.autocast(device.type, half)(net.forward)
+    velocity = torch.no_grad()(expanded_interval_velocity(net) if expanded else net.__call__)
     return CapturedNetwork(velocity, CapturedSteps(device, WARM_UP)) if options.capture else velocity
 
 
