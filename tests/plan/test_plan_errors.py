@@ -214,7 +214,7 @@ MISTAKES = {
         "overrides: {tables: {table1: {metrics: [kidd]}}}",
         [
             "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of fid, "
-            "is, kid, mmd, precision, recall; did you mean 'kid'?",
+            "is, kid, mmd, moon_distance, off_moons, precision, recall; did you mean 'kid'?",
         ],
     ),
     "a column of a training": (
