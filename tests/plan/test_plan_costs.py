@@ -138,7 +138,7 @@ def test_guided_sampling_counts_twice():
 
 def test_images_in_bfloat16_are_counted_at_its_rate():
     def half(**dtypes: str) -> set[bool]:
-        change = {"settings": {"protocols": {name: dtypes for name in ("decm-fid50k", "common")}}}
+        change = {"settings": {"protocols": dict.fromkeys(("decm-fid50k", "common"), dtypes)}}
         lines = of("table1", overrides=change).spec("costs", "costs").lines
         return {work.half for line in lines if line.rule == "sample" for work in line.work}
 
