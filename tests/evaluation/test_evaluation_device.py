@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import ldm_reference
@@ -14,13 +15,16 @@ from archive_contents import card_of, images_of
 from configs import make_plan, raw_config
 from recorded_operations import Recorder
 from tiny_pipeline import Call, TinyPipeline, refused, replaced
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fewstep.backbones import build
-from fewstep.config.settings import ConvAutoencoder
+from fewstep.config.settings import ConvAutoencoder, Guidance, LightningDiT, Sampler, UNet
 from fewstep.core.capture import CapturedNetwork
+from fewstep.core.guidance import guided_field
 from fewstep.core.memory import FittingBatches
+from fewstep.data import manifest
 from fewstep.data.tokenizers import ConvCodec, Decoding, KlCodec, build_ldm_autoencoder
 from fewstep.evaluation import features, generation, samplers
 from fewstep.evaluation.generation import ChunkWriter, KeptChunks
@@ -28,6 +32,10 @@ from fewstep.evaluation.quantization import quantize
 
 CELLS = [("cd", "cm-2"), ("teacher", "euler-4"), ("teacher", "euler-guided-4")]
 MORE_CELLS = [*CELLS, ("cd", "gamma-2"), ("cd", "mix-3"), ("cd", "ucgm-few-2")]
+BACKBONES = [
+    LightningDiT(shape=[4, 8, 8], classes=10, depth=2, width=16, heads=2),
+    UNet(kind="unet", shape=[4, 8, 8], classes=10, width=32, multipliers=[1, 1], depth=1, attention=[8]),
+]
 HALF = {"settings": {"protocols": {"digits": {"network_dtype": "bfloat16", "decoder_dtype": "bfloat16"}}}}
 LEVELS = 1
 """Most levels of 255 between two ways of the same arithmetic."""
@@ -75,6 +83,39 @@ def test_nothing_waits_while_a_chunk_is_made(pipeline: TinyPipeline, tmp_path, m
     call.out.unlink()
     assert torch.equal(sampled(call), expected)
     assert len(seen) == 1 and seen[0] > 100
+
+
+def moved(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module._apply`, which cannot exchange tensors without content."""
+    for module in self.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(function(weight), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, function(buffer))
+    return self
+
+
+@pytest.mark.parametrize("kind", ["cm", "mix", "ucgm"])
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.kind)
+def test_every_tensor_is_on_the_gpu(monkeypatch, backbone, kind):
+    """Tensors of a GPU without content: none meets one of the host, and none is asked for its content."""
+    monkeypatch.setattr(nn.Module, "_apply", moved)
+    for name in ("time_grid", "ucgm_grid"):
+        monkeypatch.setattr(samplers, name, lambda *_: SimpleNamespace(tolist=lambda: [0.0, 0.4, 0.7, 1.0]))
+    gpu, guidance = torch.device("cuda"), Guidance(scale=2.0, interval=[0.1, 1.0])
+    sampler = Sampler(kind=kind, ucgm={"condition": "end", "rho": 1.0} if kind == "ucgm" else None)
+    manifest._channels.cache_clear()
+    with FakeTensorMode(), torch.no_grad():
+        velocity = generation.prepared_velocity(build(backbone).eval(), generation.PLAIN, gpu, "float32")
+        field = guided_field(velocity, guidance, 10, torch.zeros(6, dtype=torch.long, device=gpu))
+        noise = torch.zeros(6, 4, 8, 8, device=gpu)
+        latents = samplers.integrate(sampler, field, noise, 3, lambda _: noise)
+        vae = build_ldm_autoencoder(ldm_reference.TINY, 4)
+        codec = KlCodec(vae, "mean", gpu, Decoding(channels_last=True))
+        normalisation = manifest.Normalisation(mean=[0.0] * 4, std=[1.0] * 4, multiplier=1.0)
+        images = quantize(codec.decode(normalisation.denormalise(latents)), "round")
+    manifest._channels.cache_clear()
+    assert images.is_cuda and images.dtype == torch.uint8 and images.shape == (6, 3, 16, 16)
 
 
 def test_decoders_do_not_wait():
