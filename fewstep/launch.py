@@ -3,9 +3,10 @@
     python -m fewstep.launch --gpus 8 fewstep.train --spec ...
     python -m fewstep.launch --nodes 2 --gres gpu:4 --threads 32 fewstep.train --spec ...
 
-None or one GPU: a plain Python process. More: torchrun. Several nodes: one torchrun a node, started by
-srun inside the Slurm job. (`accelerate launch` makes no run of several processes without GPUs; torchrun
-behaves the same with and without.) Every step is an exec, so that a signal to the job reaches the stage.
+None or one GPU: a plain Python process. More: torchrun. Several nodes: one torchrun a node, started by srun
+inside the Slurm job. (`accelerate launch` makes no run of several processes without GPUs; torchrun behaves
+the same with and without.) Every step is an exec, so that a signal to the job reaches the stage. A small
+stage without GPUs may also be run by a copy of a process that is ready for it (common/preloaded.py).
 
 What a stage refuses it would refuse again. Its message is kept beside the output in NAME.refused, and a
 retry (of the same call, files and code) repeats it and ends at once. Snakemake's first attempt tries always:
@@ -26,9 +27,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from .common import preloaded
 from .common.cli import REFUSAL
-from .common.files import sha256
 from .common.gres import gpus_in
+from .common.provenance import sources
 
 TORCHRUN = "torch.distributed.run"
 SAVE_SECONDS = 600
@@ -40,15 +42,18 @@ def main(argv: list[str] | None = None) -> None:
     given = parse(argv)
     if given.lock and not acquire_lock(given.lock, given.rest):
         return
+    code = sources()
     if not given.head and "--out" in given.rest:
-        repeat_refusal(given)
+        repeat_refusal(given, code)
     os.environ["OMP_NUM_THREADS"] = str(max(1, given.threads // max(1, given.gpus)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+    if given.nodes == 1 and given.gpus == 0:
+        preloaded.run(given.module, given.rest, code)
     words = command_line(given)
     os.execvp(words[0], words)
 
 
-def repeat_refusal(given: argparse.Namespace) -> None:
+def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
     """Tell the stage where to keep a refusal.
 
     Raises:
@@ -57,7 +62,6 @@ def repeat_refusal(given: argparse.Namespace) -> None:
     out = Path(given.rest[given.rest.index("--out") + 1])
     files = [Path(word) for word in given.rest if Path(word).is_file()]
     states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    code = [sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
     content = [given.module, given.rest, given.nodes, given.gpus, states, code]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     kept = out.with_name(f"{out.name}.refused")

@@ -185,7 +185,7 @@ class RotaryTable(nn.Module):
         self.register_buffer("freqs_sin", angles.sin().to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rotate (B, heads, N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
+        """Rotate (..., N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
         cos, sin = self.freqs_cos, self.freqs_sin
         if torch.compiler.is_compiling():  # compilers have real numbers alone
             a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -209,8 +209,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: nn.Module) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(rope(self.q_norm(q)), rope(self.k_norm(k)), v)
+        # Queries and keys go through norm and rotation as one tensor (2, B, heads, N, D).
+        pair, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).split([2, 1])
+        if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
+            pair = self.q_norm.normalise(pair, pair.shape[-1:], eps=self.q_norm.eps)
+            if self.q_norm.weight is not None and self.k_norm.weight is not None:
+                pair = pair * torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None, None, None]
+        q, k = rope(pair).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v.squeeze(0))
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

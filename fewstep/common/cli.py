@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ def run(main: Callable[[list[str] | None], None]) -> None:
     """
     signal.signal(signal.SIGTERM, _end)
     kept, key = json.loads(os.environ.get(REFUSAL, "[null, null]"))
+    gc.freeze()  # a collection, and several come as Python ends, would take long to pass over all modules
     try:
         main(None)
     except (ValueError, FloatingPointError, OSError) as error:

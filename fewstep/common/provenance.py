@@ -16,10 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .files import sha256
+
 PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
+
+
+def sources(package: Path = PACKAGE) -> list[str]:
+    """SHA-256 of every module of the package, as it is on the disk now."""
+    return [sha256(path) for path in sorted(package.rglob("*.py"))]
 
 
 @cache

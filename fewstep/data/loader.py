@@ -21,7 +21,7 @@ def positions(step: int, batch: int) -> Tensor:
 
 def rows_at_once(shape: Sequence[int]) -> int:
     """Rows of the shape (C, H, W) that every device holds: 128, and more where they are tiny."""
-    return max(128, 4096 // prod(shape))
+    return max(128, 16384 // prod(shape))
 
 
 def split_batch(batch: int, processes: int, rank: int, most: int, group: int = 1) -> list[slice]:

@@ -11,7 +11,7 @@ from source_files import PACKAGE, area, imports, modules, ours, reached, theirs
 from fewstep.backbones import NETWORKS
 
 COMMANDS = {"fetch", "encode", "adopt", "train", "sample", "reference", "score"}
-COMMANDS |= {"table", "figure", "claims", "report", "launch", "doctor", "costs"}
+COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.

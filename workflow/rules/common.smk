@@ -1,4 +1,5 @@
 # The plan answers every question about names, paths, inputs and specs; rules only ask it.
+from fewstep.common import preloaded
 from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
 from fewstep.environment import MOST_RETRIES

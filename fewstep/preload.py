@@ -1,0 +1,195 @@
+"""Load the stages' modules once, and run stages as copies of this process.
+
+    python -m fewstep.preload --listener N
+
+N is the descriptor of a listening socket that fewstep.common.preloaded passes on. The process ends when its
+standard input does and the last stage has ended. It runs no stage and computes nothing itself, so a copy
+starts as a fresh Python does, with the modules at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .backbones import NETWORKS
+from .common import provenance
+from .common.preloaded import MESSAGE, STARTED, surroundings
+
+STAGES = {"fewstep.sample", "fewstep.reference", "fewstep.score"}
+"""Not the trainings: they work for longer, and Snakemake measures them as processes of its own."""
+MODULES = ("generation", "reference_statistics", "scoring", "fidelity")
+"""Of the room evaluation: those that a stage imports, also only where it uses them."""
+
+
+@dataclass
+class Copy:
+    """A stage that runs, and the launcher that waits for it."""
+
+    process: int
+    connection: socket.socket
+    ended: int
+    """Descriptor that can be read once the process has ended."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("--listener", type=int, required=True, help="descriptor of a listening socket")
+    given = arguments.parse_args(argv)
+    request = Server(socket.socket(fileno=given.listener)).serve()
+    if request is not None:
+        run_stage(request["module"], request["arguments"])
+
+
+def run_stage(module: str, arguments: list[str]) -> NoReturn:
+    """Run a stage and end this process, with the exit status of ``python -m``.
+
+    The interpreter is not taken down: that writes on every module, and so copies all that is shared.
+    """
+    sys.argv = [module, *arguments]
+    status = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class Server:
+    """Answers launchers.
+
+    Args:
+        listener: to which launchers connect; its path is in a folder of its own.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._folder = Path(listener.getsockname()).parent
+        self._surroundings: list[str | None] | None = None
+        self._copies: list[Copy] = []
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(sys.stdin, selectors.EVENT_READ)
+
+    def serve(self) -> dict[str, Any] | None:
+        """Until standard input ends. Returns in each copy too: there the request, at the end None."""
+        asked = True
+        while asked or self._copies:
+            for key, _ in self._selector.select():
+                if key.fileobj is sys.stdin:
+                    asked = False
+                    self._selector.unregister(sys.stdin)
+                    self._selector.unregister(self._listener)
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                elif key.fileobj is self._listener:
+                    request = self._answer(self._listener.accept()[0])
+                    if request is not None:
+                        return request
+                elif key.fd == key.data.ended:
+                    self._finish(key.data)
+                elif key.data in self._copies:
+                    self._pass_on(key.data)
+        return None
+
+    def _load(self) -> list[str | None]:
+        """Load the modules, once; returns what a launcher has to have in common with this process."""
+        if self._surroundings is None:
+            import torch
+
+            self._surroundings = surroundings(provenance.sources())
+            if torch.cuda.device_count():  # CUDA does not go through a fork
+                self._surroundings = []
+                return []
+            for name in MODULES:
+                import_module(f".evaluation.{name}", __package__)
+            for kind, (module, _) in NETWORKS.items():
+                import_module(f".backbones.{module}", __package__)
+                provenance.score_digest(kind)  # is remembered
+            gc.freeze()  # a collection in a copy would write on, and so copy, all of this
+        return self._surroundings
+
+    def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
+        """Make a copy, in which the request is returned, if this process will do."""
+        content, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
+        request: dict[str, Any] = json.loads(content) if content else {}
+        suits = request.get("module") in STAGES and request["surroundings"] == self._load()
+        process = os.fork() if suits else None
+        if process == 0:
+            connection.detach()  # stays open for as long as the copy lives
+            self._become(request, files)
+            return request
+        for file in files:
+            os.close(file)
+        if process is None:
+            connection.close()
+            return None
+        copy = Copy(process, connection, os.pidfd_open(process))
+        self._copies.append(copy)
+        for readable in (copy.connection, copy.ended):
+            self._selector.register(readable, selectors.EVENT_READ, copy)
+        with suppress(OSError):  # the launcher is gone; the connection says so too
+            connection.send(STARTED)
+        return None
+
+    def _become(self, request: dict[str, Any], files: list[int]) -> None:
+        """In a copy: leave the server behind, and take the launcher's place."""
+        self._selector.close()
+        self._listener.close()
+        for copy in self._copies:
+            copy.connection.close()
+            os.close(copy.ended)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        tempfile.tempdir = None  # the environment names it
+
+    def _pass_on(self, copy: Copy) -> None:
+        """Give the stage the signal that its launcher got. A launcher that was killed takes it along."""
+        with suppress(ConnectionResetError):
+            if content := copy.connection.recv(MESSAGE):
+                os.kill(copy.process, int(content))
+                return
+        self._selector.unregister(copy.connection)
+        os.kill(copy.process, signal.SIGKILL)
+
+    def _finish(self, copy: Copy) -> None:
+        """Tell the launcher how the stage ended."""
+        _, status = os.waitpid(copy.process, 0)
+        with suppress(OSError):
+            copy.connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+        with suppress(KeyError):
+            self._selector.unregister(copy.connection)
+        self._selector.unregister(copy.ended)
+        copy.connection.close()
+        os.close(copy.ended)
+        self._copies.remove(copy)
+
+
+if __name__ == "__main__":
+    main()
