@@ -104,8 +104,8 @@ def npz(path: Path, shape: str, content: int, declared: int | None = None) -> Pa
 
 
 def load(path: Path) -> None:
-    array_files.MOST_BYTES = ROOM
-    with open_npz(path) as content:
+    with pytest.MonkeyPatch.context() as patch, open_npz(path) as content:
+        patch.setattr(array_files, "MOST_BYTES", ROOM)
         content["x"]
 
 

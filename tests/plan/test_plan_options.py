@@ -65,4 +65,4 @@ def test_options_rerun_nothing():
 def test_the_benchmark_is_one_job_in_every_profile(tmp_path, profile, results, gpus):
     printed = dry_run(tmp_path, "--profile", f"profiles/{profile}", f"{results}/bench.csv")
     assert re.search(r"^total +2$", printed, re.MULTILINE), printed
-    assert f"fewstep.launch --gpus {gpus} --gres= fewstep.bench train-step" in printed
+    assert f"fewstep.launch --gpus {gpus} --gres= --attempt 1 fewstep.bench train-step" in printed

@@ -61,7 +61,7 @@ def test_the_plan_refuses_a_network_for_other_data(pipeline, key, value, words):
     """Before any job, rather than by a shape error in the first step."""
     with pytest.raises(ConfigError) as error:
         pipeline.varied({"settings": {"backbones": {"lightningdit-digits": {key: value}}}})
-    for word in [f"settings.yaml: backbones.lightningdit-digits.{key}", *words]:
+    for word in [f"overrides.settings.backbones.lightningdit-digits.{key}", *words]:
         assert word in str(error.value)
 
 

@@ -22,7 +22,9 @@ if (
                     raise ConfigError(
                         f"target {name}: this rule makes many files; name one of them"
                     )
-            elif any(rule.is_producer(target) for rule in workflow.rules):
+            elif any(made.is_producer(target) for made in workflow.rules) or any(
+                made.is_producer(name) for made in workflow.rules
+            ):
                 check(plan, target)
             else:
                 known = (
