@@ -1,17 +1,18 @@
 """Sample the images of one cell.
 
 python -m fewstep.sample --spec SPEC --model model.safetensors [--latents manifest.json]
-    [--tokenizer WEIGHTS] --out images.tar
+    [--tokenizer WEIGHTS] [--compile] [--capture] [--channels-last] --out images.tar
 """
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from .common.cli import parser, run
 from .config import read_spec
 from .config.specs import SampleSpec
-from .evaluation.generation import generate_images
+from .evaluation.generation import Options, generate_images
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,9 +23,31 @@ def main(argv: list[str] | None = None) -> None:
         "--latents", type=Path, nargs="*", help="manifest.json, if only it has the normalisation"
     )
     arguments.add_argument("--tokenizer", type=Path, nargs="*", help="weights of the decoder")
+    add_options(arguments)
     given = arguments.parse_args(argv)
     manifest, weights = (paths[0] if paths else None for paths in (given.latents, given.tokenizer))
-    generate_images(read_spec(SampleSpec, given.spec), given.model, given.out, manifest, weights)
+    options = Options(given.compile, given.capture, given.channels_last)
+    generate_images(read_spec(SampleSpec, given.spec), given.model, given.out, manifest, weights, options)
+
+
+def add_options(arguments: ArgumentParser) -> None:
+    """How the device is used: none of it is in the spec."""
+    arguments.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        default="",
+        metavar="BACKEND",
+        help="torch.compile the network's blocks and the decoder",
+    )
+    arguments.add_argument(
+        "--capture",
+        action="store_true",
+        help="replay the network as CUDA graphs: small ones wait for no host",
+    )
+    arguments.add_argument(
+        "--channels-last", action="store_true", help="the decoder's convolutions in this memory format"
+    )
 
 
 if __name__ == "__main__":

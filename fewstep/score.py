@@ -22,8 +22,18 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--images", type=Path, required=True)
     arguments.add_argument("--extractor", type=Path, nargs="?", help="weights of the extractor, if any")
     arguments.add_argument("--reference", type=Path, required=True)
+    arguments.add_argument(
+        "--channels-last", action="store_true", help="the extractor's convolutions in this memory format"
+    )
     given = arguments.parse_args(argv)
-    score_images(read_spec(ScoreSpec, given.spec), given.images, given.extractor, given.reference, given.out)
+    score_images(
+        read_spec(ScoreSpec, given.spec),
+        given.images,
+        given.extractor,
+        given.reference,
+        given.out,
+        given.channels_last,
+    )
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def parts(tiny: bool) -> list[Part]:
         steps("larger batches", 100, "xl1", *facm, "--blocks", "compiled", "--batch", *most),
         steps("b1", 60, "b1", *both, *slow, "--batch", more),
         bench("attention", 60, "attention", *large, "--repeats", "3"),
-        bench("sample", 45, "sample", *large, "--repeats", "3", "--batch", more),
+        bench("sample", 90, "sample", *large, "--repeats", "3", "--batch", more),
         bench("load", 30, "load", *large, "--repeats", "3"),
     ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +23,11 @@ from ..config.settings import (
     Weights,
 )
 from ..core.guidance import guided_field
+from ..core.memory import place
 from ..core.rng import generator
-from ..data.tokenizers import Codec, ConvCodec, KlCodec, build_ldm_autoencoder
+from ..data.tokenizers import DEFAULT, Codec, ConvCodec, Decoding, KlCodec, build_ldm_autoencoder
 from ..evaluation.features import Extractor, FeatureCollector
+from ..evaluation.generation import Options, prepared_velocity
 from ..evaluation.quantization import quantize
 from ..evaluation.samplers import integrate
 from .meters import DEVICE, Case
@@ -46,28 +50,46 @@ def sample_cases(given: argparse.Namespace, _folder: Path) -> list[Case]:
     spec = LightningDiT(shape=[4, 4, 4], classes=10, depth=3, width=64, heads=2, patch=2)
     if given.large:
         spec = LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16)
-    net = build(spec).to(DEVICE).eval().requires_grad_(False)
-    _, codec, _ = tokenizer(given.large)
     labels = torch.arange(given.batch, device=DEVICE) % spec.classes
+    net = build(spec).eval().requires_grad_(False)
+    sampler = Sampler(kind="euler")
+    latents = torch.randn(given.batch, *spec.shape, generator=generator(0, "latents")).to(DEVICE)
 
-    def case(steps: int) -> Case:
+    def cases(words: str, dtype: str, options: Options) -> list[Case]:
+        velocity = prepared_velocity(copy.deepcopy(net), options, DEVICE, dtype)
+        decoding = Decoding(getattr(torch, dtype), options.channels_last, options.compile)
+        _, codec, _ = tokenizer(given.large, decoding)
+
         @torch.no_grad()
-        def call() -> None:
+        def call(steps: int) -> None:
             draws = [torch.randn(spec.shape, generator=generator(0, "start", k)) for k in range(given.batch)]
-            field = guided_field(net, None, spec.classes, labels)
-            sampler = Sampler(kind="euler")
-            x = integrate(sampler, field, torch.stack(draws).to(DEVICE), steps, lambda _: torch.stack(draws))
+            field = guided_field(velocity, None, spec.classes, labels)
+            start = place(torch.stack(draws), DEVICE)
+            x = integrate(sampler, field, start, steps, lambda _: start)
             quantize(codec.decode(x), "round").cpu()
 
-        return Case({"case": f"euler, {steps} steps"}, call, given.batch)
+        @torch.no_grad()
+        def decode() -> None:
+            quantize(codec.decode(latents), "round").cpu()
 
-    latents = torch.randn(given.batch, *spec.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        return [
+            Case({"case": f"euler, 1 steps{words}"}, partial(call, 1), given.batch),
+            Case({"case": f"euler, 8 steps{words}"}, partial(call, 8), given.batch),
+            Case({"case": f"decode{words}"}, decode, given.batch),
+        ]
 
-    @torch.no_grad()
-    def decode() -> None:
-        quantize(codec.decode(latents), "round").cpu()
-
-    return [case(1), case(8), Case({"case": "decode"}, decode, given.batch)]
+    found = cases("", "float32", Options())
+    if DEVICE.type == "cuda":
+        found += cases(", channels last", "float32", Options(channels_last=True))
+        found += cases(", captured", "float32", Options(capture=True))
+        for words, options in {
+            "": Options(channels_last=True),
+            ", compiled": Options("inductor", channels_last=True),
+            ", captured": Options(capture=True, channels_last=True),
+            ", compiled, captured": Options("inductor", capture=True, channels_last=True),
+        }.items():
+            found += cases(f", bfloat16, channels last{words}", "bfloat16", options)
+    return found
 
 
 def score_cases(given: argparse.Namespace, folder: Path) -> list[Case]:
@@ -95,12 +117,14 @@ def score_cases(given: argparse.Namespace, folder: Path) -> list[Case]:
     return [Case({"case": name}, call, given.batch) for name, call in calls.items()]
 
 
-def tokenizer(large: bool) -> tuple[str, Codec, list[int]]:
+def tokenizer(large: bool, decoding: Decoding = DEFAULT) -> tuple[str, Codec, list[int]]:
     """Name, tokenizer and (C, H, W) of its images: VA-VAE's of ImageNet, or the demo's of digits."""
     if large:
-        return "vavae", KlCodec(build_ldm_autoencoder(LdmAutoencoder(), 32), "sample", DEVICE), [3, 256, 256]
+        vae = build_ldm_autoencoder(LdmAutoencoder(), 32)
+        return "vavae", KlCodec(vae, "sample", DEVICE, decoding), [3, 256, 256]
     network = build(ConvAutoencoder(kind="conv-autoencoder", shape=[1, 8, 8], width=48, latent=4))
-    return "autoencoder 1x8x8", ConvCodec(network.eval().requires_grad_(False), DEVICE), [1, 8, 8]
+    network = network.eval().requires_grad_(False)
+    return "autoencoder 1x8x8", ConvCodec(network, DEVICE, decoding), [1, 8, 8]
 
 
 def random_images(count: int, shape: list[int]) -> Tensor:

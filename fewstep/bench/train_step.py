@@ -28,6 +28,7 @@ from ..config import read_spec
 from ..config.rates import Bench
 from ..config.settings import Backbone, Guidance, LightningDiT, Optimizer, PowerEma
 from ..config.specs import BenchSpec
+from ..core.capture import WARM_UP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
 from ..core.method import Batch, Context, Loss, Method, kind_of_step, loss_parts
@@ -37,7 +38,6 @@ from ..core.wrappers import unwrap
 from ..methods import build as build_method
 from ..methods import parameter_classes
 from ..training import parallel
-from ..training.capture import WARM_UP, CapturedSteps
 from ..training.ema import Ema
 from ..training.optimizer import make_optimizer, set_learning_rate, step_if
 from ..training.trainer import start_accelerator

@@ -365,7 +365,25 @@ class MoonDistance(Strict):
     far: float = Field(default=3.0, gt=0, description="units beyond which a sample is off the moons")
 
 
-class Protocol(Strict):
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Precision(Strict):
+    """What images are sampled and decoded in; float32 is not written, and digests are as without a choice."""
+
+    network_dtype: Dtype = Field(
+        default="float32",
+        exclude_if=lambda value: value == "float32",
+        description="bfloat16: the network under autocast; guidance and sampler compute in more in any case",
+    )
+    decoder_dtype: Dtype = Field(
+        default="float32",
+        exclude_if=lambda value: value == "float32",
+        description="bfloat16: the decoder's weights and activations",
+    )
+
+
+class Protocol(Precision):
     """All that a metric depends on beside the images' own sampler.
 
     ``kid``, ``mmd``, ``precision`` and ``recall`` compare with features of real images: those behind

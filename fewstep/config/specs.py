@@ -19,6 +19,7 @@ from .settings import (
     Guidance,
     Latents,
     Mark,
+    Precision,
     Protocol,
     Sampler,
     Tokenizer,
@@ -86,7 +87,7 @@ class BenchSpec(Strict):
     bench: Bench
 
 
-class SampleSpec(Strict):
+class SampleSpec(Precision):
     backbone: Backbone
     expanded: bool = Field(
         default=False, description="the network has its velocity at time condition 2 - t, not at s = t"

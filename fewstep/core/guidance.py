@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.settings import Guidance
-from .heads import average_velocity
+from .heads import Output, average_velocity
 from .path import append_dims
 
 TINY = 1e-8
@@ -43,7 +44,9 @@ class ClassifierFreeGuidance:
         ValueError: eta is needed and missing.
     """
 
-    def __init__(self, net: nn.Module, guidance: Guidance | None, null: int, eta: float | None = None):
+    def __init__(
+        self, net: Callable[..., Output], guidance: Guidance | None, null: int, eta: float | None = None
+    ):
         self.net = net
         self.guidance = guidance
         self.null = null
@@ -85,19 +88,27 @@ class ClassifierFreeGuidance:
 
 
 def guided_field(
-    net: nn.Module, guidance: Guidance | None, null: int, y: Tensor, eta: float | None = None
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    net: Callable[..., Output], guidance: Guidance | None, null: int, y: Tensor, eta: float | None = None
+) -> Callable[[Tensor, float, float], Tensor]:
     """The field (x, t, s) -> F that a sampler follows, for labels ``y`` (B,), guided for every s.
 
-    Outside the interval there is no unconditional pass: all samples have the same time.
+    All samples have the same times, which the host knows: outside the interval there is no unconditional
+    pass, and nothing waits for the device.
     """
     guided = ClassifierFreeGuidance(net, guidance, null, eta)
     plain = ClassifierFreeGuidance(net, None, null)
-    return lambda x, t, s: (guided if bool(guided.inside(t).any()) else plain).field(x, t, s, y)
+    low, high = np.array([0, 1] if guidance is None else guidance.interval, dtype=np.float32)
+
+    def field(x: Tensor, t: float, s: float) -> Tensor:
+        times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+        chosen = guided if low <= np.float32(t) <= high else plain
+        return chosen.field(x, times, torch.full_like(times, s), y)
+
+    return field
 
 
 def differences(
-    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor
+    net: Callable[..., Output], guidance: Guidance, null: int, x: Tensor, t: Tensor, s: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """v_c, and v_c - v_u, zero outside the guided channels; from one batch of 2 B rows."""
     x, t, s = (torch.cat([z, z]) for z in (x, t, s))
@@ -110,7 +121,7 @@ def differences(
 
 
 def calibrate(
-    net: nn.Module, guidance: Guidance, null: int, x: Tensor, t: Tensor, y: Tensor, rows: int = 64
+    net: Callable[..., Output], guidance: Guidance, null: int, x: Tensor, t: Tensor, y: Tensor, rows: int = 64
 ) -> float:
     """Norm of v_c - v_u by the rule of ``guidance.eta``, over samples whose time lies in the interval.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .path import append_dims
 from .precision import upcast
@@ -13,7 +14,7 @@ Output: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 """What a network returns: F(x, t, s, y), or velocity and flow map, (B, C, H, W) each."""
 
 
-def average_velocity(net: nn.Module, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+def average_velocity(net: Callable[..., Output], x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
     """F(x, t, s, y) of a network with one output or two, (B, C, H, W), at least float32.
 
     Of two outputs the velocity answers for s = t, and the flow map for any other s: without an embedding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,20 +80,26 @@ class Normalisation(Strict):
     std: list[float]
     multiplier: float
 
-    def _per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return like.new_tensor(self.mean).view(-1, 1, 1), like.new_tensor(self.std).view(-1, 1, 1)
+    def _per_channel(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return _channels(tuple(self.mean), device), _channels(tuple(self.std), device)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Raw latents (..., C, H, W) of any float type to normalised float32."""
         result = latents.to(torch.float32, copy=True)
-        mean, std = self._per_channel(result)
+        mean, std = self._per_channel(result.device)
         return result.sub_(mean).div_(std).mul_(self.multiplier)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Inverse of `normalise`: what a tokenizer decodes, float32."""
         result = latents.to(torch.float32, copy=True)
-        mean, std = self._per_channel(result)
+        mean, std = self._per_channel(result.device)
         return result.div_(self.multiplier).mul_(std).add_(mean)
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Float32 (C, 1, 1), copied to a device once, as a copy waits for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class Manifest(Strict):

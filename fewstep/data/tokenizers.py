@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ from ..common.files import sha256
 from ..common.tensor_files import load_tensors
 from ..config import ConfigError
 from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
+from ..core.memory import FittingBatches
 from ..core.rng import generator
 from .asset_files import read_record
 
@@ -50,7 +52,35 @@ NAMES = {
 }
 """diffusers' parts of names and LDM's."""
 DECODED = 25
-"""Images decoded at once, whatever is asked for: 250 of 256x256 would take tens of GB in float32."""
+"""Images decoded at once, whatever is asked for: 250 of 256x256 would take tens of GB in float32, and no
+longer be indexed by 32 bits. Fewer where a GPU's memory is short."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a tokenizer decodes; all but the dtype is a matter of speed, and of rounding."""
+
+    dtype: torch.dtype = torch.float32
+    """Of weights and activations; images are float32 in any case."""
+    channels_last: bool = False
+    compile: str = ""
+    """Backend of torch.compile, or "" for none."""
+
+    def prepare(self, network: nn.Module, device: torch.device | str) -> None:
+        """Move a network to the device, in the decoder's dtype and memory format."""
+        network.to(device)
+        if self.dtype != torch.float32:
+            nn.Module.to(network, self.dtype)  # diffusers' own warns of parts that it does not have
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def compiled(self, decoder: nn.Module) -> None:
+        """Compile a decoder in place; names of weights stay."""
+        if self.compile:
+            decoder.forward = torch.compile(decoder.forward, backend=self.compile, dynamic=False)
+
+
+DEFAULT = Decoding()
 
 
 class Codec(Protocol):
@@ -70,13 +100,18 @@ class Codec(Protocol):
 
 
 def open_tokenizer(
-    tokenizer: Tokenizer, weights: Path | None, backbone: Backbone | None, device: torch.device | str = "cpu"
+    tokenizer: Tokenizer,
+    weights: Path | None,
+    backbone: Backbone | None,
+    device: torch.device | str = "cpu",
+    decoding: Decoding = DEFAULT,
 ) -> Codec:
     """Load a tokenizer.
 
     Args:
         weights: a model file of this workflow (autoencoder), or the record of a fetched asset.
         backbone: network of an autoencoder.
+        decoding: how it decodes; one that also encodes has the default.
 
     Raises:
         ValueError: weights that are missing, of the wrong kind, or do not fit.
@@ -88,13 +123,13 @@ def open_tokenizer(
     if tokenizer.kind == "autoencoder":
         if not isinstance(backbone, ConvAutoencoder):
             raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
-        return ConvCodec(load_network(weights, backbone)[0], device)
+        return ConvCodec(load_network(weights, backbone)[0], device, decoding)
     path, _ = read_record(weights).verified(tokenizer.weights.file if tokenizer.weights else None)
     if tokenizer.kind == "vavae":
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
     else:
         vae = _load_diffusers_autoencoder(path.parent)
-    return KlCodec(vae, tokenizer.posterior, device)
+    return KlCodec(vae, tokenizer.posterior, device, decoding)
 
 
 def weights_digest(weights: Path | None) -> str | None:
@@ -120,26 +155,37 @@ class IdentityCodec:
 class ConvCodec:
     """The workflow's own convolutional autoencoder."""
 
-    def __init__(self, network: nn.Module, device: torch.device | str) -> None:
-        self._network: Any = network.to(device)
-        self._device = device
+    def __init__(self, network: nn.Module, device: torch.device | str, decoding: Decoding = DEFAULT) -> None:
+        self._network: Any = network
+        self._device, self._dtype = device, decoding.dtype
+        decoding.prepare(network, device)
+        decoding.compiled(self._network.decoder)
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         latents: Tensor = self._network.encode(images.to(self._device))
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self._network.decode(latents.to(self._device))
-        return images.clamp(-1, 1)
+        images: Tensor = self._network.decode(latents.to(self._device, self._dtype))
+        return images.float().clamp(-1, 1)
 
 
 class KlCodec:
-    """A diffusers AutoencoderKL in float32 (sd-vae-ft-mse, VA-VAE and their like)."""
+    """A diffusers AutoencoderKL (sd-vae-ft-mse, VA-VAE and their like)."""
 
-    def __init__(self, vae: AutoencoderKL, posterior: str, device: torch.device | str) -> None:
-        self._vae = vae.eval().requires_grad_(False).to(device)
-        self._device = device
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        posterior: str,
+        device: torch.device | str,
+        decoding: Decoding = DEFAULT,
+    ) -> None:
+        self._vae = vae.eval().requires_grad_(False)
+        self._device, self._dtype = device, decoding.dtype
         self._posterior = posterior
+        decoding.prepare(self._vae, device)
+        decoding.compiled(self._vae.decoder)
+        self._fitting = FittingBatches("decoding", DECODED)
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
         posterior = self._vae.encode(images.to(self._device)).latent_dist
@@ -152,8 +198,13 @@ class KlCodec:
         return posterior.mean + posterior.std * torch.stack(noise).to(self._device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        pieces = latents.to(self._device).split(DECODED)
-        return torch.cat([self._vae.decode(piece).sample.clamp(-1, 1) for piece in pieces])
+        latents = latents.to(self._device, self._dtype)
+
+        def images(part: range) -> Tensor:
+            decoded: Tensor = self._vae.decode(latents[part.start : part.stop]).sample
+            return decoded.float().clamp(-1, 1)
+
+        return torch.cat(self._fitting(images, range(len(latents))))
 
 
 def _load_diffusers_autoencoder(folder: Path) -> AutoencoderKL:

@@ -11,12 +11,19 @@ from ..backbones.model_file import load_network
 from ..common.files import sha256
 from ..config import ConfigError
 from ..config.settings import Backbone, Protocol
+from ..core.memory import FittingBatches, place
 from ..data.asset_files import read_record
 from .frechet import GaussianStats
+
+ROWS = 250
+"""Most images that go through an extractor at once."""
 
 
 class Extractor:
     """The network of a protocol, from images to the features that it compares.
+
+    Args:
+        channels_last: memory format of a network's convolutions; features differ by rounding.
 
     Raises:
         ConfigError: the protocol's extractor needs weights, and none are given.
@@ -29,13 +36,15 @@ class Extractor:
         weights: Path | None,
         backbone: Backbone | None,
         device: torch.device | str = "cpu",
+        channels_last: bool = False,
     ):
         self.protocol = protocol
         logits = protocol.logits if "is" in protocol.metrics else None
         self.layers = [protocol.features, *([logits] if logits else [])]
         self.sha256: str | None = None
         """Of the weights; None where there are none."""
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._fitting = FittingBatches("features", ROWS)
         if protocol.own_features:
             return
         if weights is None or protocol.weights is None:
@@ -47,11 +56,14 @@ class Extractor:
             path, self.sha256 = read_record(weights).verified(protocol.weights.file)
         from . import fidelity  # takes seconds to import
 
-        self._net = fidelity.create_extractor(protocol.extractor, self.layers, path, self._cuda)
+        cuda = self._device.type == "cuda"
+        self._net = fidelity.create_extractor(protocol.extractor, self.layers, path, cuda)
+        if channels_last:
+            self._net.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Layer name -> features, float32 (n, F), on the CPU, of uint8 images (n, C, H, W).
+        """Layer name -> features, float32 (n, F), on the device, of uint8 images (n, C, H, W) on the host.
 
         The extractor `identity` takes float32 data (n, C, H, W) and flattens them.
 
@@ -62,8 +74,9 @@ class Extractor:
         wanted = torch.float32 if own else torch.uint8
         if images.dtype != wanted:
             raise ValueError(f"images are {images.dtype}, not {wanted}")
-        found = [images.flatten(1)] if own else self._net(images.cuda() if self._cuda else images)
-        values = {name: value.cpu() for name, value in zip(self.layers, found, strict=True)}
+        given = place(images, self._device)
+        parts = [(given.flatten(1),)] if own else self._parts(given)
+        values = dict(zip(self.layers, map(torch.cat, zip(*parts, strict=True)), strict=True))
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(images) or value.dtype != torch.float32:
                 what = f"{value.dtype} {tuple(value.shape)}"
@@ -71,6 +84,9 @@ class Extractor:
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{self.protocol.extractor}: layer {name} holds NaN or infinity")
         return values
+
+    def _parts(self, images: Tensor) -> list[tuple[Tensor, ...]]:
+        return self._fitting(lambda part: self._net(images[part.start : part.stop]), range(len(images)))
 
 
 class FeatureCollector:
@@ -94,9 +110,9 @@ class FeatureCollector:
             self._gaussian = GaussianStats(features.shape[1], self._device)
         self._gaussian.update(features)
         if self._protocol.compares_images:
-            self._features.append(features)
+            self._features.append(features.cpu())
         if "is" in self._protocol.metrics and self._protocol.logits:
-            self._logits.append(values[self._protocol.logits])
+            self._logits.append(values[self._protocol.logits].cpu())
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and covariance (F, F), float64, on the CPU.

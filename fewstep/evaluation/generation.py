@@ -3,6 +3,9 @@
 Labels and noise belong to the image's index and are drawn on the CPU, and images are made in chunks of a
 fixed size, so that the result does not depend on the number of processes. Finished chunks are kept beside
 the output until it is written: a stage that was stopped goes on from there.
+
+While a chunk is made nothing waits for a GPU: the chunk before is copied and written meanwhile. A GPU whose
+memory is short makes a chunk in parts, which moves the last bits of a network's output and nothing else.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +31,52 @@ from ..common.provenance import score_digest
 from ..config import ConfigError, digest
 from ..config.settings import FlowNetwork
 from ..config.specs import SampleSpec
+from ..core.capture import WARM_UP, CapturedNetwork, CapturedSteps
 from ..core.guidance import guided_field
+from ..core.heads import Output
+from ..core.memory import FittingBatches, free_memory, place
+from ..core.precision import cast_blocks
 from ..core.rng import generator
 from ..data.manifest import Normalisation, known_normalisation, read_manifest
-from ..data.tokenizers import open_tokenizer, weights_digest
-from .distributed_map import distributed_map, is_main, join_processes
+from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
+from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
 from .image_archive import open_images, write_images
-from .quantization import quantize
+from .quantization import quantize, refuse_nan
 from .samplers import evaluations_per_image, integrate
 
 CHUNK = 250
-"""Images made together. Part of the result: the last bits of a network's output depend on it."""
+"""Images made together. Part of the result: the last bits of a network's output depend on it.
+
+With guidance 500 rows of the network: more than enough for a GPU.
+"""
+AHEAD = 2
+"""Chunks that may wait for being written while another is made on a GPU."""
+
+Velocity = Callable[..., Output]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a device is used: not part of the spec, as it moves the last bits of images alone."""
+
+    compile: str = ""
+    """Backend of torch.compile for the network's blocks and the decoder, or "" for none."""
+    capture: bool = False
+    """Replay the network as a CUDA graph, one for each number of rows."""
+    channels_last: bool = False
+    """Memory format of the decoder's convolutions."""
+
+
+PLAIN = Options()
 
 
 def generate_images(
-    spec: SampleSpec, model: Path, out: Path, manifest: Path | None = None, weights: Path | None = None
+    spec: SampleSpec,
+    model: Path,
+    out: Path,
+    manifest: Path | None = None,
+    weights: Path | None = None,
+    options: Options = PLAIN,
 ) -> None:
     """Write a tar of images, sampled from a model file.
 
@@ -50,35 +86,43 @@ def generate_images(
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
-        ValueError: model, latents or tokenizer do not belong together, or an image holds NaN.
+        ValueError: model, latents or tokenizer do not belong together, an image holds NaN, or a CUDA graph is
+            asked for without a GPU.
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     device = join_processes()
     net, model_card = load_network(model, spec.backbone)
-    net = net.to(device)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)
     check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
-    decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device)
+    velocity = prepared_velocity(net, options, device, spec.network_dtype, spec.expanded)
+    dtype = getattr(torch, spec.decoder_dtype)
+    decoding = Decoding(dtype, options.channels_last, options.compile)
+    decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device, decoding)
     labels = image_labels(spec)
     unlabelled = null_label(spec.backbone)
-    velocity = expanded_interval_velocity(net) if spec.expanded else net
+    release = velocity.forget if isinstance(velocity, CapturedNetwork) else None
+    sampling = FittingBatches("sampling", CHUNK, release)
 
-    def make(indices: range) -> Tensor:
-        y = labels[indices.start : indices.stop].to(device)
+    def latents_of(part: range) -> Tensor:
+        y = place(labels[part.start : part.stop], device)
         field = guided_field(velocity, spec.guidance, unlabelled, y)
-        x0 = image_noise(spec, indices, "start").to(device)
-        latents = integrate(
-            spec.sampler, field, x0, spec.steps, lambda step: image_noise(spec, indices, step)
+        x0 = place(image_noise(spec, part, "start"), device)
+        return integrate(
+            spec.sampler, field, x0, spec.steps, lambda step: place(image_noise(spec, part, step), device)
         )
+
+    def make(indices: range) -> tuple[Tensor, Tensor]:
+        """Images of a chunk as bytes, and whether one held NaN, on the device, which is not waited for."""
+        latents = torch.cat(sampling(latents_of, indices))
         images = decoder.decode(normalisation.denormalise(latents))
         if list(images.shape[1:]) != spec.image:
             raise ValueError(
                 f"{model}: latents decode to {tuple(images.shape[1:])}, but the data set has "
                 f"{tuple(spec.image)}"
             )
-        return quantize(images, spec.uint8)
+        return quantize(images, spec.uint8), images.isnan().any()
 
     owner = {
         "spec": digest(spec),
@@ -89,7 +133,14 @@ def generate_images(
     }
     kept = KeptChunks(out, owner)
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
-    batches = distributed_map(partial(kept.take, make), chunks)
+    missing = from_main(kept.missing(chunks) if is_main() else [])
+    if device.type == "cuda" and is_main():
+        print(f"sampling: {CHUNK} images at a time; {free_memory(device)}")
+    with ChunkWriter(kept, thread=device.type == "cuda") as writer:
+        share = own_share(missing)
+        for indices in progress(share, len(share)):
+            writer.write(indices, *make(indices))
+    wait_for_all()
     if not is_main():
         return
     card = {
@@ -98,9 +149,35 @@ def generate_images(
         "model": model_card,
         "evaluations": evaluations_per_image(spec.sampler, spec.steps, spec.guidance is not None),
     }
-    parts = zip(batches, labels.split(CHUNK), strict=True)
-    write_images(out, card, ((images.numpy(), part.numpy()) for images, part in parts))
+    parts = zip(map(kept.read, chunks), labels.split(CHUNK), strict=True)
+    write_images(out, card, ((images, part.numpy()) for images, part in parts))
     shutil.rmtree(kept.folder)
+
+
+def prepared_velocity(
+    net: nn.Module, options: Options, device: torch.device, dtype: str, expanded: bool = False
+) -> Velocity:
+    """The network as it is sampled from: on the device, in its dtype, compiled and captured if asked for.
+
+    Args:
+        dtype: "float32", or what autocast computes in.
+        expanded: the network is one of `expanded_interval_velocity`.
+
+    Raises:
+        ValueError: a CUDA graph is asked for without a GPU.
+    """
+    if options.capture and device.type != "cuda":
+        raise ValueError("--capture: a CUDA graph needs a GPU")
+    net = net.to(device)
+    if options.compile:
+        for block in getattr(net, "blocks", ()):
+            block.forward = torch.compile(block.forward, backend=options.compile, dynamic=False)
+    if dtype != "float32":
+        half = getattr(torch, dtype)
+        cast_blocks(net, half)
+        net.forward = torch.autocast(device.type, half)(net.forward)
+    velocity = torch.no_grad()(expanded_interval_velocity(net) if expanded else net.__call__)
+    return CapturedNetwork(velocity, CapturedSteps(device, WARM_UP)) if options.capture else velocity
 
 
 class KeptChunks:
@@ -121,18 +198,85 @@ class KeptChunks:
                     shutil.rmtree(other)
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def take(self, make: Callable[[range], Tensor], indices: range) -> Tensor:
-        """The images (n, C, H, W) of a chunk, on the CPU: kept, or made by ``make``."""
-        path = self.folder / f"{indices.start:08d}.tar"
-        if path.exists():
-            try:
-                return torch.from_numpy(open_images(path).images(0))
-            except ValueError as error:
-                print(f"{error}: made again")
-        images = make(indices).cpu()
-        card = {"uint8": "none" if images.dtype == torch.float32 else "bytes"}
-        write_images(path, card, [(images.numpy(), np.array(indices))])
-        return images
+    def missing(self, chunks: Sequence[range]) -> list[range]:
+        """Chunks that are not there, or damaged."""
+        return [indices for indices in chunks if not self._is_whole(indices)]
+
+    def _is_whole(self, indices: range) -> bool:
+        if not self._path(indices).exists():
+            return False
+        try:
+            self.read(indices)
+        except ValueError as error:
+            print(f"{error}: made again")
+            return False
+        return True
+
+    def read(self, indices: range) -> np.ndarray:
+        """The images (n, C, H, W) of a chunk.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return open_images(self._path(indices)).images(0)
+
+    def write(self, indices: range, images: np.ndarray) -> None:
+        """Keep the images of a chunk."""
+        card = {"uint8": "none" if images.dtype == np.float32 else "bytes"}
+        write_images(self._path(indices), card, [(images, np.array(indices))])
+
+    def _path(self, indices: range) -> Path:
+        return self.folder / f"{indices.start:08d}.tar"
+
+
+class ChunkWriter:
+    """Writes chunks, with ``thread`` while the caller makes the next one; all are there when it is left."""
+
+    def __init__(self, kept: KeptChunks, thread: bool) -> None:
+        self._kept = kept
+        self._pool = ThreadPoolExecutor(1) if thread else None
+        self._writing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> ChunkWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=error is not None)
+        if error is None:
+            self._wait(0)
+
+    def write(self, indices: range, images: Tensor, nan: Tensor) -> None:
+        """Write the images (n, C, H, W) of a chunk.
+
+        Args:
+            images: bytes or float32 data, on any device.
+            nan: bool, whether an image held NaN before it was bytes.
+
+        Raises:
+            ValueError: there was NaN, in this chunk or one that was still being written.
+        """
+        copied = None
+        if images.is_cuda:  # to pinned memory
+            images, nan = (values.to("cpu", non_blocking=True) for values in (images, nan))
+            copied = torch.cuda.Event()
+            copied.record()
+        if self._pool is None:
+            self._finish(indices, images, nan, copied)
+            return
+        self._wait(AHEAD - 1)
+        self._writing.append(self._pool.submit(self._finish, indices, images, nan, copied))
+
+    def _wait(self, most: int) -> None:
+        """Until at most so many chunks are still to be written."""
+        while len(self._writing) > most:
+            self._writing.popleft().result()
+
+    def _finish(self, indices: range, images: Tensor, nan: Tensor, copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        refuse_nan(nan)
+        self._kept.write(indices, images.numpy())
 
 
 def read_normalisation(spec: SampleSpec, manifest: Path | None, weights: Path | None) -> Normalisation:

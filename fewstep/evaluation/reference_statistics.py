@@ -20,7 +20,7 @@ from ..data.shards import LatentShards
 from .distributed_map import distributed_map, is_main, join_processes
 from .features import Extractor, FeatureCollector
 from .image_archive import open_npz_images
-from .quantization import quantize
+from .quantization import quantize, refuse_nan
 
 CHUNK = 250
 
@@ -51,7 +51,7 @@ def write_reference(
     extractor = Extractor(spec.protocol, weights, spec.extractor, device)
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
     collector = FeatureCollector(spec.protocol, device)
-    for values in distributed_map(lambda indices: extractor(read(indices)), chunks):
+    for values in distributed_map(read, extractor, chunks):
         collector.add(values)
     if not is_main():
         return
@@ -79,7 +79,13 @@ def _shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range]
     shards.check(spec.latents)
     # Real images are bytes already, which the rule for generated ones must not change.
     rule = "none" if spec.protocol.uint8 == "none" else "round"
-    return lambda indices: quantize(shards.read(indices)[:, 0], rule), len(shards)
+
+    def read(indices: range) -> Tensor:
+        images = shards.read(indices)[:, 0]
+        refuse_nan(images.isnan().any())
+        return quantize(images, rule)
+
+    return read, len(shards)
 
 
 def _published_images(path: Path) -> tuple[Callable[[range], Tensor], int]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..config.settings import Sampler, UCGMSampling
 
-Field = Callable[[Tensor, Tensor, Tensor], Tensor]
+Field = Callable[[Tensor, float, float], Tensor]
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
@@ -66,8 +66,10 @@ def integrate(
       cm steps; the last step is always a cm step. With switch = 0 only the first step is deterministic.
 
     Args:
-        field: average velocity F(x, t, s) with x in float32 and t, s (B,) float32.
+        field: average velocity F(x, t, s) with x in float32; t and s are numbers, the same for all rows.
         noise: standard normal noise in the shape of x0 for step i, asked for once each.
+
+    Nothing here waits for the device.
 
     The state is kept in float64, so that many short steps add up.
 
@@ -82,8 +84,7 @@ def integrate(
     with torch.no_grad():
         for i, (now, after) in enumerate(pairwise(grid)):
             end = _end(sampler, i, now, after, last=i == steps - 1)
-            times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
-            F = field(x.float(), times, torch.full_like(times, end)).double()
+            F = field(x.float(), now, end).double()
             reached = max(end, after)
             x = x + (reached - now) * F
             if reached > after:
@@ -113,8 +114,7 @@ def _integrate_ucgm(
     with torch.no_grad():
         for i, (now, after) in enumerate(pairwise(ucgm_grid(options, steps).tolist())):
             end = {"velocity": now, "end": 1.0, "next": after}[options.condition]
-            times = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
-            u = field(x.float(), times, torch.full_like(times, end)).double()
+            u = field(x.float(), now, end).double()
             raw = data, old_noise = x + (1 - now) * u, x - now * u
             if before is not None and i > 1 and after < 1:
                 data, old_noise = (one + kappa * (one - old) for one, old in zip(raw, before, strict=True))

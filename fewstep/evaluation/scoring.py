@@ -13,7 +13,7 @@ from ..common.provenance import score_digest
 from ..config import digest
 from ..config.base import sealed
 from ..config.settings import Protocol
-from ..config.specs import ScoreSpec
+from ..config.specs import SampleSpec, ScoreSpec
 from ..data.asset_files import read_record
 from ..data.moons import distances
 from .distributed_map import distributed_map, is_main, join_processes
@@ -24,12 +24,20 @@ from .mmd import mmd_squared
 from .reference_statistics import Reference, read_reference
 
 
-def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference: Path, out: Path) -> None:
+def score_images(
+    spec: ScoreSpec,
+    images: Path,
+    weights: Path | None,
+    reference: Path,
+    out: Path,
+    channels_last: bool = False,
+) -> None:
     """Write the metrics as JSON. They do not depend on how many processes extract features.
 
     Args:
         weights: of the extractor, if it has any.
         reference: npz that fewstep.reference made, or the record of a fetched asset that holds mu and sigma.
+        channels_last: memory format of the extractor.
 
     Raises:
         ValueError: images, reference, extractor and protocol that do not belong together.
@@ -38,14 +46,14 @@ def score_images(spec: ScoreSpec, images: Path, weights: Path | None, reference:
     archive = open_images(images)
     check_images(archive, spec)
     device = join_processes()
-    extractor = Extractor(protocol, weights, spec.extractor, device)
+    extractor = Extractor(protocol, weights, spec.extractor, device, channels_last)
     if protocol.stored:
         assert protocol.reference is not None
         reference, _ = read_record(reference).verified(protocol.reference.file)
     real = read_reference(reference, protocol, spec.sample.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
     batches = range(len(archive.sizes))
-    for values in distributed_map(lambda batch: extractor(torch.from_numpy(archive.images(batch))), batches):
+    for values in distributed_map(lambda batch: torch.from_numpy(archive.images(batch)), extractor, batches):
         dimensions = values[protocol.features].shape[1]
         if dimensions != len(real.mu):
             raise ValueError(
@@ -88,8 +96,9 @@ def check_images(archive: ImageArchive, spec: ScoreSpec) -> None:
         ValueError: naming the file, what differs, and both values.
     """
     card, protocol, image = archive.card, spec.protocol, tuple(spec.sample.image)
-    asked = spec.sample.model_dump(mode="json")
-    pairs = [(key, card.get(key), value) for key, value in asked.items()]
+    unsaid = {name: field.default for name, field in SampleSpec.model_fields.items() if field.exclude_if}
+    asked = unsaid | spec.sample.model_dump(mode="json")
+    pairs = [(key, (unsaid | card).get(key), value) for key, value in asked.items()]
     # Published weights carry no run's name.
     cell, model = spec.cell.model_dump(), card["model"]
     pairs += [(f"model.{key}", model.get(key, cell[key]), cell[key]) for key in ("method", "variant", "seed")]

@@ -140,7 +140,9 @@ class Plan:
     def image_set(self, protocol: str) -> str:
         """Name of the images that a protocol wants; protocols that want the same share them."""
         entry = self.parts.protocols[protocol]
-        return f"{entry.labels}-{entry.images}-{entry.uint8}-{entry.seed}"
+        name = f"{entry.labels}-{entry.images}-{entry.uint8}-{entry.seed}"
+        dtypes = (entry.network_dtype, entry.decoder_dtype)
+        return name if set(dtypes) == {"float32"} else f"{name}-{'-'.join(dtypes)}"
 
     def parts_of(self, target: str) -> list[str]:
         """The files of one target."""

@@ -59,7 +59,7 @@ def _encode(plan: Plan, job: Job) -> CostLine:
     return _line("encode", work, device="gpu", kept=kept)
 
 
-def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False) -> Work:
+def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False, half: bool = False) -> Work:
     costs, tokenizer = plan.config.costs, plan.parts.tokenizers[name]
     rate = (costs.decode if decode else costs.encode).get(name) or (costs.read if tokenizer.plain else None)
     network = None if rate else _network(plan, tokenizer.weights)
@@ -70,6 +70,7 @@ def _tokenizing(plan: Plan, name: str, images: float, decode: bool = False) -> W
         network=network,
         tokenizer=None if rate or network else tokenizer,
         decode=decode,
+        half=half,
     )
 
 
@@ -114,10 +115,12 @@ def _sample(plan: Plan, job: Job) -> CostLine:
         images=protocol.images * int(job.key["steps"]) * both,
         rate=rate,
         network=None if rate else run.network,
+        half=protocol.network_dtype != "float32",
     )
     work = [evaluations]
     if not run.tokenizer.plain:
-        work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True))
+        half = protocol.decoder_dtype != "float32"
+        work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True, half=half))
     size = protocol.images * dataset.channels * dataset.resolution**2
     return _line("sample", *work, device=run.device, temporary=size)
 

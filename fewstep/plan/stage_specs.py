@@ -112,6 +112,8 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
         labels=protocol.labels,
         uint8=protocol.uint8,
         seed=protocol.seed,
+        network_dtype=protocol.network_dtype,
+        decoder_dtype=protocol.decoder_dtype,
         latents=_latents(plan, entry.recipe.latents),
         image=_image(plan, entry),
         decoder=plan.network(entry.tokenizer.weights),

@@ -24,6 +24,7 @@ from torch.utils import checkpoint as checkpointing
 
 from ..core.jvp import FORMULATIONS
 from ..core.operations import recompute_contexts
+from ..core.precision import cast_blocks
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast computes in, by precision."""
@@ -166,9 +167,7 @@ def freeze(
     """
     net = net.to(accelerator.device).eval().requires_grad_(False)
     if constant and accelerator.mixed_precision != "no":
-        for module in (inner for block in getattr(net, "blocks", ()) for inner in block.modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(HALF[accelerator.mixed_precision])
+        cast_blocks(net, HALF[accelerator.mixed_precision])
     if layout == "fsdp2":
         net = shard(net, accelerator.device, accelerator.num_processes, release=True)
     forward = net.forward

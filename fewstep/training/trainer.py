@@ -24,6 +24,7 @@ from ..common.provenance import training_digest
 from ..config import digest
 from ..config.settings import ConstantEma, FlowNetwork
 from ..config.specs import TrainSpec
+from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context, Loss, kind_of_step, loss_parts
@@ -34,7 +35,6 @@ from ..data.shards import LatentShards
 from ..methods import build as build_method
 from . import parallel
 from .calibration import calibrated
-from .capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from .ema import Approach, Ema
 from .feed import Feed
 from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if

@@ -20,10 +20,10 @@ from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge
 from fewstep.config.rates import Blocks, Formulation
 from fewstep.config.specs import BenchSpec
+from fewstep.core.capture import WARM_UP
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.core.operations import OperationCounter
 from fewstep.core.rng import Draw
-from fewstep.training.capture import WARM_UP
 from fewstep.training.parallel import check_supported
 from fewstep.training.trainer import start_accelerator
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -65,13 +67,13 @@ def test_interval_includes_its_ends_and_masks_by_sample(net, point, both):
 
 
 def test_a_sampler_skips_the_unconditional_pass_outside_the_interval(net, point):
-    x, t, y = point
-    counting = Counting(net)
-    field = guided_field(counting, Guidance(scale=3.0, interval=[0.15, 1.0]), NULL, y)
-    for now in (0.1, 0.15):
-        times = torch.full_like(t, now)
-        field(x, times, times)
-    assert counting.rows == [6, 12]
+    x, _, y = point
+    counting = Counting(lambda x, *_: x)
+    field = guided_field(counting, Guidance(scale=3.0, interval=[0.15, 0.7]), NULL, y)
+    # Compared in float32, in which the network is given its times.
+    for now in (0.1, 0.15, 0.5, math.nextafter(0.7, 1), 0.71):
+        field(x, now, now)
+    assert counting.rows == [6, 12, 12, 12, 6]
 
 
 def test_channels(net, point, both):
@@ -117,12 +119,12 @@ def test_missing_calibration_is_refused(net):
 
 
 def test_guided_field_serves_any_target_time(net, point):
-    x, t, y = point
-    s = torch.ones_like(t)
+    x, y, net = point[0].float(), point[2], net.float()  # times are float32
     field = guided_field(net, Guidance(scale=1.5), NULL, y)
+    t, s = torch.full((6,), 0.25), torch.ones(6)
     with torch.no_grad():
         conditional, unconditional = net(x, t, s, y), net(x, t, s, torch.full_like(y, NULL))
-    torch.testing.assert_close(field(x, t, s), 1.5 * conditional - 0.5 * unconditional)
+    torch.testing.assert_close(field(x, 0.25, 1.0), 1.5 * conditional - 0.5 * unconditional)
 
 
 def test_half_precision_outputs_are_combined_in_float32(point):

@@ -67,6 +67,13 @@ def test_a_local_file_gives_2048_features(weights, protocol):
     assert extractor.sha256 == sha256(weights.with_suffix("") / FILE)
 
 
+def test_channels_last_moves_features_by_rounding(weights, protocol):
+    plain, other = (Extractor(protocol, weights, None, channels_last=chosen) for chosen in (False, True))
+    for layer, expected in plain(pictures()).items():
+        apart = (other(pictures())[layer] - expected).norm() / expected.norm()
+        assert apart < 1e-5, layer
+
+
 def test_score(weights, protocol, tmp_path):
     """The whole stage with a published reference: an asset's npz."""
     protocol = protocol.model_copy(update={"logits": None, "metrics": ["fid"]})

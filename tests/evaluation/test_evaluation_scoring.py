@@ -133,7 +133,6 @@ def test_refuses_images_of_another_size(pipeline, tar, tmp_path, shape):
 
 
 def test_sampling_refuses_a_decoder_of_another_size(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "quantize", lambda images, rule: images)
     original = generation.open_tokenizer
 
     def doubling(*rest):

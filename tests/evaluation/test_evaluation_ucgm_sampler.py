@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fewstep.config.settings import Sampler
-from fewstep.core.path import append_dims
 from fewstep.evaluation.samplers import integrate, ucgm_grid
 
 STD = torch.tensor([0.4, 1.0, 1.6]).reshape(3, 1, 1)
@@ -20,7 +19,7 @@ def q(t):
 
 def exact(x, t, s):
     """Average velocity of the flow from N(0, I) to N(0, STD^2)."""
-    t, s = append_dims(t.double(), x), append_dims(s.double(), x)
+    t, s = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
     return x / q(t) * (STD.double() ** 2 * (s + t) - (2 - s - t)) / (q(s) + q(t))
 
 
@@ -81,8 +80,7 @@ def test_extrapolation_starts_in_the_third_step_and_spares_the_last():
     """Four steps with kappa = 1 / 2, written out; the last prediction of the data is the sample."""
     x, raw = draws(8), []
     for i, (now, after) in enumerate(pairwise([0.0, 0.25, 0.5, 0.75, 1.0])):
-        time = torch.full((8,), now, dtype=torch.float64)
-        u = exact(x, time, time)
+        u = exact(x, now, now)
         raw.append((x + (1 - now) * u, x - now * u))
         data, noise = raw[-1]
         if i == 2:
@@ -112,7 +110,7 @@ def test_what_the_network_is_asked(condition):
     asked = []
 
     def field(x, t, s):
-        asked.append((round(float(t[0]), 4), round(float(s[0]), 4)))
+        asked.append((round(t, 4), round(s, 4)))
         return exact(x, t, s)
 
     run(make(condition=condition), draws(4), 2, field)

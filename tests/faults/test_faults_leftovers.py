@@ -30,7 +30,7 @@ def stop_while_writing(number: int) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name.startswith(".")]
+    return [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -136,6 +136,17 @@ def test_guided_sampling_counts_twice():
     assert hours({"scale": 1.5}) > hours("none")
 
 
+def test_images_in_bfloat16_are_counted_at_its_rate():
+    def half(**dtypes: str) -> set[bool]:
+        change = {"settings": {"protocols": dict.fromkeys(("decm-fid50k", "common"), dtypes)}}
+        lines = of("table1", overrides=change).spec("costs", "costs").lines
+        return {work.half for line in lines if line.rule == "sample" for work in line.work}
+
+    assert half() == {False}
+    assert half(network_dtype="bfloat16", decoder_dtype="bfloat16") == {True}
+    assert half(network_dtype="bfloat16") == {True, False}
+
+
 def test_an_extractor_without_a_rate_is_named_and_not_counted(tmp_path):
     costs_file = tmp_path / "costs.yaml"
     text = (ROOT / "config/costs.yaml").read_text()

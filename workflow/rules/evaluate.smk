@@ -10,12 +10,13 @@ rule sample:
     resources:
         gpu=0,
         gres="",
+        options="",
         attempt=which_attempt,
     shell:
         "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
         " --attempt {resources.attempt} fewstep.sample"
         " --spec {input.spec:q} --model {input.model:q} --latents {input.latents:q}"
-        " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
+        " --tokenizer {input.tokenizer:q} --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
 rule reference:
@@ -52,9 +53,10 @@ rule score:
     resources:
         gpu=0,
         gres="",
+        options="",
         attempt=which_attempt,
     shell:
         "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
         " --attempt {resources.attempt} fewstep.score"
         " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
-        " --reference {input.reference:q} --out {output:q} > {log:q} 2>&1"
+        " --reference {input.reference:q} --out {output:q} {resources.options} > {log:q} 2>&1"

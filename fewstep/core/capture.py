@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: captured once for each kind of step, then replayed by one launch."""
+"""Steps as CUDA graphs: captured once for each kind of step, then replayed by one launch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from .heads import Output
 
 Result = TypeVar("Result")
 WARM_UP = 3
@@ -50,7 +53,12 @@ class CapturedSteps:
         """Capture a step without running it; False where the memory does not suffice."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",  # other threads pin memory and wait for copies
+            ):
                 result = step()
         except torch.cuda.OutOfMemoryError:
             print("warning: --capture: no memory for a graph of the step; steps are launched one by one")
@@ -59,3 +67,37 @@ class CapturedSteps:
             return False
         self._graphs[kind] = graph, result
         return True
+
+    def forget(self) -> None:
+        """Give the graphs' memory back, to capture again what is still needed."""
+        self._graphs.clear()
+        self._seen.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+
+
+class CapturedNetwork:
+    """A network whose calls are replayed: a graph for each shape of its inputs, without gradients.
+
+    Args:
+        net: from tensors on the device to a tensor, or to several.
+    """
+
+    def __init__(self, net: Callable[..., Output], steps: CapturedSteps) -> None:
+        self._net, self._steps = net, steps
+        self._inputs: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Output:
+        """What the network returns of the inputs, in memory of its own."""
+        shapes = tuple((tuple(given.shape), given.dtype) for given in inputs)
+        if shapes not in self._inputs:
+            self._inputs[shapes] = tuple(torch.empty_like(given) for given in inputs)
+        own = self._inputs[shapes]
+        for held, given in zip(own, inputs, strict=True):
+            held.copy_(given)
+        found = self._steps.run(shapes, lambda: self._net(*own))
+        return found.clone() if isinstance(found, Tensor) else (found[0].clone(), found[1].clone())
+
+    def forget(self) -> None:
+        """Give the memory of all graphs and their inputs back."""
+        self._inputs.clear()
+        self._steps.forget()
