@@ -88,6 +88,9 @@ def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
         axis.set_yscale("log")
     elif above:
         axis.set_yscale("symlog", linthresh=min(above))
+        # A deviation above its mean would reach down as far below zero.
+        least = min(value or 0.0 for row in shown for value in row.values)
+        axis.set_ylim(bottom=least - min(above) / 2)
     for metric, panel in zip([spec.table.metric, *others], axes, strict=True):
         panel.set(xlabel=spec.table.axis or spec.table.parameter, ylabel=metric_name(metric, spec.scale))
         panel.margins(x=0.06, y=0.08)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -84,5 +84,12 @@ def _ticks_at(axis: Axis, multiples: Sequence[float]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save as PNG at 160 dots per inch, without the date, so that equal data give equal files."""
+    """Save as PNG at 160 dots per inch, without the date, so that equal data give equal files.
+
+    Powers of ten that are still formulas, which SETTINGS does not show, become plain numbers.
+    """
+    for axis in (part for axes in figure.axes for part in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=160, bbox_inches="tight", facecolor="white", metadata={"Software": "fewstep"})
