@@ -10,6 +10,7 @@ starts as a fresh Python does, with the modules at hand.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -35,6 +36,10 @@ STAGES = {"fewstep.sample", "fewstep.reference", "fewstep.score"}
 """Not the trainings: they work for longer, and Snakemake measures them as processes of its own."""
 MODULES = ("generation", "reference_statistics", "scoring", "fidelity")
 """Of the room evaluation: those that a stage imports, also only where it uses them."""
+PATIENCE = 5
+"""Seconds in which a launcher that has connected must send its request."""
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that a process gets when its parent has died."""
 
 
 @dataclass
@@ -70,12 +75,24 @@ def run_stage(module: str, arguments: list[str]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        status = -signal.SIGINT
     except BaseException:
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status)
+
+
+def end_with(parent: int) -> None:
+    """Get SIGTERM when the parent dies, also if it is dead by now: nothing else could stop this process."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Server:
@@ -103,9 +120,10 @@ class Server:
                     asked = False
                     self._selector.unregister(sys.stdin)
                     self._selector.unregister(self._listener)
+                    self._listener.close()
                     shutil.rmtree(self._folder, ignore_errors=True)
                 elif key.fileobj is self._listener:
-                    request = self._answer(self._listener.accept()[0])
+                    request = self._answer() if asked else None
                     if request is not None:
                         return request
                 elif key.fd == key.data.ended:
@@ -131,15 +149,26 @@ class Server:
             gc.freeze()  # a collection in a copy would write on, and so copy, all of this
         return self._surroundings
 
-    def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
+    def _answer(self) -> dict[str, Any] | None:
         """Make a copy, in which the request is returned, if this process will do."""
-        content, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # the launcher is gone, or too many files are open
+            return None
+        connection.settimeout(PATIENCE)
+        content, files = b"", []
+        with suppress(OSError):
+            content, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
         request: dict[str, Any] = json.loads(content) if content else {}
         suits = request.get("module") in STAGES and request["surroundings"] == self._load()
-        process = os.fork() if suits else None
+        server, process = os.getpid(), None
+        if suits and len(files) == 3:
+            with suppress(OSError):  # too many processes, or no memory
+                process = os.fork()
         if process == 0:
             connection.detach()  # stays open for as long as the copy lives
             self._become(request, files)
+            end_with(server)
             return request
         for file in files:
             os.close(file)

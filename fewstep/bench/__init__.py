@@ -14,6 +14,11 @@ def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     return to_csv(columns, ([row[name] for name in columns] for row in rows))
 
 
+def partial_of(out: Path) -> Path:
+    """Where rows are written as they come, until all are there and the file becomes ``out``."""
+    return out.with_name(f"{out.stem}-partial.csv")
+
+
 def profile_of(out: Path) -> Path:
     """Where the profile of what is in ``out`` is written."""
     return out.with_name(f"{out.stem}-profile.csv")

@@ -4,9 +4,10 @@
     python -m fewstep.bench gpu [--minutes 8] [--out gpu.csv]
 
 All cases of a run take turns, so that a change in the machine's load meets them alike; the least and the
-median of the repeats are told. A case that fails says why in its row; rows are written as they come. Networks
-are random: speed does not depend on weights. The sizes are small and, with ``--large``, those of ImageNet
-(VA-VAE f16d32, LightningDiT-XL/1), which want a GPU. ``--profile`` adds a table of where the time goes.
+median of the repeats are told. A case that fails says why in its row. Rows are written as they come, to
+x-partial.csv, which is renamed when all are there. Networks are random: speed does not depend on weights. The
+sizes are small and, with ``--large``, those of ImageNet (VA-VAE f16d32, LightningDiT-XL/1), which want a GPU.
+``--profile`` adds a table of where the time goes.
 
 ``gpu`` measures what is most wanted of a GPU, within minutes (bench/gpu.py).
 """
@@ -22,7 +23,7 @@ import torch
 
 from ..common.cli import run
 from ..common.files import write_text
-from . import as_csv, as_text, attention, batches, gpu, profile_of, throughput, train_step
+from . import as_csv, as_text, attention, batches, gpu, partial_of, profile_of, throughput, train_step
 from .meters import Case
 
 BENCHMARKS = {
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
             for case in cases:
                 case.attempt(case.measure)
             _write(given, cases)
+        if given.out:
+            partial_of(given.out).replace(given.out)
         print(as_text(_rows(given, cases)))
         if given.profile:
             rows = [{"benchmark": given.what, **case.profile()} for case in cases if not case.note]
@@ -86,7 +89,7 @@ def _rows(given: argparse.Namespace, cases: Sequence[Case]) -> list[dict[str, st
 
 def _write(given: argparse.Namespace, cases: Sequence[Case]) -> None:
     if given.out:
-        write_text(given.out, as_csv(_rows(given, cases)))
+        write_text(partial_of(given.out), as_csv(_rows(given, cases)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 
 from ..common.csv_files import read_csv
 from ..common.files import write_text
-from . import as_csv, profile_of
+from . import as_csv, partial_of, profile_of
 from .meters import DEVICE, GROUPS, machine
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def run_all(minutes: float, out: Path, tiny: bool) -> None:
             print(f"[{60 * minutes - left:.0f} s] {part.name}", flush=True)
             found = Path(folder) / f"{number}.csv"
             note = _run(part, min(part.limit, left), found)
-            files = [file for file in (found, profile_of(found)) if file.exists()]
+            files = [file for file in (found, partial_of(found), profile_of(found)) if file.exists()]
             rows += [{"part": part.name, **row} for file in files for row in read_csv(file)[1]]
             if note or not files:
                 rows.append({"part": part.name, "note": note or "done"})
@@ -142,13 +142,16 @@ def _run(part: Part, limit: float, out: Path) -> str:
         errors="replace",
         start_new_session=True,
     )
+    late = False
     try:
         text, _ = process.communicate(timeout=limit)
-        late = False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        text, _ = process.communicate()
         late = True
+    finally:  # also on Ctrl-C and SIGTERM, which do not reach its session
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if late:
+        text, _ = process.communicate()
     # The profiler of some releases tells of itself.
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("USDT:")]
     print("\n".join(lines[-40:]), flush=True)

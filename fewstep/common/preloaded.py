@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 MESSAGE = 2**17
 """Bytes of a request, at most."""
 STARTED = b"started"
+PATIENCE = 120
+"""Seconds that a launcher waits for a copy: the first one waits until the modules are loaded."""
 
 _processes: list[subprocess.Popen[bytes]] = []
 
@@ -33,18 +37,29 @@ def start() -> dict[str, str]:
     """Start such a process, which ends when this one does.
 
     Returns:
-        The environment variable by which stages find it; nothing where the folder of temporary files can have
-        no socket, as its path is too long or it is on another machine.
+        The environment variable by which stages find it; nothing where there can be no such process: the
+        system has no pidfd_open, ``python`` is not found, or the folder of temporary files can have no
+        socket, as its path is too long or it is on another machine.
     """
-    path = Path(tempfile.mkdtemp(prefix="fewstep-")) / "socket"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        folder = Path(tempfile.mkdtemp(prefix="fewstep-"))
+    except (AttributeError, OSError):
+        return {}
+    try:
+        _processes.append(_listening(folder / "socket"))
+    except OSError:
+        shutil.rmtree(folder)
+        return {}
+    return {SOCKET: str(folder / "socket")}
+
+
+def _listening(path: Path) -> subprocess.Popen[bytes]:
+    """Start the process with a socket at ``path``; OSError where that is not possible."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        try:
-            listener.bind(str(path))
-        except OSError:
-            path.parent.rmdir()
-            return {}
+        listener.bind(str(path))
         listener.listen(socket.SOMAXCONN)
-        process = subprocess.Popen(
+        return subprocess.Popen(
             ["python", "-m", "fewstep.preload", "--listener", str(listener.fileno())],
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,  # closed when this process ends
@@ -52,8 +67,6 @@ def start() -> dict[str, str]:
             start_new_session=True,  # Ctrl-C is for the launchers, which pass it on
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    _processes.append(process)
-    return {SOCKET: str(path)}
 
 
 def surroundings(code: list[str]) -> list[str | None]:
@@ -84,13 +97,17 @@ def run(module: str, arguments: list[str], code: list[str]) -> None:
     if SOCKET not in os.environ or len(content) > MESSAGE:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(PATIENCE)
         try:
             connection.connect(os.environ[SOCKET])
+            if _owner(connection) != os.geteuid():
+                return
             socket.send_fds(connection, [content], [0, 1, 2])
             if connection.recv(MESSAGE) != STARTED:
                 return
         except OSError:
             return
+        connection.settimeout(None)
 
         def pass_on(number: int, _frame: FrameType | None) -> None:
             with suppress(OSError):
@@ -99,7 +116,9 @@ def run(module: str, arguments: list[str], code: list[str]) -> None:
         for number in PASSED_ON:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, pass_on)
-        answer = connection.recv(MESSAGE)
+        answer = b""
+        with suppress(OSError):
+            answer = connection.recv(MESSAGE)
     if not answer:
         raise SystemExit(f"error: {module}: the process that was to tell how it ended is gone")
     status = int(answer)
@@ -108,3 +127,11 @@ def run(module: str, arguments: list[str], code: list[str]) -> None:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     raise SystemExit(status)
+
+
+def _owner(connection: socket.socket) -> int:
+    """Number of the user at the other end."""
+    fields = struct.Struct("iII")  # process, user and group: struct ucred of unix(7)
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, fields.size)
+    user: int = fields.unpack(credentials)[1]
+    return user

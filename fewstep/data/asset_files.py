@@ -50,7 +50,7 @@ class VerifiedFile(io.RawIOBase):
     """A file of an asset, opened to be read; each block is verified before a byte of it is given out.
 
     Raises:
-        ConfigError: at reading, a block that differs from the record.
+        ConfigError: at reading, a block that differs from the record, or ends before it should.
     """
 
     def __init__(self, path: Path, file: RecordFile) -> None:
@@ -82,9 +82,11 @@ class VerifiedFile(io.RawIOBase):
     def _block(self, number: int) -> bytes:
         if self._held[0] != number:
             self._stream.seek(number * BLOCK)
-            content = self._stream.read(min(BLOCK, self.size - number * BLOCK))
+            content, size = b"", min(BLOCK, self.size - number * BLOCK)
+            while part := self._stream.read(size - len(content)):  # may be fewer bytes than are asked for
+                content += part
             expected = self._checksums[8 * number : 8 * number + 8]
-            if not content or (self._checksums and f"{zlib.crc32(content):08x}" != expected):
+            if len(content) < size or (self._checksums and f"{zlib.crc32(content):08x}" != expected):
                 raise ConfigError(
                     f"{self.path}: damaged: its MiB {number} is not the one that was fetched; "
                     f"fetch the asset again"

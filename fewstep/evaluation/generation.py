@@ -32,6 +32,7 @@ from ..config import ConfigError, digest
 from ..config.settings import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.capture import WARM_UP, CapturedNetwork, CapturedSteps
+from ..core.compilation import compile_blocks
 from ..core.guidance import guided_field
 from ..core.heads import Output
 from ..core.memory import FittingBatches, free_memory, place
@@ -170,8 +171,7 @@ def prepared_velocity(
         raise ValueError("--capture: a CUDA graph needs a GPU")
     net = net.to(device)
     if options.compile:
-        for block in getattr(net, "blocks", ()):
-            block.forward = torch.compile(block.forward, backend=options.compile, dynamic=False)
+        compile_blocks(net, options.compile)
     if dtype != "float32":
         half = getattr(torch, dtype)
         cast_blocks(net, half)

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils import checkpoint as checkpointing
 
+from ..core.compilation import compile_blocks
 from ..core.jvp import FORMULATIONS
 from ..core.operations import recompute_contexts
 from ..core.precision import cast_blocks
@@ -30,9 +31,6 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast computes in, by precision."""
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
-
-COMPILED = 64
-"""Most graphs of one class of blocks; torch refuses to compile more."""
 
 
 def check_supported(
@@ -99,19 +97,15 @@ def check_capture(layout: str, precision: str, optimizer: str, device: str) -> N
 def apply_compile_and_checkpointing(net: nn.Module, checkpoint: bool = False, compile: str = "") -> None:
     """Compile and checkpoint each block of a bare network in place; names of weights stay.
 
-    Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both. Weights are inputs of the
-    compiled code: blocks of one class and size share it, and the depth costs nothing.
+    Only ``forward`` is replaced, so that the hooks of FSDP2 run outside of both.
 
     Args:
         compile: backend of torch.compile, or "" for none.
     """
     if compile:
-        # All calls of one class of blocks count together: a method has up to 8 kinds of them.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
-    for block in getattr(net, "blocks", ()):
-        if compile:
-            block.forward = torch.compile(block.forward, backend=compile, dynamic=False, fullgraph=True)
-        if checkpoint:
+        compile_blocks(net, compile)
+    if checkpoint:
+        for block in getattr(net, "blocks", ()):
             block.forward = partial(_recomputed, block.forward)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
+import subprocess
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from configs import make_plan, raw_config
 from tiny_pipeline import alone
 
-from fewstep.bench import gpu, meters, throughput, train_step
+from fewstep.bench import gpu, meters, partial_of, throughput, train_step
 from fewstep.bench.__main__ import main
 from fewstep.config import ConfigError, dump, read_spec
 from fewstep.config.base import merge
@@ -198,12 +200,14 @@ def test_a_failing_case_costs_its_own_row_and_rows_are_written_as_they_come(tmp_
 
     def update(self, loss, batch, ctx):
         if len(batch.y) == 3:
-            seen.append(read(out))
+            assert not out.exists()
+            seen.append(read(partial_of(out)))
             raise RuntimeError("expected input and grad types to match\nand more")
         original(self, loss, batch, ctx)
 
     monkeypatch.setattr(train_step.Trained, "update", update)
     main([*TINY, "--batch", "2", "3", "4", "--blocks", "plain", "--out", str(out)])
+    assert not partial_of(out).exists()
     notes = {(row["work"], row["batch"]): row["note"] for row in read(out)}
     assert notes.pop(("facm", "3")) == "RuntimeError: expected input and grad types to match"
     assert len(notes) == 5 and not any(notes.values())
@@ -292,14 +296,15 @@ def test_the_measurements_of_a_gpu_on_tiny_networks(tmp_path, capfd):
 
 def test_a_part_that_takes_too_long_keeps_its_rows(tmp_path, monkeypatch, capfd):
     """And costs its own time alone; what there is no time for is told."""
-    code = "import pathlib, sys, time; pathlib.Path(sys.argv[-1]).write_text('ms\\n1\\n'); time.sleep(60)"
-    slow = gpu.Part("slow", 3, ["-c", code], measures=True)
+    code = "import pathlib, sys, time; from fewstep.bench import partial_of;"
+    code += "partial_of(pathlib.Path(sys.argv[-1])).write_text('ms\\n1\\n'); time.sleep(600)"
+    slow = gpu.Part("slow", 9, ["-c", code], measures=True)
     wrong = gpu.Part("wrong", 9, ["-c", "raise SystemExit('so')"])
     monkeypatch.setattr(gpu, "parts", lambda tiny: [slow, wrong])
     gpu.run_all(1, tmp_path / "x.csv", tiny=True)
     assert [(row["part"], row["ms"], row["note"]) for row in read(tmp_path / "x.csv")] == [
         ("slow", "1", ""),
-        ("slow", "", "ended at its limit of 3 s"),
+        ("slow", "", "ended at its limit of 9 s"),
         ("wrong", "", "failed: so"),
     ]
     needed = gpu.Part("imports", 9, ["-c", "import nothing_of_this_name"], needed=True)
@@ -309,6 +314,21 @@ def test_a_part_that_takes_too_long_keeps_its_rows(tmp_path, monkeypatch, capfd)
     assert [row["part"] for row in read(tmp_path / "z.csv")] == ["imports"]
     gpu.run_all(0.1, tmp_path / "y.csv", tiny=True)
     assert [row["note"] for row in read(tmp_path / "y.csv")] == ["not started: no time left"] * 2
+
+
+def test_a_part_ends_with_an_interrupted_command(tmp_path, monkeypatch):
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def communicate(self, *given, **named):
+            started.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu._run(gpu.Part("slow", 600, ["-c", "import time; time.sleep(600)"]), 600, tmp_path / "x.csv")
+    assert started[0].wait(60) == -signal.SIGKILL
+    started[0].stdout.close()
 
 
 @pytest.mark.parametrize("words", [["encode", "--repeats", "0"], ["encode", "--batch", "1"], ["nothing"]])

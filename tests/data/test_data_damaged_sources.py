@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from fewstep.config import ConfigError
 from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
 from fewstep.data import asset_files
-from fewstep.data.asset_files import RecordBody, read_record
+from fewstep.data.asset_files import RecordBody, RecordFile, VerifiedFile, read_record
 from fewstep.data.fetching import fetch_asset
 from fewstep.data.sources import PublishedLatents, open_source
 
@@ -157,3 +158,25 @@ def test_a_part_of_a_file_is_verified_alone(tmp_path, monkeypatch):
         file.seek(45)
         with pytest.raises(ValueError, match=r"a\.bin: damaged: its MiB 5 is not the one"):
             file.read(6)
+
+
+class Trickling(io.FileIO):
+    """Gives fewer bytes than are asked for, as a raw file may."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(3 if size is None or size < 0 else min(size, 3))
+
+
+def test_reads_that_are_short_are_completed_and_a_short_file_is_refused(tmp_path, monkeypatch):
+    """Without checksums too: nothing else would say that bytes are missing."""
+    monkeypatch.setattr(asset_files, "BLOCK", 8)
+    path, content = tmp_path / "x", bytes(range(20))
+    path.write_bytes(content)
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **more: Trickling(path))
+    file = RecordFile(name="x", bytes=20, sha256="0" * 64, source="here")
+    with VerifiedFile(path, file) as stream:
+        assert stream.read() == content
+    for size in (18, 16):
+        os.truncate(path, size)
+        with VerifiedFile(path, file) as stream, pytest.raises(ConfigError, match="x: damaged: its MiB 2 "):
+            stream.read()

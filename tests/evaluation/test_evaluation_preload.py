@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from child_processes import LIMIT
 from configs import ROOT
 from tiny_pipeline import Call, TinyPipeline, replaced
 
+from fewstep import preload
 from fewstep.common import preloaded
 from fewstep.common.provenance import sources
 
@@ -96,16 +99,45 @@ def test_signals_reach_the_stage(pipeline: TinyPipeline, ready, tmp_path):
     assert launcher.returncode == 128 + signal.SIGTERM
 
 
+def test_an_interrupted_stage(pipeline: TinyPipeline, ready, tmp_path):
+    """It ends by the signal, as any Python does."""
+    launcher, end = waiting(pipeline.sample("cd", "cm-2", tmp_path), ready)
+    launcher.send_signal(signal.SIGINT)
+    _, told = launcher.communicate(timeout=LIMIT)
+    os.close(end)
+    assert launcher.returncode == -signal.SIGINT
+    assert "Traceback" not in told
+
+
 def test_a_killed_launcher_takes_the_stage_along(pipeline: TinyPipeline, ready, tmp_path):
     launcher, end = waiting(pipeline.sample("cd", "cm-2", tmp_path), ready)
     launcher.kill()
     launcher.communicate(timeout=LIMIT)
+    assert_nobody_reads(end)
+
+
+def assert_nobody_reads(end: int) -> None:
+    """The stage has ended, or does so now."""
     limit = time.monotonic() + LIMIT
     with pytest.raises(BrokenPipeError):
         while time.monotonic() < limit:
             os.write(end, b" ")
             time.sleep(0.05)
     os.close(end)
+
+
+def test_a_killed_process_takes_its_copies_along(pipeline: TinyPipeline, tmp_path, monkeypatch):
+    """Nothing else could stop them; the launcher says so in one line."""
+    monkeypatch.chdir(ROOT)
+    launcher, end = waiting(pipeline.sample("cd", "cm-2", tmp_path), {**os.environ, **preloaded.start()})
+    assert is_a_copy(launcher)
+    process = preloaded._processes.pop()
+    process.kill()
+    process.communicate()
+    _, told = launcher.communicate(timeout=LIMIT)
+    assert told == "error: fewstep.sample: the process that was to tell how it ended is gone\n"
+    assert launcher.returncode == 1
+    assert_nobody_reads(end)
 
 
 def test_a_stage_killed_is_a_launcher_killed(pipeline: TinyPipeline, ready, tmp_path):
@@ -138,6 +170,84 @@ def test_other_code_and_other_stages_start_by_themselves(ready, monkeypatch):
     preloaded.run("fewstep.score", [], code)
     monkeypatch.delenv(preloaded.SOCKET)
     preloaded.run("fewstep.score", [], code)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[tuple[preload.Server, socket.socket]]:
+    """One that has loaded nothing, and its listening socket; its input has ended."""
+    (tmp_path / "folder").mkdir()
+    path = str(tmp_path / "folder" / "socket")
+    monkeypatch.setenv(preloaded.SOCKET, path)
+    monkeypatch.setattr(preload.Server, "_load", lambda self: preloaded.surroundings([]))
+    read, write = os.pipe()
+    os.close(write)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        os.fdopen(read) as ended,
+    ):
+        monkeypatch.setattr(sys, "stdin", ended)
+        listener.bind(path)
+        listener.listen()
+        yield preload.Server(listener), listener
+
+
+def test_a_client_that_says_nothing(server, monkeypatch):
+    monkeypatch.setattr(preload, "PATIENCE", 0.01)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(os.environ[preloaded.SOCKET])
+        assert server[0]._answer() is None
+        assert client.recv(1) == b""
+
+
+def test_a_process_that_says_nothing(server, monkeypatch):
+    """The stage starts by itself."""
+    monkeypatch.setattr(preloaded, "PATIENCE", 0.01)
+    preloaded.run("fewstep.score", [], [])
+
+
+def test_where_nothing_can_be_forked(server, monkeypatch):
+    def fork() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    request = {"module": "fewstep.score", "surroundings": preloaded.surroundings([])}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(os.environ[preloaded.SOCKET])
+        socket.send_fds(client, [json.dumps(request).encode()], [0, 1, 2])
+        assert server[0]._answer() is None
+        assert client.recv(1) == b""
+
+
+def test_nothing_is_sent_to_another_user(server, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    preloaded.run("fewstep.score", [], [])
+    connection, _ = server[1].accept()
+    with connection:
+        assert connection.recv(1) == b""
+
+
+def test_at_the_end_of_its_input_nobody_can_connect(server):
+    assert server[0].serve() is None
+    assert server[1].fileno() == -1
+    assert not Path(os.environ[preloaded.SOCKET]).exists()
+
+
+@pytest.mark.parametrize("lacking", ["pidfd_open", "python", "sockets"])
+def test_where_there_is_no_such_process(tmp_path, monkeypatch, lacking):
+    """Stages start by themselves, and nothing is left."""
+
+    def refuse(*given: int) -> int:
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if lacking == "python":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(
+            *{"pidfd_open": (os, "pidfd_open"), "sockets": (socket, "socket")}[lacking], refuse
+        )
+    assert preloaded.start() == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_sockets(tmp_path, monkeypatch):
