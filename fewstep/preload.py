@@ -156,7 +156,8 @@ class Server:
         except OSError:  # the launcher is gone, or too many files are open
             return None
         connection.settimeout(PATIENCE)
-        content, files = b"", []
+        content = b""
+        files: list[int] = []
         with suppress(OSError):
             content, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
         request: dict[str, Any] = json.loads(content) if content else {}

@@ -15,7 +15,7 @@ def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def partial_of(out: Path) -> Path:
-    """Where rows are written as they come, until all are there and the file becomes ``out``."""
+    """Where rows are written as they come, until all are there and in ``out``."""
     return out.with_name(f"{out.stem}-partial.csv")
 
 

@@ -5,7 +5,7 @@
 
 All cases of a run take turns, so that a change in the machine's load meets them alike; the least and the
 median of the repeats are told. A case that fails says why in its row. Rows are written as they come, to
-x-partial.csv, which is renamed when all are there. Networks are random: speed does not depend on weights. The
+x-partial.csv, and to x.csv when all are there. Networks are random: speed does not depend on weights. The
 sizes are small and, with ``--large``, those of ImageNet (VA-VAE f16d32, LightningDiT-XL/1), which want a GPU.
 ``--profile`` adds a table of where the time goes.
 
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
                 case.attempt(case.measure)
             _write(given, cases)
         if given.out:
-            partial_of(given.out).replace(given.out)
+            write_text(given.out, as_csv(_rows(given, cases)))
+            partial_of(given.out).unlink(missing_ok=True)
         print(as_text(_rows(given, cases)))
         if given.profile:
             rows = [{"benchmark": given.what, **case.profile()} for case in cases if not case.note]
