@@ -5,12 +5,13 @@
 
 None or one GPU: a plain Python process. More: torchrun. Several nodes: one torchrun a node, started by srun
 inside the Slurm job. (`accelerate launch` makes no run of several processes without GPUs; torchrun behaves
-the same with and without.) Every step is an exec, so that a signal to the job reaches the stage. A small
-stage without GPUs may also be run by a copy of a process that is ready for it (common/preloaded.py).
+the same with and without.) Every step is an exec, so that a signal to the job reaches the stage; but a
+small stage without GPUs may be run by a copy of a process that is ready for it (common/preloaded.py), to
+which the launcher passes signals on.
 
 What a stage refuses it would refuse again. Its message is kept beside the output in NAME.refused, and a
-retry (of the same call, files and code) repeats it and ends at once. Snakemake's first attempt tries always:
-what was wrong may lie in a file that the call does not name.
+retry (of the same call, files and code, on the same machine) repeats it and ends at once. Snakemake's first
+attempt tries always: what was wrong may lie in a file that the call does not name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -62,7 +64,8 @@ def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
     out = Path(given.rest[given.rest.index("--out") + 1])
     files = [Path(word) for word in given.rest if Path(word).is_file()]
     states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = [given.module, given.rest, given.nodes, given.gpus, states, code]
+    # A fault of one machine, such as a GPU that is gone, is none of another.
+    content = [platform.node(), given.module, given.rest, given.nodes, given.gpus, states, code]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     kept = out.with_name(f"{out.name}.refused")
     with suppress(OSError, ValueError):

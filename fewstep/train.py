@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from .common.cli import parser, run
 from .config import read_spec
 from .config.specs import TrainSpec
@@ -24,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         ConfigError: a bad spec.
-        ValueError: latents or teacher that do not fit it, or a batch that the processes cannot divide.
+        ValueError: latents or teacher that do not fit it, a batch that the processes cannot divide, or a GPU
+            whose memory does not suffice.
         FloatingPointError: too many non-finite updates in a row.
     """
     arguments = parser(__doc__)
@@ -69,7 +72,13 @@ def main(argv: list[str] | None = None) -> None:
     spec = read_spec(TrainSpec, path)
     if spec.teacher and len(teacher) != 1:
         raise ValueError(f"{path}: this run needs --teacher with one model file")
-    Trainer(spec, Options(**given, teacher=teacher[0] if spec.teacher else None)).run()
+    try:
+        Trainer(spec, Options(**given, teacher=teacher[0] if spec.teacher else None)).run()
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"{path}: the GPU's memory does not suffice ({str(error).splitlines()[0]}); give a smaller "
+            "--device-batch, --checkpoint-blocks, or --shard fsdp2 on several GPUs"
+        ) from None
 
 
 if __name__ == "__main__":

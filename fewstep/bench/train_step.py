@@ -130,7 +130,7 @@ class Trained:
 
     def update(self, loss: Loss, batch: Batch, ctx: Context) -> None:
         """What `training.trainer.Trainer` does for one loss."""
-        with parallel.casts_kept(self.accelerator):
+        with parallel.casts_kept(self.accelerator, "none"):
             for part in loss_parts(loss):
                 self.accelerator.backward(part(self.net, batch, ctx).loss)
         finite = nn.utils.clip_grad_norm_(self.weights, 1.0).isfinite()
@@ -264,7 +264,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
         def once() -> None:
             ends = torch.ones_like(t)
             given = (x1, t, ends), (x0, ends, 0 * ends), y
-            with parallel.casts_kept(trained.accelerator):
+            with parallel.casts_kept(trained.accelerator, "none"):
                 value, tangent = value_and_tangent(trained.net, *given, formulation)
                 assert isinstance(value, Tensor) and isinstance(tangent, Tensor)
                 trained.accelerator.backward((value - tangent).square().mean())

@@ -22,8 +22,8 @@ class CapturedSteps:
     """Runs steps, each kind from a graph of its own once that is captured.
 
     A step must read its inputs from the same memory every time, never wait for the device, and have
-    shapes and Python numbers that depend on its kind alone. All steps run on a stream of their own, on
-    which the networks must be wrapped too.
+    shapes and Python numbers that depend on its kind alone. It is called again after a capture that failed,
+    and must then start anew. All steps run on a stream of their own, which becomes the current one.
     """
 
     def __init__(self, device: torch.device, warm_up: int) -> None:
@@ -32,7 +32,9 @@ class CapturedSteps:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, object]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._out_of_memory = False
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        torch.cuda.set_stream(stream)
 
     @property
     def graphs(self) -> int:
@@ -72,6 +74,7 @@ class CapturedSteps:
         """Give the graphs' memory back, to capture again what is still needed."""
         self._graphs.clear()
         self._seen.clear()
+        self._out_of_memory = False
         self._pool = torch.cuda.graph_pool_handle()
 
 

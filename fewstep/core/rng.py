@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -135,6 +135,9 @@ class Streams:
 
         Any part of the batch then holds its share of them, to one row. Samples come in random order, so
         that these rows are as good as rows drawn at random.
+
+        Raises:
+            ValueError: a share between 0 and 1 of this batch is none of its rows, or all.
         """
         return self.choose(_spread, float(share))
 
@@ -165,10 +168,14 @@ def stratum(place: Tensor, total: int) -> Tensor:
 def _spread(place: Tensor, total: int, share: float) -> Tensor:
     """See `Streams.spread`."""
     below = (torch.arange(total + 1).double() * share + 1e-9).floor()
+    if 0 < share < 1 and below[-1] in (0, total):
+        raise ValueError(
+            f"a global batch of {total} rows has no row for a share of {share:g}, or for the rest"
+        )
     return below.diff()[place] > 0
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _choose(
     total: int, start: int, stop: int, device: torch.device, rule: Callable[..., Tensor], *given: Hashable
 ) -> Rows:

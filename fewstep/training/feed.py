@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from ..data.loader import Loader
 AHEAD = 2
 """Steps that are prepared while the device works."""
 
-Host = tuple[Batch, dict[Draw, Tensor]]
+Given = tuple[Batch, dict[Draw, Tensor]]
 
 
 class Feed:
@@ -47,18 +48,20 @@ class Feed:
         self._rows = slice(parts[0].start, parts[-1].stop)
         self._ahead = AHEAD if device.type == "cuda" else 0
         self._pool = ThreadPoolExecutor(1) if self._ahead else None
-        self._coming: dict[int, Future[Host]] = {}
+        self._coming: dict[int, Future[Given]] = {}
         self._memory: dict[str | Draw, Tensor] = {}
+        self._ends: deque[torch.cuda.Event] = deque()
         self.waited = 0.0
         """Seconds that steps have waited for their batch."""
 
-    def take(self, step: int) -> list[Host]:
+    def take(self, step: int) -> list[Given]:
         """Batch and draws of a step, for each part."""
         if self._pool is not None:
             self._coming = {at: made for at, made in self._coming.items() if at >= step}
             for at in range(step, min(step + 1 + self._ahead, self._steps)):
                 if at not in self._coming:
                     self._coming[at] = self._pool.submit(self._make, at)
+            self._wait_for_earlier_steps()
         start = time.monotonic()
         batch, draws = self._coming.pop(step).result() if step in self._coming else self._make(step)
         self.waited += time.monotonic() - start
@@ -72,7 +75,13 @@ class Feed:
             found.append((Batch(x1[own], x0[own], y[own]), made))
         return found
 
-    def _make(self, step: int) -> Host:
+    def _wait_for_earlier_steps(self) -> None:
+        """The host is no more than AHEAD steps before the device, so that batches do not pile up."""
+        self._ends.append(torch.cuda.current_stream(self._device).record_event())
+        if len(self._ends) > AHEAD:
+            self._ends.popleft().synchronize()
+
+    def _make(self, step: int) -> Given:
         batch = self._loader.rows(step, self._rows)
         draws = {draw: draw.make(self._seed, step, self._total)[self._rows] for draw in self._draws_of(step)}
         if self._pool is None:

@@ -175,12 +175,13 @@ def freeze(
 
 
 @contextmanager
-def casts_kept(accelerator: Accelerator) -> Iterator[None]:
+def casts_kept(accelerator: Accelerator, layout: str) -> Iterator[None]:
     """Within this context autocast casts each trained weight once, not at every use.
 
-    Outside of networks nothing is cast. Weights must not change in it.
+    Outside of networks nothing is cast. Weights must not change in it. Under FSDP2 nothing is kept: every
+    process would hold the whole network in half precision.
     """
-    if accelerator.mixed_precision == "no":
+    if accelerator.mixed_precision == "no" or layout == "fsdp2":
         yield
         return
     kind, dtype = accelerator.device.type, HALF[accelerator.mixed_precision]

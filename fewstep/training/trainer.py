@@ -36,7 +36,7 @@ from ..methods import build as build_method
 from . import parallel
 from .calibration import calibrated
 from .ema import Approach, Ema
-from .feed import Feed
+from .feed import Feed, Given
 from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
@@ -230,7 +230,7 @@ class Trainer:
                 accelerator.end_training()
                 raise SystemExit(STOPPED)
 
-        self._check_skips({})
+        self._check_skips(updates[-1])
         bar.close()
         weights = parallel.gather(self.ema.tensors())
         if curve:
@@ -280,9 +280,18 @@ class Trainer:
 
     def _slices(self, step: int) -> Slices:
         """This process's rows of one step, as all its updates share them."""
+        return self._with_contexts(step, self._given(step))
+
+    def _given(self, step: int) -> list[Given]:
+        """Batch and draws of each slice of one step."""
         self.step_number.fill_(step)
-        given = zip(self.rows, self.feed.take(step), strict=True)
-        return [(batch, self._context(step, rows, made)) for rows, (batch, made) in given]
+        return self.feed.take(step)
+
+    def _with_contexts(self, step: int, given: list[Given]) -> Slices:
+        return [
+            (batch, self._context(step, rows, made))
+            for rows, (batch, made) in zip(self.rows, given, strict=True)
+        ]
 
     def _context(self, step: int, rows: slice, made: dict[Draw, Tensor]) -> Context:
         spec = self.spec
@@ -308,19 +317,21 @@ class Trainer:
 
     def _step(self, step: int) -> list[dict[str, Tensor]]:
         """All updates of a step; what each has to log, on the device."""
-        losses, slices = self.method.updates(step), self._slices(step)
+        losses, given = self.method.updates(step), self._given(step)
         kind = kind_of_step(losses)
 
         def updates() -> list[dict[str, Tensor]]:
-            return [self._update(loss, slices) for loss in losses]
+            self.optimizer.zero_grad()  # a capture that failed has left gradients, and its contexts are void
+            slices = self._with_contexts(step, given)
+            logged = [self._update(loss, slices) for loss in losses]
+            self.draws.setdefault(kind, tuple(slices[0][1].rng.made))
+            return logged
 
-        logged = self.captured.run(kind, updates) if self.captured else updates()
-        self.draws.setdefault(kind, tuple(slices[0][1].rng.made))
-        return logged
+        return self.captured.run(kind, updates) if self.captured else updates()
 
     def _update(self, loss: Loss, slices: Slices) -> dict[str, Tensor]:
         """One update of weights and averages, unless its gradients are not finite."""
-        with parallel.casts_kept(self.accelerator):
+        with parallel.casts_kept(self.accelerator, self.layout):
             values = self._backward(loss, slices, self.accelerator.backward)
         norm = self._clip()
         finite = norm.isfinite()

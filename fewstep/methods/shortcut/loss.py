@@ -17,7 +17,8 @@ Mapping: noise is at t = 0 in the paper too; the paper conditions on the size d,
 Deviations from the paper:
 
 * The smallest jump is conditioned on s = t, as d = 0 of Eq. 5; the release gives both one index.
-* Which rows bootstrap, and with which size, is drawn row by row, with the release's fixed shares as odds.
+* Which rows bootstrap is fixed, evenly over the batch; their sizes are drawn row by row, with the release's
+  fixed shares as odds.
 * The release's path ends at 1e-5 of noise, ours at the data.
 * ``clamp``, which bounds the middle state and the target, is in the release only.
 """

@@ -65,7 +65,7 @@ class TCM(Method):
         noise = (1 - at.t) / at.t
         loss = (1 + noise**-2) * pseudo_huber(e, p.huber)
         if pinned is not None:
-            # In expectation two means, one over each kind of row.
+            # Two means, one over each kind of row.
             inner, edge = 1 / (1 - p.boundary_share), p.boundary_weight / p.boundary_share
             loss = loss * torch.where(pinned.mask, edge, inner)
         residual = (rms((own - target).detach()) / (r - at.t)).mean()
