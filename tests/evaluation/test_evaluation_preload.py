@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,11 +130,13 @@ def assert_nobody_reads(end: int) -> None:
 def test_a_killed_process_takes_its_copies_along(pipeline: TinyPipeline, tmp_path, monkeypatch):
     """Nothing else could stop them; the launcher says so in one line."""
     monkeypatch.chdir(ROOT)
-    launcher, end = waiting(pipeline.sample("cd", "cm-2", tmp_path), {**os.environ, **preloaded.start()})
+    found = preloaded.start()
+    launcher, end = waiting(pipeline.sample("cd", "cm-2", tmp_path), {**os.environ, **found})
     assert is_a_copy(launcher)
     process = preloaded._processes.pop()
     process.kill()
     process.communicate()
+    shutil.rmtree(Path(found[preloaded.SOCKET]).parent)
     _, told = launcher.communicate(timeout=LIMIT)
     assert told == "error: fewstep.sample: the process that was to tell how it ended is gone\n"
     assert launcher.returncode == 1
