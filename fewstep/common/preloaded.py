@@ -75,7 +75,8 @@ def surroundings(code: list[str]) -> list[str | None]:
     Args:
         code: digests of the package's sources.
     """
-    return [sys.executable, os.environ.get("PYTHONPATH"), os.environ.get("OMP_NUM_THREADS"), *code]
+    # Not sys.executable: python and python3 of one environment are the same.
+    return [sys.prefix, sys.version, os.environ.get("PYTHONPATH"), os.environ.get("OMP_NUM_THREADS"), *code]
 
 
 def run(module: str, arguments: list[str], code: list[str]) -> None:
