@@ -89,6 +89,7 @@ class Streams:
 
     Args:
         made: draws for the rows ``rows`` that are on the device already; any other is made when asked for.
+        sharded: the processes share a network, and must call it equally often.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class Streams:
         rows: slice,
         device: torch.device | str = "cpu",
         made: Mapping[Draw, Tensor] = MappingProxyType({}),
+        sharded: bool = False,
     ) -> None:
         self._seed, self._step, self._total, self._rows, self._device = seed, step, total, rows, device
+        self._sharded = sharded
         self.made = dict(made)
         """All draws so far, (B, ...) each."""
 
@@ -137,9 +140,16 @@ class Streams:
         that these rows are as good as rows drawn at random.
 
         Raises:
-            ValueError: a share between 0 and 1 of this batch is none of its rows, or all.
+            ValueError: a share between 0 and 1 of the global batch is none of its rows, or all; or of these rows,
+                if the network is sharded: another process would call it for its part, and wait for ever.
         """
-        return self.choose(_spread, float(share))
+        rows = self.choose(_spread, float(share))
+        if self._sharded and 0 < share < 1 and not (len(rows.inside) and len(rows.outside)):
+            raise ValueError(
+                f"--shard fsdp2: {len(rows.mask)} rows at once have no row for a share of {share:g}, or for the "
+                "rest; give a larger --device-batch"
+            )
+        return rows
 
     def choose(self, rule: Callable[..., Tensor], *given: Hashable) -> Rows:
         """The rows for which ``rule(place, total, *given)`` holds, place (total,) in the global batch, int64.

@@ -303,7 +303,15 @@ class Trainer:
         return Context(
             step=self.step_number,
             steps=spec.train.steps,
-            rng=Streams(spec.seed, step, spec.train.global_batch_size, rows, self.device, made),
+            rng=Streams(
+                spec.seed,
+                step,
+                spec.train.global_batch_size,
+                rows,
+                self.device,
+                made,
+                sharded=self.layout == "fsdp2",
+            ),
             null=null,
             jvp=lambda net, inputs, tangents, y: value_and_tangent(
                 net, inputs, tangents, y, self.options.tangent

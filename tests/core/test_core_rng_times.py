@@ -114,3 +114,12 @@ def test_beta_has_its_mean_and_variance_and_does_not_depend_on_how_rows_are_cut(
 def test_parameters_of_beta_belong_to_it(given):
     with pytest.raises(ValueError, match="alpha and beta belong to"):
         TimeDistribution(**given)
+
+
+def test_a_share_that_has_no_rows_is_refused():
+    with pytest.raises(ValueError, match=r"batch of 3 rows has no row for a share of 0\.25"):
+        Streams(0, 0, 3, slice(None)).spread(0.25)
+    assert Streams(0, 0, 16, slice(0, 2)).spread(0.25).inside.tolist() == []
+    with pytest.raises(ValueError, match=r"--shard fsdp2: 2 rows at once .* larger --device-batch"):
+        Streams(0, 0, 16, slice(0, 2), sharded=True).spread(0.25)
+    assert Streams(0, 0, 16, slice(0, 4), sharded=True).spread(0.25).inside.tolist() == [3]
