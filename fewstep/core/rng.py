@@ -140,14 +140,14 @@ class Streams:
         that these rows are as good as rows drawn at random.
 
         Raises:
-            ValueError: a share between 0 and 1 of the global batch is none of its rows, or all; or of these rows,
-                if the network is sharded: another process would call it for its part, and wait for ever.
+            ValueError: a share between 0 and 1 of the global batch is none of its rows, or all; or of these
+                rows, if the network is sharded: another process would call it for its part, and wait for ever.
         """
         rows = self.choose(_spread, float(share))
         if self._sharded and 0 < share < 1 and not (len(rows.inside) and len(rows.outside)):
             raise ValueError(
-                f"--shard fsdp2: {len(rows.mask)} rows at once have no row for a share of {share:g}, or for the "
-                "rest; give a larger --device-batch"
+                f"--shard fsdp2: {len(rows.mask)} rows at once have no row for a share of {share:g}, or for "
+                "the rest; give a larger --device-batch"
             )
         return rows
 
