@@ -141,7 +141,7 @@ class Streams:
 
         Raises:
             ValueError: a share between 0 and 1 of the global batch is none of its rows, or all; or of these
-                rows, if the network is sharded: another process would call it for its part, and wait for ever.
+                rows, if the network is sharded: another process might call it, and wait for ever.
         """
         rows = self.choose(_spread, float(share))
         if self._sharded and 0 < share < 1 and not (len(rows.inside) and len(rows.outside)):
