@@ -191,6 +191,7 @@ class Trainer:
             mininterval=1 if sys.stderr.isatty() else 10,
         )
         saved_at, first = time.monotonic(), progress.step
+        updates: list[dict[str, Tensor]] = [{}]
 
         while progress.step < spec.train.steps:
             step = progress.step

@@ -29,10 +29,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ready() -> Iterator[dict[str, str]]:
     """The environment that leads to the process; afterwards it ends with the one that started it."""
+    # A test run in the background ignores Ctrl-C, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         found = preloaded.start()
         yield {**os.environ, **found}
+    signal.signal(signal.SIGINT, before)
     process = preloaded._processes.pop()
     assert process.stdin is not None
     process.stdin.close()
