@@ -130,6 +130,11 @@ class Workdir:
                 found.append(number)
         return sorted(found)
 
+    def restarts(self) -> int:
+        """How often Snakemake itself has submitted a job again; its log has it, the console has not."""
+        logs = (self.folder / ".snakemake/log").glob("*.log")
+        return sum(path.read_text().count("Trying to restart job") for path in logs)
+
     def log(self) -> str:
         path = self.logs / f"train/{RUN}.log"
         return path.read_text() if path.exists() else ""
