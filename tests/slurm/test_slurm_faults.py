@@ -37,7 +37,7 @@ def limited(
 
 
 def end_three_times(workdir: Workdir) -> tuple[Workdir, list[int]]:
-    """Steps of the states saved when Slurm signalled that the time was up, and what Snakemake said.
+    """Steps of the states saved when Slurm signalled that the time was up.
 
     Slurm looks at the limits every 30 s. So that no training waits for minutes, its limit is lowered once
     it is in its loop: to less than two minutes from now, the signal being due 100 s before.
