@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from .common.cli import parser, run
+from .common.cli import add_compiler, parser, run
 from .config import read_spec
 from .config.specs import SampleSpec
 from .evaluation.generation import Options, generate_images
@@ -32,14 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def add_options(arguments: ArgumentParser) -> None:
     """How the device is used: none of it is in the spec."""
-    arguments.add_argument(
-        "--compile",
-        nargs="?",
-        const="inductor",
-        default="",
-        metavar="BACKEND",
-        help="torch.compile the network's blocks and the decoder",
-    )
+    add_compiler(arguments, "--compile", "torch.compile the network's blocks and the decoder")
     arguments.add_argument(
         "--capture",
         action="store_true",

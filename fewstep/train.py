@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .common.cli import parser, run
+from .common.cli import add_compiler, parser, run
 from .config import read_spec
 from .config.specs import TrainSpec
 from .core.dual import use_attention_kernel
@@ -49,14 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument(
         "--checkpoint-blocks", action="store_true", help="recompute blocks in the backward: less memory"
     )
-    arguments.add_argument(
-        "--compile-blocks",
-        nargs="?",
-        const="inductor",
-        default="",
-        metavar="BACKEND",
-        help="torch.compile each block",
-    )
+    add_compiler(arguments, "--compile-blocks", "torch.compile each block")
     arguments.add_argument(
         "--capture", action="store_true", help="replay steps as CUDA graphs: nothing waits for the host"
     )

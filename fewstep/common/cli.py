@@ -27,6 +27,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def add_compiler(arguments: argparse.ArgumentParser, option: str, doc: str) -> None:
+    """Add an option that names a backend of torch.compile: inductor if it stands alone, by default none."""
+    arguments.add_argument(option, nargs="?", const="inductor", default="", metavar="BACKEND", help=doc)
+
+
 def metrics_parser(doc: str | None) -> argparse.ArgumentParser:
     """The parser of a stage that turns metrics into a table, for machines and for readers."""
     result = parser(doc)
