@@ -38,11 +38,19 @@ def test_two_processes(pipeline, whole, tmp_path, rows):
     close(call, whole)
 
 
-@pytest.mark.parametrize("rows", [32, 2])
-def test_two_processes_that_share_the_weights(pipeline, whole, tmp_path, rows):
-    call = pipeline.train(METHOD, tmp_path).more(*SHARDED, "--device-batch", str(rows))
+def test_two_processes_that_share_the_weights(pipeline, whole, tmp_path):
+    call = pipeline.train(METHOD, tmp_path).more(*SHARDED)
     assert ranks(call, tmp_path) == [0, 0], (tmp_path / "rank0.log").read_text()
     close(call, whole)
+
+
+def test_a_role_without_rows_is_refused_where_weights_are_shared(pipeline, tmp_path):
+    """The processes would call the network unequally often, and wait for each other."""
+    call = pipeline.train(METHOD, tmp_path).more(*SHARDED, "--device-batch", "2")
+    assert ranks(call, tmp_path) == [1, 1]
+    told = (tmp_path / "rank0.log").read_text()
+    assert "--shard fsdp2: 2 rows at once have no row for a share of 0.333333" in told
+    assert "Traceback" not in told
 
 
 def test_shared_weights_stop_and_go_on(pipeline, tmp_path):
