@@ -15,7 +15,7 @@ from .backbones.import_weights import import_weights, read_weights
 from .backbones.model_file import save_model
 from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
-from .config.settings import LightningDiT
+from .config.backbones import LightningDiT
 from .config.specs import AdoptSpec
 from .data.asset_files import read_record
 

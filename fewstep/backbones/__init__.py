@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..config.settings import Backbone, FlowNetwork
+from ..config.backbones import Backbone, FlowNetwork
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..config import settings
+from ..config import backbones as specs
 
 
 class ConvAutoencoder(nn.Module):
     """Autoencoder with half the resolution in its latent: (B, C, H, W) <-> (B, latent, H/2, W/2)."""
 
-    def __init__(self, spec: settings.ConvAutoencoder) -> None:
+    def __init__(self, spec: specs.ConvAutoencoder) -> None:
         super().__init__()
         channels = _checked(spec.shape, 2)[0]
         width = spec.width
@@ -46,7 +46,7 @@ class ConvAutoencoder(nn.Module):
 class ConvClassifier(nn.Module):
     """Classifier whose last hidden layer serves as the features of the demo's Fréchet distance."""
 
-    def __init__(self, spec: settings.ConvClassifier) -> None:
+    def __init__(self, spec: specs.ConvClassifier) -> None:
         super().__init__()
         channels, height, width = _checked(spec.shape, 4)
         self.trunk = nn.Sequential(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.tensor_files import load_tensors
-from ..config.settings import LightningDiT
+from ..config.backbones import LightningDiT
 from ..core.rng import fold_in
 from . import build
 from .model_file import load_compatible

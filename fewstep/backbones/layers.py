@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.settings import FlowNetwork
+from ..config.backbones import FlowNetwork
 from ..core.precision import upcast
 
 

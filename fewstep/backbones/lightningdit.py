@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..config import settings
+from ..config import backbones as specs
 from ..core.path import append_dims
 from .layers import (
     Block,
@@ -43,7 +43,7 @@ class LightningDiT(Conditioned):
 
     y_embedder: LabelEmbedding
 
-    def __init__(self, spec: settings.LightningDiT) -> None:
+    def __init__(self, spec: specs.LightningDiT) -> None:
         super().__init__()
         channels, height, width = spec.shape
         self.channels = channels

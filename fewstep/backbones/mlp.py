@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ..config import settings
+from ..config import backbones as specs
 from .layers import Conditioned, zero
 
 
@@ -17,7 +17,7 @@ class Mlp(Conditioned):
     F = 0. With ``outputs: 2`` the result is the pair (velocity, flow map).
     """
 
-    def __init__(self, spec: settings.Mlp) -> None:
+    def __init__(self, spec: specs.Mlp) -> None:
         super().__init__()
         size = prod(spec.shape)
         self.shape = tuple(spec.shape)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..common.cli import first_few
 from ..common.files import atomic
 from ..common.tensor_files import open_safetensors, read_all
-from ..config.settings import Backbone, Tokenizer
+from ..config.backbones import Backbone
+from ..config.settings import Tokenizer
 from . import build
 
 

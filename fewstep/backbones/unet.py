@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..config import settings
+from ..config import backbones as specs
 from .layers import Conditioned, zero
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class UNet(Conditioned):
     the pair (velocity, flow map).
     """
 
-    def __init__(self, spec: settings.UNet) -> None:
+    def __init__(self, spec: specs.UNet) -> None:
         super().__init__()
         embedding = 4 * spec.width
         self.embed(spec, embedding, spec.conditional)
@@ -72,7 +72,7 @@ class UNet(Conditioned):
         return velocity, self.final_layer_u(h).to(x.dtype)
 
 
-def _trunk(spec: settings.UNet, embedding: int) -> UNet2DModel:
+def _trunk(spec: specs.UNet, embedding: int) -> UNet2DModel:
     """diffusers' network without its times; the last convolution of every residual branch starts at zero."""
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from ..backbones import build, null_label
+from ..config.backbones import Backbone, FlowNetwork, LightningDiT, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
-from ..config.settings import Backbone, FlowNetwork, Guidance, LdmAutoencoder, LightningDiT, Tokenizer, UNet
+from ..config.settings import Guidance, LdmAutoencoder, Tokenizer
 from ..config.specs import CostLine, CostsSpec, Work
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent

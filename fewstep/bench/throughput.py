@@ -13,15 +13,8 @@ from torch import Tensor
 
 from ..backbones import build
 from ..backbones.model_file import save_model
-from ..config.settings import (
-    ConvAutoencoder,
-    ConvClassifier,
-    LdmAutoencoder,
-    LightningDiT,
-    Protocol,
-    Sampler,
-    Weights,
-)
+from ..config.backbones import ConvAutoencoder, ConvClassifier, LightningDiT
+from ..config.settings import LdmAutoencoder, Protocol, Sampler, Weights
 from ..core.guidance import guided_field
 from ..core.memory import place
 from ..core.rng import generator

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ..backbones import build
 from ..config import read_spec
+from ..config.backbones import Backbone, LightningDiT
 from ..config.rates import Bench
-from ..config.settings import Backbone, Guidance, LightningDiT, Optimizer, PowerEma
+from ..config.settings import Guidance, Optimizer, PowerEma
 from ..config.specs import BenchSpec
 from ..core.capture import WARM_UP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance

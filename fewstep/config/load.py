@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, RootModel, model_validator
 
 from .assets import Asset
+from .backbones import Backbone, FlowNetwork
 from .base import (
     NAME,
     NAME_RULE,
@@ -37,18 +38,7 @@ from .methods import Method
 from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
 from .references import Ref, check_references
-from .settings import (
-    EXTRACTORS,
-    PUBLISHED_IMAGES,
-    Backbone,
-    Dataset,
-    FlowNetwork,
-    Latents,
-    Protocol,
-    Recipe,
-    Sampler,
-    Tokenizer,
-)
+from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import TABLE_COLUMNS, Claim, Table
 
 PATHVARS = ("results", "logs", "assets", "latents")

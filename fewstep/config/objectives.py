@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from .backbones import Backbone
 from .base import Batch, Size, Strict
-from .settings import Backbone, Mark, Train
+from .settings import Mark, Train
 
 Problems = Iterator[tuple[str, str]]
 """Pairs of a key below ``loss`` (empty for all of it) and what is wrong there."""

@@ -9,22 +9,11 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from .assets import Asset
+from .backbones import Backbone, FlowBackbone
 from .base import Strict
 from .methods import AnyLossParams
 from .rates import Bench, Device, Operations, Rate, Source
-from .settings import (
-    Backbone,
-    Dataset,
-    FlowBackbone,
-    Guidance,
-    Latents,
-    Mark,
-    Precision,
-    Protocol,
-    Sampler,
-    Tokenizer,
-    Train,
-)
+from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
 
 

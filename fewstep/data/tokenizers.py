@@ -21,7 +21,8 @@ from ..common.cli import first_few
 from ..common.files import sha256
 from ..common.tensor_files import load_tensors
 from ..config import ConfigError
-from ..config.settings import Backbone, ConvAutoencoder, LdmAutoencoder, Tokenizer
+from ..config.backbones import Backbone, ConvAutoencoder
+from ..config.settings import LdmAutoencoder, Tokenizer
 from ..core.memory import FittingBatches
 from ..core.rng import generator
 from .asset_files import read_record

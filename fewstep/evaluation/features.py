@@ -10,7 +10,8 @@ from torch import Tensor
 from ..backbones.model_file import load_network
 from ..common.files import sha256
 from ..config import ConfigError
-from ..config.settings import Backbone, Protocol
+from ..config.backbones import Backbone
+from ..config.settings import Protocol
 from ..core.memory import FittingBatches, place
 from ..data.asset_files import read_record
 from .frechet import GaussianStats

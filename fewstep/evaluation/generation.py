@@ -29,7 +29,7 @@ from ..backbones import null_label
 from ..backbones.model_file import check_tokenizer, load_network
 from ..common.provenance import score_digest
 from ..config import ConfigError, digest
-from ..config.settings import FlowNetwork
+from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.capture import WARM_UP, CapturedNetwork, CapturedSteps
 from ..core.compilation import compile_blocks

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..config.backbones import Backbone
 from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
-from ..config.settings import Backbone, Weights
+from ..config.settings import Weights
 from ..config.specs import CellKey
 from . import marks, paths
 from .cells import Resolver

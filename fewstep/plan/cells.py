@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..config.backbones import FlowNetwork
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
-from ..config.settings import METRICS, FlowNetwork, Guidance
+from ..config.settings import METRICS, Guidance
 from ..config.specs import CellKey
 from ..config.tables import CellName, Claim, Row, Table
 from ..methods import logs

@@ -9,8 +9,9 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ..config.backbones import Backbone
 from ..config.rates import Device
-from ..config.settings import PUBLISHED_IMAGES, Backbone, Latents, Protocol, Tokenizer, Weights
+from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
 from .jobs import Job
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..config.backbones import Backbone, FlowNetwork, LightningDiT
 from ..config.base import ConfigError, Mistakes, merge, parse
 from ..config.load import Config
 from ..config.methods import Method, Published, Variant
 from ..config.objectives import LossParams, Problems
 from ..config.rates import Device
 from ..config.references import check_references
-from ..config.settings import Backbone, FlowNetwork, Guidance, LightningDiT, Recipe, Tokenizer, Train
+from ..config.settings import Guidance, Recipe, Tokenizer, Train
 from ..config.specs import CellKey
 
 BASE = "base"

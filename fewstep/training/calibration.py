@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config.settings import FlowNetwork
+from ..config.backbones import FlowNetwork
 from ..config.specs import TrainSpec
 from ..core.guidance import calibrate
 from ..core.path import interpolate

@@ -22,7 +22,8 @@ from ..backbones.model_file import check_tokenizer, load_compatible, load_networ
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest
-from ..config.settings import ConstantEma, FlowNetwork
+from ..config.backbones import FlowNetwork
+from ..config.settings import ConstantEma
 from ..config.specs import TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance

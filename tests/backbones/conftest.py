@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fewstep.backbones import build
-from fewstep.config.settings import LightningDiT
+from fewstep.config.backbones import LightningDiT
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.backbones import build
-from fewstep.config.settings import ConvAutoencoder, ConvClassifier
+from fewstep.config.backbones import ConvAutoencoder, ConvClassifier
 
 
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 12, 16]])

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build, null_label
 from fewstep.backbones.model_file import load_compatible
-from fewstep.config.settings import LightningDiT
+from fewstep.config.backbones import LightningDiT
 
 XL = {"shape": [32, 16, 16], "classes": 1000, "depth": 28, "width": 1152, "heads": 16}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep.backbones import build, null_label
 from fewstep.backbones.model_file import load_compatible
 from fewstep.bench.estimate import parameters
-from fewstep.config.settings import Mlp, UNet
+from fewstep.config.backbones import Mlp, UNet
 from fewstep.core.jvp import value_and_tangent
 
 

@@ -13,8 +13,8 @@ from fewstep.backbones.import_weights import import_weights
 from fewstep.backbones.lightningdit import LightningDiT as Network
 from fewstep.backbones.lightningdit import diffusion_step
 from fewstep.config import ConfigError
+from fewstep.config.backbones import LightningDiT
 from fewstep.config.base import merge
-from fewstep.config.settings import LightningDiT
 from fewstep.core.jvp import value_and_tangent
 from fewstep.plan import Plan
 

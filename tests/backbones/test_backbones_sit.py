@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fewstep.backbones import build
 from fewstep.backbones.import_weights import import_weights
 from fewstep.bench.estimate import parameters
-from fewstep.config.settings import LightningDiT
+from fewstep.config.backbones import LightningDiT
 
 XL = {"shape": [4, 32, 32], "classes": 1000, "depth": 28, "width": 1152, "heads": 16, "patch": 2}
 SIT = {"norm": "layer", "mlp": "gelu", "rope": False, "target_time": False}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.backbones import build
-from fewstep.config.settings import LightningDiT
+from fewstep.config.backbones import LightningDiT
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.rng import Streams

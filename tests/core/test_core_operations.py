@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build
-from fewstep.config.settings import LightningDiT
+from fewstep.config.backbones import LightningDiT
 from fewstep.core import operations
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context, LossOutput, Method

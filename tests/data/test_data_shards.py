@@ -20,7 +20,8 @@ from fewstep.backbones import build
 from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest
-from fewstep.config.settings import ConvAutoencoder, Latents, Tokenizer, Weights
+from fewstep.config.backbones import ConvAutoencoder
+from fewstep.config.settings import Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
 from fewstep.data import shards as shards_module
 from fewstep.data.asset_files import read_record

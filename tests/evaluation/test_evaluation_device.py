@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fewstep.backbones import build
-from fewstep.config.settings import ConvAutoencoder, Guidance, LightningDiT, Sampler, UNet
+from fewstep.config.backbones import ConvAutoencoder, LightningDiT, UNet
+from fewstep.config.settings import Guidance, Sampler
 from fewstep.core.capture import CapturedNetwork
 from fewstep.core.guidance import guided_field
 from fewstep.core.memory import FittingBatches

@@ -16,8 +16,9 @@ from fewstep import costs as stage
 from fewstep.bench import estimate
 from fewstep.bench.estimate import evaluations, operations, parameters
 from fewstep.config import ConfigError
+from fewstep.config.backbones import LightningDiT
 from fewstep.config.base import merge, read_yaml
-from fewstep.config.settings import Latents, LightningDiT, Tokenizer
+from fewstep.config.settings import Latents, Tokenizer
 from fewstep.plan.costs_spec import reference_bytes, shard_bytes
 
 SMALL = {"shape": [4, 8, 8], "classes": 10, "depth": 2, "width": 64, "heads": 2}
@@ -201,7 +202,7 @@ def test_parameters_are_those_of_the_network(entry):
     from pydantic import TypeAdapter
 
     from fewstep.backbones import build
-    from fewstep.config.settings import Backbone
+    from fewstep.config.backbones import Backbone
 
     backbone = TypeAdapter(Backbone).validate_python({"kind": "lightningdit", **entry})
     assert parameters(backbone) == sum(tensor.numel() for tensor in build(backbone).parameters())

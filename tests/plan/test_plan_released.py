@@ -10,8 +10,8 @@ import pytest
 from configs import ROOT, behind, make_plan, raw_config, teacher_file, unmarked, wildcard_values
 
 from fewstep.config import ConfigError
+from fewstep.config.backbones import LightningDiT
 from fewstep.config.base import merge
-from fewstep.config.settings import LightningDiT
 from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan
 from fewstep.reporting.rows import fill_table

@@ -13,7 +13,7 @@ from configs import ROOT
 
 from fewstep.common import provenance
 from fewstep.common.provenance import is_stale, score_digest, training_digest
-from fewstep.config.settings import Backbone
+from fewstep.config.backbones import Backbone
 
 TRAININGS = [("decm", "lightningdit"), ("scm", "lightningdit"), ("decm", "unet")]
 SCORES = ["lightningdit", "unet"]

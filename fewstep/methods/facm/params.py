@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...config.backbones import Backbone, FlowNetwork
 from ...config.objectives import ConsistencyTerms, LossParams, Problems, TimeDistribution
-from ...config.settings import Backbone, FlowNetwork, Train
+from ...config.settings import Train
 
 
 class FACMParams(ConsistencyTerms):

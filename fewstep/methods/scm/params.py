@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...config.backbones import Backbone
 from ...config.objectives import LossParams, Problems, TimeDistribution
-from ...config.settings import Backbone, Train
+from ...config.settings import Train
 
 
 class SCMParams(LossParams):
