@@ -35,8 +35,3 @@ def build(spec: Backbone) -> nn.Module:
     module, name = NETWORKS[kind]
     network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)
     return network
-
-
-def null_label(spec: FlowNetwork) -> int:
-    """Label of the unconditional class: the row after the last class of the label table."""
-    return spec.classes

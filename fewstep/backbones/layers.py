@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.backbones import FlowNetwork
+from ..config.backbones import ClassNetwork
 from ..core.precision import upcast
 
 
@@ -87,7 +87,7 @@ class Conditioned(nn.Module):
     r_embedder: TimeEmbedding | None
     y_embedder: LabelEmbedding | None
 
-    def embed(self, spec: FlowNetwork, width: int, labels: bool) -> None:
+    def embed(self, spec: ClassNetwork, width: int, labels: bool) -> None:
         """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)

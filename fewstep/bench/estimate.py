@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from ..backbones import build, null_label
+from ..backbones import build
 from ..config.backbones import Backbone, FlowNetwork, LightningDiT, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
@@ -198,7 +198,7 @@ def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, gu
     net = _random(small)
     frozen = _random(teacher).requires_grad_(False) if teacher else None
     target = copy.deepcopy(net).requires_grad_(False) if method.target_decay is not None else None
-    null = null_label(small) if isinstance(small, FlowNetwork) else 0
+    null = small.null if isinstance(small, FlowNetwork) else 0
     guidance = Guidance(scale=2.0) if guided else None
     draws = torch.Generator().manual_seed(0)
     x1, x0 = torch.randn(2, rows, *small.shape, generator=draws)

@@ -13,15 +13,30 @@ class FlowNetwork(Strict):
     """What every network has that is called as ``net(x, t, s, y)`` and gives average velocities."""
 
     shape: Shape = Field(description="latent (C, H, W)")
-    classes: Batch
     target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
     outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
+
+    @property
+    def null(self) -> int:
+        """The label y that means no condition."""
+        raise NotImplementedError
+
+
+class ClassNetwork(FlowNetwork):
+    """A flow network whose condition is a class."""
+
+    classes: Batch
     time_features: Size = Field(default=256, multiple_of=2, description="sinusoids of a time embedding")
     time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
     time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
 
+    @property
+    def null(self) -> int:
+        """The row after the last class of the label table."""
+        return self.classes
 
-class LightningDiT(FlowNetwork):
+
+class LightningDiT(ClassNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
     depth: Size
     width: Size
@@ -51,7 +66,7 @@ class LightningDiT(FlowNetwork):
         return self
 
 
-class Mlp(FlowNetwork):
+class Mlp(ClassNetwork):
     """Fully connected layers on the flattened input."""
 
     kind: Literal["mlp"]
@@ -60,7 +75,7 @@ class Mlp(FlowNetwork):
     conditional: bool = Field(default=True, description="false: labels are ignored")
 
 
-class UNet(FlowNetwork):
+class UNet(ClassNetwork):
     """The convolutional U-Net of DDPM and its successors, on square images."""
 
     kind: Literal["unet"]
@@ -85,6 +100,109 @@ class UNet(FlowNetwork):
         return self
 
 
+class Lora(Strict):
+    """Low-rank adapters of linear layers (arXiv 2106.09685), by peft: W x + (alpha / rank) B A x."""
+
+    rank: Size
+    alpha: float | None = Field(default=None, gt=0, description="null: the rank, so that the factor is 1")
+    targets: list[str] = Field(
+        default=[
+            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+            *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+            *("timestep_embedder.linear_1", "timestep_embedder.linear_2"),
+        ],
+        min_length=1,
+        description="ends of the names of the layers that have adapters",
+    )
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B A x."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+class Sd3(FlowNetwork):
+    """The transformer of Stable Diffusion 3 (arXiv 2403.03206), by diffusers; the defaults are 3.5 Medium's.
+
+    Its condition is a caption: y is an index into a store of text embeddings, whose last row is the empty
+    caption.
+    """
+
+    kind: Literal["sd3"]
+    layers: Size = 24
+    heads: Size = 24
+    head_width: Size = 64
+    patch: Size = 2
+    dual_attention: int = Field(
+        default=13, ge=0, description="of the first so many blocks: a second attention among image tokens"
+    )
+    qk_norm: bool = True
+    positions: Size = Field(default=384, description="patches along a side that the position table has")
+    context: Size = Field(default=4096, description="width of a caption's tokens")
+    pooled: Size = Field(default=2048, description="width of a caption's pooled embedding")
+    time_scale: float = Field(
+        default=1000.0,
+        gt=0,
+        description="highest angular frequency of the time embedding, rad per unit time; 1000 is SD3's own, "
+        "too fast for tangents",
+    )
+    lora: Lora | None = Field(
+        default=None, description="train adapters of its teacher, which stays in the same network"
+    )
+
+    @property
+    def null(self) -> int:
+        """The last row of the text store."""
+        return -1
+
+    @model_validator(mode="after")
+    def _possible(self) -> Sd3:
+        if self.outputs != 1:
+            raise ValueError("kind: sd3 has one output")
+        if any(side % self.patch or side // self.patch > self.positions for side in self.shape[1:]):
+            raise ValueError(
+                f"patch {self.patch} and positions {self.positions} do not fit the latent {self.shape}"
+            )
+        if self.dual_attention > self.layers:
+            raise ValueError(f"dual_attention {self.dual_attention} is beyond layers {self.layers}")
+        return self
+
+
+class KlAutoencoder(Strict):
+    """diffusers' AutoencoderKL without its quantisation convolutions: a tokenizer that is trained here."""
+
+    kind: Literal["kl-autoencoder"]
+    shape: Shape = Field(description="image (C, H, W)")
+    latent: Size = Field(description="latent channels")
+    widths: list[Size] = Field(min_length=1, description="channels by level; each level halves the side")
+    blocks: Size = Field(default=1, description="residual blocks of a level of the encoder")
+    groups: Size = Field(default=8, description="of group normalisation")
+
+    @model_validator(mode="after")
+    def _divides(self) -> KlAutoencoder:
+        factor = 2 ** (len(self.widths) - 1)
+        if any(side % factor for side in self.shape[1:]):
+            raise ValueError(f"shape {self.shape}: height and width must be divisible by {factor}")
+        if any(width % self.groups for width in self.widths):
+            raise ValueError(f"groups {self.groups} do not divide widths {self.widths}")
+        return self
+
+
+class Clip(Strict):
+    """A small CLIP (arXiv 2103.00020) by transformers: an image tower and a text tower."""
+
+    kind: Literal["clip"]
+    shape: Shape = Field(description="image (C, H, W)")
+    patch: Size
+    width: Size
+    layers: Size
+    heads: Size
+    embedding: Size = Field(description="width of the space that both towers share")
+    length: Size = Field(description="tokens of a caption, with start and end")
+    vocabulary: Size = Field(description="tokens, with those for padding, unknown words, start and end")
+
+
 class ConvAutoencoder(Strict):
     """The demo's tokenizer: factor-two convolutional autoencoder."""
 
@@ -104,6 +222,8 @@ class ConvClassifier(Strict):
 
 
 FlowBackbone = Annotated[LightningDiT | Mlp | UNet, Field(discriminator="kind")]
+"""Of class-conditional networks."""
 Backbone = Annotated[
-    LightningDiT | Mlp | UNet | ConvAutoencoder | ConvClassifier, Field(discriminator="kind")
+    LightningDiT | Mlp | UNet | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
+    Field(discriminator="kind"),
 ]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, RootModel, model_validator
 
 from .assets import Asset
-from .backbones import Backbone, FlowNetwork
+from .backbones import Backbone, ClassNetwork
 from .base import (
     NAME,
     NAME_RULE,
@@ -40,6 +40,7 @@ from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import TABLE_COLUMNS, Claim, Table
+from .text import AnyProtocol, PromptSet, TextEncoder
 
 PATHVARS = ("results", "logs", "assets", "latents")
 """Path variables of the rules."""
@@ -110,8 +111,10 @@ class Parts(Strict):
     tokenizers: dict[Name, Tokenizer]
     latents: dict[Name, Latents]
     backbones: dict[Name, Backbone]
+    text_encoders: dict[Name, TextEncoder] = {}
+    prompts: dict[Name, PromptSet] = {}
     samplers: dict[Name, Sampler]
-    protocols: dict[Name, Protocol]
+    protocols: dict[Name, AnyProtocol]
     recipes: dict[Name, Recipe]
 
 
@@ -133,7 +136,9 @@ _ENTRIES: dict[str, type[BaseModel]] = {
     "datasets": Dataset,
     "tokenizers": Tokenizer,
     "latents": Latents,
-    "backbones": FlowNetwork,
+    "backbones": ClassNetwork,
+    "text_encoders": TextEncoder,
+    "prompts": PromptSet,
     "samplers": Sampler,
     "protocols": Protocol,
     "recipes": Recipe,
@@ -315,9 +320,10 @@ class _Reader:
                 self._known(part, _ENTRIES, SOMEWHERE, f"overrides.settings.{part}")
         parts = {part: _present(self._mapping(entries, file, part)) for part, entries in found.items()}
         parts["recipes"] = self._recipes(parts.get("recipes", {}))
-        for backbone in parts.get("backbones", {}).values():
-            if isinstance(backbone, dict):
-                backbone.setdefault("kind", "lightningdit")
+        for part, kind in (("backbones", "lightningdit"), ("protocols", "features")):
+            for entry in parts.get(part, {}).values():
+                if isinstance(entry, dict):
+                    entry.setdefault("kind", kind)
         return parts
 
     def _recipes(self, recipes: dict[str, Any]) -> dict[str, Any]:

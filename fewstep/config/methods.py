@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field
 
 from ..methods import parameter_classes
-from .base import Steps, Strict
+from .base import Count, Seed, Steps, Strict
 from .objectives import LossParams
 from .references import Ref
 from .settings import Mark
@@ -34,6 +34,25 @@ class Published(Strict):
     )
 
 
+class Reembed(Strict):
+    """Fit a smooth time embedding to the one of a trained network: weights without a training on data.
+
+    SD3 embeds 1000 t by sinusoids of up to 1000 rad per unit of t, whose derivative is noise. The new embedder,
+    of the same class, has frequencies up to the backbone's time_scale and follows the old one's curve over t.
+    """
+
+    of: Annotated[str, Ref("methods")] = Field(description="the network whose time is embedded anew")
+    steps: Count = 1500
+    lr: float = Field(default=3.0e-3, gt=0)
+    limit: float = Field(
+        default=0.05, gt=0, description="largest relative residual of the fit, root mean square"
+    )
+    tangent_limit: float = Field(
+        default=0.2, gt=0, description="largest relative gap between tangent and difference of the embedding"
+    )
+    seed: Seed = 0
+
+
 class Method(Strict):
     """One entry of config/methods/. ``train`` and ``guidance`` hold what differs from the recipe."""
 
@@ -52,6 +71,7 @@ class Method(Strict):
     released: Published | None = Field(
         default=None, description="the same, but only when the whole workflow runs with weights=released"
     )
+    reembed: Reembed | None = Field(default=None, description="fit a time embedding instead of training")
     train: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
     backbone: Annotated[str | None, Ref("backbones")] = Field(

@@ -37,10 +37,21 @@ PUBLISHED_IMAGES = 10_000
 class Dataset(Strict):
     asset: Annotated[str, Ref("assets")]
     format: Literal[
-        "digits", "moons", "parquet", "tars", "webdataset", "imagefolder", "latents-safetensors"
+        "digits",
+        "moons",
+        "scenes",
+        "scene-cells",
+        "parquet",
+        "tars",
+        "webdataset",
+        "captioned-tars",
+        "imagefolder",
+        "latents-safetensors",
     ] = Field(
         description="latents-safetensors: encoded elsewhere, taken over without the tokenizer; "
-        "moons: points of the plane, as 2 channels of one pixel"
+        "moons: points of the plane, as 2 channels of one pixel; scenes: drawn here, a class is a caption; "
+        "scene-cells: single cells of them, a class is a picture; captioned-tars: WebDataset of images and "
+        ".json with a key `prompt`: every image is a class with a caption of its own"
     )
     resolution: Size
     channels: Size = 3
@@ -53,6 +64,11 @@ class Dataset(Strict):
     class_ids: Literal["imagenet-1k"] | None = Field(
         default=None, description="refuse classes other than these, or in another order"
     )
+
+    @property
+    def captioned(self) -> bool:
+        """Whether labels are numbers of captions."""
+        return self.format in ("scenes", "captioned-tars")
 
 
 class Weights(Strict):
@@ -295,6 +311,7 @@ class Protocol(Precision):
     Data that are not images are their own features: ``extractor: identity``, kept as they are.
     """
 
+    kind: Literal["features"] = Field(default="features", exclude_if=lambda value: value == "features")
     images: Count = Field(gt=1)
     metrics: list[Metric] = Field(default=["fid", "is"], min_length=1, description="what is computed")
     kid: KernelDistance = KernelDistance()
@@ -417,6 +434,9 @@ class Recipe(Strict):
     backbone: Annotated[str, Ref("backbones")]
     train: Train
     teacher: Annotated[str | None, Ref("methods")] = Field(None, description="it teaches and initialises")
+    text_encoder: Annotated[str | None, Ref("text_encoders")] = Field(
+        default=None, description="of the captions that condition the network"
+    )
     guidance: Guidance | None = None
     protocols: Annotated[list[str], Ref("protocols")] = Field(
         default=[], description="first the paper's own, then the common one"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from .assets import Asset
-from .backbones import Backbone, FlowBackbone
+from .backbones import Backbone, FlowBackbone, Sd3
 from .base import Strict
-from .methods import AnyLossParams
+from .methods import AnyLossParams, Reembed
 from .rates import Bench, Device, Operations, Rate, Source
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
+from .text import PromptProtocol, PromptSet, TextEncoder
 
 
 class FetchSpec(Strict):
@@ -52,6 +53,31 @@ class LatentCard(Strict):
     tokenizer: Tokenizer
 
 
+class TextCard(Strict):
+    """What training and sampling require of a text store."""
+
+    name: str = Field(description="of the captions: a data set, or a set of prompts")
+    captions: int = Field(description="without the empty one")
+    encoder: TextEncoder
+
+
+class TextSpec(Strict):
+    """A text store to be made."""
+
+    text: TextCard
+    dataset: Dataset | None = Field(default=None, description="whose captions they are")
+    prompts: PromptSet | None = Field(default=None, description="or the set of prompts")
+    backbone: Backbone | None = Field(default=None, description="network of a CLIP that is trained here")
+
+
+class ReembedSpec(Strict):
+    """A network whose time embedding is to be fitted by a smoother one."""
+
+    method: str
+    backbone: Sd3 = Field(description="with the new time_scale")
+    reembed: Reembed
+
+
 class TrainSpec(Strict):
     method: str
     variant: str
@@ -59,6 +85,7 @@ class TrainSpec(Strict):
     loss: AnyLossParams
     backbone: Backbone
     latents: LatentCard
+    text: TextCard | None = Field(default=None, exclude_if=lambda value: value is None)
     teacher: bool
     guidance: Guidance | None
     label_dropout: float
@@ -89,6 +116,9 @@ class SampleSpec(Precision):
     uint8: str
     seed: int
     latents: LatentCard
+    text: TextCard | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="the prompts"
+    )
     image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of the data set's images")
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
@@ -112,8 +142,13 @@ class CellKey(Strict):
 
 class ScoreSpec(Strict):
     cell: CellKey
-    protocol: Protocol
+    protocol: Protocol | PromptProtocol
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
+    scorers: dict[str, Backbone] = Field(
+        default={},
+        exclude_if=lambda value: not value,
+        description="networks of scorers that are trained here",
+    )
     sample: SampleSpec = Field(description="how the images were sampled")
 
 

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones import null_label
 from ..backbones.model_file import check_tokenizer, load_network
 from ..common.provenance import score_digest
 from ..config import ConfigError, digest
@@ -102,7 +101,7 @@ def generate_images(
     decoding = Decoding(dtype, options.channels_last, options.compile)
     decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device, decoding)
     labels = image_labels(spec)
-    unlabelled = null_label(spec.backbone)
+    unlabelled = spec.backbone.null
     release = velocity.forget if isinstance(velocity, CapturedNetwork) else None
     sampling = FittingBatches("sampling", CHUNK, release)
 

@@ -34,4 +34,4 @@ def calibrated(
     assert isinstance(spec.backbone, FlowNetwork)
     # Its batches have other sizes than a training step's: compiled blocks would be compiled for them too.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        return calibrate(teacher, guidance, spec.backbone.classes, x, t, batch.y)
+        return calibrate(teacher, guidance, spec.backbone.null, x, t, batch.y)

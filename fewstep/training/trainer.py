@@ -297,7 +297,7 @@ class Trainer:
 
     def _context(self, step: int, rows: slice, made: dict[Draw, Tensor]) -> Context:
         spec = self.spec
-        null = spec.backbone.classes if isinstance(spec.backbone, FlowNetwork) else 0
+        null = spec.backbone.null if isinstance(spec.backbone, FlowNetwork) else 0
         teacher = None
         if self.teacher_net is not None:
             eta = self.progress.guidance_eta
