@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..config.backbones import Backbone, FlowNetwork
+from ..config.backbones import Backbone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +15,9 @@ NETWORKS = {
     "noise": ("lightningdit", "NoiseDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
+    "sd3": ("sd3", "Sd3"),
+    "kl-autoencoder": ("kl_autoencoder", "KlAutoencoder"),
+    "clip": ("clip", "Clip"),
     "conv-autoencoder": ("convnets", "ConvAutoencoder"),
     "conv-classifier": ("convnets", "ConvClassifier"),
 }

@@ -37,8 +37,9 @@ class Published(Strict):
 class Reembed(Strict):
     """Fit a smooth time embedding to the one of a trained network: weights without a training on data.
 
-    SD3 embeds 1000 t by sinusoids of up to 1000 rad per unit of t, whose derivative is noise. The new embedder,
-    of the same class, has frequencies up to the backbone's time_scale and follows the old one's curve over t.
+    SD3 embeds 1000 t by sinusoids of up to 1000 rad per unit of t, whose derivative is noise. The new
+    embedder, of the same class, has frequencies up to the backbone's time_scale and follows the old one's
+    curve over t.
     """
 
     of: Annotated[str, Ref("methods")] = Field(description="the network whose time is embedded anew")

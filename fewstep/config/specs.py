@@ -142,13 +142,18 @@ class CellKey(Strict):
 
 class ScoreSpec(Strict):
     cell: CellKey
-    protocol: Protocol | PromptProtocol
+    protocol: Protocol
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
-    scorers: dict[str, Backbone] = Field(
-        default={},
-        exclude_if=lambda value: not value,
-        description="networks of scorers that are trained here",
-    )
+    sample: SampleSpec = Field(description="how the images were sampled")
+
+
+class PromptScoreSpec(Strict):
+    """Scores of images with their prompts."""
+
+    cell: CellKey
+    protocol: PromptProtocol
+    prompts: PromptSet
+    scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
     sample: SampleSpec = Field(description="how the images were sampled")
 
 

@@ -17,8 +17,9 @@ from .settings import Dtype, Precision, Protocol, Weights
 
 class TextEncoder(Strict):
     kind: Literal["words", "clip", "sd3"] = Field(
-        description="words: numbers of whole words, which a CLIP that is trained here starts from; clip: such a "
-        "CLIP in the place of both of SD3's, without T5; sd3: the two CLIPs and the T5 of a diffusers folder"
+        description="words: numbers of whole words, which a CLIP that is trained here starts from; clip: "
+        "such a CLIP in the place of both of SD3's, without T5; sd3: the two CLIPs and the T5 of a diffusers "
+        "folder"
     )
     weights: Weights | None = Field(default=None, description="clip: a method; sd3: an asset; words: none")
     length: Size = Field(default=77, description="tokens for CLIP, with start and end")
