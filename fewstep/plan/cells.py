@@ -79,11 +79,14 @@ class Resolver:
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
+        of = run.entry.reembed.of if run.entry.reembed and not run.adopted else None
+        if of is not None:
+            return f"{of}/{BASE}" in self.runs and self.available(self.runs[f"{of}/{BASE}"])
         return run.adopted or self.config.root.weights == "trained"
 
     def single(self, run: Run) -> bool:
         """Whether a run has one seed, 0: published weights, and what others build on, exist once."""
-        return run.adopted or run.method in self.shared
+        return run.maker != "train" or run.method in self.shared
 
     def table(self, name: str) -> ResolvedTable:
         """Resolve a table; its mistakes leave parts of it out."""
@@ -100,7 +103,7 @@ class Resolver:
             if not self.available(run):
                 continue
             # Published weights come without the curve of their training.
-            if not (table.kind == "training" and run.adopted):
+            if not (table.kind == "training" and run.maker != "train"):
                 runs[row.id] = run
             seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             for protocol in run.recipe.protocols:
