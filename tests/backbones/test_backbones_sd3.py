@@ -254,7 +254,7 @@ def test_compiled_block_by_block(checkpoint):
     assert relative([net(*given)], [plain(*given)]) < 1e-5
 
 
-CPU = torch.device("cpu")
+SHARED = {"lora": ADAPTERS, "layers": 2}
 CASES = [
     (layout, formulation, checkpoint, compiler)
     for layout in ("ddp", "fsdp2")
@@ -266,14 +266,12 @@ CASES = [
 
 
 def _share(rank, folder):
-    spec = sd3(lora=ADAPTERS)
+    spec = sd3(**SHARED)
     for number, (layout, formulation, checkpoint, compiler) in enumerate(CASES):
         net = network(spec, torch.float64)
         parallel.apply_compile_and_checkpointing(net, checkpoint, compiler)
-        wrap = (
-            DistributedDataParallel if layout == "ddp" else partial(parallel.shard, device=CPU, processes=2)
-        )
-        net = wrap(net)
+        shard = partial(parallel.shard, device=torch.device("cpu"), processes=2)
+        net = (DistributedDataParallel if layout == "ddp" else shard)(net)
         teacher = AdaptersOff(net)
         x, t, s, y = (z[rank * 4 : rank * 4 + 4] for z in inputs(spec, 8, torch.float64))
         before = parallel.full_tensor(teacher(x, t, s, y))
@@ -288,7 +286,7 @@ def _share(rank, folder):
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Each with half of the rows; replicated or sharded, recomputed or not, compiled or not."""
     in_two_processes(_share, tmp_path)
-    spec = sd3(lora=ADAPTERS)
+    spec = sd3(**SHARED)
     net = network(spec, torch.float64)
     expected = evaluate(net, spec, "fused", torch.float64)
     teacher = AdaptersOff(net)(*inputs(spec, 8, torch.float64))
