@@ -43,7 +43,9 @@ class TwoTimes(CombinedTimestepTextProjEmbeddings):
         embedding.target_embedder = None
         if target_time:
             layer = embedding.timestep_embedder
-            embedding.target_embedder = TimestepEmbedding(layer.linear_1.in_features, layer.linear_2.out_features)
+            embedding.target_embedder = TimestepEmbedding(
+                layer.linear_1.in_features, layer.linear_2.out_features
+            )
             zero(embedding.target_embedder.linear_2)
         return embedding
 
