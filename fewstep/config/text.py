@@ -76,13 +76,18 @@ class PromptProtocol(Precision):
     Image i shows prompt i modulo the number of prompts.
     """
 
-    kind: Literal["prompts"]
+    kind: Literal["prompt-scores"]
     prompts: Annotated[str, Ref("prompts")]
     images: Count = Field(description="a multiple of the number of prompts")
     scorers: dict[Literal["clip", "geneval"], Scorer] = Field(min_length=1)
     metrics: list[PromptMetric] = Field(min_length=1)
     uint8: Literal["round", "truncate"] = "round"
     seed: Seed = 0
+
+    @property
+    def labels(self) -> Literal["balanced"]:
+        """Prompts come in turn."""
+        return "balanced"
 
     @model_validator(mode="after")
     def _scorers(self) -> PromptProtocol:
