@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -16,9 +15,9 @@ from tqdm import tqdm
 from ..common.files import atomic, sha256, write_text
 from ..config import ConfigError, dump
 from ..config.specs import TextCard
+from .text_encoders import CaptionEncoder
 from .text_store import (
     IN_MEMORY,
-    Text,
     TextContent,
     TextManifest,
     TextPart,
@@ -31,27 +30,6 @@ from .text_store import (
 
 PART_BYTES = 512 << 20
 """Size of a part, of which a stopped encoding loses at most one."""
-
-
-class CaptionEncoder(Protocol):
-    """A text encoder with its tokenizers, without gradients.
-
-    It is given one caption at a time, so that an embedding does not depend on other captions: in a batch
-    its last bits would depend on how many rows there are, and on a GPU on the place among them.
-    """
-
-    weights: dict[str, str]
-    vocabulary: list[str]
-    context: list[int]
-    pooled: int
-
-    def __call__(self, caption: str) -> Text:
-        """Context (1, L, D) and pooled (1, P) in the dtype of the store; of kind words (1, length), (1, 0)."""
-        ...
-
-    def too_long(self, captions: Sequence[str]) -> dict[str, int]:
-        """For each tokenizer, how many captions are longer than what it keeps."""
-        ...
 
 
 def text_content(
@@ -109,8 +87,11 @@ def write_store(
         for number, start in enumerate(range(0, len(texts), rows)):
             part, path = texts[start : start + rows], out.with_name(f"{out.stem}.{number:05d}.safetensors")
             if not _is_whole(path, content, len(part)):
-                made = [encode_row(content, encoder, caption, bar) for caption in part]
-                _write_part(path, content, torch.stack(made))
+                made = torch.empty(len(part), content.row, dtype=content.torch_dtype)
+                for row, caption in zip(made, part, strict=True):
+                    row.copy_(encode_row(content, encoder, caption))
+                    bar.update()
+                _write_part(path, content, made)
             else:
                 bar.update(len(part))
             entry = TextPart(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), rows=len(part))
@@ -135,9 +116,7 @@ def tell_too_long(content: TextContent, captions: Sequence[str], encoder: Captio
     return found
 
 
-def encode_row(
-    content: TextContent, encoder: CaptionEncoder, caption: str, bar: tqdm | None = None
-) -> Tensor:
+def encode_row(content: TextContent, encoder: CaptionEncoder, caption: str) -> Tensor:
     """The row of a caption, on the CPU.
 
     Raises:
@@ -151,8 +130,6 @@ def encode_row(
         )
     if not row.isfinite().all():
         raise ValueError(f"{content.name}: encoder.dtype: not finite in {content.dtype}: caption {caption!r}")
-    if bar is not None:
-        bar.update()
     return row
 
 
@@ -200,5 +177,5 @@ class LiveRows:
 def live_store(
     content: TextContent, captions: Sequence[str], encoder: CaptionEncoder, device: torch.device | str
 ) -> TextStore:
-    """A store whose `load` encodes: the same embeddings as those of the stored one, bit for bit on one machine."""
+    """A store whose `load` encodes; on one machine its embeddings are those of a stored one, bit for bit."""
     return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)

@@ -77,7 +77,7 @@ class TextContent(TextCard):
 
     @property
     def row_bytes(self) -> int:
-        return self.row * self.torch_dtype.itemsize
+        return self.row * int(self.torch_dtype.itemsize)
 
     def split(self, rows: Tensor) -> Text:
         """Rows (n, row) as context and pooled, views of them."""
