@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.model_file import check_tokenizer, load_network
-from ..common.provenance import score_digest
+from ..common.provenance import sampling_digest
 from ..config import ConfigError, digest
 from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
@@ -129,7 +129,7 @@ def generate_images(
         "model": model_card["sha256"],
         "tokenizer": tokenizer_digest,
         "normalisation": normalisation.model_dump(),
-        "code": score_digest(spec.backbone.kind),
+        "code": sampling_digest(spec.backbone.kind),
     }
     kept = KeptChunks(out, owner)
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
