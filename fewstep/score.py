@@ -1,7 +1,7 @@
 """Score the images of one cell under a protocol.
 
     python -m fewstep.score --spec SPEC --images images.tar --extractor WEIGHTS --reference REF --out x.json
-    python -m fewstep.score --spec SPEC --images images.tar --prompts RECORD --scorers NAME=FILE ... --out x.json
+    python -m fewstep.score --spec SPEC --images images.tar --prompts RECORD --scorers WEIGHTS ... --out x.json
 
 The protocol in the spec says which of both. REF is an npz that fewstep.reference made, or the record of a
 fetched asset that holds mu and sigma; RECORD that of the asset with the prompts. No number is written when
@@ -10,7 +10,6 @@ count, size, dimensions, reference, extractor, prompts or scorers disagree.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .common.cli import parser, run
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--reference", type=Path, nargs="?", help="what features are compared with")
     arguments.add_argument("--prompts", type=Path, nargs="?", help="record of the asset with the prompts")
     arguments.add_argument(
-        "--scorers", type=_named_file, nargs="*", default=[], metavar="NAME=FILE", help="weights of each"
+        "--scorers", type=Path, nargs="*", default=[], help="weights of each, in the order of their names"
     )
     arguments.add_argument(
         "--channels-last", action="store_true", help="the extractor's convolutions in this memory format"
@@ -37,19 +36,12 @@ def main(argv: list[str] | None = None) -> None:
         from .evaluation.prompt_scoring import score_prompt_images
 
         prompts = _given(given.prompts, "--prompts", given.spec)
-        score_prompt_images(spec, given.images, dict(given.scorers), prompts, given.out)
+        score_prompt_images(spec, given.images, given.scorers, prompts, given.out)
     else:
         from .evaluation.scoring import score_images
 
         reference = _given(given.reference, "--reference", given.spec)
         score_images(spec, given.images, given.extractor, reference, given.out, given.channels_last)
-
-
-def _named_file(text: str) -> tuple[str, Path]:
-    name, _, file = text.partition("=")
-    if not (name and file):
-        raise ArgumentTypeError(f"{text!r} is not NAME=FILE")
-    return name, Path(file)
 
 
 def _given(path: Path | None, option: str, spec: Path) -> Path:

@@ -299,4 +299,4 @@ class ReportSpec(Strict):
     command: str = Field(description="how to call the workflow, without the target")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
-    protocols: dict[str, Protocol] = {}
+    protocols: dict[str, Protocol | PromptProtocol] = {}

@@ -39,13 +39,11 @@ MEASURED: tuple[str, ...] = get_args(AnyMetric)
 """What is computed here from images, or from images and their prompts."""
 REPORTED = (*MEASURED, "sfid", "time", "blip", "image_reward", "dpg")
 """What papers report. The last five are not measured here."""
-LARGER_IS_BETTER = frozenset(
-    {"is", "precision", "recall", *PROMPT_METRICS, "blip", "image_reward", "dpg"}
-)
+LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS, "blip", "image_reward", "dpg"})
 """Metrics whose best number is the largest; of all others it is the smallest."""
 THREE_DECIMALS = frozenset({*PROMPT_METRICS, "blip", "image_reward"})
 """Shares, cosines and the like: of these two decimals say too little, and 0.1 is a large difference."""
-Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "scatter"]
+Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "samples", "scatter"]
 
 
 class Row(Strict):
@@ -85,7 +83,8 @@ class Table(Strict):
     kind: Kind = Field(
         description="table; curve: metric against NFE; ranking: rows by metric; price: metric against "
         "training cost; sweep: metric against a parameter; training: a logged "
-        "column against steps; grid: samples; scatter: samples that are points of the plane"
+        "column against steps; grid: samples by class; samples: by class or prompt and number of steps, "
+        "the same noise in a column; scatter: samples that are points of the plane"
     )
     title: str
     paper: str
@@ -115,7 +114,7 @@ class Table(Strict):
     tolerance: Tolerance = Tolerance()
     columns: int = Field(default=10, gt=0, le=1000, description="grid: images of each class")
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = Field(
-        default=None, description="grid: which classes; default the first ten"
+        default=None, description="grid, samples: which classes, or numbers of prompts; default the first ten"
     )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")

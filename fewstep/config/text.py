@@ -84,6 +84,11 @@ class PromptProtocol(Precision):
     uint8: Literal["round", "truncate"] = "round"
     seed: Seed = 0
 
+    @property
+    def labels(self) -> Literal["balanced"]:
+        """Prompts come in turn."""
+        return "balanced"
+
     @model_validator(mode="after")
     def _scorers(self) -> PromptProtocol:
         for metric in self.metrics:
