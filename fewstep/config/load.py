@@ -233,7 +233,7 @@ class _Reader:
 
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
-        names |= {f"files of {name}": [file.name for file in asset.files] for name, asset in assets.items()}
+        names |= {f"files of {name}": asset.names for name, asset in assets.items()}
         names["extractors"] = [*EXTRACTORS, "identity"]
         names["targets"] = [*stems, "claims", "report", *(["all"] if root.targets == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
