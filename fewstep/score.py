@@ -1,7 +1,7 @@
 """Score the images of one cell under a protocol.
 
     python -m fewstep.score --spec SPEC --images images.tar --extractor WEIGHTS --reference REF --out x.json
-    python -m fewstep.score --spec SPEC --images images.tar --prompts RECORD --scorers WEIGHTS ... --out x.json
+    python -m fewstep.score --spec SPEC --images images.tar --prompts RECORD --scorers FILE ... --out x.json
 
 The protocol in the spec says which of both. REF is an npz that fewstep.reference made, or the record of a
 fetched asset that holds mu and sigma; RECORD that of the asset with the prompts. No number is written when

@@ -14,6 +14,7 @@ from ..config.base import sealed
 from ..config.specs import AnyScoreSpec, SampleSpec
 from .image_archive import ImageArchive
 
+
 def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
     """Refuse images of another cell, protocol, number or size.
 

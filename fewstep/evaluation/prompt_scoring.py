@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from ..common.files import sha256
 from ..config import ConfigError
-from ..config.backbones import Backbone
 from ..config.specs import PromptScoreSpec
 from ..config.text import PromptProtocol
 from ..data.asset_files import read_record
@@ -22,27 +20,27 @@ from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
 from .scorers import geneval
 from .scorers.cell_detector import CellDetector
-from .scorers.clip_score import ClipScorer
+from .scorers.clip_score import ClipScorer, trained_towers
 from .scorers.geneval_score import GenEvalScorer
-from .scorers.interface import Prompt, Scorer
-from .scorers.scenes import read_pictures, self_test
+from .scorers.interface import Prompt, Scorer, SelfTest
+from .scorers.real_scenes import read_pictures, self_test
 
 PARTS: dict[str, Callable[[Prompt], bool]] = {
-    "seen": lambda prompt: prompt.get("held_out") is False,
-    "held_out": lambda prompt: prompt.get("held_out") is True,
+    "seen": lambda prompt: not prompt.get("held_out", False),
+    "held_out": lambda prompt: bool(prompt.get("held_out", False)),
 }
 """End of a metric's name -> which prompts it is over."""
 
 
 def score_prompt_images(
-    spec: PromptScoreSpec, images: Path, weights: Mapping[str, Path], prompts: Path, out: Path
+    spec: PromptScoreSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
     A scorer that fails its self-test gives no metrics; the file says why.
 
     Args:
-        weights: scorer -> file of its weights.
+        weights: of each scorer, in the order of their names.
         prompts: record of the asset of the prompts.
 
     Raises:
@@ -56,10 +54,8 @@ def score_prompt_images(
     check_prompts(spec, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
-    scorers = {
-        name: open_scorer(name, spec, weights, prompts, device) for name in sorted(protocol.scorers)
-    }
-    refused = from_main(_refused(scorers, prompts) if is_main() else {})
+    scorers = open_scorers(spec, weights, prompts, device)
+    refused = from_main(_refused(scorers, self_test(prompts, lines)) if is_main() else {})
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
     if refused.keys() == scorers.keys():
@@ -128,31 +124,37 @@ def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -
         )
 
 
-def open_scorer(
-    name: str, spec: PromptScoreSpec, weights: Mapping[str, Path], prompts: Path, device: torch.device
-) -> Scorer:
-    """A scorer of the protocol, with its weights.
+def open_scorers(
+    spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
+) -> dict[str, Scorer]:
+    """The scorers of the protocol, by their names.
 
     Args:
-        weights: scorer -> file of its weights.
+        weights: of each, in the order of the names.
         prompts: record of the asset of the prompts, which says what cells of scenes show.
 
     Raises:
-        ConfigError: no weights are given for it, or they are not trained here.
+        ConfigError: another number of files than scorers.
         ValueError: the weights are of another network than the spec's.
     """
-    if name not in weights:
-        raise ConfigError(f"scorer {name} needs weights; pass --scorers {name}=FILE")
-    path, backbone = weights[name], spec.scorers.get(name)
-    if spec.protocol.scorers[name].kind == "cells":
-        detector = CellDetector(path, backbone, read_pictures(prompts), device)
-        return GenEvalScorer(name, sha256(path), device, detector)
-    return ClipScorer(name, path, backbone, device)
+    names = sorted(spec.protocol.scorers)
+    if len(weights) != len(names):
+        raise ConfigError(
+            f"--scorers: {len(weights)} files for the scorers {', '.join(names)}; give one for each"
+        )
+    found: dict[str, Scorer] = {}
+    for name, path in zip(names, weights, strict=True):
+        backbone = spec.scorers[name]
+        if spec.protocol.scorers[name].kind == "cells":
+            detector = CellDetector(path, backbone, read_pictures(prompts), device)
+            found[name] = GenEvalScorer(name, sha256(path), device, detector)
+        else:
+            found[name] = ClipScorer(name, sha256(path), device, trained_towers(path, backbone, device))
+    return found
 
 
-def _refused(scorers: Mapping[str, Scorer], prompts: Path) -> dict[str, str]:
+def _refused(scorers: Mapping[str, Scorer], test: SelfTest) -> dict[str, str]:
     """Scorers that fail their self-test, and why."""
-    test = self_test(prompts)
     found = {name: scorer.faults(test) for name, scorer in scorers.items()}
     return {name: reason for name, reason in found.items() if reason}
 

@@ -71,7 +71,7 @@ def objects(tag: str, detections: Iterable[Detection]) -> defaultdict[str, list[
     Of equal scores the first detection stays first.
     """
     least = COUNTING_SCORE if tag == "counting" else SCORE
-    found = defaultdict(list)
+    found: defaultdict[str, list[Detection]] = defaultdict(list)
     for detection in sorted(detections, key=lambda one: -one.score):
         if detection.score > least and len(found[detection.name]) < MOST_OBJECTS:
             found[detection.name].append(detection)
