@@ -320,7 +320,7 @@ class _Reader:
                 self._known(part, _ENTRIES, SOMEWHERE, f"overrides.settings.{part}")
         parts = {part: _present(self._mapping(entries, file, part)) for part, entries in found.items()}
         parts["recipes"] = self._recipes(parts.get("recipes", {}))
-        for part, kind in (("backbones", "lightningdit"), ("protocols", "features")):
+        for part, kind in (("backbones", "lightningdit"), ("protocols", "feature-metrics")):
             for entry in parts.get(part, {}).values():
                 if isinstance(entry, dict):
                     entry.setdefault("kind", kind)

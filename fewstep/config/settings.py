@@ -309,7 +309,9 @@ class Protocol(Precision):
     Data that are not images are their own features: ``extractor: identity``, kept as they are.
     """
 
-    kind: Literal["features"] = Field(default="features", exclude_if=lambda value: value == "features")
+    kind: Literal["feature-metrics"] = Field(
+        default="feature-metrics", exclude_if=lambda value: value == "feature-metrics"
+    )
     images: Count = Field(gt=1)
     metrics: list[Metric] = Field(default=["fid", "is"], min_length=1, description="what is computed")
     kid: KernelDistance = KernelDistance()

@@ -76,7 +76,7 @@ class PromptProtocol(Precision):
     Image i shows prompt i modulo the number of prompts.
     """
 
-    kind: Literal["prompts"]
+    kind: Literal["prompt-scores"]
     prompts: Annotated[str, Ref("prompts")]
     images: Count = Field(description="a multiple of the number of prompts")
     scorers: dict[Literal["clip", "geneval"], Scorer] = Field(min_length=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,14 @@ from torch import Tensor, nn
 def upcast(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 if it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(device: str) -> AbstractContextManager[None]:
+    """Within this context, autocast is off for a type of device."""
+    # The meta device has no autocast to switch off.
+    known = torch.amp.is_autocast_available(device)
+    off: AbstractContextManager[None] = torch.autocast(device, enabled=False) if known else nullcontext()
+    return off
 
 
 def exact_convolutions() -> None:
