@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..backbones import use_text
 from ..backbones.model_file import check_tokenizer, load_network
-from ..common.provenance import score_digest
+from ..common.provenance import sampling_digest
 from ..config import ConfigError, digest
 from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
@@ -141,7 +141,7 @@ def generate_images(
         "model": model_card["sha256"],
         "tokenizer": tokenizer_digest,
         "normalisation": normalisation.model_dump(),
-        "code": score_digest(spec.backbone.kind),
+        "code": sampling_digest(spec.backbone.kind),
         "text": store.digest if store else None,
     }
     kept = KeptChunks(out, owner)

@@ -153,11 +153,11 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
-        scorers = [file for scorer in entry.scorers.values() for file in weights(plan, scorer.weights)]
+        scorers = [weights(plan, entry.scorers[name].weights) for name in sorted(entry.scorers)]
         return {
             **{"images": images, "extractor": [], "reference": []},
             "prompts": [plan.file("record", asset=asset)],
-            "scorers": scorers,
+            "scorers": [file for files in scorers for file in files],
         }
     return {
         "images": images,
