@@ -175,10 +175,6 @@ class CaptionedTars(_TarFiles):
     later tars are not opened. The label of image i is i, the number of its caption.
     """
 
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        check_number(record.path, "classes", dataset.images, dataset.classes)
-        super().__init__(dataset, record)
-
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[TarEntry] = []
         for number, name in enumerate(self._names):
