@@ -62,7 +62,12 @@ def reembed_model(spec: ReembedSpec, model: Path, out: Path) -> None:
     dtype = tensors[f"{EMBEDDER}linear_1.weight"].dtype
     made = {name: value.to(dtype) if name.startswith(EMBEDDER) else value for name, value in made.items()}
     kept = {key: card[key] for key in KEPT if key in card}
-    about = {"method": spec.method, "spec": digest(spec), "origin": {"sha256": card["sha256"]}, "reembed": fit}
+    about = {
+        "method": spec.method,
+        "spec": digest(spec),
+        "origin": {"sha256": card["sha256"]},
+        "reembed": fit,
+    }
     save_model(out, made, spec.backbone, kept | about)
     print(f"relative residual {fit['residual']:.3g}, tangent against difference {fit['tangent']:.3g}")
 

@@ -96,7 +96,9 @@ def load_student(
     embedding, other = read_exported(times)
     card: dict[str, Any] = about["fewstep"]
     if card["files"] != 2:
-        raise ValueError(f"{lora}: is a student in one file, for plain diffusers; {times} does not belong to it")
+        raise ValueError(
+            f"{lora}: is a student in one file, for plain diffusers; {times} does not belong to it"
+        )
     if card["student"] != other["fewstep"]["student"]:
         raise ValueError(f"{times}: belongs to another student than {lora}; export both again")
     options = {key.removeprefix(PREFIX): value for key, value in about.items() if key.startswith(PREFIX)}

@@ -133,7 +133,9 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     save_lora(files.one_file, one, lora.model_copy(update={"targets": targets}), bias=True, card=single)
     if fit is not None:
         shown = ", ".join(f"{steps}: {error:.2g}" for steps, error in fit.at_steps.items())
-        print(f"time embedding in plain diffusers: relative error {fit.residual:.2g}, at the times of steps {shown}")
+        print(
+            f"time embedding in plain diffusers: relative error {fit.residual:.2g}, at the times of steps {shown}"
+        )
 
 
 def read_student(
@@ -214,9 +216,7 @@ def one_file_adapters(
         made[f"{layer}.lora_B.bias"] = shift / scaling
     else:
         student = _merged(base.embedder, adapters, scaling)
-        fit = fit_time_adapters(
-            own.embedder, own.time_scale, student, base.time_scale, shift, rank, scaling
-        )
+        fit = fit_time_adapters(own.embedder, own.time_scale, student, base.time_scale, shift, rank, scaling)
         made |= {f"{EMBEDDER}{name}": value for name, value in fit.tensors.items()}
     for name, value in list(made.items()):
         if name.endswith("lora_B.weight"):
