@@ -83,8 +83,8 @@ def export_pipeline(
         if found != wanted:
             raise ValueError(f"{model}: backbone.{key}: {found}, but {encoder} gives {wanted}")
     if parts["text_encoder_3"] is None:
-        parts["text_encoder_3"] = zero_t5(backbone.context, len(parts["tokenizer"])).to(parts["text_encoder"].dtype)
-        parts["tokenizer_3"] = parts["tokenizer"]
+        t5 = zero_t5(backbone.context, len(parts["tokenizer"])).to(parts["text_encoder"].dtype)
+        parts |= {"text_encoder_3": t5, "tokenizer_3": parts["tokenizer"]}
 
     from diffusers import StableDiffusion3Pipeline  # seconds to import
 

@@ -2,10 +2,10 @@
 
 A student may embed time by slower sinusoids (backbones/reembedding.py) and embeds a target time too; a plain
 SD3 does neither. For one target time the student's embedding is a curve over t, and adapters with bias of
-both layers of SD3's own embedder follow it. Each layer is a weighted regression of limited rank, whose optimum
-is known in closed form: the first layer follows the student's first layer, and the second one, given what the
-first one makes, the whole curve. The times that few-step samplers visit weigh so much that the curve is met
-there.
+both layers of SD3's own embedder follow it. Each layer is a weighted regression of limited rank, whose
+optimum is known in closed form: the first layer follows the student's first layer, and the second one, given
+what the first one makes, the whole curve. The times that few-step samplers visit weigh so much that the curve
+is met there.
 """
 
 from __future__ import annotations
