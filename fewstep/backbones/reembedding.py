@@ -1,9 +1,9 @@
 """A smooth time embedding for a trained SD3: fitted to its own embedding, a function of one number.
 
-SD3 embeds 1000 (1 - t) by sinusoids of up to 1000 rad per unit of t. What the layers after them make of a time
+SD3 embeds 1000 (1 - t) by sinusoids of up to 1000 rad per unit of t. What the layers after them make of it
 is a smooth curve over t with noise on it, and the derivative with respect to t, which consistency training
 needs, is that of the noise. The new embedder has slower sinusoids and follows the curve; all other weights
-stay. No paper on distillation of SD3 says what it does here: inferred.
+stay. No paper that distils SD3 by consistency says what it does about this: inferred.
 """
 
 from __future__ import annotations

@@ -108,6 +108,17 @@ class Plan:
         require_known(f"{method}/{variant}", self.runs, "config/methods and config/tables", "run")
         return self.runs[f"{method}/{variant}"]
 
+    def base(self, name: str) -> Run:
+        """The run whose network the adapters of a run belong to.
+
+        Raises:
+            ConfigError: the run has no adapters.
+        """
+        run = self.runs[name]
+        if run.base is None:
+            raise ConfigError(f"{run.place}.backbone: {run.network} has no adapters (lora) to export")
+        return self.run(run.base)
+
     def network(self, weights: Weights | None) -> Backbone | None:
         """Backbone of a network that this workflow trains; None for published weights."""
         return None if weights is None or weights.method is None else self.run(weights.method).backbone
