@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, meaning in (
         ("metrics", "kinds curve, ranking, price, sweep: metrics files"),
         ("curves", "kind training: train.jsonl files"),
-        ("images", "kinds grid, scatter: tars of samples"),
+        ("images", "kinds grid, samples, scatter: tars of samples"),
     ):
         arguments.add_argument(f"--{name}", type=Path, nargs="*", default=[], help=meaning)
     arguments.add_argument("--reference", type=Path, nargs="?", help="kind scatter: npz with the real points")

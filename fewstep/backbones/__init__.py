@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.backbones import Backbone
 
@@ -38,3 +38,15 @@ def build(spec: Backbone) -> nn.Module:
     module, name = NETWORKS[kind]
     network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)
     return network
+
+
+def use_text(net: nn.Module, store: Any) -> None:
+    """Let a bare network whose conditions are captions look them up in ``store`` (data/text_store.py).
+
+    Raises:
+        ValueError: its conditions are no captions.
+    """
+    if not hasattr(net, "text"):
+        raise ValueError(f"--text: {type(net).__name__} takes no captions")
+    # Past nn.Module, which would make a module of it: the store is no part of the network's state.
+    object.__setattr__(net, "text", store)

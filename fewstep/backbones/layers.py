@@ -6,14 +6,12 @@ Attribute names are those of the published checkpoints, so that weights load wit
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.backbones import ClassNetwork
-from ..core.precision import upcast
+from ..core.precision import full_precision, upcast
 
 
 class Norm(nn.Module):
@@ -101,10 +99,7 @@ class Conditioned(nn.Module):
 
         The derivative with respect to the times passes through here, and costs little.
         """
-        kind = y.device.type
-        # The meta device has no autocast to switch off.
-        known = torch.amp.is_autocast_available(kind)
-        with torch.autocast(kind, enabled=False) if known else nullcontext():
+        with full_precision(y.device.type):
             c = self.t_embedder(t)
             if self.y_embedder is not None:
                 c = c + self.y_embedder(y)

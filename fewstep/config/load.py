@@ -40,7 +40,7 @@ from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import TABLE_COLUMNS, Claim, Table
-from .text import AnyProtocol, PromptSet, TextEncoder
+from .text import AnyProtocol, PromptProtocol, PromptSet, TextEncoder
 
 PATHVARS = ("results", "logs", "assets", "latents")
 """Path variables of the rules."""
@@ -320,7 +320,7 @@ class _Reader:
                 self._known(part, _ENTRIES, SOMEWHERE, f"overrides.settings.{part}")
         parts = {part: _present(self._mapping(entries, file, part)) for part, entries in found.items()}
         parts["recipes"] = self._recipes(parts.get("recipes", {}))
-        for part, kind in (("backbones", "lightningdit"), ("protocols", "features")):
+        for part, kind in (("backbones", "lightningdit"), ("protocols", "feature-metrics")):
             for entry in parts.get(part, {}).values():
                 if isinstance(entry, dict):
                     entry.setdefault("kind", kind)
@@ -432,6 +432,9 @@ class _Reader:
     def _check_parts(self, parts: Parts) -> None:
         """What is right in itself and does not fit together."""
         file = self.root.files.settings
+        for name in parts.prompts:
+            if name in parts.datasets:
+                self.mistakes.add(f"{file}: prompts.{name}: a data set has that name; rename one")
         for name, latents in parts.latents.items():
             dataset = parts.datasets[latents.dataset]
             encoded = dataset.format == "latents-safetensors"
@@ -449,6 +452,14 @@ class _Reader:
                 self.mistakes.add(
                     f"{file}: protocols.{name}: a table has a column of that name; rename the protocol"
                 )
+            if isinstance(protocol, PromptProtocol):
+                prompts = parts.prompts[protocol.prompts].prompts
+                if protocol.images % prompts:
+                    self.mistakes.add(
+                        f"{file}: protocols.{name}.images: {protocol.images} images do not divide into "
+                        f"{prompts} prompts; give a multiple"
+                    )
+                continue
             real = PUBLISHED_IMAGES
             if protocol.reference_latents is not None:
                 real = parts.datasets[parts.latents[protocol.reference_latents].dataset].images
@@ -464,10 +475,20 @@ class _Reader:
                 self.mistakes.add(
                     f"{file}: recipes.{name}.guidance.channels: {guided}, but its latents have {channels}"
                 )
-            classes = parts.datasets[parts.latents[recipe.latents].dataset].classes
+            dataset = parts.datasets[parts.latents[recipe.latents].dataset]
+            classes = dataset.classes
+            if recipe.text_encoder is not None and not dataset.captioned:
+                self.mistakes.add(
+                    f"{file}: recipes.{name}.text_encoder: the images of {recipe.latents} have no captions"
+                )
             for key in recipe.protocols:
                 protocol = parts.protocols[key]
-                if protocol.labels == "balanced" and protocol.images % classes:
+                if isinstance(protocol, PromptProtocol):
+                    if recipe.text_encoder is None:
+                        self.mistakes.add(
+                            f"{file}: recipes.{name}.protocols: {key} has prompts, which need a text_encoder"
+                        )
+                elif protocol.labels == "balanced" and protocol.images % classes:
                     self.mistakes.add(
                         f"{file}: protocols.{key}.images: {protocol.images} balanced images "
                         f"do not divide into {classes} classes"

@@ -45,6 +45,9 @@ class Costs(Strict):
     encode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
         default={}, description="tokenizer -> images (views) encoded"
     )
+    text: dict[Literal["words", "clip", "sd3"], Rate] = Field(
+        default={}, description="kind of text encoder -> captions embedded"
+    )
     decode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
         default={}, description="tokenizer -> images decoded"
     )

@@ -15,8 +15,9 @@ from typing import Any
 from ..config.backbones import Backbone
 from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
-from ..config.settings import Weights
+from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
+from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import Resolver
 from .jobs import Job, dependencies, inputs
@@ -61,10 +62,15 @@ class Plan:
     @cached_property
     def shared_models(self) -> set[str]:
         """Methods that others build on: teachers, tokenizers, feature extractors."""
-        protocols = self.parts.protocols.values()
         weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
-        weights += [given for protocol in protocols for given in (protocol.weights, protocol.reference)]
+        weights += [encoder.weights for encoder in self.parts.text_encoders.values()]
+        for protocol in self.parts.protocols.values():
+            if isinstance(protocol, PromptProtocol):
+                weights += [scorer.weights for scorer in protocol.scorers.values()]
+            else:
+                weights += [protocol.weights, protocol.reference]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}
+        teachers |= {run.entry.reembed.of for run in self.runs.values() if run.entry.reembed}
         return teachers | {given.method for given in weights if given is not None and given.method}
 
     def _check(self, mistakes: Mistakes) -> None:
@@ -141,9 +147,33 @@ class Plan:
     def image_set(self, protocol: str) -> str:
         """Name of the images that a protocol wants; protocols that want the same share them."""
         entry = self.parts.protocols[protocol]
-        name = f"{entry.labels}-{entry.images}-{entry.uint8}-{entry.seed}"
+        of = entry.prompts if isinstance(entry, PromptProtocol) else entry.labels
+        name = f"{of}-{entry.images}-{entry.uint8}-{entry.seed}"
         dtypes = (entry.network_dtype, entry.decoder_dtype)
         return name if set(dtypes) == {"float32"} else f"{name}-{'-'.join(dtypes)}"
+
+    @cached_property
+    def captions(self) -> dict[str, Dataset | PromptSet]:
+        """Every list of captions by its name: those of data sets, and the sets of prompts."""
+        datasets = self.parts.datasets.items()
+        return {**{name: entry for name, entry in datasets if entry.captioned}, **self.parts.prompts}
+
+    def prompts_of(self, run: Run, protocol: AnyProtocol) -> str:
+        """Name of the captions that a run's images are sampled from: the protocol's, or its data set's."""
+        if isinstance(protocol, PromptProtocol):
+            return protocol.prompts
+        return self.parts.latents[run.recipe.latents].dataset
+
+    def features_protocol(self, name: str) -> Protocol:
+        """The protocol of that name, which compares features.
+
+        Raises:
+            ConfigError: it scores images with prompts, and has no reference.
+        """
+        entry = self.parts.protocols[name]
+        if isinstance(entry, PromptProtocol):
+            raise ConfigError(f"{self.config.root.files.settings}: protocols.{name}: it has no reference")
+        return entry
 
     def parts_of(self, target: str) -> list[str]:
         """The files of one target."""
@@ -166,6 +196,17 @@ class Plan:
         name = SPEC_OF.get(stage, stage)
         spec = self.path(f"<results>/specs/{name}/{paths.SPECS[name]}.json", **key)
         return {"spec": [spec], **inputs(self, stage, key)}
+
+    def environment(self, stage: str, key: Mapping[str, str]) -> str:
+        """The environment of envs/ that a job needs; captions need more than classes.
+
+        Args:
+            key: the wildcards of its output.
+        """
+        if stage == "score":
+            prompts = isinstance(self.parts.protocols[key["protocol"]], PromptProtocol)
+            return "t2i" if prompts else "metrics"
+        return "t2i" if self.runs[key["run"]].text_encoder else "torch"
 
     def assets(self) -> list[str]:
         """Everything from outside that the targets need."""
@@ -193,6 +234,8 @@ class Plan:
         return {
             "asset": self.config.assets,
             "latents": self.parts.latents,
+            "encoder": self.parts.text_encoders,
+            "captions": self.captions,
             "run": self.runs,
             "sampler": self.parts.samplers,
             "protocol": self.parts.protocols,
@@ -206,8 +249,9 @@ class Plan:
         found = {wildcard: paths.alternatives(values) for wildcard, values in self.names.items()}
         return {**found, "seed": r"0|[1-9]\d{0,17}", "steps": r"[1-9]\d*", "shard": r"\d{5}"}
 
-    def runs_pattern(self, adopted: bool) -> str:
-        return paths.alternatives(name for name, run in self.runs.items() if run.adopted == adopted)
+    def runs_pattern(self, maker: str) -> str:
+        """Of the runs whose model a stage makes: adopt, reembed or train."""
+        return paths.alternatives(name for name, run in self.runs.items() if run.maker == maker)
 
     def tables_pattern(self, figures: bool) -> str:
         tables = self.config.tables.items()

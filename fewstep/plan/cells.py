@@ -9,13 +9,14 @@ from typing import Any
 from ..config.backbones import FlowNetwork
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
-from ..config.settings import METRICS, Guidance
+from ..config.settings import Guidance
 from ..config.specs import CellKey
-from ..config.tables import CellName, Claim, Row, Table
+from ..config.tables import MEASURED, CellName, Claim, Row, Table
+from ..config.text import PromptProtocol
 from ..methods import logs
 from .runs import BASE, Run
 
-PICTURES = ("grid", "scatter")
+PICTURES = ("grid", "samples", "scatter")
 """Kinds of figures that show samples, not metrics."""
 
 
@@ -49,13 +50,13 @@ class ResolvedTable:
 
     @property
     def picture_cells(self) -> list[CellKey]:
-        """Cells whose samples a figure shows: those of a grid, or of each row's first seed."""
+        """Cells whose samples a figure shows: those of a grid, or of each row's first seed and protocol."""
         if self.table.kind == "grid":
             return self.all_cells
-        if self.table.kind != "scatter":
+        if self.table.kind not in PICTURES:
             return []
-        firsts = (next(iter(protocols.values()), None) for protocols in self.cells.values())
-        return list(dict.fromkeys(columns[0][0] for columns in firsts if columns))
+        firsts = (next(iter(protocols.values()), []) for protocols in self.cells.values())
+        return list(dict.fromkeys(seeds[0] for columns in firsts for seeds in columns))
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,14 @@ class Resolver:
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
+        of = run.entry.reembed.of if run.entry.reembed and not run.adopted else None
+        if of is not None:
+            return f"{of}/{BASE}" in self.runs and self.available(self.runs[f"{of}/{BASE}"])
         return run.adopted or self.config.root.weights == "trained"
 
     def single(self, run: Run) -> bool:
         """Whether a run has one seed, 0: published weights, and what others build on, exist once."""
-        return run.adopted or run.method in self.shared
+        return run.maker != "train" or run.method in self.shared
 
     def table(self, name: str) -> ResolvedTable:
         """Resolve a table; its mistakes leave parts of it out."""
@@ -100,7 +104,7 @@ class Resolver:
             if not self.available(run):
                 continue
             # Published weights come without the curve of their training.
-            if not (table.kind == "training" and run.adopted):
+            if not (table.kind == "training" and run.maker != "train"):
                 runs[row.id] = run
             seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             for protocol in run.recipe.protocols:
@@ -194,7 +198,7 @@ class Resolver:
         """Refuse a metric that no metrics file, or no curve of a training, will have."""
         file, metric = f"{where}: metric", found.table.metric
         if found.table.kind != "training":
-            require_known(metric, METRICS, where, "metric")
+            require_known(metric, MEASURED, where, "metric")
             if found.table.kind not in PICTURES:
                 for run in found.runs.values():
                     with self.mistakes.caught():
@@ -205,13 +209,15 @@ class Resolver:
             raise ConfigError(f"{file}: no training here logs {metric!r}{nearest(metric, LOGGED)}")
 
     def _check_classes(self, found: ResolvedTable, where: str) -> None:
-        """Refuse a grid of classes, or of more images of a class, than there are."""
-        if found.table.kind != "grid":
+        """Refuse pictures of classes, or of prompts, that there are not."""
+        if found.table.kind not in ("grid", "samples"):
             return
+        parts = self.config.parts
         for run in found.runs.values():
-            classes = self.config.parts.datasets[
-                self.config.parts.latents[run.recipe.latents].dataset
-            ].classes
+            classes = parts.datasets[parts.latents[run.recipe.latents].dataset].classes
+            protocol = parts.protocols[run.recipe.protocols[0]] if run.recipe.protocols else None
+            if isinstance(protocol, PromptProtocol):
+                classes = parts.prompts[protocol.prompts].prompts
             beyond = [label for label in found.table.classes or [] if label >= classes]
             if beyond:
                 raise ConfigError(

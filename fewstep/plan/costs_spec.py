@@ -9,10 +9,11 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..config.backbones import Backbone
+from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
+from ..config.text import PromptProtocol, PromptSet, Scorer, TextEncoder
 from .jobs import Job
 
 if TYPE_CHECKING:
@@ -89,6 +90,28 @@ def _adopt(plan: Plan, job: Job) -> CostLine:
     return _line("adopt", models={plan.runs[job.key["run"]].network: 1})
 
 
+def _text(plan: Plan, job: Job) -> CostLine:
+    name, captions = job.key["encoder"], plan.captions[job.key["captions"]]
+    encoder = plan.parts.text_encoders[name]
+    count = captions.prompts if isinstance(captions, PromptSet) else captions.classes
+    work = Work(name=f"captions through {name}", images=count, rate=plan.config.costs.text.get(encoder.kind))
+    networks = [run.backbone for run in plan.runs.values() if run.text_encoder == name]
+    rows = [text_bytes(encoder, network) for network in networks]
+    return _line("text", work, device="gpu", kept=(count + 1) * max(rows, default=0))
+
+
+def text_bytes(encoder: TextEncoder, network: Backbone) -> int:
+    """What a text store holds of one caption for a network."""
+    if not isinstance(network, Sd3):
+        return 8 * encoder.length
+    item = {"bfloat16": 2, "float32": 4}[encoder.dtype]
+    return item * ((encoder.length + encoder.t5_length) * network.context + network.pooled)
+
+
+def _reembed(plan: Plan, job: Job) -> CostLine:
+    return _line("reembed", models={plan.runs[job.key["run"]].network: 1})
+
+
 def _train(plan: Plan, job: Job) -> CostLine:
     run = plan.runs[job.key["run"]]
     rate = plan.config.costs.train.get(run.network, {}).get(run.loss.name)
@@ -127,7 +150,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
 
 
 def _reference(plan: Plan, job: Job) -> CostLine:
-    protocol = plan.parts.protocols[job.key["protocol"]]
+    protocol = plan.features_protocol(job.key["protocol"])
     images, coordinates = PUBLISHED_IMAGES, None
     if protocol.reference_latents is not None:
         latents = plan.parts.latents[protocol.reference_latents]
@@ -142,7 +165,21 @@ def _reference(plan: Plan, job: Job) -> CostLine:
 
 def _score(plan: Plan, job: Job) -> CostLine:
     protocol = plan.parts.protocols[job.key["protocol"]]
+    if isinstance(protocol, PromptProtocol):
+        scorers = protocol.scorers.items()
+        work = [_scorer(plan, name, scorer, protocol.images) for name, scorer in scorers]
+        return _line("score", *work, device="gpu")
     return _line("score", _scoring(plan, protocol, protocol.images), device="gpu")
+
+
+def _scorer(plan: Plan, name: str, scorer: Scorer, images: int) -> Work:
+    network = _network(plan, scorer.weights)
+    return Work(
+        name=f"scores by {scorer.kind}",
+        images=images,
+        rate=None if network else plan.config.costs.score.get(name),
+        network=network,
+    )
 
 
 def _scoring(plan: Plan, protocol: Protocol, images: int) -> Work:
@@ -174,7 +211,9 @@ _LINES = {
     "fetch": _fetch,
     "encode": _encode,
     "manifest": _manifest,
+    "text": _text,
     "adopt": _adopt,
+    "reembed": _reembed,
     "train": _train,
     "sample": _sample,
     "reference": _reference,

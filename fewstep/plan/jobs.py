@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..config.base import ConfigError
 from ..config.settings import Weights
+from ..config.text import PromptProtocol
 from . import paths
 from .cells import PICTURES
 
 if TYPE_CHECKING:
     from . import Plan
+    from .runs import Run
 
 Files = dict[str, list[str]]
 
@@ -52,8 +54,8 @@ def maker(plan: Plan, file: str) -> Job:
         if match is None:
             continue
         key, stage = match.groupdict(), paths.MAKERS[kind]
-        if stage == "train" and plan.runs[key["run"]].adopted:
-            stage = "adopt"
+        if kind == "model":
+            stage = plan.runs[key["run"]].maker
         if kind == "csv" and plan.tables[key["table"]].table.kind != "table":
             stage = "figure"
         return Job(stage, key)
@@ -83,32 +85,55 @@ def _manifest(plan: Plan, latents: str) -> Files:
     return {**_encode(plan, latents), "shards": shards}
 
 
+def _text(plan: Plan, encoder: str, captions: str) -> Files:
+    found = plan.captions[captions]
+    return {
+        "captions": [plan.file("record", asset=found.asset)],
+        "encoder": weights(plan, plan.parts.text_encoders[encoder].weights),
+    }
+
+
+def text(plan: Plan, run: Run, captions: str) -> list[str]:
+    """The store of some captions as a run's network is given them; empty if it is given none."""
+    encoder = run.text_encoder
+    return [plan.file("text", encoder=encoder, captions=captions)] if encoder else []
+
+
+def _reembed(plan: Plan, run: str, **_: str) -> Files:
+    entry = plan.runs[run].entry.reembed
+    return {"model": [plan.model(entry.of)] if entry else []}
+
+
 def _adopt(plan: Plan, run: str, **_: str) -> Files:
     published = plan.runs[run].published
     return {"asset": [plan.file("record", asset=published.asset)] if published else []}
 
 
 def _train(plan: Plan, run: str, **_: str) -> Files:
-    teacher = plan.runs[run].teacher
+    entry = plan.runs[run]
+    latents = entry.recipe.latents
     return {
-        "latents": [plan.file("manifest", latents=plan.runs[run].recipe.latents)],
-        "teacher": [plan.model(teacher)] if teacher else [],
+        "latents": [plan.file("manifest", latents=latents)],
+        "text": text(plan, entry, plan.parts.latents[latents].dataset),
+        "teacher": [plan.model(entry.teacher)] if entry.teacher else [],
     }
 
 
-def _sample(plan: Plan, run: str, seed: str, **_: str) -> Files:
+def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
     entry = plan.runs[run]
     # Elsewhere the tokenizer's own files say how its latents are normalised.
     manifest = [plan.file("manifest", latents=entry.recipe.latents)] if entry.tokenizer.measured else []
     return {
         "model": [plan.file("model", run=run, seed=seed)],
+        "base": [plan.model(entry.base)] if entry.base else [],
+        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images])),
         "latents": manifest,
         "tokenizer": weights(plan, entry.tokenizer.weights),
     }
 
 
 def _reference(plan: Plan, protocol: str) -> Files:
-    entry = plan.parts.protocols[protocol]
+    entry = plan.features_protocol(protocol)
     latents = entry.reference_latents
     return {
         "latents": [plan.file("manifest", latents=latents)] if latents else [],
@@ -119,15 +144,27 @@ def _reference(plan: Plan, protocol: str) -> Files:
 
 def reference(plan: Plan, protocol: str) -> list[str]:
     """Reference statistics: computed here, or the record of a published file."""
-    entry = plan.parts.protocols[protocol]
+    entry = plan.features_protocol(protocol)
     return weights(plan, entry.reference) if entry.stored else [plan.file("statistics", protocol=protocol)]
 
 
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
+    entry = plan.parts.protocols[protocol]
+    images = [plan.file("images", images=plan.image_set(protocol), **cell)]
+    if isinstance(entry, PromptProtocol):
+        asset = plan.parts.prompts[entry.prompts].asset
+        scorers = [weights(plan, entry.scorers[name].weights) for name in sorted(entry.scorers)]
+        return {
+            **{"images": images, "extractor": [], "reference": []},
+            "prompts": [plan.file("record", asset=asset)],
+            "scorers": [file for files in scorers for file in files],
+        }
     return {
-        "images": [plan.file("images", images=plan.image_set(protocol), **cell)],
-        "extractor": weights(plan, plan.parts.protocols[protocol].weights),
+        "images": images,
+        "extractor": weights(plan, entry.weights),
         "reference": reference(plan, protocol),
+        "prompts": [],
+        "scorers": [],
     }
 
 
@@ -167,7 +204,9 @@ def _report(plan: Plan) -> Files:
 _INPUTS: dict[str, Callable[..., Files]] = {
     "encode": _encode,
     "manifest": _manifest,
+    "text": _text,
     "adopt": _adopt,
+    "reembed": _reembed,
     "train": _train,
     "sample": _sample,
     "reference": _reference,

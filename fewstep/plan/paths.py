@@ -9,6 +9,7 @@ OUTPUTS = {
     "fetch": {"record": "<assets>/{asset}.json"},
     "encode": {"shard": "<latents>/{latents}/shard-{shard}.tar"},
     "manifest": {"manifest": "<latents>/{latents}/manifest.json"},
+    "text": {"text": "<latents>/text/{encoder}/{captions}/manifest.json"},
     "train": {
         "model": "<results>/{run}/{seed}/model.safetensors",
         "curve": "<results>/{run}/{seed}/train.jsonl",
@@ -32,7 +33,9 @@ MAKERS = {kind: stage for stage, files in OUTPUTS.items() for kind in files}
 SPECS = {
     "fetch": "{asset}",
     "encode": "{latents}",
+    "text": "{encoder}/{captions}",
     "adopt": "{run}",
+    "reembed": "{run}",
     "train": "{run}/{seed}",
     "bench": "bench",
     "sample": "{run}/{sampler}-{steps}/{images}",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from ..config.backbones import Backbone, FlowNetwork, LightningDiT
+from ..config.backbones import Backbone, Clip, FlowNetwork, LightningDiT, Sd3
 from ..config.base import ConfigError, Mistakes, merge, parse
 from ..config.load import Config
 from ..config.methods import Method, Published, Variant
@@ -48,9 +49,29 @@ class Run:
         return self.published is not None
 
     @property
+    def reembedded(self) -> bool:
+        """Whether a time embedding is fitted to another network's instead of training."""
+        return self.entry.reembed is not None and not self.adopted
+
+    @property
+    def maker(self) -> Literal["adopt", "reembed", "train"]:
+        """The stage that makes the model."""
+        return "adopt" if self.adopted else "reembed" if self.reembedded else "train"
+
+    @property
     def teacher(self) -> str | None:
         """The method that teaches the run and whose weights it starts from."""
-        return None if self.adopted else named_teacher(self.entry, self.recipe)
+        return named_teacher(self.entry, self.recipe) if self.maker == "train" else None
+
+    @property
+    def base(self) -> str | None:
+        """The method without whose weights those of the run, adapters of them, are no network."""
+        return self.teacher if isinstance(self.backbone, Sd3) and self.backbone.lora else None
+
+    @property
+    def text_encoder(self) -> str | None:
+        """Of the captions that the network is given."""
+        return self.recipe.text_encoder if isinstance(self.backbone, Sd3 | Clip) else None
 
     @property
     def has_teacher(self) -> bool:
@@ -73,7 +94,9 @@ class Run:
 
 
 def named_teacher(entry: Method, recipe: Recipe) -> str | None:
-    """The teacher of an entry in its recipe, whether or not published weights spare its training."""
+    """The network that an entry starts from, whether or not published weights spare its training."""
+    if entry.reembed is not None:
+        return entry.reembed.of
     if isinstance(entry.teacher, str):
         return entry.teacher
     return recipe.teacher if entry.teacher else None
@@ -156,6 +179,10 @@ def _resolve(
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
     )
+    if method.reembed is not None and not isinstance(run.backbone, Sd3):
+        raise ConfigError(f"{where}.reembed: backbone {network} is of kind {run.backbone.kind}, not sd3")
+    if isinstance(run.backbone, Sd3) and run.backbone.lora and run.base is None:
+        raise ConfigError(f"{where}.teacher: backbone {network} has adapters (lora), which need a teacher")
     if guidance is not None and (guidance.channels or 0) > run.tokenizer.shape[0]:
         raise ConfigError(
             f"{where}.guidance.channels: {guidance.channels}, but the latents have {run.tokenizer.shape[0]}"
@@ -163,6 +190,11 @@ def _resolve(
     # Networks and weights made for other data train and sample without complaint, and badly.
     entry = parts.latents[recipe.latents]
     wanted = {"shape": run.tokenizer.shape, "classes": parts.datasets[entry.dataset].classes}
+    if isinstance(run.backbone, Sd3 | Clip) and recipe.text_encoder is None:
+        mistakes.add(
+            f"{config.root.files.settings}: recipes.{method.recipe}.text_encoder: is missing; backbone "
+            f"{network} is conditioned on captions"
+        )
     for part, value in wanted.items():
         given = getattr(run.backbone, part, value)
         if given != value:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..config import specs
+from ..config.backbones import Sd3
 from ..config.base import ConfigError, Strict
-from ..config.settings import Guidance, Sampler
+from ..config.settings import Dataset, Guidance, Sampler
+from ..config.text import PromptProtocol, PromptSet
 from .cells import check_sampler
 from .costs_spec import cost_lines
 from .marks import hyperparameter_sources
@@ -27,6 +29,22 @@ def _latents(plan: Plan, name: str) -> specs.LatentCard:
         classes=dataset.classes,
         images=dataset.images,
         tokenizer=tokenizer,
+    )
+
+
+def _text_card(plan: Plan, encoder: str, captions: str) -> specs.TextCard:
+    found = plan.captions[captions]
+    count = found.prompts if isinstance(found, PromptSet) else found.classes
+    return specs.TextCard(name=captions, captions=count, encoder=plan.parts.text_encoders[encoder])
+
+
+def _text(plan: Plan, encoder: str, captions: str) -> Strict:
+    found = plan.captions[captions]
+    return specs.TextSpec(
+        text=_text_card(plan, encoder, captions),
+        dataset=found if isinstance(found, Dataset) else None,
+        prompts=found if isinstance(found, PromptSet) else None,
+        backbone=plan.network(plan.parts.text_encoders[encoder].weights),
     )
 
 
@@ -63,8 +81,16 @@ def _adopt(plan: Plan, run: str) -> Strict:
     )
 
 
+def _reembed(plan: Plan, run: str) -> Strict:
+    entry = plan.runs[run]
+    if not isinstance(entry.backbone, Sd3) or entry.entry.reembed is None:
+        raise ConfigError(f"{entry.place}.reembed: it does not embed a time anew")
+    return specs.ReembedSpec(method=entry.method, backbone=entry.backbone, reembed=entry.entry.reembed)
+
+
 def _train(plan: Plan, run: str, seed: str) -> Strict:
     entry = plan.runs[run]
+    captions = plan.parts.latents[entry.recipe.latents].dataset
     taught = entry.has_teacher
     return specs.TrainSpec(
         method=entry.method,
@@ -73,6 +99,7 @@ def _train(plan: Plan, run: str, seed: str) -> Strict:
         loss=entry.loss,
         backbone=entry.backbone,
         latents=_latents(plan, entry.recipe.latents),
+        text=_text_card(plan, entry.text_encoder, captions) if entry.text_encoder else None,
         teacher=taught,
         guidance=entry.guidance if taught else None,
         label_dropout=0.0 if taught else entry.recipe.label_dropout,
@@ -115,6 +142,9 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
         network_dtype=protocol.network_dtype,
         decoder_dtype=protocol.decoder_dtype,
         latents=_latents(plan, entry.recipe.latents),
+        text=_text_card(plan, entry.text_encoder, plan.prompts_of(entry, protocol))
+        if entry.text_encoder
+        else None,
         image=_image(plan, entry),
         decoder=plan.network(entry.tokenizer.weights),
     )
@@ -131,7 +161,7 @@ def _sampling_guidance(run: Run, sampler: Sampler) -> Guidance | None:
 
 
 def _reference(plan: Plan, protocol: str) -> Strict:
-    entry = plan.parts.protocols[protocol]
+    entry = plan.features_protocol(protocol)
     if entry.stored:
         raise ConfigError(
             f"{plan.config.root.files.settings}: protocols.{protocol}: its reference is published"
@@ -145,12 +175,18 @@ def _reference(plan: Plan, protocol: str) -> Strict:
 
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
-    return specs.ScoreSpec(
-        cell=plan.runs[run].cell(int(seed), sampler, int(steps), protocol),
-        protocol=entry,
-        extractor=plan.network(entry.weights),
-        sample=_sample(plan, run, sampler, steps, plan.image_set(protocol)),
-    )
+    cell = plan.runs[run].cell(int(seed), sampler, int(steps), protocol)
+    sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
+    if isinstance(entry, PromptProtocol):
+        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
+        return specs.PromptScoreSpec(
+            cell=cell,
+            protocol=entry,
+            prompts=plan.parts.prompts[entry.prompts],
+            scorers={name: network for name, network in networks.items() if network is not None},
+            sample=sample,
+        )
+    return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
 
 def _image(plan: Plan, run: Run) -> list[int]:
@@ -249,7 +285,9 @@ def _costs(plan: Plan) -> Strict:
 BUILDERS: dict[str, Callable[..., Strict]] = {
     "fetch": _fetch,
     "encode": _encode,
+    "text": _text,
     "adopt": _adopt,
+    "reembed": _reembed,
     "train": _train,
     "bench": _bench,
     "sample": _sample,

@@ -76,8 +76,8 @@ def _wrong_part(plan: Plan, target: str) -> str | None:
                 variants = [run.variant for run in plan.runs.values() if run.method == method]
                 return f"unknown variant {variant!r} of {method}{nearest(variant, variants)}"
             return f"unknown {wildcard} {value!r}{nearest(value, plan.names[wildcard])}"
-        if plan.runs[match["run"]].adopted and match["seed"] != "0":
-            return "published weights have no seeds; use 0"
+        if plan.runs[match["run"]].maker != "train" and match["seed"] != "0":
+            return "weights that are not trained here have no seeds; use 0"
     return None
 
 

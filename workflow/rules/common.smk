@@ -29,6 +29,13 @@ def inputs(stage):
     return lambda wildcards: plan.inputs(stage, dict(wildcards.items()))
 
 
+def environment(stage):
+    """The conda environment of a stage's job."""
+    return (
+        lambda wildcards: f"../../envs/{plan.environment(stage, dict(wildcards.items()))}.yaml"
+    )
+
+
 wildcard_constraints:
     **plan.constraints,
 

@@ -74,3 +74,23 @@ rule manifest:
         "python -m fewstep.launch --attempt {resources.attempt} fewstep.encode"
         " --spec {input.spec:q} --source {input.source:q}"
         " --tokenizer {input.tokenizer:q} --merge {input.shards:q} --out {output:q} > {log:q} 2>&1"
+
+
+# Embeddings of captions; a stopped job goes on where it was.
+rule text:
+    input:
+        unpack(inputs("text")),
+    output:
+        FILES["text"],
+    log:
+        "<logs>/text/{encoder}/{captions}.log",
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        gpu=0,
+        gres="",
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
+        " --attempt {resources.attempt} fewstep.text --spec {input.spec:q}"
+        " --captions {input.captions:q} --encoder {input.encoder:q} --out {output:q} > {log:q} 2>&1"

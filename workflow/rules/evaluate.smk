@@ -6,7 +6,7 @@ rule sample:
     log:
         "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.log",
     conda:
-        "../../envs/torch.yaml"
+        environment("sample")
     resources:
         gpu=0,
         gres="",
@@ -15,7 +15,8 @@ rule sample:
     shell:
         "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
         " --attempt {resources.attempt} fewstep.sample"
-        " --spec {input.spec:q} --model {input.model:q} --latents {input.latents:q}"
+        " --spec {input.spec:q} --model {input.model:q} --base {input.base:q}"
+        " --text {input.text:q} --latents {input.latents:q}"
         " --tokenizer {input.tokenizer:q} --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
@@ -49,7 +50,7 @@ rule score:
         "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/metrics.yaml"
+        environment("score")
     resources:
         gpu=0,
         gres="",
@@ -59,4 +60,5 @@ rule score:
         "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
         " --attempt {resources.attempt} fewstep.score"
         " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
-        " --reference {input.reference:q} --out {output:q} {resources.options} > {log:q} 2>&1"
+        " --reference {input.reference:q} --scorers {input.scorers:q} --prompts {input.prompts:q}"
+        " --out {output:q} {resources.options} > {log:q} 2>&1"

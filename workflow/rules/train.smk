@@ -1,5 +1,5 @@
-# Published weights and our own end under the same name; which of the two rules makes a run's
-# model is decided by its `weights` in config/methods/.
+# Published weights and our own end under the same name; which rule makes a run's model is decided by its
+# `weights` and `reembed` in config/methods/.
 rule adopt:
     input:
         unpack(inputs("adopt")),
@@ -8,7 +8,7 @@ rule adopt:
     log:
         "<logs>/adopt/{run}/{seed}.log",
     wildcard_constraints:
-        run=plan.runs_pattern(adopted=True),
+        run=plan.runs_pattern("adopt"),
         seed="0",
     retries: FEW_RETRIES
     conda:
@@ -18,6 +18,26 @@ rule adopt:
     shell:
         "python -m fewstep.launch --attempt {resources.attempt} fewstep.adopt"
         " --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule reembed:
+    input:
+        unpack(inputs("reembed")),
+    output:
+        FILES["model"],
+    log:
+        "<logs>/reembed/{run}/{seed}.log",
+    wildcard_constraints:
+        run=plan.runs_pattern("reembed"),
+        seed="0",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.reembed"
+        " --spec {input.spec:q} --model {input.model:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Training state lives in an undeclared folder beside the model: Snakemake removes the declared
@@ -39,9 +59,9 @@ rule train:
     benchmark:
         "<results>/{run}/{seed}/benchmark.tsv"
     wildcard_constraints:
-        run=plan.runs_pattern(adopted=False),
+        run=plan.runs_pattern("train"),
     conda:
-        "../../envs/torch.yaml"
+        environment("train")
     resources:
         nodes=1,
         gpu=0,
@@ -52,8 +72,8 @@ rule train:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
         " --gres={resources.gres:q} --threads {threads} --lock {output.model:q}.lock"
         " --attempt {resources.attempt} fewstep.train"
-        " --spec {input.spec:q} --latents {input.latents:q} --teacher {input.teacher:q}"
-        " --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
+        " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
+        " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 
 # Nothing is trained: networks and latents are random, and of the sizes in the configuration.

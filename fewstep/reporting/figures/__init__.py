@@ -14,7 +14,7 @@ from ...common.provenance import is_stale
 from ...config.specs import TableSpec
 from ..metrics import load_metrics
 from ..rows import FilledTable, fill_table
-from . import curves, grid, learning_curves, ranking, scatter, style
+from . import curves, grid, learning_curves, ranking, samples, scatter, style
 
 _OF_METRICS: dict[str, Callable[[TableSpec, FilledTable], Figure]] = {
     "curve": curves.draw_steps,
@@ -57,6 +57,8 @@ def draw_figure(
             drawn, text = scatter.draw(spec, images, reference)
         elif kind == "grid":
             drawn, text = grid.draw(spec, images)
+        elif kind == "samples":
+            drawn, text = samples.draw(spec, images)
         else:
             raise ValueError(f"{spec.name}: kind {kind!r} is not a figure; use fewstep.table")
         with atomic(picture) as temporary:

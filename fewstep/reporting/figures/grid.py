@@ -49,6 +49,14 @@ def select(path: Path, columns: int, classes: Sequence[int] | None) -> list[tupl
     return rows
 
 
+def enlarged(image: np.ndarray, smallest: int) -> Image.Image:
+    """An image (H, W, C), uint8, enlarged by a whole factor to at least so many pixels, without smoothing."""
+    height, width = image.shape[:2]
+    factor = max(1, -(-smallest // height))
+    colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    return Image.fromarray(colour).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+
 def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     """Lay the images of the first file (the first seed) out on white.
 
@@ -60,9 +68,7 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     if not paths:
         raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
     rows = select(paths[0], spec.table.columns, spec.table.classes)
-    height, width = next(chosen[0][1].shape[:2] for _, chosen in rows if chosen)
-    factor = max(1, -(-SMALLEST // height))
-    height, width = height * factor, width * factor
+    width, height = next(enlarged(chosen[0][1], SMALLEST).size for _, chosen in rows if chosen)
     margin = max(28, height // 3)
     columns = max(len(chosen) for _, chosen in rows)
     size = (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP)
@@ -74,8 +80,6 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
         top = GAP + position * (height + GAP)
         pen.text((margin - 10, top + height // 2), str(label), fill="#444444", font=font, anchor="rm")
         for column, (index, image) in enumerate(chosen):
-            colour = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-            tile = Image.fromarray(colour).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(tile, (margin + column * (width + GAP), top))
+            sheet.paste(enlarged(image, SMALLEST), (margin + column * (width + GAP), top))
             places.append({"row": position, "column": column, "label": label, "image": index})
     return sheet, to_csv(["row", "column", "label", "image"], places)

@@ -1,0 +1,181 @@
+"""From captions to a store of their embeddings, or to embeddings that are made when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..common.files import atomic, sha256, write_text
+from ..config import ConfigError, dump
+from ..config.specs import TextCard
+from .text_encoders import CaptionEncoder
+from .text_store import (
+    IN_MEMORY,
+    TextContent,
+    TextManifest,
+    TextPart,
+    TextStore,
+    captions_file,
+    captions_text,
+    checksum,
+    open_part,
+)
+
+PART_BYTES = 512 << 20
+"""Size of a part, of which a stopped encoding loses at most one."""
+
+
+def text_content(
+    card: TextCard, captions: Sequence[str], encoder: CaptionEncoder, origin: str
+) -> TextContent:
+    """What embeddings of these captions follow from.
+
+    Args:
+        origin: where the captions come from, for messages.
+
+    Raises:
+        ConfigError: a caption is empty, or no Unicode text; there are more or fewer than ``card`` says.
+    """
+    if len(captions) != card.captions:
+        raise ConfigError(f"{origin}: {len(captions)} captions, the spec asks for {card.captions}")
+    for number, caption in enumerate(captions):
+        if not caption.strip():
+            raise ConfigError(f"{origin}: caption {number} is empty")
+        try:
+            caption.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{origin}: caption {number} cannot be written as UTF-8: {caption!r}") from None
+    words = card.encoder.kind == "words"
+    return TextContent(
+        name=card.name,
+        captions=card.captions,
+        encoder=card.encoder,
+        caption_list=hashlib.sha256(captions_text(captions).encode()).hexdigest(),
+        weights=encoder.weights,
+        context=encoder.context,
+        pooled=encoder.pooled,
+        pooling="none" if words else "end-token",
+        dtype="int64" if words else card.encoder.dtype,
+        vocabulary=encoder.vocabulary,
+    )
+
+
+def write_store(
+    content: TextContent, captions: Sequence[str], encoder: CaptionEncoder, out: Path
+) -> TextManifest:
+    """Encode the captions, and the empty one, to parts beside ``out``, and write last the manifest ``out``.
+
+    Parts of the same content that are there already, from an encoding that was stopped, are verified and
+    kept.
+
+    Raises:
+        ConfigError: as for `tell_too_long`.
+        ValueError: embeddings that are not finite.
+    """
+    too_long = tell_too_long(content, captions, encoder)
+    texts = [*captions, ""]
+    rows = max(1, PART_BYTES // content.row_bytes)
+    parts = []
+    with tqdm(total=len(texts), unit="caption", desc=content.name, mininterval=1.0) as bar:
+        for number, start in enumerate(range(0, len(texts), rows)):
+            part, path = texts[start : start + rows], out.with_name(f"{out.stem}.{number:05d}.safetensors")
+            if not _is_whole(path, content, len(part)):
+                made = torch.empty(len(part), content.row, dtype=content.torch_dtype)
+                for row, caption in zip(made, part, strict=True):
+                    row.copy_(encode_row(content, encoder, caption))
+                    bar.update()
+                _write_part(path, content, made)
+            else:
+                bar.update(len(part))
+            entry = TextPart(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), rows=len(part))
+            parts.append(entry)
+    write_text(captions_file(out), captions_text(captions))
+    manifest = TextManifest(
+        **content.model_dump(exclude={"encoder"}), encoder=content.encoder, too_long=too_long, parts=parts
+    )
+    write_text(out, dump(manifest))
+    return manifest
+
+
+def tell_too_long(content: TextContent, captions: Sequence[str], encoder: CaptionEncoder) -> dict[str, int]:
+    """For each tokenizer, how many captions it cuts; the shares are printed."""
+    found = encoder.too_long(captions)
+    for tokenizer, count in found.items():
+        if count:
+            print(
+                f"warning: {content.name}: {count} of {len(captions)} captions "
+                f"({count / len(captions):.1%}) are longer than {tokenizer} keeps, and are cut"
+            )
+    return found
+
+
+def encode_row(content: TextContent, encoder: CaptionEncoder, caption: str) -> Tensor:
+    """The row of a caption, on the CPU.
+
+    Raises:
+        ValueError: it is not finite, or not of the form of the content.
+    """
+    context, pooled = encoder(caption)
+    row = torch.cat([context.flatten(), pooled.flatten()]).cpu()
+    if row.shape != (content.row,) or row.dtype != content.torch_dtype:
+        raise ValueError(
+            f"{content.name}: context: {row.dtype} of {list(context.shape)} is not of the content"
+        )
+    if not row.isfinite().all():
+        raise ValueError(f"{content.name}: encoder.dtype: not finite in {content.dtype}: caption {caption!r}")
+    return row
+
+
+def _is_whole(path: Path, content: TextContent, rows: int) -> bool:
+    """Whether a part of this content is there, each row with its checksum."""
+    if not path.is_file():
+        return False
+    try:
+        with ExitStack() as files:
+            stored, checksums = open_part(files, path, content, rows)
+            return all(checksum(stored[row]) == int(checksums[row]) for row in range(rows))
+    except ValueError:
+        return False
+
+
+def _write_part(path: Path, content: TextContent, rows: Tensor) -> None:
+    checksums = torch.tensor([checksum(row) for row in rows], dtype=torch.int64)
+    with atomic(path) as temporary:
+        save_file({"rows": rows, "checksums": checksums}, temporary, metadata={"content": content.digest})
+
+
+class LiveRows:
+    """Rows that are made when they are read, and kept as far as memory for them suffices."""
+
+    def __init__(self, content: TextContent, captions: Sequence[str], encoder: CaptionEncoder) -> None:
+        self._content, self._texts, self._encoder = content, [*captions, ""], encoder
+        self._kept: dict[int, Tensor] = {}
+        self._most = max(1, IN_MEMORY // content.row_bytes)
+
+    def read(self, numbers: Tensor, into: Tensor) -> Tensor:
+        """See `text_store.Rows.read`."""
+        for place, number in enumerate(numbers.tolist()):
+            into[place] = self._row(number)
+        return into
+
+    def _row(self, number: int) -> Tensor:
+        if number in self._kept:
+            return self._kept[number]
+        row = encode_row(self._content, self._encoder, self._texts[number])
+        if len(self._kept) < self._most:
+            self._kept[number] = row
+        return row
+
+
+def live_store(
+    content: TextContent, captions: Sequence[str], encoder: CaptionEncoder, device: torch.device | str
+) -> TextStore:
+    """A store whose `load` encodes; on one machine its embeddings are those of a stored one, bit for bit."""
+    return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)
