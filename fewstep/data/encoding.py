@@ -189,6 +189,7 @@ def merge_shards(
             ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), images=len(arrays))
         )
     labels = np.concatenate([scan.labels for scan, _ in scans])
+    per_class = histogram(labels, spec.dataset, out)
     mean, std = statistics.result()
     if published is not None:
         published.compare(mean, std)
@@ -211,7 +212,7 @@ def merge_shards(
         published=published,
         psnr=min(checked, default=None),
         normalisation=applied,
-        histogram=histogram(labels, spec.dataset, out),
+        histogram=per_class,
         shards=entries,
         index=IndexEntry(name=index.name, sha256=sha256(index)),
         weights=weights_hash,
