@@ -96,13 +96,7 @@ def load_student(
     embedding, other = read_exported(times)
     card: dict[str, Any] = about["fewstep"]
     if card["files"] != 2:
-<<<<<<< HEAD
-        raise ValueError(
-            f"{lora}: is a student in one file, for plain diffusers; {times} does not belong to it"
-        )
-=======
         raise ValueError(f"{lora}: a student in one file, for plain diffusers: load it without {times}")
->>>>>>> export
     if card["student"] != other["fewstep"]["student"]:
         raise ValueError(f"{times}: belongs to another student than {lora}; export both again")
     options = {key.removeprefix(PREFIX): value for key, value in about.items() if key.startswith(PREFIX)}

@@ -133,13 +133,7 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     save_lora(files.one_file, one, lora.model_copy(update={"targets": targets}), bias=True, card=single)
     if fit is not None:
         shown = ", ".join(f"{steps}: {error:.2g}" for steps, error in fit.at_steps.items())
-<<<<<<< HEAD
-        print(
-            f"time embedding in plain diffusers: relative error {fit.residual:.2g}, at the times of steps {shown}"
-        )
-=======
         print(f"time embedding in plain diffusers: relative error {fit.residual:.2g}; by steps, {shown}")
->>>>>>> export
 
 
 def read_student(
