@@ -211,8 +211,8 @@ def _figure(plan: Plan, table: str) -> Files:
     }
 
 
-def _claims(plan: Plan) -> Files:
-    cells = (key for claim in plan.claims for keys in claim.cells for key in keys)
+def _claims(plan: Plan, claims: str) -> Files:
+    cells = (key for claim in plan.claims_of(claims) for keys in claim.cells for key in keys)
     return {"metrics": list(dict.fromkeys(map(plan.metrics, cells)))}
 
 

@@ -25,7 +25,7 @@ OUTPUTS = {
     "pipeline": {"pipeline": "<results>/{run}/{seed}/pipeline/model_index.json"},
     "table": {"csv": "<results>/{table}.csv", "markdown": "<results>/{table}.md"},
     "figure": {"png": "<results>/{table}.png"},
-    "claims": {"claims": "<results>/claims.csv", "claims_markdown": "<results>/claims.md"},
+    "claims": {"claims": "<results>/{claims}.csv", "claims_markdown": "<results>/{claims}.md"},
     "report": {"page": "<results>/report.html"},
 }
 """Stage -> kind of file that it makes -> path, with path variables in <> and wildcards in {}.
@@ -50,7 +50,7 @@ SPECS = {
     "reference": "{protocol}",
     "score": "{run}/{seed}/{sampler}-{steps}/{protocol}",
     "table": "{table}",
-    "claims": "claims",
+    "claims": "{claims}",
     "report": "report",
     "costs": "costs",
 }

@@ -259,12 +259,13 @@ def _scale(runs: Iterable[Run]) -> str:
     return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
 
 
-def _claims(plan: Plan) -> Strict:
-    keys = [key for entry in plan.claims for cells in entry.cells for key in cells]
-    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in plan.claims}
+def _claims(plan: Plan, claims: str) -> Strict:
+    chosen = plan.claims_of(claims)
+    keys = [key for entry in chosen for cells in entry.cells for key in cells]
+    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in chosen}
     return specs.ClaimsSpec(
-        claims=[entry.claim for entry in plan.claims],
-        cells={entry.claim.id: entry.cells for entry in plan.claims},
+        claims=[entry.claim for entry in chosen],
+        cells={entry.claim.id: entry.cells for entry in chosen},
         seeds=plan.config.claim_seeds,
         toys=[name for name, run in left.items() if run.recipe.scale == "toy"],
         scale=_scale(plan.run(key.method, key.variant) for key in keys),
