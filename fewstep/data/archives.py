@@ -18,6 +18,7 @@ from ..common.tar_files import members
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record, VerifiedFile
+from .caption_text import caption_of, json_object
 from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LABEL_BYTES = 32
 """The most that a label has as text."""
+CAPTION_BYTES = 1 << 16
+"""The most that the .json of a caption has."""
 GROUP_BYTES = 1 << 30
 """The most that a row group may take in memory."""
 
@@ -59,7 +62,8 @@ class _TarFiles(ImageFiles):
         digest = record.digest
         # A cache that is not there, damaged, or of an older version or other files is made anew.
         with suppress(ValueError), open_npz(cache) as content:
-            if str(content["digest"]) == digest and content["entries"].shape[1:] == (len(TarEntry._fields),):
+            shape = (dataset.images, len(TarEntry._fields))
+            if str(content["digest"]) == digest and content["entries"].shape == shape:
                 self._entries, self._folders = content["entries"], content["folders"].tolist()
                 return
         entries, self._folders = self._scan()
@@ -84,13 +88,19 @@ class _TarFiles(ImageFiles):
             check_size(where, entry.size)
             tar.seek(entry.offset)
             result.append(ImageFile(tar.read(entry.size), entry.label, where))
-            tar.seek(entry.label_offset)
-            if entry.label_size and int(tar.read(entry.label_size)) != entry.label:
-                self._cache.unlink(missing_ok=True)  # it is of files that were damaged then
-                raise ConfigError(
-                    f"{where}: another label than {self._cache} had, which is removed; run again"
-                )
+            self._check_label(entry, where)
         return result
+
+    def _check_label(self, entry: TarEntry, where: str) -> None:
+        """Refuse a label that is another one in the verified file."""
+        if entry.label_size and int(self._label_text(entry)) != entry.label:
+            self._cache.unlink(missing_ok=True)  # it is of files that were damaged then
+            raise ConfigError(f"{where}: another label than {self._cache} had, which is removed; run again")
+
+    def _label_text(self, entry: TarEntry) -> bytes:
+        tar = self._tar(entry.tar)
+        tar.seek(entry.label_offset)
+        return tar.read(entry.label_size)
 
     def _tar(self, number: int) -> VerifiedFile:
         """A tar; one is open at a time."""
@@ -158,14 +168,89 @@ class WebDatasetTars(_TarFiles):
         return found, []
 
 
+class CaptionedTars(_TarFiles):
+    """WebDataset tar files of images (``KEY.jpg``) and captions (``KEY.json``, with a key `prompt`).
+
+    The first ``dataset.images`` of them, tars in sorted order, pairs in the order of their images inside;
+    later tars are not opened. The label of image i is i, the number of its caption.
+    """
+
+    def _scan(self) -> tuple[list[TarEntry], list[str]]:
+        found: list[TarEntry] = []
+        for number, name in enumerate(self._names):
+            if len(found) < self._dataset.images:
+                found += _captioned_entries(
+                    number, self._record.file(name), self._dataset.images - len(found)
+                )
+        return [entry._replace(label=label) for label, entry in enumerate(found)], []
+
+    def _check_label(self, entry: TarEntry, where: str) -> None:
+        """It is the image's place."""
+
+    def captions(self) -> list[str]:
+        """Caption of each image, read from the verified file.
+
+        Raises:
+            ConfigError: a damaged file, or one that was damaged when its headers were read.
+        """
+        result = []
+        for row in tqdm(self._entries.tolist(), desc="captions", mininterval=1.0):
+            entry = TarEntry(*row)
+            where = f"{self._tar(entry.tar).path} at byte {entry.label_offset}"
+            text = self._label_text(entry)
+            try:
+                result.append(caption_of(json_object(text, where), "prompt", where))
+            except ConfigError as error:
+                self._cache.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"{error}; {self._cache} knew a caption there: removed, run again"
+                ) from None
+        return result
+
+
+def _captioned_entries(number: int, path: Path, most: int) -> list[TarEntry]:
+    """Entries, without labels yet, of the first images of a tar.
+
+    Raises:
+        ConfigError: one of its samples, whether among the first or not, is not an image with a caption.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    captions: dict[str, tuple[int, int]] = {}
+    with _open_tar(path) as (tar, every):
+        for member in tqdm(filter(tarfile.TarInfo.isfile, every), desc=f"reading headers of {path.name}"):
+            key, kind = _sample(member)
+            found = images if "." + kind in SUFFIXES else captions if kind == "json" else None
+            if found is None:
+                continue
+            where = f"{path}: {member.name}"
+            if key in found:
+                raise ConfigError(f"{where}: sample {key!r} has two of this kind")
+            if found is captions:
+                if member.size > CAPTION_BYTES:
+                    raise ConfigError(f"{where}: has {member.size} bytes, more than {CAPTION_BYTES}")
+                content = tar.extractfile(member)
+                caption_of(json_object(content.read() if content else b"", where), "prompt", where)
+            found[key] = member.offset_data, member.size
+    if alone := images.keys() ^ captions.keys():
+        key = min(alone)
+        has, lacks = ("an image", ".json") if key in images else ("a .json", "image")
+        raise ConfigError(f"{path}: {key}: {has} without {lacks}")
+    return [TarEntry(number, *images[key], -1, *captions[key]) for key in list(images)[:most]]
+
+
+def _sample(member: tarfile.TarInfo) -> tuple[str, str]:
+    """WebDataset's key of a member, and the rest of its name in small letters."""
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return folder + slash + stem, kind.lower()
+
+
 def _labelled_entries(number: int, path: Path, dataset: Dataset) -> list[TarEntry]:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, tuple[int, int, int]] = {}
     with _open_tar(path) as (tar, every):
         for member in filter(tarfile.TarInfo.isfile, every):
-            folder, slash, base = member.name.rpartition("/")
-            stem, _, kind = base.partition(".")
-            key, kind = folder + slash + stem, kind.lower()
+            key, kind = _sample(member)
             if "." + kind in SUFFIXES:
                 images[key] = member.offset_data, member.size
             elif kind == "cls":

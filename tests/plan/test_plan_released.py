@@ -55,7 +55,7 @@ def test_released_weights_fill_their_rows_and_the_others_are_reported(released):
 def test_weights_are_trained_unless_released_is_asked_for(paper_plan, released):
     assert statuses(paper_plan, "table1")["facm"] == "reproduced"
     assert not paper_plan.run("facm").adopted and released.run("facm").adopted
-    assert re.fullmatch(released.runs_pattern(adopted=True), "facm/base")
+    assert re.fullmatch(released.runs_pattern("adopt"), "facm/base")
     assert released.inputs("adopt", {"run": "facm/base", "seed": "0"})["asset"] == [
         "data/assets/facm-250ep.json"
     ]

@@ -40,9 +40,9 @@ def test_variants_change_what_they_say(demo_plan):
 
 
 def test_teacher_is_adopted_at_paper_scale_and_trained_in_the_demo(paper_plan, demo_plan):
-    assert re.fullmatch(paper_plan.runs_pattern(adopted=True), "teacher/base")
-    assert re.fullmatch(demo_plan.runs_pattern(adopted=False), "teacher/base")
-    assert not re.fullmatch(demo_plan.runs_pattern(adopted=True), "teacher/base")
+    assert re.fullmatch(paper_plan.runs_pattern("adopt"), "teacher/base")
+    assert re.fullmatch(demo_plan.runs_pattern("train"), "teacher/base")
+    assert not re.fullmatch(demo_plan.runs_pattern("adopt"), "teacher/base")
     assert teacher_file(paper_plan, "decm/base") == ["results/teacher/base/0/model.safetensors"]
     assert teacher_file(paper_plan, "teacher/base") == []
 

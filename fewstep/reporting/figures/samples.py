@@ -50,9 +50,9 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     size = (margin + len(columns) * (width + GAP), top + len(lines) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, text in enumerate(texts):
+    for column, words in enumerate(texts):
         place = (margin + column * (width + GAP) + width // 2, top - 6)
-        pen.multiline_text(place, "\n".join(text), fill="#444444", font=font, anchor="md", align="center")
+        pen.multiline_text(place, "\n".join(words), fill="#444444", font=font, anchor="md", align="center")
     places = []
     for position, ((text, cell), line) in enumerate(zip(lines, tiles, strict=True)):
         down = top + position * (height + GAP)

@@ -1,0 +1,93 @@
+"""Captions of data sets and sets of prompts, read from the files of a fetched asset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from ..config import ConfigError, Strict
+from ..config.base import Count, parse
+from ..config.settings import Dataset
+from ..config.text import PromptSet
+from .archives import CaptionedTars
+from .asset_files import read_record
+from .caption_text import caption_of, json_object
+from .image_files import check_number
+
+
+class Wanted(Strict):
+    """What an image of a prompt must show, or must not, in GenEval's words."""
+
+    name: str = Field(alias="class")
+    count: Count
+    color: str | None = None
+    position: tuple[Literal["left of", "right of", "above", "below"], int] | None = Field(
+        default=None, strict=False, description="relation to the entry of this number"
+    )
+
+
+class Prompt(Strict):
+    """A line of a set of prompts: GenEval's keys, and those of other authors."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+    tag: str = ""
+    include: list[Wanted] = []
+    exclude: list[Wanted] = []
+    held_out: bool = Field(default=False, description="training did not have it")
+
+
+def read_captions(dataset: Dataset, record: Path) -> list[str]:
+    """The captions of ``dataset`` in the asset of ``record``, in the order of their labels.
+
+    Several images, and several labels, may have equal captions.
+
+    Raises:
+        ConfigError: a data set without captions; missing or damaged files; a caption that is missing, empty
+            or not UTF-8; another number of captions than ``dataset.classes``.
+    """
+    opened = read_record(record)
+    if dataset.format == "captioned-tars":
+        return CaptionedTars(dataset, opened).captions()
+    if not dataset.captioned:
+        raise ConfigError(f"{record}: dataset.format: {dataset.format} has no captions")
+    path, _ = opened.verified("captions.json")
+    found = json_object(path.read_bytes(), str(path)).get("captions")
+    if not isinstance(found, list):
+        raise ConfigError(f"{path}: captions: must be a list, not {type(found).__name__}")
+    numbered = dict(enumerate(found))
+    captions = [caption_of(numbered, number, f"{path}: captions") for number in numbered]
+    check_number(path, "classes", len(captions), dataset.classes)
+    return captions
+
+
+def read_prompts(prompts: PromptSet, record: Path) -> list[dict[str, Any]]:
+    """The prompts in the asset of ``record``: objects with the key `prompt`, and those of `Prompt` if any.
+
+    Several lines may have equal prompts.
+
+    Raises:
+        ConfigError: a missing or damaged file; a line that is no such object, or whose prompt is missing,
+            empty or not UTF-8; another number of lines than ``prompts.prompts``.
+    """
+    path, _ = read_record(record).verified(prompts.file)
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    found = list(_prompts(path, lines))
+    if len(found) != prompts.prompts:
+        raise ConfigError(
+            f"{path}: prompts: found {len(found)} lines, the configuration says {prompts.prompts}"
+        )
+    return found
+
+
+def _prompts(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        where = f"{path}: line {number}"
+        content = json_object(line, where)
+        caption_of(content, "prompt", where)
+        parse(Prompt, content, where)
+        yield content
