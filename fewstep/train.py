@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         ConfigError: a bad spec.
-        ValueError: latents, captions or teacher that do not fit it, a batch that the processes cannot divide, or
-            a GPU whose memory does not suffice.
+        ValueError: latents, captions or teacher that do not fit it, a batch that the processes cannot
+            divide, or a GPU whose memory does not suffice.
         FloatingPointError: too many non-finite updates in a row.
     """
     arguments = parser(__doc__)

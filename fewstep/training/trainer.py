@@ -72,8 +72,8 @@ class Trainer:
     """One training, from its spec to the model file.
 
     Raises:
-        ValueError: latents, captions or teacher that do not fit the spec, options that do not fit each other, or
-            a batch that the processes cannot divide.
+        ValueError: latents, captions or teacher that do not fit the spec, options that do not fit each
+            other, or a batch that the processes cannot divide.
     """
 
     def __init__(self, spec: TrainSpec, options: Options) -> None:
@@ -188,7 +188,7 @@ class Trainer:
         return parallel.freeze(self.accelerator, teacher, constant=True)
 
     def _load_base(self, path: Path | None, net: nn.Module) -> None:
-        """Load the weights below the adapters of ``net``; without adapters the same network is the teacher."""
+        """Load what lies below the adapters of ``net``, which without them is the teacher."""
         if path is None:
             raise ValueError("backbone.lora: adapters are trained on a teacher's network; give --teacher")
         check_tokenizer(load_base(net, self.spec.backbone, path), self.spec.latents.tokenizer, path)
