@@ -2,8 +2,8 @@
 
     python -m fewstep.reembed --spec SPEC --model model.safetensors --out model.safetensors
 
-A function of one number: no data and no network. The card of the result holds the residual of the fit, the gap
-between the new embedding's tangent and a difference at five times, and the sha256 of the model it comes from.
+A function of one number: no data and no network. The card of the result holds the residual of the fit, the
+gap between the new embedding's tangent and a difference at five times, and the sha256 of the old model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A smooth time embedding for a trained SD3: fitted to its own embedding, a function of one number.
 
-SD3 embeds 1000 (1 - t) by sinusoids of up to 1000 rad per unit of t. What the layers after them make of a time
+SD3 embeds 1000 (1 - t) by sinusoids of up to 1000 rad per unit of t. What the layers after them make of it
 is a smooth curve over t with noise on it, and the derivative with respect to t, which consistency training
 needs, is that of the noise. The new embedder has slower sinusoids and follows the curve; all other weights
-stay. No paper on distillation of SD3 says what it does here: inferred.
+stay. No paper that distils SD3 by consistency says what it does about this: inferred.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ def reembed_model(spec: ReembedSpec, model: Path, out: Path) -> None:
     dtype = tensors[f"{EMBEDDER}linear_1.weight"].dtype
     made = {name: value.to(dtype) if name.startswith(EMBEDDER) else value for name, value in made.items()}
     kept = {key: card[key] for key in KEPT if key in card}
-    about = {"method": spec.method, "spec": digest(spec), "origin": {"sha256": card["sha256"]}, "reembed": fit}
+    about = {
+        "method": spec.method,
+        "spec": digest(spec),
+        "origin": {"sha256": card["sha256"]},
+        "reembed": fit,
+    }
     save_model(out, made, spec.backbone, kept | about)
     print(f"relative residual {fit['residual']:.3g}, tangent against difference {fit['tangent']:.3g}")
 

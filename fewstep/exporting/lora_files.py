@@ -65,8 +65,8 @@ def read_exported(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = file.metadata() or {}
         if LORA_ADAPTER_METADATA_KEY not in header:
             raise ValueError(
-                f"{path}: no {LORA_ADAPTER_METADATA_KEY} in the header, without which the scale of the adapters "
-                "is not known; make the file with fewstep.export"
+                f"{path}: no {LORA_ADAPTER_METADATA_KEY} in the header, and the adapters' scale is not known "
+                "without it; make the file with fewstep.export"
             )
         about = json.loads(header[LORA_ADAPTER_METADATA_KEY])
         if "fewstep" not in about:
@@ -90,13 +90,13 @@ def load_student(
         The student's card.
 
     Raises:
-        ValueError: files of two students, of other adapters than ``expected``, or of which one is alone enough.
+        ValueError: files of two students, of other adapters than ``expected``, or a student in one file.
     """
     tensors, about = read_exported(lora)
     embedding, other = read_exported(times)
     card: dict[str, Any] = about["fewstep"]
     if card["files"] != 2:
-        raise ValueError(f"{lora}: is a student in one file, for plain diffusers; {times} does not belong to it")
+        raise ValueError(f"{lora}: a student in one file, for plain diffusers: load it without {times}")
     if card["student"] != other["fewstep"]["student"]:
         raise ValueError(f"{times}: belongs to another student than {lora}; export both again")
     options = {key.removeprefix(PREFIX): value for key, value in about.items() if key.startswith(PREFIX)}

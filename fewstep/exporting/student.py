@@ -6,10 +6,10 @@ Two forms, both relative to the base that users have:
   target_embedder.safetensors, holds the embedding of the target time and, of a student whose base embeds time
   anew (backbones/reembedding.py), the smooth embedder too, which takes the place of SD3's own; `load_student`
   puts both into the transformer of the base. Nothing is approximated.
-* One LoRA file is the student at target time 1, the data, which is all that consistency sampling asks for. The
+* One LoRA file is the student at target time 1, the data: all that consistency sampling asks for. The
   target's embedding then is one vector, a bias of the time embedder's second layer, and plain diffusers loads
-  the file. A time that is embedded anew is fitted by adapters of SD3's own embedder (time_adapters.py); how far
-  they are off stands in the file's card. Adapters of other layers do not change with the time embedding.
+  the file. A time that is embedded anew is fitted by adapters of SD3's own embedder (time_adapters.py); how
+  far they are off stands in the file's card. Adapters of other layers do not change with the time embedding.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     save_lora(files.one_file, one, lora.model_copy(update={"targets": targets}), bias=True, card=single)
     if fit is not None:
         shown = ", ".join(f"{steps}: {error:.2g}" for steps, error in fit.at_steps.items())
-        print(f"time embedding in plain diffusers: relative error {fit.residual:.2g}, at the times of steps {shown}")
+        print(f"time embedding in plain diffusers: relative error {fit.residual:.2g}; by steps, {shown}")
 
 
 def read_student(
@@ -214,9 +214,7 @@ def one_file_adapters(
         made[f"{layer}.lora_B.bias"] = shift / scaling
     else:
         student = _merged(base.embedder, adapters, scaling)
-        fit = fit_time_adapters(
-            own.embedder, own.time_scale, student, base.time_scale, shift, rank, scaling
-        )
+        fit = fit_time_adapters(own.embedder, own.time_scale, student, base.time_scale, shift, rank, scaling)
         made |= {f"{EMBEDDER}{name}": value for name, value in fit.tensors.items()}
     for name, value in list(made.items()):
         if name.endswith("lora_B.weight"):

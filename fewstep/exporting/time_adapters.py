@@ -1,11 +1,11 @@
 """Adapters that make SD3's own time embedding follow that of a student.
 
 A student may embed time by slower sinusoids (backbones/reembedding.py) and embeds a target time too; a plain
-SD3 does neither. For one target time the student's embedding is a curve over t, and adapters with bias of both
-layers of SD3's own embedder follow it. Each layer is a weighted regression of limited rank, whose optimum is
-known in closed form: the first layer follows the student's first layer, and the second one, given what the
-first one makes, the whole curve. The times that few-step samplers visit weigh so much that the curve is met
-there.
+SD3 does neither. For one target time the student's embedding is a curve over t, and adapters with bias of
+both layers of SD3's own embedder follow it. Each layer is a weighted regression of limited rank, whose
+optimum is known in closed form: the first layer follows the student's first layer, and the second one, given
+what the first one makes, the whole curve. The times that few-step samplers visit weigh so much that the curve
+is met there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TimeAdapters:
     """Adapters of an embedder's two layers, and how far they are off."""
 
     tensors: dict[str, Tensor]
-    """linear_1.lora_A.weight (rank, sinusoids), linear_1.lora_B.weight, linear_1.lora_B.bias, and of linear_2."""
+    """linear_1.lora_A.weight (rank, sinusoids), linear_1.lora_B.weight and .bias, and those of linear_2."""
     residual: float
     """Root mean square of the error over [0, 1], relative to the curve's."""
     at_steps: dict[int, float]
@@ -52,7 +52,7 @@ def fit_time_adapters(
     rank: int,
     scaling: float,
 ) -> TimeAdapters:
-    """Adapters by which ``own``, on its sinusoids, follows ``student`` on those of the student, plus ``shift``.
+    """Adapters by which ``own``, on its sinusoids, follows ``student`` on the student's, plus ``shift``.
 
     Args:
         own_scale: time_scale of the sinusoids, rad per unit of t; likewise ``student_scale``.
