@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -15,10 +14,11 @@ from tqdm import tqdm
 
 from ..common.files import atomic, sha256, write_text
 from ..config import ConfigError, dump
-from ..config.specs import TextCard
+from ..config.specs import TextCard, TextSpec
+from .captions import read_captions, read_prompts
+from .text_encoders import CaptionEncoder, open_text_encoder
 from .text_store import (
     IN_MEMORY,
-    Text,
     TextContent,
     TextManifest,
     TextPart,
@@ -33,27 +33,6 @@ PART_BYTES = 512 << 20
 """Size of a part, of which a stopped encoding loses at most one."""
 
 
-class CaptionEncoder(Protocol):
-    """A text encoder with its tokenizers, without gradients.
-
-    It is given one caption at a time, so that an embedding does not depend on other captions: in a batch
-    its last bits would depend on how many rows there are, and on a GPU on the place among them.
-    """
-
-    weights: dict[str, str]
-    vocabulary: list[str]
-    context: list[int]
-    pooled: int
-
-    def __call__(self, caption: str) -> Text:
-        """Context (1, L, D) and pooled (1, P) in the dtype of the store; of kind words (1, length), (1, 0)."""
-        ...
-
-    def too_long(self, captions: Sequence[str]) -> dict[str, int]:
-        """For each tokenizer, how many captions are longer than what it keeps."""
-        ...
-
-
 def text_content(
     card: TextCard, captions: Sequence[str], encoder: CaptionEncoder, origin: str
 ) -> TextContent:
@@ -63,17 +42,10 @@ def text_content(
         origin: where the captions come from, for messages.
 
     Raises:
-        ConfigError: a caption is empty, or no Unicode text; there are more or fewer than ``card`` says.
+        ConfigError: there are more or fewer than ``card`` says.
     """
     if len(captions) != card.captions:
-        raise ConfigError(f"{origin}: {len(captions)} captions, the spec asks for {card.captions}")
-    for number, caption in enumerate(captions):
-        if not caption.strip():
-            raise ConfigError(f"{origin}: caption {number} is empty")
-        try:
-            caption.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{origin}: caption {number} cannot be written as UTF-8: {caption!r}") from None
+        raise ConfigError(f"{origin}: {len(captions)} captions, the spec says captions: {card.captions}")
     words = card.encoder.kind == "words"
     return TextContent(
         name=card.name,
@@ -109,8 +81,11 @@ def write_store(
         for number, start in enumerate(range(0, len(texts), rows)):
             part, path = texts[start : start + rows], out.with_name(f"{out.stem}.{number:05d}.safetensors")
             if not _is_whole(path, content, len(part)):
-                made = [encode_row(content, encoder, caption, bar) for caption in part]
-                _write_part(path, content, torch.stack(made))
+                made = torch.empty(len(part), content.row, dtype=content.torch_dtype)
+                for row, caption in zip(made, part, strict=True):
+                    row.copy_(encode_row(content, encoder, caption))
+                    bar.update()
+                _write_part(path, content, made)
             else:
                 bar.update(len(part))
             entry = TextPart(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), rows=len(part))
@@ -135,9 +110,7 @@ def tell_too_long(content: TextContent, captions: Sequence[str], encoder: Captio
     return found
 
 
-def encode_row(
-    content: TextContent, encoder: CaptionEncoder, caption: str, bar: tqdm | None = None
-) -> Tensor:
+def encode_row(content: TextContent, encoder: CaptionEncoder, caption: str) -> Tensor:
     """The row of a caption, on the CPU.
 
     Raises:
@@ -151,8 +124,6 @@ def encode_row(
         )
     if not row.isfinite().all():
         raise ValueError(f"{content.name}: encoder.dtype: not finite in {content.dtype}: caption {caption!r}")
-    if bar is not None:
-        bar.update()
     return row
 
 
@@ -172,6 +143,46 @@ def _write_part(path: Path, content: TextContent, rows: Tensor) -> None:
     checksums = torch.tensor([checksum(row) for row in rows], dtype=torch.int64)
     with atomic(path) as temporary:
         save_file({"rows": rows, "checksums": checksums}, temporary, metadata={"content": content.digest})
+
+
+def encode_text(
+    spec: TextSpec, record: Path, weights: Path | None, out: Path, device: torch.device | str = "cpu"
+) -> TextManifest:
+    """Write the store that ``spec`` asks for, see `write_store`.
+
+    Args:
+        record: of the asset that has the captions.
+        weights: the encoder's model file, or the record of its fetched weights.
+
+    Raises:
+        ConfigError: captions or an encoder that are not what the spec says.
+    """
+    captions, encoder, content = _opened(spec, record, weights, device)
+    return write_store(content, captions, encoder, out)
+
+
+def open_live_text(
+    spec: TextSpec, record: Path, weights: Path | None, device: torch.device | str = "cpu"
+) -> TextStore:
+    """A store without files: `TextStore.load` encodes. On one machine it gives what the stored one does, bit
+    for bit, and has the same digest. Arguments and errors are those of `encode_text`.
+    """
+    captions, encoder, content = _opened(spec, record, weights, device)
+    tell_too_long(content, captions, encoder)
+    return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)
+
+
+def _opened(
+    spec: TextSpec, record: Path, weights: Path | None, device: torch.device | str
+) -> tuple[list[str], CaptionEncoder, TextContent]:
+    if spec.dataset is not None:
+        captions = read_captions(spec.dataset, record)
+    elif spec.prompts is not None:
+        captions = [prompt["prompt"] for prompt in read_prompts(spec.prompts, record)]
+    else:
+        raise ConfigError(f"{spec.text.name}: the spec names neither dataset nor prompts")
+    encoder = open_text_encoder(spec.text.encoder, weights, spec.backbone, captions, device)
+    return captions, encoder, text_content(spec.text, captions, encoder, str(record))
 
 
 class LiveRows:
@@ -195,10 +206,3 @@ class LiveRows:
         if len(self._kept) < self._most:
             self._kept[number] = row
         return row
-
-
-def live_store(
-    content: TextContent, captions: Sequence[str], encoder: CaptionEncoder, device: torch.device | str
-) -> TextStore:
-    """A store whose `load` encodes: the same embeddings as those of the stored one, bit for bit on one machine."""
-    return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)
