@@ -1,7 +1,7 @@
 """Train one run: a network by a method, on latents, perhaps with a teacher.
 
-    python -m fewstep.train --spec SPEC --latents manifest.json [--teacher model.safetensors]
-        --out model.safetensors --curve train.jsonl
+    python -m fewstep.train --spec SPEC --latents manifest.json [--text manifest.json]
+        [--teacher model.safetensors] --out model.safetensors --curve train.jsonl
 
 Several processes are started by torchrun (see fewstep.launch). The global batch is the spec's; processes
 and gradient accumulation divide it, and the result does not depend on them. SIGTERM or SIGUSR1 saves the
@@ -26,12 +26,13 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         ConfigError: a bad spec.
-        ValueError: latents or teacher that do not fit it, a batch that the processes cannot divide, or a GPU
-            whose memory does not suffice.
+        ValueError: latents, captions or teacher that do not fit it, a batch that the processes cannot divide, or
+            a GPU whose memory does not suffice.
         FloatingPointError: too many non-finite updates in a row.
     """
     arguments = parser(__doc__)
     arguments.add_argument("--latents", type=Path, required=True, help="manifest.json of the shards")
+    arguments.add_argument("--text", type=Path, nargs="*", default=[], help="manifest.json of the captions")
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
@@ -61,12 +62,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     given = vars(arguments.parse_args(argv))
     use_attention_kernel(given.pop("attention_kernel"))
-    path, teacher = given.pop("spec"), given.pop("teacher")
+    path, teacher, text = given.pop("spec"), given.pop("teacher"), given.pop("text")
     spec = read_spec(TrainSpec, path)
     if spec.teacher and len(teacher) != 1:
         raise ValueError(f"{path}: this run needs --teacher with one model file")
+    if len(text) != (spec.text is not None):
+        wanted = "needs --text with one manifest" if spec.text else "has no captions: leave --text out"
+        raise ValueError(f"{path}: this run {wanted}")
+    given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
     try:
-        Trainer(spec, Options(**given, teacher=teacher[0] if spec.teacher else None)).run()
+        Trainer(spec, Options(**given)).run()
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(
             f"{path}: the GPU's memory does not suffice ({str(error).splitlines()[0]}); give a smaller "

@@ -1,5 +1,7 @@
 """Model files: safetensors with a card (JSON) in the header that says what the weights are.
 
+A file of adapters holds only what is trained; its card's `base` is the SHA-256 of the file of their base, the
+network below them.
 The card's `sha256` is over the rest of the card and all tensors; a file is read only as it was written.
 """
 
@@ -17,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.cli import first_few
-from ..common.files import atomic
+from ..common.files import atomic, sha256
 from ..common.tensor_files import open_safetensors, read_all
 from ..config.backbones import Backbone
 from ..config.settings import Tokenizer
 from . import build
+from .lora import base_name
 
 
 def save_model(
@@ -63,19 +66,66 @@ def _checksum(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def load_network(path: str | Path, expected: Backbone | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(
+    path: str | Path, expected: Backbone | None = None, base: str | Path | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a model file, frozen and in evaluation mode, and its card.
 
+    Args:
+        expected: backbone that the file must hold.
+        base: model file of the network below adapters; None where there are none.
+
     Raises:
-        ValueError: the file is damaged, or holds another backbone than ``expected``.
+        ValueError: a file is damaged, ``path`` holds another backbone than ``expected``, or ``base`` is not
+            the one that it belongs to.
     """
     tensors, card = load_model(path)
-    backbone: Backbone = TypeAdapter(Backbone).validate_json(json.dumps(card["backbone"]))
+    backbone = _backbone(card)
     if expected is not None and backbone != expected:
-        raise ValueError(f"{path}: holds backbone {backbone}, not {expected}; make the file again")
+        raise ValueError(f"{path}: holds backbone {_changed(backbone, expected)}; make the file again")
     net = build(backbone)
-    load_compatible(net, tensors, str(path))
+    names: frozenset[str] | None = getattr(net, "trained", None)
+    if (names is None) != (base is None):
+        remedy = (
+            "a whole network: leave --base out" if base else "adapters: give --base, the file of their base"
+        )
+        raise ValueError(f"{path}: holds {remedy}")
+    if names is not None and base is not None:
+        if (found := sha256(base)) != card.get("base"):
+            raise ValueError(f"{base}: has sha256 {found}, but the base of {path} has {card.get('base')}")
+        load_base(net, backbone, base)
+        rest = {name: tensor for name, tensor in net.state_dict().items() if name not in names}
+        _load(net, rest | tensors, str(path))
+    else:
+        load_compatible(net, tensors, str(path))
     return net.eval().requires_grad_(False), card
+
+
+def load_base(net: nn.Module, backbone: Backbone, path: str | Path) -> dict[str, Any]:
+    """Load the weights below the adapters of ``net``, which is of ``backbone``; the card of their file.
+
+    Raises:
+        ValueError: the file is damaged, or holds another network than ``backbone`` without adapters and
+            target time.
+    """
+    tensors, card = load_model(path)
+    wanted = backbone.model_copy(update={"lora": None, "target_time": False})
+    if (found := _backbone(card)) != wanted:
+        raise ValueError(f"{path}: is not the base of these adapters: backbone {_changed(found, wanted)}")
+    load_compatible(net, tensors, str(path))
+    return card
+
+
+def _backbone(card: Mapping[str, Any]) -> Backbone:
+    found: Backbone = TypeAdapter(Backbone).validate_json(json.dumps(card["backbone"]))
+    return found
+
+
+def _changed(found: Backbone, wanted: Backbone) -> str:
+    """The keys that differ, each with its value found and its value wanted."""
+    ours, theirs = (each.model_dump(mode="json") for each in (found, wanted))
+    keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    return "; ".join(f"{key}: {ours.get(key)}, not {theirs.get(key)}" for key in keys)
 
 
 def check_tokenizer(
@@ -105,22 +155,35 @@ def check_tokenizer(
         raise ValueError(f"{path}: was trained on latents of another tokenizer ({what})")
 
 
+ADDED = (".r_embedder.", ".target_embedder.", ".lora_")
+"""Parts of the names of what a student has beside its teacher."""
+
+
 def load_compatible(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Load ``tensors`` from ``origin`` (a name for messages) into ``net``, whose dtype they take.
 
-    Two parts that students add may be absent as a whole: the target-time embedding ``r_embedder``
-    then keeps its initial weights, and the flow-map head ``final_layer_u`` becomes a copy of ``final_layer``.
+    Parts that students add may be absent as a whole: adapters and the embedding of the target time then keep
+    their initial weights, and the flow-map head ``final_layer_u`` becomes a copy of ``final_layer``. Below
+    adapters, layers may have the names that they have without.
 
     Raises:
         ValueError: naming missing and unexpected tensors, and those of another shape.
     """
     own = net.state_dict()
-    full = dict(tensors)
-    if not any(name.startswith("r_embedder.") for name in tensors):
-        full |= {name: value for name, value in own.items() if name.startswith("r_embedder.")}
+    adapted = {base_name(name): name for name in own}
+    full = {adapted.get(name, name): tensor for name, tensor in tensors.items()}
+    for part in ADDED:
+        if not any(part in f".{name}" for name in tensors):
+            full |= {name: value for name, value in own.items() if part in f".{name}"}
     if not any(name.startswith("final_layer_u.") for name in tensors):
         copied = {name: name.replace("final_layer_u.", "final_layer.", 1) for name in own}
         full |= {name: tensors[of] for name, of in copied.items() if of != name and of in tensors}
+    _load(net, full, origin)
+
+
+def _load(net: nn.Module, full: Mapping[str, Tensor], origin: str) -> None:
+    """Load all of a state dict; errors as for `load_compatible`."""
+    own = net.state_dict()
     faults = []
     if missing := [name for name in own if name not in full]:
         faults.append(f"missing {first_few(missing)}")

@@ -47,7 +47,8 @@ class TwoTimes(CombinedTimestepTextProjEmbeddings):
                 layer.linear_1.in_features, layer.linear_2.out_features
             )
             zero(embedding.target_embedder.linear_2)
-        return embedding
+        adopted: TwoTimes = embedding
+        return adopted
 
     def forward(self, timestep: Tensor, pooled_projection: Tensor) -> Tensor:
         """Timesteps (B,), or (B, 2) with the target's, and pooled captions (B, P): (B, width).

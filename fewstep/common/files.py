@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -25,22 +26,44 @@ def atomic(path: str | Path) -> Iterator[Path]:
     killed process left is removed too, see `_sweep`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    own = f".{path.stem}.{_host()}~{os.getpid()}~"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=own, suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """The same of a folder, which is there and empty in the block; it takes the place of an older one."""
+    path = Path(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    """Start of a temporary name beside ``path``, whose folder is made and cleared of what others left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    return f".{path.stem}.{_host()}~{os.getpid()}~"
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _host() -> str:
@@ -58,7 +81,8 @@ def _runs(process: int) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary files of ``path`` whose process has ended, or elsewhere wrote nothing for a day."""
+    """Remove temporary files, or folders, of ``path`` whose process has ended, or elsewhere wrote nothing
+    for a day."""
     name = re.compile(rf"\.{re.escape(path.stem)}\.(\w+)~(\d+)~\w+{re.escape(path.suffix)}")
     for entry in os.scandir(path.parent):
         if not (found := name.fullmatch(entry.name)):
@@ -67,7 +91,7 @@ def _sweep(path: Path) -> None:
         with suppress(FileNotFoundError):
             ended = host == _host() and not _runs(int(process))
             if ended or time.time() - entry.stat().st_mtime > ABANDONED:
-                Path(entry).unlink()
+                shutil.rmtree(entry) if entry.is_dir() else Path(entry).unlink()
 
 
 @contextmanager

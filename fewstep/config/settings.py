@@ -63,6 +63,19 @@ class Dataset(Strict):
         default=None, description="refuse classes other than these, or in another order"
     )
 
+    @model_validator(mode="after")
+    def _a_caption_each(self) -> Dataset:
+        if self.distinct and self.classes != self.images:
+            raise ValueError(
+                f"classes {self.classes}: every image is one with format: {self.format}, so {self.images}"
+            )
+        return self
+
+    @property
+    def distinct(self) -> bool:
+        """Whether every image is a class of its own, with its place as label."""
+        return self.format == "captioned-tars"
+
     @property
     def captioned(self) -> bool:
         """Whether labels are numbers of captions."""

@@ -81,6 +81,32 @@ class ReembedSpec(Strict):
     reembed: Reembed
 
 
+class ExportSpec(Strict):
+    """A student that is adapters of SD3, to be written as diffusers and peft keep them."""
+
+    method: str
+    variant: str
+    backbone: Sd3 = Field(description="of the student")
+    guidance: Guidance | None = Field(description="of the teacher that the student follows")
+    licence: str = Field(description="of the base, under which adapters of it stand too")
+    limit: float = Field(
+        default=0.05,
+        gt=0,
+        description="largest relative error of the time embedding in plain diffusers, where it is fitted",
+    )
+
+
+class PipelineSpec(Strict):
+    """A text-to-image model that is trained here, to be written as a folder of diffusers."""
+
+    method: str
+    backbone: Sd3
+    latents: LatentCard
+    decoder: Backbone = Field(description="network of the tokenizer")
+    text: TextEncoder
+    encoder: Backbone = Field(description="network of the text encoder")
+
+
 class TrainSpec(Strict):
     method: str
     variant: str

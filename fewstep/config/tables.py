@@ -182,6 +182,9 @@ class Claim(Strict):
     """``left`` relation ``factor`` x every one of ``right``, for each seed."""
 
     id: Name
+    target: Name = Field(
+        default="claims", description="stem of the file with its result; `claims` are those of the report"
+    )
     statement: str
     source: str
     left: CellName

@@ -94,10 +94,8 @@ class PromptProtocol(Precision):
         for name, scorer in self.scorers.items():
             if (name == "clip") != (scorer.kind == "clip"):
                 raise ValueError(f"scorers.{name}.kind: {scorer.kind} is of another scorer")
-            if scorer.weights.method is None:
-                raise ValueError(
-                    f"scorers.{name}.weights: must be of a method; published ones are not read yet"
-                )
+            if scorer.kind == "cells" and scorer.weights.method is None:
+                raise ValueError(f"scorers.{name}.weights: must be of a method that is trained here")
         for metric in self.metrics:
             if metric.partition("_")[0] not in self.scorers:
                 raise ValueError(f"metrics: {metric} needs scorers.{metric.partition('_')[0]}")

@@ -86,7 +86,9 @@ def _split(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple
     return net(*inputs, y), tangent
 
 
-def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
+def central_difference(
+    net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor, step: float = STEP
+) -> tuple[Output, Output]:
     """(F(z + h dz) - F(z - h dz)) / 2h without a graph, then an ordinary forward; no forward mode.
 
     For float32 and above: in bf16 the difference drowns in rounding. Times may leave [0, 1] by h.
@@ -94,9 +96,9 @@ def _central(net: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tup
     bare = unwrap(net)
     moved = list(zip(inputs, tangents, strict=True))
     with torch.no_grad():
-        ahead = bare(*(z + STEP * dz for z, dz in moved), y)
-        behind = bare(*(z - STEP * dz for z, dz in moved), y)
-    return net(*inputs, y), _each(lambda a, b: (a - b) / (2 * STEP), ahead, behind)
+        ahead = bare(*(z + step * dz for z, dz in moved), y)
+        behind = bare(*(z - step * dz for z, dz in moved), y)
+    return net(*inputs, y), _each(lambda a, b: (a - b) / (2 * step), ahead, behind)
 
 
 def _jvp(bare: nn.Module, inputs: Triple, tangents: Triple, y: Tensor) -> tuple[Output, Output]:
@@ -160,5 +162,5 @@ FORMULATIONS: dict[str, Formulation] = {
     "fused": forward_with_jvp,
     "split": _split,
     "functorch": _functorch,
-    "central": _central,
+    "central": central_difference,
 }

@@ -28,7 +28,7 @@ def exact_convolutions() -> None:
 
 
 def cast_blocks(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast now what autocast would cast at every use in the ``blocks`` of a network that is not trained."""
+    """Cast now what autocast would cast at every use in those layers of ``blocks`` that are not trained."""
     for module in (inner for block in getattr(net, "blocks", ()) for inner in block.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
             module.to(dtype)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import ConstantEma, PowerEma
-from ..core.wrappers import unwrap
+from ..core.wrappers import trained_state, unwrap
 from .parallel import local_tensor
 
 
@@ -61,7 +61,8 @@ class Ema:
     """Float32 average of a module's parameters beside a copy of its buffers.
 
     Keys are those of the bare module, whether the module given is wrapped or not. The average lives where
-    the module lives at construction and is sharded as it is, so move and shard the module first.
+    the module lives at construction and is sharded as it is, so move and shard the module first. Of adapters
+    on a frozen network it has the trained weights alone.
     ``tensors()`` and ``updates`` are its state.
 
     Args:
@@ -80,7 +81,7 @@ class Ema:
         self._decays = self._decays.to(device)
         self._names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
         self._into = into
-        self._own = {} if into is not None else {n: self._copy(n, w) for n, w in bare.state_dict().items()}
+        self._own = {} if into is not None else {n: self._copy(n, w) for n, w in trained_state(bare).items()}
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         if name in self._names:
@@ -104,7 +105,7 @@ class Ema:
         Args:
             taken: whether there was an update, (), bool; None means yes. Without one nothing changes.
         """
-        state, own = unwrap(module).state_dict(), self.tensors()
+        state, own = trained_state(module), self.tensors()
         share = 1 - self.beta(self.updates)
         if taken is not None:
             share = share.where(taken, 0)
@@ -121,4 +122,4 @@ class Ema:
         """The averaged state dict, float32 parameters and buffers as they are (not copies)."""
         # Asked anew each time: FSDP2 may replace the tensors behind its parameters, and must gather a
         # changed part again.
-        return self._own if self._into is None else unwrap(self._into).state_dict()
+        return self._own if self._into is None else trained_state(self._into)

