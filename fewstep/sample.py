@@ -1,7 +1,8 @@
 """Sample the images of one cell.
 
-python -m fewstep.sample --spec SPEC --model model.safetensors [--latents manifest.json]
-    [--tokenizer WEIGHTS] [--compile] [--capture] [--channels-last] --out images.tar
+python -m fewstep.sample --spec SPEC --model model.safetensors [--base model.safetensors]
+    [--text manifest.json] [--latents manifest.json] [--tokenizer WEIGHTS]
+    [--compile] [--capture] [--channels-last] --out images.tar
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; errors as for :func:`generate_images`."""
     arguments = parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True)
+    arguments.add_argument("--base", type=Path, nargs="*", help="model that the weights, adapters, belong to")
+    arguments.add_argument("--text", type=Path, nargs="*", help="manifest.json of the prompts' text store")
     arguments.add_argument(
         "--latents", type=Path, nargs="*", help="manifest.json, if only it has the normalisation"
     )
     arguments.add_argument("--tokenizer", type=Path, nargs="*", help="weights of the decoder")
     add_options(arguments)
     given = arguments.parse_args(argv)
-    manifest, weights = (paths[0] if paths else None for paths in (given.latents, given.tokenizer))
+    lists = (given.latents, given.tokenizer, given.base, given.text)
+    manifest, weights, base, text = (paths[0] if paths else None for paths in lists)
     options = Options(given.compile, given.capture, given.channels_last)
-    generate_images(read_spec(SampleSpec, given.spec), given.model, given.out, manifest, weights, options)
+    spec = read_spec(SampleSpec, given.spec)
+    generate_images(spec, given.model, given.out, manifest, weights, options, base, text)
 
 
 def add_options(arguments: ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,14 +21,14 @@ DEVIATION = 0.02
 class Clip(nn.Module):
     """Two towers with a common space: ``net(images, y)`` -> (embedded images, embedded captions, scale).
 
-    Initial weights come from torch's generator. ``text`` turns y into token numbers, as a store of kind
-    words does: ``text(y).context``, (B, length), int64. It is not part of the state dict.
+    Initial weights come from torch's generator. ``text`` is a store of kind words (data/text_store.py), which
+    turns y into token numbers; it is not part of the state dict.
     """
 
     def __init__(self, spec: specs.Clip) -> None:
         super().__init__()
-        self.text: Callable[[Tensor], Any] | None = None
         self.spec = spec
+        self._text: Any = None
         tower = {
             "hidden_size": spec.width,
             "intermediate_size": 4 * spec.width,
@@ -50,6 +49,21 @@ class Clip(nn.Module):
             CLIPConfig(text_config=tower | words, vision_config=tower | images, projection_dim=spec.embedding)
         )
 
+    @property
+    def text(self) -> Any:
+        return self._text
+
+    @text.setter
+    def text(self, store: Any) -> None:
+        """Raises a ValueError if the store has more words, or another length, than the network."""
+        content, spec = store.content, self.spec
+        if content.context != [spec.length] or len(content.vocabulary) > spec.vocabulary:
+            raise ValueError(
+                f"backbone: length {spec.length} and vocabulary {spec.vocabulary} do not fit captions of "
+                f"{content.context} tokens, of {len(content.vocabulary)}"
+            )
+        self._text = store
+
     def embed_images(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W) in [-1, 1] to directions (n, embedding), of length 1."""
         return normalize(self.model.get_image_features(pixel_values=images).pooler_output, dim=-1)
@@ -64,10 +78,10 @@ class Clip(nn.Module):
         Raises:
             ValueError: ``text`` is not set.
         """
-        if self.text is None:
+        if self._text is None:
             raise ValueError("backbone.kind: clip needs a store of text of kind words; pass --text")
         scale = self.model.logit_scale.exp().clamp(max=LARGEST_SCALE)
-        return self.embed_images(images), self.embed_tokens(self.text(y).context), scale
+        return self.embed_images(images), self.embed_tokens(self._text(y).context), scale
 
     def text_tower(self) -> CLIPTextModelWithProjection:
         """A frozen copy of the text tower, of the class that Stable Diffusion 3's pipeline has."""

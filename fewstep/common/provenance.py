@@ -22,6 +22,9 @@ PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
+SAMPLING = ("evaluation.generation", "data.tokenizers")
+SCORING = {"features": "evaluation.scoring", "prompts": "evaluation.prompt_scoring"}
+"""Kind of a protocol -> the module that scores by it."""
 
 
 def sources(package: Path = PACKAGE) -> list[str]:
@@ -49,14 +52,24 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
 
 
 @cache
-def score_digest(backbone: str, package: Path = PACKAGE) -> str:
+def sampling_digest(backbone: str, package: Path = PACKAGE) -> str:
+    """Digest of sampling and decoding with a backbone; errors as for `score_digest`."""
+    return _digest(package, [*SAMPLING, _backbone(package, backbone)])
+
+
+@cache
+def score_digest(backbone: str, protocol: str, package: Path = PACKAGE) -> str:
     """Digest of sampling, decoding and scoring with a backbone: 16 hex digits.
+
+    Args:
+        backbone: kind of the network.
+        protocol: kind of the protocol, which says by what the images are scored.
+        package: folder of the package.
 
     Raises:
         ValueError: no such backbone.
     """
-    modules = [f"evaluation.{path.stem}" for path in sorted((package / "evaluation").glob("*.py"))]
-    return _digest(package, [*modules, "data.tokenizers", _backbone(package, backbone)])
+    return _digest(package, [*SAMPLING, SCORING[protocol], _backbone(package, backbone)])
 
 
 def is_stale(metrics: Mapping[str, Any]) -> bool:
@@ -68,7 +81,8 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     training, score = metrics.get("code"), metrics.get("score_code")
     if training is not None and (None in (kind, loss) or training != training_digest(loss, kind)):
         return True
-    return score is not None and score != score_digest(kind)
+    protocol = metrics.get("protocol", {}).get("kind", "features")
+    return score is not None and score != score_digest(kind, protocol)
 
 
 def _backbone(package: Path, kind: str) -> str:

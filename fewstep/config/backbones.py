@@ -200,7 +200,17 @@ class Clip(Strict):
     heads: Size
     embedding: Size = Field(description="width of the space that both towers share")
     length: Size = Field(description="tokens of a caption, with start and end")
-    vocabulary: Size = Field(description="tokens, with those for padding, unknown words, start and end")
+    vocabulary: Size = Field(
+        description="the most tokens, with those for padding, unknown words, start and end"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Clip:
+        if self.shape[1] != self.shape[2] or self.shape[1] % self.patch:
+            raise ValueError(f"shape {self.shape} must be square, and patch {self.patch} divide its side")
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+        return self
 
 
 class ConvAutoencoder(Strict):

@@ -519,7 +519,15 @@ def read_spec(model: type[Model], path: str | Path, what: str = "a spec") -> Mod
     Raises:
         ConfigError: as for `read_sealed`, or naming the file and the offending key.
     """
+    return read_spec_of(lambda _: model, path, what)
+
+
+def read_spec_of(
+    model_of: Callable[[dict[str, Any]], type[Model]], path: str | Path, what: str = "a spec"
+) -> Model:
+    """The same for a file of one of several models, which ``model_of`` finds by the content."""
     raw = read_sealed(path, what)
+    model = model_of(raw)
     try:
         # As JSON, whose keys are text even where the model's are integers.
         return model.model_validate_json(json.dumps(raw))

@@ -48,7 +48,7 @@ SECTIONS = ("assets", "settings", "methods", "tables")
 """Files that a preset may lay something over."""
 PRESET = "preset"
 """What stands for the file of a method that only a preset has."""
-OTHER_TARGETS = ("claims", "report", "plan", "bench")
+OTHER_TARGETS = ("report", "plan", "bench")
 """Stems of files below <results> that are no tables."""
 
 
@@ -227,15 +227,17 @@ class _Reader:
         methods: dict[str, Method] = {}
         for name, entry in raw_methods.items():
             methods |= parse_entries(MethodsFile, {name: entry}, method_files[name], self.mistakes).root
-        stems, tables = self._tables(over.get("tables", {}))
         claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
+        claimed = {"claims", *(claim.target for claim in claims.claims)}
+        self.other_targets = {*OTHER_TARGETS, *claimed}
+        stems, tables = self._tables(over.get("tables", {}))
         costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
 
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
         names |= {f"files of {name}": asset.names for name, asset in assets.items()}
         names["extractors"] = [*EXTRACTORS, "identity"]
-        names["targets"] = [*stems, "claims", "report", *(["all"] if root.targets == "all" else [])]
+        names["targets"] = [*stems, *sorted(claimed), "report", *(["all"] if root.targets == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
         checked += [(method, method_files[name], name) for name, method in methods.items()]
@@ -390,7 +392,7 @@ class _Reader:
             file, raw = f"{folder}/{name}.yaml", merged[name]
             if not re.fullmatch(NAME, name):
                 self.mistakes.add(f"{file}: the file's {name!r} {NAME_RULE}")
-            if name in OTHER_TARGETS:
+            if name in self.other_targets:
                 self.mistakes.add(f"{file}: the file's name is that of another target; rename it")
             if name in over and over[name] is None:
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,6 @@ Mark = Literal["paper", "code", "inferred"]
 
 
 Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
-METRICS: tuple[str, ...] = get_args(Metric)
-"""What is computed from images."""
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
     "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
@@ -64,6 +62,19 @@ class Dataset(Strict):
     class_ids: Literal["imagenet-1k"] | None = Field(
         default=None, description="refuse classes other than these, or in another order"
     )
+
+    @model_validator(mode="after")
+    def _a_caption_each(self) -> Dataset:
+        if self.distinct and self.classes != self.images:
+            raise ValueError(
+                f"classes {self.classes}: every image is one with format: {self.format}, so {self.images}"
+            )
+        return self
+
+    @property
+    def distinct(self) -> bool:
+        """Whether every image is a class of its own, with its place as label."""
+        return self.format == "captioned-tars"
 
     @property
     def captioned(self) -> bool:

@@ -6,6 +6,9 @@ process count, no caption. Its digest therefore tells whether a result is still 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from .assets import Asset
@@ -181,6 +184,16 @@ class PromptScoreSpec(Strict):
     prompts: PromptSet
     scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
     sample: SampleSpec = Field(description="how the images were sampled")
+
+
+AnyScoreSpec = ScoreSpec | PromptScoreSpec
+
+
+def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:
+    """Which of both the content of a spec's file is, by the kind of its protocol."""
+    protocol = raw.get("protocol")
+    prompts = isinstance(protocol, Mapping) and protocol.get("kind") == "prompts"
+    return PromptScoreSpec if prompts else ScoreSpec
 
 
 class RowCells(Strict):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from .base import Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
-from .settings import METRICS, Metric
+from .settings import Metric
+from .text import PROMPT_METRICS, PromptMetric
 
 Numbers = list[float | None]
 TABLE_COLUMNS = (
@@ -32,8 +34,15 @@ TABLE_COLUMNS = (
 )
 """Columns of a table's csv, beside which the protocols have columns of their own names."""
 NumbersOfSteps = Annotated[list[Steps], Field(min_length=1), Distinct]
-REPORTED = (*METRICS, "sfid", "time")
-"""What papers report. The last two are not measured here."""
+AnyMetric = Literal[Metric, PromptMetric]
+MEASURED: tuple[str, ...] = get_args(AnyMetric)
+"""What is computed here from images, or from images and their prompts."""
+REPORTED = (*MEASURED, "sfid", "time", "blip", "image_reward", "dpg")
+"""What papers report. The last five are not measured here."""
+LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS, "blip", "image_reward", "dpg"})
+"""Metrics whose best number is the largest; of all others it is the smallest."""
+THREE_DECIMALS = frozenset({*PROMPT_METRICS, "blip", "image_reward"})
+"""Shares, cosines and the like: of these two decimals say too little, and 0.1 is a large difference."""
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "samples", "scatter"]
 
 
@@ -61,7 +70,10 @@ class Row(Strict):
 
 
 class Tolerance(Strict):
-    """Agreement: |ours - reported| <= max(absolute, relative * reported)."""
+    """Agreement: |ours - reported| <= max(absolute, relative * reported).
+
+    Of metrics with three decimals ``absolute`` is 0.01 unless a table says otherwise.
+    """
 
     absolute: float = Field(default=0.1, ge=0)
     relative: float = Field(default=0.05, ge=0)
@@ -78,7 +90,7 @@ class Table(Strict):
     paper: str
     caption: str = ""
     metric: str = Field(default="fid", description="of a protocol; kind training: column of train.jsonl")
-    metrics: list[Metric] = Field(
+    metrics: list[AnyMetric] = Field(
         default=[],
         description="table, sweep: other metrics, in columns of ours, from the first protocol that has them",
     )
@@ -106,6 +118,15 @@ class Table(Strict):
     )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tolerance_of_metric(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("metric") in THREE_DECIMALS:
+            given = raw.get("tolerance", {})
+            if isinstance(given, Mapping):
+                return {**raw, "tolerance": {"absolute": 0.01, **given}}
+        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Table:
@@ -161,13 +182,16 @@ class Claim(Strict):
     """``left`` relation ``factor`` x every one of ``right``, for each seed."""
 
     id: Name
+    target: Name = Field(
+        default="claims", description="stem of the file with its result; `claims` are those of the report"
+    )
     statement: str
     source: str
     left: CellName
     relation: Literal["<", "<=", ">", ">="]
     right: list[CellName] = Field(min_length=1)
     factor: float = Field(default=1.0, gt=0)
-    metric: Metric = "fid"
+    metric: AnyMetric = "fid"
     seeds: Literal["all", "first"] | Seeds = Field(
         default="all",
         description="first: only the tables' seeds, for ablations too dear to repeat; or seeds of its own",

@@ -91,6 +91,11 @@ class PromptProtocol(Precision):
 
     @model_validator(mode="after")
     def _scorers(self) -> PromptProtocol:
+        for name, scorer in self.scorers.items():
+            if (name == "clip") != (scorer.kind == "clip"):
+                raise ValueError(f"scorers.{name}.kind: {scorer.kind} is of another scorer")
+            if scorer.kind == "cells" and scorer.weights.method is None:
+                raise ValueError(f"scorers.{name}.weights: must be of a method that is trained here")
         for metric in self.metrics:
             if metric.partition("_")[0] not in self.scorers:
                 raise ValueError(f"metrics: {metric} needs scorers.{metric.partition('_')[0]}")

@@ -175,10 +175,6 @@ class CaptionedTars(_TarFiles):
     later tars are not opened. The label of image i is i, the number of its caption.
     """
 
-    def __init__(self, dataset: Dataset, record: Record) -> None:
-        check_number(record.path, "classes", dataset.images, dataset.classes)
-        super().__init__(dataset, record)
-
     def _scan(self) -> tuple[list[TarEntry], list[str]]:
         found: list[TarEntry] = []
         for number, name in enumerate(self._names):
@@ -192,13 +188,23 @@ class CaptionedTars(_TarFiles):
         """It is the image's place."""
 
     def captions(self) -> list[str]:
-        """Caption of each image; errors as for opening."""
+        """Caption of each image, read from the verified file.
+
+        Raises:
+            ConfigError: a damaged file, or one that was damaged when its headers were read.
+        """
         result = []
-        for entry in (
-            TarEntry(*row) for row in tqdm(self._entries.tolist(), desc="captions", mininterval=1.0)
-        ):
+        for row in tqdm(self._entries.tolist(), desc="captions", mininterval=1.0):
+            entry = TarEntry(*row)
             where = f"{self._tar(entry.tar).path} at byte {entry.label_offset}"
-            result.append(caption_of(json_object(self._label_text(entry), where), "prompt", where))
+            text = self._label_text(entry)
+            try:
+                result.append(caption_of(json_object(text, where), "prompt", where))
+            except ConfigError as error:
+                self._cache.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"{error}; {self._cache} knew a caption there: removed, run again"
+                ) from None
         return result
 
 
@@ -213,15 +219,18 @@ def _captioned_entries(number: int, path: Path, most: int) -> list[TarEntry]:
     with _open_tar(path) as (tar, every):
         for member in tqdm(filter(tarfile.TarInfo.isfile, every), desc=f"reading headers of {path.name}"):
             key, kind = _sample(member)
-            if "." + kind in SUFFIXES:
-                images[key] = member.offset_data, member.size
-            elif kind == "json":
-                where = f"{path}: {member.name}"
+            found = images if "." + kind in SUFFIXES else captions if kind == "json" else None
+            if found is None:
+                continue
+            where = f"{path}: {member.name}"
+            if key in found:
+                raise ConfigError(f"{where}: sample {key!r} has two of this kind")
+            if found is captions:
                 if member.size > CAPTION_BYTES:
                     raise ConfigError(f"{where}: has {member.size} bytes, more than {CAPTION_BYTES}")
                 content = tar.extractfile(member)
                 caption_of(json_object(content.read() if content else b"", where), "prompt", where)
-                captions[key] = member.offset_data, member.size
+            found[key] = member.offset_data, member.size
     if alone := images.keys() ^ captions.keys():
         key = min(alone)
         has, lacks = ("an image", ".json") if key in images else ("a .json", "image")

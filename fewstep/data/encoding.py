@@ -18,7 +18,7 @@ from ..config import ConfigError, digest, dump
 from ..config.specs import EncodeSpec
 from ..core.precision import exact_convolutions
 from .asset_files import read_record
-from .manifest import IndexEntry, Manifest, ShardEntry, normalisation, published_statistics
+from .manifest import IndexEntry, Manifest, ShardEntry, histogram, normalisation, published_statistics
 from .shards import Scan, ShardCard, checksums, map_arrays, scan_shard, write_shard
 from .sources import DataSource, PublishedLatents, open_source
 from .tokenizers import Codec, open_tokenizer, weights_digest
@@ -189,11 +189,7 @@ def merge_shards(
             ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), images=len(arrays))
         )
     labels = np.concatenate([scan.labels for scan, _ in scans])
-    histogram = np.bincount(labels, minlength=spec.dataset.classes).tolist()
-    if len(histogram) != spec.dataset.classes or 0 in histogram:
-        raise ConfigError(
-            f"{out}: dataset.classes: {spec.dataset.classes}, but images per class: {histogram}"
-        )
+    per_class = histogram(labels, spec.dataset, out)
     mean, std = statistics.result()
     if published is not None:
         published.compare(mean, std)
@@ -216,7 +212,7 @@ def merge_shards(
         published=published,
         psnr=min(checked, default=None),
         normalisation=applied,
-        histogram=histogram,
+        histogram=per_class,
         shards=entries,
         index=IndexEntry(name=index.name, sha256=sha256(index)),
         weights=weights_hash,

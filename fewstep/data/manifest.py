@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -119,7 +120,7 @@ class Manifest(Strict):
     )
     psnr: float | None = Field(default=None, description="worst shard's decode check, dB")
     normalisation: Normalisation = Field(description="applied before training, undone before decoding")
-    histogram: list[int] = Field(description="images per class")
+    histogram: list[int] = Field(description="images per class; empty if every image is one of its own")
     shards: list[ShardEntry]
     index: IndexEntry
     weights: str | None = Field(description="SHA-256 of the tokenizer's weights")
@@ -162,7 +163,7 @@ def read_manifest(path: str | Path) -> Manifest:
         ConfigError: naming the file and the field.
     """
     manifest = read_spec(Manifest, path, "a manifest of latents")
-    channels = manifest.shape[0]
+    channels, distinct = manifest.shape[0], manifest.dataset.distinct
     expected = normalisation(manifest.tokenizer, manifest.mean, manifest.std, manifest.published)
     for key, found, right in (
         ("shape", manifest.shape, manifest.tokenizer.shape),
@@ -172,13 +173,29 @@ def read_manifest(path: str | Path) -> Manifest:
         ("normalisation.std", len(expected.std), channels),
         ("normalisation", manifest.normalisation, expected),
         ("images", manifest.images, manifest.dataset.images),
-        ("histogram", len(manifest.histogram), manifest.dataset.classes),
-        ("histogram", sum(manifest.histogram), manifest.images),
+        ("histogram", len(manifest.histogram), 0 if distinct else manifest.dataset.classes),
+        ("histogram", sum(manifest.histogram), 0 if distinct else manifest.images),
         ("shards", sum(shard.images for shard in manifest.shards), manifest.images),
     ):
         if found != right:
             raise ConfigError(f"{path}: {key}: {found} disagrees with {right} in the same file")
     return manifest
+
+
+def histogram(labels: np.ndarray, dataset: Dataset, where: Path) -> list[int]:
+    """Images per class; of a data set whose images are classes of their own, which may be many, nothing.
+
+    Raises:
+        ConfigError: a class without images, or an unknown one; images in another order than their labels.
+    """
+    if dataset.distinct:
+        if not np.array_equal(labels, np.arange(dataset.classes)):
+            raise ConfigError(f"{where}: dataset.classes: labels are not 0 to {dataset.classes - 1} in order")
+        return []
+    counted: list[int] = np.bincount(labels, minlength=dataset.classes).tolist()
+    if len(counted) != dataset.classes or 0 in counted:
+        raise ConfigError(f"{where}: dataset.classes: {dataset.classes}, but images per class: {counted}")
+    return counted
 
 
 def published_statistics(tokenizer: Tokenizer, weights: Path | None) -> PublishedStatistics | None:

@@ -265,7 +265,7 @@ def _picture(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
     ImageDraw.Draw(canvas).text((96, 96), character, font=font, embedded_color=True, anchor="mm")
     box = ImageChops.invert(canvas).getbbox()
     if box is None:
-        raise ValueError(f"Pillow {PIL.__version__} draws nothing for {character!r} of {font.path}")
+        raise ValueError(f"Pillow {PIL.__version__} draws nothing for {character!r} in the font of {PACKAGE}")
     half = max(box[2] - box[0], box[3] - box[1]) / 2
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     square = (x - half, y - half, x + half, y + half)

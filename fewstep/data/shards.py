@@ -30,7 +30,7 @@ from ..common.tar_files import members
 from ..config import ConfigError, Strict
 from ..config.base import parse
 from ..config.specs import LatentCard
-from .manifest import read_manifest
+from .manifest import histogram, read_manifest
 
 HASH_BELOW = 256 << 20
 """Shards are hashed at opening if they are smaller than this together, in bytes."""
@@ -191,9 +191,8 @@ class LatentShards:
             offsets, labels, self._checksums = content["offsets"], content["labels"], content["checksums"]
         if not len(offsets) == len(labels) == self.manifest.images:
             raise ValueError(f"{self.path}: images: {self.manifest.images}, the index has {len(labels)}")
-        histogram = np.bincount(labels, minlength=self.manifest.dataset.classes).tolist()
-        if histogram != self.manifest.histogram:
-            raise ValueError(f"{self.path}: histogram: the index counts {histogram}")
+        if histogram(labels, self.manifest.dataset, self.path) != self.manifest.histogram:
+            raise ValueError(f"{self.path}: histogram: the index has other labels")
         self.views = self.manifest.views
         self.shape = tuple(self.manifest.shape)
         self.moments = self.manifest.tokenizer.posterior == "moments"

@@ -289,9 +289,8 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     without_t5 = not files["text_encoder_3"]
     wanted = [name for name in inside if not (without_t5 and name.endswith("_3"))]
     if absent := [name for name in wanted if not files[name]]:
-        raise ConfigError(
-            f"{weights}: files: none in {first_few(map(inside.get, absent), 6)}: not SD3's folder"
-        )
+        folders = first_few((inside[name] for name in absent), len(absent))
+        raise ConfigError(f"{weights}: files: none in {folders}: not the text side of Stable Diffusion 3")
     record.verified(str(index))
     for name in wanted:
         _verify_folder(record, inside[name], files[name])
@@ -327,7 +326,7 @@ def _load(folder: Path, wanted: Sequence[str], encoder: TextEncoder) -> dict[str
             pipe = StableDiffusion3Pipeline.from_pretrained(
                 folder,
                 **dict.fromkeys(left_out),
-                torch_dtype=getattr(torch, encoder.dtype),
+                dtype=getattr(torch, encoder.dtype),
                 use_safetensors=True,
                 local_files_only=True,
             )

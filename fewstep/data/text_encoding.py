@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ..common.files import atomic, sha256, write_text
 from ..config import ConfigError, dump
-from ..config.specs import TextCard
-from .text_encoders import CaptionEncoder
+from ..config.specs import TextCard, TextSpec
+from .captions import read_captions, read_prompts
+from .text_encoders import CaptionEncoder, open_text_encoder
 from .text_store import (
     IN_MEMORY,
     TextContent,
@@ -41,17 +42,10 @@ def text_content(
         origin: where the captions come from, for messages.
 
     Raises:
-        ConfigError: a caption is empty, or no Unicode text; there are more or fewer than ``card`` says.
+        ConfigError: there are more or fewer than ``card`` says.
     """
     if len(captions) != card.captions:
-        raise ConfigError(f"{origin}: {len(captions)} captions, the spec asks for {card.captions}")
-    for number, caption in enumerate(captions):
-        if not caption.strip():
-            raise ConfigError(f"{origin}: caption {number} is empty")
-        try:
-            caption.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{origin}: caption {number} cannot be written as UTF-8: {caption!r}") from None
+        raise ConfigError(f"{origin}: {len(captions)} captions, the spec says captions: {card.captions}")
     words = card.encoder.kind == "words"
     return TextContent(
         name=card.name,
@@ -151,6 +145,46 @@ def _write_part(path: Path, content: TextContent, rows: Tensor) -> None:
         save_file({"rows": rows, "checksums": checksums}, temporary, metadata={"content": content.digest})
 
 
+def encode_text(
+    spec: TextSpec, record: Path, weights: Path | None, out: Path, device: torch.device | str = "cpu"
+) -> TextManifest:
+    """Write the store that ``spec`` asks for, see `write_store`.
+
+    Args:
+        record: of the asset that has the captions.
+        weights: the encoder's model file, or the record of its fetched weights.
+
+    Raises:
+        ConfigError: captions or an encoder that are not what the spec says.
+    """
+    captions, encoder, content = _opened(spec, record, weights, device)
+    return write_store(content, captions, encoder, out)
+
+
+def open_live_text(
+    spec: TextSpec, record: Path, weights: Path | None, device: torch.device | str = "cpu"
+) -> TextStore:
+    """A store without files: `TextStore.load` encodes. On one machine it gives what the stored one does, bit
+    for bit, and has the same digest. Arguments and errors are those of `encode_text`.
+    """
+    captions, encoder, content = _opened(spec, record, weights, device)
+    tell_too_long(content, captions, encoder)
+    return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)
+
+
+def _opened(
+    spec: TextSpec, record: Path, weights: Path | None, device: torch.device | str
+) -> tuple[list[str], CaptionEncoder, TextContent]:
+    if spec.dataset is not None:
+        captions = read_captions(spec.dataset, record)
+    elif spec.prompts is not None:
+        captions = [prompt["prompt"] for prompt in read_prompts(spec.prompts, record)]
+    else:
+        raise ConfigError(f"{spec.text.name}: the spec names neither dataset nor prompts")
+    encoder = open_text_encoder(spec.text.encoder, weights, spec.backbone, captions, device)
+    return captions, encoder, text_content(spec.text, captions, encoder, str(record))
+
+
 class LiveRows:
     """Rows that are made when they are read, and kept as far as memory for them suffices."""
 
@@ -172,10 +206,3 @@ class LiveRows:
         if len(self._kept) < self._most:
             self._kept[number] = row
         return row
-
-
-def live_store(
-    content: TextContent, captions: Sequence[str], encoder: CaptionEncoder, device: torch.device | str
-) -> TextStore:
-    """A store whose `load` encodes; on one machine its embeddings are those of a stored one, bit for bit."""
-    return TextStore(content, LiveRows(content, captions, encoder), device, whole=False, name=content.name)

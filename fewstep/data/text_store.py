@@ -233,9 +233,9 @@ class TextStore:
             return
         last = self.content.captions
         y = y.detach().cpu().reshape(-1)
+        if not ((y >= EMPTY) & (y < last)).all():
+            raise ValueError(f"{self._name}: captions {y.tolist()} are not all in {EMPTY}..{last - 1}")
         numbers = torch.cat([torch.where(y == EMPTY, last, y), torch.tensor([last])]).unique()
-        if int(numbers[0]) < 0 or int(numbers[-1]) > last:
-            raise ValueError(f"{self._name}: captions {y.tolist()} are not all in -1..{last - 1}")
         if torch.equal(numbers, self._loaded):
             return
         if len(y) + 1 > len(self._resident):
@@ -253,13 +253,15 @@ class TextStore:
         """Embeddings of the captions y (B,), int64 on the device; it does not wait for the device.
 
         Raises:
-            ValueError: on the CPU: a caption that was not loaded. On a GPU its embedding is not a number.
+            ValueError: on the CPU: a caption that was not loaded; on a GPU its embedding is not a number.
+            IndexError: a caption that a store in memory does not have.
         """
         last = self.content.captions
-        row = torch.where(y == EMPTY, last, y)
+        # the empty caption's row is asked for by EMPTY alone
+        row = torch.where(y == EMPTY, last, torch.where(y == last, last + 1, y))
         if self._resident is not None:
             place = torch.searchsorted(self._resident, row).clamp_(max=len(self._resident) - 1)
-            found = (self._resident[place] == row) & (row <= last)
+            found = self._resident[place] == row
             if y.device.type == "cpu" and not found.all():
                 missing = y[~found].unique().tolist()
                 raise ValueError(f"{self._name}: captions {missing} are not loaded; call load(y) before")

@@ -21,7 +21,7 @@ from ..common.cli import first_few
 from ..common.files import sha256
 from ..common.tensor_files import load_tensors
 from ..config import ConfigError
-from ..config.backbones import Backbone, ConvAutoencoder
+from ..config.backbones import Backbone, ConvAutoencoder, KlAutoencoder
 from ..config.settings import LdmAutoencoder, Tokenizer
 from ..core.memory import FittingBatches
 from ..core.rng import generator
@@ -122,8 +122,10 @@ def open_tokenizer(
     if weights is None:
         raise ConfigError(f"tokenizer.kind: {tokenizer.kind} needs a weights file; pass --tokenizer")
     if tokenizer.kind == "autoencoder":
-        if not isinstance(backbone, ConvAutoencoder):
-            raise ConfigError(f"{weights}: tokenizer.kind: autoencoder needs a conv-autoencoder backbone")
+        if not isinstance(backbone, ConvAutoencoder | KlAutoencoder):
+            raise ConfigError(
+                f"{weights}: tokenizer.kind: autoencoder needs a backbone conv-autoencoder or kl-autoencoder"
+            )
         return ConvCodec(load_network(weights, backbone)[0], device, decoding)
     path, _ = read_record(weights).verified(tokenizer.weights.file if tokenizer.weights else None)
     if tokenizer.kind == "vavae":
@@ -154,7 +156,7 @@ class IdentityCodec:
 
 
 class ConvCodec:
-    """The workflow's own convolutional autoencoder."""
+    """An autoencoder that is trained here."""
 
     def __init__(self, network: nn.Module, device: torch.device | str, decoding: Decoding = DEFAULT) -> None:
         self._network: Any = network

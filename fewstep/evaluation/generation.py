@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backbones import use_text
 from ..backbones.model_file import check_tokenizer, load_network
-from ..common.provenance import score_digest
+from ..common.provenance import sampling_digest
 from ..config import ConfigError, digest
 from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
@@ -38,6 +39,7 @@ from ..core.memory import FittingBatches, free_memory, place
 from ..core.precision import cast_blocks
 from ..core.rng import generator
 from ..data.manifest import Normalisation, known_normalisation, read_manifest
+from ..data.text_store import TextStore, open_text, read_captions_of
 from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
 from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
 from .image_archive import open_images, write_images
@@ -77,12 +79,16 @@ def generate_images(
     manifest: Path | None = None,
     weights: Path | None = None,
     options: Options = PLAIN,
+    base: Path | None = None,
+    text: Path | None = None,
 ) -> None:
     """Write a tar of images, sampled from a model file.
 
     Args:
         manifest: of the latents; needed if the tokenizer's own files do not say how latents are normalised.
         weights: of the tokenizer.
+        base: model file that the weights, adapters, belong to.
+        text: manifest of the text store with the prompts, for a network that is conditioned on captions.
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
@@ -92,7 +98,10 @@ def generate_images(
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     device = join_processes()
-    net, model_card = load_network(model, spec.backbone)
+    net, model_card = load_network(model, spec.backbone, base)
+    store = open_prompts(spec, text, device)
+    if store is not None:
+        use_text(net, store)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)
     check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
@@ -106,7 +115,10 @@ def generate_images(
     sampling = FittingBatches("sampling", CHUNK, release)
 
     def latents_of(part: range) -> Tensor:
-        y = place(labels[part.start : part.stop], device)
+        y = labels[part.start : part.stop]
+        if store is not None:
+            store.load(y)
+        y = place(y, device)
         field = guided_field(velocity, spec.guidance, unlabelled, y)
         x0 = place(image_noise(spec, part, "start"), device)
         return integrate(
@@ -129,7 +141,8 @@ def generate_images(
         "model": model_card["sha256"],
         "tokenizer": tokenizer_digest,
         "normalisation": normalisation.model_dump(),
-        "code": score_digest(spec.backbone.kind),
+        "code": sampling_digest(spec.backbone.kind),
+        "text": store.digest if store else None,
     }
     kept = KeptChunks(out, owner)
     chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
@@ -149,9 +162,26 @@ def generate_images(
         "model": model_card,
         "evaluations": evaluations_per_image(spec.sampler, spec.steps, spec.guidance is not None),
     }
+    if store is not None and text is not None:
+        shown = sorted(set(labels.tolist()))
+        captions = read_captions_of(text)
+        card |= {"text_store": store.card, "captions": {label: captions[label] for label in shown}}
     parts = zip(map(kept.read, chunks), labels.split(CHUNK), strict=True)
     write_images(out, card, ((images, part.numpy()) for images, part in parts))
     shutil.rmtree(kept.folder)
+
+
+def open_prompts(spec: SampleSpec, text: Path | None, device: torch.device) -> TextStore | None:
+    """The text store with the prompts of a spec; None where the network knows no captions.
+
+    Raises:
+        ConfigError: the spec has prompts, and no store is given; a store of other captions.
+    """
+    if spec.text is None:
+        return None
+    if text is None:
+        raise ConfigError(f"{spec.text.name}: the network is conditioned on captions; pass --text")
+    return open_text(text, spec.text, device)
 
 
 def prepared_velocity(
@@ -309,11 +339,12 @@ def expanded_interval_velocity(net: nn.Module) -> Callable[..., Tensor]:
 
 
 def image_labels(spec: SampleSpec) -> Tensor:
-    """Labels of all images, int64 (N,): classes in turn, or uniform by the protocol's seed."""
+    """Labels of all images, int64 (N,): classes or prompts in turn, or uniform by the protocol's seed."""
+    classes = spec.latents.classes if spec.text is None else spec.text.captions
     if spec.labels == "balanced":
-        return torch.arange(spec.images) % spec.latents.classes
+        return torch.arange(spec.images) % classes
     draws = generator(spec.seed, "sample", "labels")
-    return torch.randint(spec.latents.classes, (spec.images,), generator=draws)
+    return torch.randint(classes, (spec.images,), generator=draws)
 
 
 def image_noise(spec: SampleSpec, indices: range, purpose: str | int) -> Tensor:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..common.files import sha256, write_text
-from ..common.provenance import score_digest
-from ..config import digest
-from ..config.base import sealed
+from ..common.files import sha256
 from ..config.settings import Protocol
-from ..config.specs import SampleSpec, ScoreSpec
+from ..config.specs import ScoreSpec
 from ..data.asset_files import read_record
 from ..data.moons import distances
 from .distributed_map import distributed_map, is_main, join_processes
 from .features import Extractor, FeatureCollector
 from .frechet import frechet_distance
-from .image_archive import ImageArchive, open_images
+from .image_archive import open_images
+from .metrics_file import check_images, write_metrics
 from .mmd import mmd_squared
 from .reference_statistics import Reference, read_reference
 
@@ -64,51 +60,15 @@ def score_images(
     if not is_main():
         return
     values = compute_metrics(protocol, collector, real)
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{out}: {name} of {archive.count} images is {value}; are they too few for it?")
-    card = archive.card
-    backbone = card["model"]["backbone"]["kind"]
-    metrics: dict[str, Any] = {
-        "cell": spec.cell.model_dump(mode="json"),
-        **values,
-        "images": archive.count,
-        "dimensions": len(real.mu),
-        "evaluations": card["evaluations"],
-        "protocol": protocol.model_dump(mode="json"),
-        "reference_sha256": sha256(reference),
-        "extractor_sha256": extractor.sha256,
-        "status": card["model"]["status"],
-        "code": card["model"]["code"],
-        "score_code": score_digest(backbone),
-        "backbone_kind": backbone,
-        "spec": digest(spec),
-        "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
-        "model": {key: value for key, value in card["model"].items() if key != "backbone"},
-    }
-    write_text(out, sealed(metrics))
-
-
-def check_images(archive: ImageArchive, spec: ScoreSpec) -> None:
-    """Refuse images of another cell, protocol, number or size.
-
-    Raises:
-        ValueError: naming the file, what differs, and both values.
-    """
-    card, protocol, image = archive.card, spec.protocol, tuple(spec.sample.image)
-    unsaid = {name: field.default for name, field in SampleSpec.model_fields.items() if field.exclude_if}
-    asked = unsaid | spec.sample.model_dump(mode="json")
-    pairs = [(key, (unsaid | card).get(key), value) for key, value in asked.items()]
-    # Published weights carry no run's name.
-    cell, model = spec.cell.model_dump(), card["model"]
-    pairs += [(f"model.{key}", model.get(key, cell[key]), cell[key]) for key in ("method", "variant", "seed")]
-    for key, found, wanted in pairs:
-        if found != wanted:
-            raise ValueError(f"{archive.path}: {key}: these images have {found}, but {wanted} is asked for")
-    if archive.count != protocol.images:
-        raise ValueError(f"{archive.path}: {archive.count} images, but the protocol wants {protocol.images}")
-    if archive.shape != image:
-        raise ValueError(f"{archive.path}: images are {archive.shape}, but the data set's are {image}")
+    write_metrics(
+        out,
+        spec,
+        archive,
+        values,
+        dimensions=len(real.mu),
+        reference_sha256=sha256(reference),
+        extractor_sha256=extractor.sha256,
+    )
 
 
 def compute_metrics(protocol: Protocol, ours: FeatureCollector, real: Reference) -> dict[str, float]:

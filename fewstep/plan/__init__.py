@@ -19,7 +19,7 @@ from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
-from .cells import Resolver
+from .cells import ResolvedClaim, Resolver
 from .jobs import Job, dependencies, inputs
 from .runs import BASE, Run, check_prediction, find_variants, resolve_runs
 from .stage_specs import BUILDERS
@@ -96,7 +96,7 @@ class Plan:
             tables = self.config.tables.items()
             asked = [*(name for name, table in tables if not table.by_name), "claims", "report"]
         filled = {name for name, entry in self.tables.items() if entry.table.kind == "table" or entry.runs}
-        filled |= {"claims", "report"} if self.claims else {"report"}
+        filled |= {"report", *(entry.claim.target for entry in self.claims)}
         return [name for name in asked if name in filled]
 
     def run(self, method: str, variant: str = BASE) -> Run:
@@ -107,6 +107,17 @@ class Plan:
         """
         require_known(f"{method}/{variant}", self.runs, "config/methods and config/tables", "run")
         return self.runs[f"{method}/{variant}"]
+
+    def base(self, name: str) -> Run:
+        """The run whose network the adapters of a run belong to.
+
+        Raises:
+            ConfigError: the run has no adapters.
+        """
+        run = self.runs[name]
+        if run.base is None:
+            raise ConfigError(f"{run.place}.backbone: {run.network} has no adapters (lora) to export")
+        return self.run(run.base)
 
     def network(self, weights: Weights | None) -> Backbone | None:
         """Backbone of a network that this workflow trains; None for published weights."""
@@ -175,11 +186,17 @@ class Plan:
             raise ConfigError(f"{self.config.root.files.settings}: protocols.{name}: it has no reference")
         return entry
 
+    def claims_of(self, target: str) -> list[ResolvedClaim]:
+        """The claims whose results stand in one file."""
+        return [entry for entry in self.claims if entry.claim.target == target]
+
     def parts_of(self, target: str) -> list[str]:
         """The files of one target."""
-        kinds = {"report": ["page"], "claims": ["claims", "claims_markdown"]}.get(target)
-        if kinds is None:
-            kinds = ["csv", "markdown"] if self.tables[target].table.kind == "table" else ["png", "csv"]
+        if target == "report":
+            return [self.file("page")]
+        if target not in self.tables:
+            return [self.file(kind, claims=target) for kind in ("claims", "claims_markdown")]
+        kinds = ["csv", "markdown"] if self.tables[target].table.kind == "table" else ["png", "csv"]
         return [self.file(kind, table=target) for kind in kinds]
 
     def targets(self) -> list[str]:
@@ -241,6 +258,7 @@ class Plan:
             "protocol": self.parts.protocols,
             "images": self.image_sets,
             "table": self.config.tables,
+            "claims": {"claims": None, **{claim.target: None for claim in self.config.claims}},
         }
 
     @cached_property

@@ -9,9 +9,9 @@ from typing import Any
 from ..config.backbones import FlowNetwork
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
-from ..config.settings import METRICS, Guidance
+from ..config.settings import Guidance
 from ..config.specs import CellKey
-from ..config.tables import CellName, Claim, Row, Table
+from ..config.tables import MEASURED, CellName, Claim, Row, Table
 from ..config.text import PromptProtocol
 from ..methods import logs
 from .runs import BASE, Run
@@ -198,7 +198,7 @@ class Resolver:
         """Refuse a metric that no metrics file, or no curve of a training, will have."""
         file, metric = f"{where}: metric", found.table.metric
         if found.table.kind != "training":
-            require_known(metric, METRICS, where, "metric")
+            require_known(metric, MEASURED, where, "metric")
             if found.table.kind not in PICTURES:
                 for run in found.runs.values():
                     with self.mistakes.caught():

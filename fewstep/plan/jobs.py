@@ -119,6 +119,27 @@ def _train(plan: Plan, run: str, **_: str) -> Files:
     }
 
 
+def _export(plan: Plan, run: str, seed: str) -> Files:
+    base = plan.base(run)
+    of = base.entry.reembed.of if base.entry.reembed else None
+    return {
+        "model": [plan.file("model", run=run, seed=seed)],
+        "base": [plan.model(base.method)],
+        "origin": [plan.model(of)] if of else [],
+    }
+
+
+def _pipeline(plan: Plan, run: str, seed: str) -> Files:
+    entry = plan.runs[run]
+    encoder = plan.parts.text_encoders[entry.text_encoder] if entry.text_encoder else None
+    return {
+        "model": [plan.file("model", run=run, seed=seed)],
+        "latents": [plan.file("manifest", latents=entry.recipe.latents)],
+        "tokenizer": weights(plan, entry.tokenizer.weights),
+        "encoder": weights(plan, encoder.weights) if encoder else [],
+    }
+
+
 def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
     entry = plan.runs[run]
     # Elsewhere the tokenizer's own files say how its latents are normalised.
@@ -153,11 +174,11 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
-        scorers = [file for scorer in entry.scorers.values() for file in weights(plan, scorer.weights)]
+        scorers = [weights(plan, entry.scorers[name].weights) for name in sorted(entry.scorers)]
         return {
             **{"images": images, "extractor": [], "reference": []},
             "prompts": [plan.file("record", asset=asset)],
-            "scorers": scorers,
+            "scorers": [file for files in scorers for file in files],
         }
     return {
         "images": images,
@@ -190,8 +211,8 @@ def _figure(plan: Plan, table: str) -> Files:
     }
 
 
-def _claims(plan: Plan) -> Files:
-    cells = (key for claim in plan.claims for keys in claim.cells for key in keys)
+def _claims(plan: Plan, claims: str) -> Files:
+    cells = (key for claim in plan.claims_of(claims) for keys in claim.cells for key in keys)
     return {"metrics": list(dict.fromkeys(map(plan.metrics, cells)))}
 
 
@@ -208,6 +229,8 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "adopt": _adopt,
     "reembed": _reembed,
     "train": _train,
+    "export": _export,
+    "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
     "score": _score,

@@ -17,9 +17,15 @@ OUTPUTS = {
     "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
+    "export": {
+        "lora": "<results>/{run}/{seed}/export/pytorch_lora_weights.safetensors",
+        "target_embedder": "<results>/{run}/{seed}/export/target_embedder.safetensors",
+        "one_file": "<results>/{run}/{seed}/export/one-file/pytorch_lora_weights.safetensors",
+    },
+    "pipeline": {"pipeline": "<results>/{run}/{seed}/pipeline/model_index.json"},
     "table": {"csv": "<results>/{table}.csv", "markdown": "<results>/{table}.md"},
     "figure": {"png": "<results>/{table}.png"},
-    "claims": {"claims": "<results>/claims.csv", "claims_markdown": "<results>/claims.md"},
+    "claims": {"claims": "<results>/{claims}.csv", "claims_markdown": "<results>/{claims}.md"},
     "report": {"page": "<results>/report.html"},
 }
 """Stage -> kind of file that it makes -> path, with path variables in <> and wildcards in {}.
@@ -38,11 +44,13 @@ SPECS = {
     "reembed": "{run}",
     "train": "{run}/{seed}",
     "bench": "bench",
+    "export": "{run}",
+    "pipeline": "{run}",
     "sample": "{run}/{sampler}-{steps}/{images}",
     "reference": "{protocol}",
     "score": "{run}/{seed}/{sampler}-{steps}/{protocol}",
     "table": "{table}",
-    "claims": "claims",
+    "claims": "{claims}",
     "report": "report",
     "costs": "costs",
 }

@@ -88,6 +88,42 @@ def _reembed(plan: Plan, run: str) -> Strict:
     return specs.ReembedSpec(method=entry.method, backbone=entry.backbone, reembed=entry.entry.reembed)
 
 
+def _export(plan: Plan, run: str) -> Strict:
+    entry, base = plan.runs[run], plan.base(run)
+    origin = plan.run(base.entry.reembed.of) if base.entry.reembed else base
+    dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
+    asset = origin.published.asset if origin.published else dataset.asset
+    assert isinstance(entry.backbone, Sd3)
+    return specs.ExportSpec(
+        method=entry.method,
+        variant=entry.variant,
+        backbone=entry.backbone,
+        guidance=entry.guidance,
+        licence=plan.config.assets[asset].licence,
+    )
+
+
+def _pipeline(plan: Plan, run: str) -> Strict:
+    entry = plan.runs[run]
+    where = f"{entry.place}.backbone"
+    if entry.adopted:
+        raise ConfigError(f"{where}: published weights have a folder of diffusers already; use that")
+    if not isinstance(entry.backbone, Sd3) or entry.backbone.lora or entry.backbone.target_time:
+        raise ConfigError(f"{where}: {entry.network} is no plain SD3, of which diffusers has a pipeline")
+    encoder = plan.parts.text_encoders[entry.text_encoder or ""]
+    decoder, network = plan.network(entry.tokenizer.weights), plan.network(encoder.weights)
+    if decoder is None or network is None:
+        raise ConfigError(f"{where}: its tokenizer or its text encoder is not trained here")
+    return specs.PipelineSpec(
+        method=entry.method,
+        backbone=entry.backbone,
+        latents=_latents(plan, entry.recipe.latents),
+        decoder=decoder,
+        text=encoder,
+        encoder=network,
+    )
+
+
 def _train(plan: Plan, run: str, seed: str) -> Strict:
     entry = plan.runs[run]
     captions = plan.parts.latents[entry.recipe.latents].dataset
@@ -223,12 +259,13 @@ def _scale(runs: Iterable[Run]) -> str:
     return "/".join(sorted(scales - {"toy"} or scales)) or "paper"
 
 
-def _claims(plan: Plan) -> Strict:
-    keys = [key for entry in plan.claims for cells in entry.cells for key in cells]
-    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in plan.claims}
+def _claims(plan: Plan, claims: str) -> Strict:
+    chosen = plan.claims_of(claims)
+    keys = [key for entry in chosen for cells in entry.cells for key in cells]
+    left = {entry.claim.id: plan.run(entry.claim.left.method) for entry in chosen}
     return specs.ClaimsSpec(
-        claims=[entry.claim for entry in plan.claims],
-        cells={entry.claim.id: entry.cells for entry in plan.claims},
+        claims=[entry.claim for entry in chosen],
+        cells={entry.claim.id: entry.cells for entry in chosen},
         seeds=plan.config.claim_seeds,
         toys=[name for name, run in left.items() if run.recipe.scale == "toy"],
         scale=_scale(plan.run(key.method, key.variant) for key in keys),
@@ -290,6 +327,8 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "reembed": _reembed,
     "train": _train,
     "bench": _bench,
+    "export": _export,
+    "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
     "score": _score,

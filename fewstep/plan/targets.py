@@ -84,7 +84,7 @@ def _wrong_part(plan: Plan, target: str) -> str | None:
 def _nearest(plan: Plan, target: str, rules: list[str]) -> str | None:
     """The target that is nearest to a name: by the file's own name, or by all of its path."""
     # Of equal names the first: a table comes before a file of the same stem.
-    files = [plan.parts_of(table)[0] for table in [*plan.config.tables, "claims", "report"]]
+    files = [plan.parts_of(table)[0] for table in [*plan.config.tables, *plan.names["claims"], "report"]]
     files += [plan.path(f"<results>/{stem}.csv") for stem in ("plan", "bench")]
     files += [plan.file("record", asset=name) for name in plan.config.assets]
     files += [plan.file("manifest", latents=name) for name in plan.parts.latents]

@@ -94,6 +94,17 @@ class TinyClassifier(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(32, 3))
 
 
+class TinyClip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = nn.Sequential(nn.Flatten(), nn.Linear(32, 5))
+        self.captions = nn.Embedding(3, 5)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images(images), self.captions(y), self.scale
+
+
 @pytest.fixture
 def gaussian_batch() -> Batch:
     draws = torch.Generator().manual_seed(0)
@@ -154,7 +165,7 @@ def tiny() -> Callable[[str], nn.Module]:
 
     def make(name: str) -> nn.Module:
         flow = TinyHeads if methods.parameter_classes()[name].outputs == (2,) else TinyFlow
-        kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier}
+        kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier, "contrast": TinyClip}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             return kinds.get(name, flow)()

@@ -20,8 +20,12 @@ NAMES = list(methods.parameter_classes())
 FLOWS = [name for name, params in methods.parameter_classes().items() if params.kind == "flow"]
 
 
+SMALL = {"contrast": {"group": 4}}
+"""What is changed for a batch of 8."""
+
+
 def build(name, **given):
-    return methods.build(methods.parameter_classes()[name](**given))
+    return methods.build(methods.parameter_classes()[name](**SMALL.get(name, {}) | given))
 
 
 def context(step=0, rows=slice(None), teacher=None, **given) -> Context:
@@ -207,6 +211,30 @@ def test_scm_warms_up_the_tangent(tiny, tiny_batch):
     assert residual(0, True) == residual(0, False)
     assert residual(2, True) != residual(2, False)
     assert residual(4, False) == residual(9, False) != residual(2, False)
+
+
+def test_contrast_is_within_groups_and_spreads_over_equal_captions():
+    """By hand: three rows, of which two have one caption; then a second group that is far away."""
+
+    class Net(nn.Module):
+        def forward(self, images, y):
+            directions = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+            return images.flatten(1), directions[y % 2], torch.tensor(2.0)
+
+    images = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    batch = Batch(images[:, :, None, None], images[:, :, None, None], torch.tensor([0, 0, 1]))
+    (loss,) = build("contrast", group=3).updates(0)
+    terms = loss(Net(), batch, context())
+    logits = 2 * images @ torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).T
+    target = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    rows = -(target * logits.log_softmax(1)).sum(1).mean()
+    columns = -(target * logits.log_softmax(0)).sum(0).mean()
+    torch.testing.assert_close(terms.loss, (rows + columns) / 2)
+    torch.testing.assert_close(terms.logs["accuracy"], torch.tensor(2 / 3))
+    twice = Batch(batch.x1.repeat(2, 1, 1, 1), batch.x0.repeat(2, 1, 1, 1), torch.tensor([0, 0, 1, 2, 2, 3]))
+    torch.testing.assert_close(loss(Net(), twice, context()).loss, terms.loss)
+    with pytest.raises(ValueError, match=r"loss\.group: 4 rows"):
+        loss(Net(), Batch(*(each[:4] for each in (twice.x1, twice.x0, twice.y))), context())
 
 
 def test_scm_asks_for_its_weight(tiny, tiny_batch):

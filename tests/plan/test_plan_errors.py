@@ -762,7 +762,8 @@ def test_targets_that_can_be_made(demo_plan, paper_plan):
             check(plan, target)
     check(demo_plan, "results/demo/decm/freq-5/7/mix-3/digits.json")
     assert explain(paper_plan, "results/teacher/base/1/model.safetensors", []) == (
-        "target results/teacher/base/1/model.safetensors: weights that are not trained here have no seeds; use 0"
+        "target results/teacher/base/1/model.safetensors: weights that are not trained here have no seeds; "
+        "use 0"
     )
 
 

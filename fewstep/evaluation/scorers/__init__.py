@@ -1,0 +1,1 @@
+"""Scorers: networks that give each image a number that says how well it shows its prompt."""

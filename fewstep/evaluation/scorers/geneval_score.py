@@ -1,0 +1,46 @@
+"""GenEval's score, by a detector and GenEval's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from . import geneval
+from .geneval import Detection
+from .interface import Prompt, Scorer, SelfTest
+
+Detector = Callable[[Tensor], list[list[Detection]]]
+"""The objects of each image, of uint8 images (n, C, H, W) on the device."""
+
+
+class GenEvalScorer(Scorer):
+    """1 for an image that shows what its prompt asks for, else 0.
+
+    Args:
+        detector: finds objects with class, box, score and colour.
+    """
+
+    computes = "GenEval (arXiv 2310.11513): share of correct images, mean over tasks"
+
+    def __init__(self, name: str, sha256: str, device: torch.device | str, detector: Detector) -> None:
+        super().__init__(name, sha256, device)
+        self._detector = detector
+
+    def detections(self, images: Tensor) -> list[list[Detection]]:
+        """The objects of each image."""
+        return list(chain.from_iterable(self._batches(self._detector, images)))
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        found = zip(prompts, self.detections(images), strict=True)
+        return torch.tensor([float(not geneval.faults(prompt, one)) for prompt, one in found])
+
+    def overall(self, values: Sequence[float], prompts: Sequence[Prompt]) -> dict[str, float]:
+        return {"": geneval.overall(values, prompts), **geneval.score_by_task(values, prompts)}
+
+    def faults(self, test: SelfTest) -> str:
+        if not any(self.detections(test.images)):
+            return "its detector finds nothing on the self-test's pictures"
+        return super().faults(test)

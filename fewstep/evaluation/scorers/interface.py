@@ -1,0 +1,102 @@
+"""What a scorer is: images and their prompts to numbers, with a card, and a test before it is used."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.memory import FittingBatches, place
+
+Prompt = Mapping[str, Any]
+"""A line of a set of prompts: `prompt`, and for GenEval `tag`, `include` and `exclude`."""
+ROWS = 250
+"""Most images that go through a scorer's network at once."""
+RIGHT = 0.75
+"""Share of the self-test's pictures whose own prompt must score above another one.
+
+A scorer that guesses reaches it on 32 pictures in one of 300 cases.
+"""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Pictures with their prompts, and for each another prompt, which it does not show."""
+
+    images: Tensor
+    """uint8 (n, C, H, W)."""
+    own: Sequence[Prompt]
+    others: Sequence[Prompt]
+
+
+class Scorer(ABC):
+    """A scorer of images with prompts.
+
+    Args:
+        name: of its metrics, as in the protocol.
+        sha256: of the file of its weights.
+        device: that its network is on.
+    """
+
+    computes: str
+    """What the number is, in words."""
+
+    def __init__(self, name: str, sha256: str, device: torch.device | str) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.device = torch.device(device)
+        self._fitting = FittingBatches(f"scorer {name}", ROWS)
+
+    @property
+    def card(self) -> dict[str, str]:
+        """What stands beside its numbers in a metrics file."""
+        return {"sha256": self.sha256, "computes": self.computes}
+
+    @abstractmethod
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """A number for each image, float32 (n,), on the CPU.
+
+        Args:
+            images: uint8 (n, C, H, W) on the host.
+            prompts: of each image.
+        """
+
+    def overall(self, values: Sequence[float], prompts: Sequence[Prompt]) -> dict[str, float]:
+        """The number of all images under "", and those of parts of them by name.
+
+        Args:
+            values: of each image.
+            prompts: of each image.
+        """
+        return {"": sum(values) / len(values)}
+
+    def faults(self, test: SelfTest) -> str:
+        """Why the scorer must not be used, as the test shows it; empty if nothing is wrong."""
+        own, others = (self(test.images, prompts) for prompts in (test.own, test.others))
+        if not bool(torch.isfinite(torch.stack([own, others])).all()):
+            return "its self-test gives NaN or infinity"
+        right, count = int((own > others).sum()), len(own)
+        if right < RIGHT * count:
+            return f"its self-test: of {count} pictures only {right} score higher with their own prompt"
+        return ""
+
+    def _batches(self, function: Callable[[Tensor], Any], images: Tensor) -> list[Any]:
+        """``function`` of parts of the images, on the device, as many at once as fit."""
+        given = place(images, self.device)
+        return self._fitting(lambda part: function(given[part.start : part.stop]), range(len(images)))
+
+
+def in_shape(images: Tensor, shape: Sequence[int], what: str) -> Tensor:
+    """uint8 images (n, C, H, W) as a network takes them: float32 in [-1, 1], grey ones in all its channels.
+
+    Raises:
+        ValueError: images of another size or number of channels than ``shape``, (C, H, W).
+    """
+    channels, *size = shape
+    if images.shape[1] not in (1, channels) or list(images.shape[2:]) != size:
+        raise ValueError(f"{what} takes images {tuple(shape)}, not {tuple(images.shape[1:])}")
+    return images.expand(-1, channels, -1, -1).float() / 127.5 - 1

@@ -1,0 +1,111 @@
+"""Real scenes with their prompts: what scorers are tested on before use, and the bounds of their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.array_files import open_npz
+from ...config import ConfigError
+from ...data.asset_files import Record, read_record
+from .cell_detector import Picture
+from .interface import Prompt, Scorer, SelfTest
+
+PICTURES = 32
+"""Pictures of a self-test."""
+EMPTY = "empty"
+"""What the list of pictures calls a cell without one."""
+
+
+class RealScenes(NamedTuple):
+    """Real scenes whose captions are among a set of prompts."""
+
+    images: Tensor
+    """uint8 (n, C, H, W)."""
+    prompts: list[Prompt]
+    """Of each scene."""
+
+
+def read_pictures(record: Path) -> list[Picture]:
+    """Object and colour of each class of cells, in the asset of the prompts.
+
+    Raises:
+        ConfigError: the asset has no scenes, or its file is damaged.
+    """
+    pictures = json.loads(_scenes(record).verified("captions.json")[0].read_bytes())["pictures"]
+    return [None if name == EMPTY else (name, colour) for name, colour in pictures]
+
+
+def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = None) -> RealScenes:
+    """The scenes of the asset of the prompts whose caption is one of them, in the asset's order.
+
+    Args:
+        prompts: the lines of the set.
+        of_each: the most scenes of a prompt; they then come prompt by prompt.
+
+    Raises:
+        ConfigError: the asset has no scenes, or a file of it is damaged.
+    """
+    opened = _scenes(record)
+    captions = json.loads(opened.verified("captions.json")[0].read_bytes())["captions"]
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    by_label = {numbers[line["prompt"]]: line for line in reversed(prompts) if line["prompt"] in numbers}
+    with open_npz(opened.verified("scenes.npz")[0]) as content:
+        labels = content["labels"]
+        chosen = np.flatnonzero(np.isin(labels, list(by_label)))
+        if of_each is not None:
+            chosen = np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in by_label])
+        images = torch.from_numpy(content["images"][chosen]).permute(0, 3, 1, 2).contiguous()
+    return RealScenes(images, [by_label[label] for label in labels[chosen].tolist()])
+
+
+def self_test(record: Path, prompts: Sequence[Prompt]) -> SelfTest:
+    """Scenes of prompts of all kinds, each with its own prompt and with one of other objects.
+
+    Raises:
+        ConfigError: as for `read_scenes`; no two prompts without a common object have scenes.
+    """
+    scenes = read_scenes(record, prompts, of_each=1)
+    there = len(scenes.prompts)
+    asked = min(there, PICTURES)
+    places, others = [], []
+    for place in (there * number // asked for number in range(asked)):
+        own = scenes.prompts[place]
+        following = scenes.prompts[place + 1 :] + scenes.prompts[:place]
+        other = next((one for one in following if _objects(one).isdisjoint(_objects(own))), None)
+        if other is not None:
+            places.append(place)
+            others.append(other)
+    if not places:
+        raise ConfigError(f"{record}: has no scenes of two prompts without a common object, to test scorers")
+    return SelfTest(scenes.images[places], [scenes.prompts[place] for place in places], others)
+
+
+def bounds(scorer: Scorer, scenes: RealScenes) -> tuple[float, float]:
+    """The score of real scenes with their own prompts, and with those of others: a ceiling and a floor."""
+    half = len(scenes.prompts) // 2
+    rolled = [*scenes.prompts[half:], *scenes.prompts[:half]]
+    own, other = (
+        scorer.overall(scorer(scenes.images, prompts).tolist(), prompts)[""]
+        for prompts in (scenes.prompts, rolled)
+    )
+    return own, other
+
+
+def _objects(prompt: Prompt) -> set[str]:
+    return {group["class"] for group in prompt.get("include") or []}
+
+
+def _scenes(record: Path) -> Record:
+    opened = read_record(record)
+    if "scenes.npz" not in opened.names(".npz"):
+        raise ConfigError(
+            f"{record}: has no scenes.npz: the prompts' asset must have pictures for the scorers' self-test"
+        )
+    return opened
