@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="text to image needs the extra [t2i]"
 pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
 
 from tiny_pipeline_folder import save_pipeline
-from tiny_sd3 import Exported, exported, reembedded, save_student, save_teacher
+from tiny_sd3 import Exported, exported, reembedded, save_student
 
 from fewstep.config.backbones import Lora, Sd3
 

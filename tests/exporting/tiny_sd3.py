@@ -11,7 +11,6 @@ from torch import nn
 from fewstep import export, reembed
 from fewstep.backbones import build
 from fewstep.backbones.model_file import load_base, load_model, save_model
-from fewstep.backbones.reembedding import sinusoids
 from fewstep.common.files import sha256
 from fewstep.config import dump
 from fewstep.config.backbones import Lora, Sd3
