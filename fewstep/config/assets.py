@@ -40,7 +40,7 @@ class Scenes(Strict):
     """A draw of scenes of OpenMoji pictures with captions, by data.scenes."""
 
     count: Count = Field(
-        ge=120, le=1_000_000, description="scenes; from 7,800 on, every caption that is not held out occurs"
+        ge=120, le=1_000_000, description="scenes; from 9,120 on, every caption that is not held out occurs"
     )
     seed: int = Field(ge=0, lt=1 << 32)
     held_out: float = Field(

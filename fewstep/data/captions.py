@@ -89,5 +89,10 @@ def _prompts(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
         where = f"{path}: line {number}"
         content = json_object(line, where)
         caption_of(content, "prompt", where)
-        parse(Prompt, content, where)
+        parsed = parse(Prompt, content, where)
+        for place, part in enumerate(parsed.include):
+            if part.position is not None and not 0 <= part.position[1] < place:
+                raise ConfigError(
+                    f"{where}: include.{place}.position: {part.position[1]} is no earlier entry"
+                )
         yield content

@@ -7,11 +7,16 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from fewstep import encode
 from fewstep.config import dump
+from fewstep.config.assets import Asset
 from fewstep.config.base import Strict
 from fewstep.config.settings import Dataset, Latents, Tokenizer
 from fewstep.config.specs import EncodeSpec, LatentCard
+from fewstep.data.asset_files import Record, read_record
+from fewstep.data.fetching import fetch_asset
 
 DIGITS = Dataset(asset="digits", format="digits", resolution=8, channels=1, classes=10, images=1797)
 
@@ -78,3 +83,21 @@ def tar_of(members: dict[str, bytes]) -> bytes:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return stream.getvalue()
+
+
+def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    """An image of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "png")
+    return stream.getvalue()
+
+
+def record_of(folder: Path, files: dict[str, bytes]) -> Record:
+    """A fetched asset `mine` of these files, in ``folder``."""
+    for name, content in files.items():
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    record = folder / "assets/mine.json"
+    fetch_asset("mine", Asset(kind="local", licence="own", path=str(folder / "images")), record)
+    return read_record(record)

@@ -20,12 +20,15 @@ from fewstep.backbones import build
 from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest
+from fewstep.config.assets import Asset
 from fewstep.config.backbones import ConvAutoencoder
 from fewstep.config.settings import Latents, Tokenizer, Weights
 from fewstep.config.specs import EncodeSpec
 from fewstep.data import shards as shards_module
 from fewstep.data.asset_files import read_record
 from fewstep.data.encoding import ChannelStatistics, merge_shards, split
+from fewstep.data.fetching import fetch_asset
+from fewstep.data.manifest import known_normalisation
 from fewstep.data.shards import LatentShards
 from fewstep.data.sources import open_source
 from fewstep.data.tokenizers import open_tokenizer
@@ -243,11 +246,9 @@ def test_impossible_shapes_and_kinds_are_refused(digits_record: Path, tmp_path: 
     assert not made.shards[0].exists()
 
 
-def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
+def tiny_vae(folder: Path, **config: Any) -> tuple[Any, Path]:
+    """A diffusers autoencoder, and the record of the folder that has it in a folder ``vae``, as SD3 does."""
     from diffusers import AutoencoderKL
-
-    from fewstep.config.assets import Asset
-    from fewstep.data.fetching import fetch_asset
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -255,17 +256,21 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-        latent_channels=4,
+        **config,
     )
-    vae.save_pretrained(tmp_path / "vae")
-    record = tmp_path / "assets/vae.json"
-    fetch_asset("vae", Asset(kind="local", licence="own", path=str(tmp_path / "vae")), record)
+    vae.save_pretrained(folder / "model/vae")
+    record = folder / "assets/vae.json"
+    fetch_asset("vae", Asset(kind="local", licence="own", path=str(folder / "model")), record)
+    return vae.eval(), record
+
+
+VAE_FILE = Weights(asset="vae", file="vae/diffusion_pytorch_model.safetensors")
+
+
+def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
+    vae, record = tiny_vae(tmp_path, latent_channels=4)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
-    make = {
-        "kind": "sd-vae",
-        "shape": [4, 8, 8],
-        "weights": Weights(asset="vae", file="diffusion_pytorch_model.safetensors"),
-    }
+    make = {"kind": "sd-vae", "shape": [4, 8, 8], "weights": VAE_FILE}
     mean = open_tokenizer(Tokenizer(**make), record, None)
     sample = open_tokenizer(Tokenizer(**make, posterior="sample"), record, None)
     with torch.no_grad():
@@ -281,6 +286,38 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
         )
         decoded = mean.decode(drawn)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
+
+
+def test_sd3s_autoencoder_has_16_channels_a_shift_and_no_quant_convs(tmp_path: Path) -> None:
+    """SD3's latents are (z - shift_factor) scaling_factor, of the config of its autoencoder."""
+    shift, scaling = 0.0609, 1.5305
+    vae, record = tiny_vae(
+        tmp_path,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=shift,
+        scaling_factor=scaling,
+    )
+    assert vae.quant_conv is None and vae.post_quant_conv is None
+    tokenizer = Tokenizer(
+        kind="sd-vae",
+        shape=[16, 8, 8],
+        weights=VAE_FILE,
+        statistics="given",
+        mean=[shift] * 16,
+        std=[1 / scaling] * 16,
+    )
+    codec = open_tokenizer(tokenizer, record, None)
+    normalisation = known_normalisation(tokenizer, record)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latents = normalisation.normalise(codec.encode(images, range(2)))
+        expected = (vae.encode(images).latent_dist.mean - shift) * scaling
+        torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
+        decoded = vae.decode(expected / scaling + shift).sample.clamp(-1, 1)
+        found = codec.decode(normalisation.denormalise(latents))
+    torch.testing.assert_close(found, decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_a_changed_image_of_shards_too_large_to_hash_is_refused(

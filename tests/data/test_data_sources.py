@@ -8,37 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_factories import tar_of
+from data_factories import png, record_of, tar_of
 from PIL import Image
 
 from fewstep.config import ConfigError
-from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
-from fewstep.data.asset_files import Record, read_record
-from fewstep.data.fetching import fetch_asset
+from fewstep.data.asset_files import Record
 from fewstep.data.image_files import adm_crop
 from fewstep.data.sources import open_source
-
-
-def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, color).save(stream, "png")
-    return stream.getvalue()
 
 
 def dataset(**change: object) -> Dataset:
     base = {"asset": "mine", "format": "imagefolder", "resolution": 8, "classes": 2, "images": 3}
     return Dataset.model_validate({**base, **change})
-
-
-def record_of(tmp_path: Path, files: dict[str, bytes]) -> Record:
-    for name, content in files.items():
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    record = tmp_path / "assets/mine.json"
-    fetch_asset("mine", Asset(kind="local", licence="own", path=str(tmp_path / "images")), record)
-    return read_record(record)
 
 
 @pytest.fixture
