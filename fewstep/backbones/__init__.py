@@ -44,9 +44,8 @@ def use_text(net: nn.Module, store: Any) -> None:
     """Let a bare network whose conditions are captions look them up in ``store`` (data/text_store.py).
 
     Raises:
-        ValueError: its conditions are no captions.
+        ValueError: its conditions are no captions, or those of the store do not fit it.
     """
     if not hasattr(net, "text"):
         raise ValueError(f"--text: {type(net).__name__} takes no captions")
-    # Past nn.Module, which would make a module of it: the store is no part of the network's state.
-    object.__setattr__(net, "text", store)
+    net.text = store

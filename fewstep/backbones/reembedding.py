@@ -18,6 +18,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
 from ..common.cli import first_few
+from ..common.files import sha256
 from ..config import digest
 from ..config.methods import Reembed
 from ..config.specs import ReembedSpec
@@ -65,7 +66,7 @@ def reembed_model(spec: ReembedSpec, model: Path, out: Path) -> None:
     about = {
         "method": spec.method,
         "spec": digest(spec),
-        "origin": {"sha256": card["sha256"]},
+        "origin": {"sha256": sha256(model)},
         "reembed": fit,
     }
     save_model(out, made, spec.backbone, kept | about)

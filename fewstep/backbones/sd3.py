@@ -21,6 +21,8 @@ from ..config import backbones as specs
 from ..core.precision import full_precision, upcast
 from .layers import zero
 
+Captions = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Context (B, L, D) and pooled embedding (B, P) of captions y (B,), int64: data/text_store.py."""
 TIMESTEPS = 1000
 """SD3's timestep at the noise."""
 
@@ -72,8 +74,6 @@ class Sd3(nn.Module):
     they and the embedding of the target time are trained.
     """
 
-    text: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-    """Context (B, L, D) and pooled embedding (B, P) of captions y (B,), int64; see `backbones.use_text`."""
     trained: frozenset[str] | None
     """Names of the weights that are trained, where others are frozen."""
 
@@ -97,8 +97,8 @@ class Sd3(nn.Module):
             qk_norm="rms_norm" if spec.qk_norm else None,
         )
         TwoTimes.adopt(self.transformer.time_text_embed, spec.time_scale, spec.target_time)
-        self.target_time = spec.target_time
-        self.text = None
+        self.spec = spec
+        self._text: Captions | None = None
         self.trained = None
         if spec.lora is not None:
             from .lora import add_adapters
@@ -111,6 +111,23 @@ class Sd3(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.transformer.transformer_blocks
+
+    @property
+    def text(self) -> Captions | None:
+        """What `backbones.use_text` has set; no part of the state dict."""
+        return self._text
+
+    @text.setter
+    def text(self, store: Captions) -> None:
+        """Raises a ValueError if a store has embeddings of other widths than the network."""
+        content = getattr(store, "content", None)  # a plain function has none
+        wanted = self.spec.context, self.spec.pooled
+        if content is not None and (found := (content.context[-1], content.pooled)) != wanted:
+            raise ValueError(
+                f"captions of widths {found[0]} and {found[1]} do not fit backbone.context {wanted[0]} and "
+                f"backbone.pooled {wanted[1]}"
+            )
+        self._text = store
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
         """Evaluate the network.
@@ -132,7 +149,7 @@ class Sd3(nn.Module):
         dtype = self.transformer.context_embedder.weight.dtype
         context, pooled = (embedding.to(dtype) for embedding in self.text(y))
         times = upcast(t)
-        if self.target_time and s is not None:
+        if self.spec.target_time and s is not None:
             times = torch.stack([times, upcast(s)], dim=1)
         (velocity,) = self.transformer(
             x,

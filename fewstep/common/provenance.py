@@ -23,7 +23,9 @@ LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
 SAMPLING = ("evaluation.generation", "data.tokenizers")
-SCORING = {"features": "evaluation.scoring", "prompts": "evaluation.prompt_scoring"}
+FEATURES = "feature-metrics"
+"""The kind of a protocol that does not say it."""
+SCORING = {FEATURES: "evaluation.scoring", "prompt-scores": "evaluation.prompt_scoring"}
 """Kind of a protocol -> the module that scores by it."""
 
 
@@ -81,7 +83,7 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     training, score = metrics.get("code"), metrics.get("score_code")
     if training is not None and (None in (kind, loss) or training != training_digest(loss, kind)):
         return True
-    protocol = metrics.get("protocol", {}).get("kind", "features")
+    protocol = metrics.get("protocol", {}).get("kind", FEATURES)
     return score is not None and score != score_digest(kind, protocol)
 
 

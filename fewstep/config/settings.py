@@ -14,6 +14,7 @@ Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
 
 
+Scale = Literal["paper", "small", "demo", "toy"]
 Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
@@ -440,7 +441,7 @@ class Train(Strict):
 class Recipe(Strict):
     """Data, network, guidance, training budget and evaluation of a family of runs."""
 
-    scale: Literal["paper", "small", "demo", "toy"] = Field(
+    scale: Scale = Field(
         description="toy: as small in the paper itself, and one and the same under every preset"
     )
     latents: Annotated[str, Ref("latents")]

@@ -192,7 +192,7 @@ AnyScoreSpec = ScoreSpec | PromptScoreSpec
 def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:
     """Which of both the content of a spec's file is, by the kind of its protocol."""
     protocol = raw.get("protocol")
-    prompts = isinstance(protocol, Mapping) and protocol.get("kind") == "prompts"
+    prompts = isinstance(protocol, Mapping) and protocol.get("kind") == "prompt-scores"
     return PromptScoreSpec if prompts else ScoreSpec
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from .base import Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
-from .settings import Metric
+from .settings import Metric, Scale
 from .text import PROMPT_METRICS, PromptMetric
 
 Numbers = list[float | None]
@@ -195,6 +195,9 @@ class Claim(Strict):
     seeds: Literal["all", "first"] | Seeds = Field(
         default="all",
         description="first: only the tables' seeds, for ablations too dear to repeat; or seeds of its own",
+    )
+    scales: list[Scale] = Field(
+        default=[], description="of the recipes whose results it is about; empty: every scale"
     )
     miniature: Literal["holds", "fails", "varies"] = Field(
         default="holds", description="what the demo is known to show; the paper's claim stays as it is"

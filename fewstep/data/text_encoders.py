@@ -88,18 +88,19 @@ def open_text_encoder(
     return Sd3Text(pipe, encoder, hashes, width, device)
 
 
-def sd3_text_parts(encoder: TextEncoder, weights: Path) -> dict[str, Any]:
+def sd3_text_parts(encoder: TextEncoder, weights: Path, backbone: Backbone | None = None) -> dict[str, Any]:
     """Tokenizers and text encoders of a StableDiffusion3Pipeline by their names there; without T5 None.
 
     The networks are in the dtype of ``encoder``, frozen and in evaluation mode.
 
     Args:
         weights: a model file of this workflow (kind clip), or the record of a fetched asset (kind sd3).
+        backbone: network of a CLIP.
 
     Raises:
         ConfigError: as for `open_text_encoder`.
     """
-    pipe, _, _ = _pipeline(encoder, weights, None)
+    pipe, _, _ = _pipeline(encoder, weights, backbone)
     return {name: getattr(pipe, name) for name in (*TOKENIZERS, *ENCODERS)}
 
 

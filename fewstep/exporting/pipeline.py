@@ -74,7 +74,7 @@ def export_pipeline(
     assert isinstance(net, Sd3)
     if not isinstance(autoencoder, KlAutoencoder):
         raise ValueError(f"{tokenizer}: backbone.kind: {spec.decoder.kind}, not kl-autoencoder")
-    parts = sd3_text_parts(spec.text, encoder)
+    parts = sd3_text_parts(spec.text, encoder, spec.encoder)
     clips = [parts["text_encoder"].config, parts["text_encoder_2"].config]
     for key, found, wanted in (
         ("context", backbone.context, sum(clip.hidden_size for clip in clips)),
@@ -115,8 +115,9 @@ def normalising(vae: AutoencoderKL, normalisation: Normalisation) -> Autoencoder
     Args:
         vae: without convolutions behind the encoder and before the decoder.
     """
+    sizes = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     own = {"use_quant_conv": True, "use_post_quant_conv": True, "scaling_factor": 1.0, "shift_factor": 0.0}
-    made = AutoencoderKL.from_config({**vae.config, **own})
+    made = AutoencoderKL(**sizes | own)
     made.load_state_dict(vae.state_dict(), strict=False)
     mean, std = (torch.tensor(values) for values in (normalisation.mean, normalisation.std))
     gain = normalisation.multiplier / std

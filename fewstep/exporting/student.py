@@ -27,6 +27,7 @@ from ..backbones.model_file import load_model
 from ..backbones.reembedding import read_embedder, sinusoids
 from ..backbones.sd3 import TIMESTEPS
 from ..common.cli import first_few
+from ..common.files import sha256
 from ..config.backbones import Sd3
 from ..config.base import digest
 from ..config.specs import ExportSpec
@@ -52,20 +53,25 @@ class Base:
     """What an export reads of the network below the adapters."""
 
     path: Path
+    sha256: str
     embedder: TimestepEmbedding
     card: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> Base:
+    def read(cls, path: Path, wanted: str | None, named_by: str) -> Base:
         """Read it from a model file.
 
+        Args:
+            wanted: SHA-256 of the file.
+            named_by: where that stands, for the message.
+
         Raises:
-            ValueError: damage, or a network that is no SD3.
+            ValueError: another file, or damage.
         """
+        if (found := sha256(path)) != wanted:
+            raise ValueError(f"{path}: has sha256 {found}, but {named_by} has {wanted}")
         tensors, card = load_model(path)
-        if card["backbone"]["kind"] != "sd3":
-            raise ValueError(f"{path}: backbone.kind: {card['backbone']['kind']}, not sd3")
-        return cls(path, read_embedder(tensors), card)
+        return cls(path, found, read_embedder(tensors), card)
 
     @property
     def time_scale(self) -> float:
@@ -85,21 +91,18 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
             embedding that cannot be fitted within ``spec.limit``.
     """
     adapters, embedded, card = read_student(spec, model)
-    below = Base.read(base)
-    _check_belongs(model, "base", card.get("base"), below)
-    own = below
-    if below.time_scale != TIMESTEPS:
-        own = _origin(below, origin)
+    below = Base.read(base, card.get("base"), f"the base of {model}")
+    own = below if below.time_scale == TIMESTEPS else _origin(below, origin)
     lora = spec.backbone.lora
     assert lora is not None
     about = {
         "method": spec.method,
         "variant": spec.variant,
         "seed": card.get("seed"),
-        "student": card["sha256"],
+        "student": sha256(model),
         "spec": card.get("spec"),
         "export": digest(spec),
-        "base": {key: own.card[key] for key in ("sha256", "status", "source") if key in own.card},
+        "base": {"sha256": own.sha256, "status": own.card["status"], "source": own.card.get("source")},
         "guidance": spec.guidance and spec.guidance.model_dump(mode="json"),
         "licence": spec.licence,
         "lora": lora.model_dump(mode="json"),
@@ -165,11 +168,6 @@ def read_student(
     return adapters, embedded, card
 
 
-def _check_belongs(path: Path, key: str, found: object, to: Base) -> None:
-    if found != to.card["sha256"]:
-        raise ValueError(f"{path}: {key}: belongs to the model with sha256 {found}, but {to.path} is another")
-
-
 def _origin(base: Base, origin: Path | None) -> Base:
     """The network from which ``base`` differs in its time embedding alone.
 
@@ -183,8 +181,7 @@ def _origin(base: Base, origin: Path | None) -> Base:
         )
     if origin is None:
         raise ValueError(f"{base.path}: its time is embedded anew: give the model it was made from, --origin")
-    own = Base.read(origin)
-    _check_belongs(base.path, "origin", base.card["origin"]["sha256"], own)
+    own = Base.read(origin, base.card["origin"]["sha256"], f"the origin of {base.path}")
     if own.time_scale != TIMESTEPS:
         raise ValueError(f"{origin}: time_scale {own.time_scale:g} is not SD3's own, {TIMESTEPS}")
     return own

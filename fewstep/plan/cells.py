@@ -134,6 +134,8 @@ class Resolver:
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
             return None
+        if claim.scales and not {run.recipe.scale for run in runs} <= set(claim.scales):
+            return None
         if len({run.recipe.scale == "toy" for run in runs}) > 1:
             self.mistakes.add(f"{where}: toys cannot be compared with others")
         for cell, run in zip(sides, runs, strict=True):

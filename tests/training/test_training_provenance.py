@@ -12,11 +12,13 @@ import pytest
 from configs import ROOT
 
 from fewstep.common import provenance
-from fewstep.common.provenance import is_stale, score_digest, training_digest
+from fewstep.common.provenance import FEATURES, is_stale, sampling_digest, score_digest, training_digest
 from fewstep.config.backbones import Backbone
 
 TRAININGS = [("decm", "lightningdit"), ("scm", "lightningdit"), ("decm", "unet")]
-SCORES = ["lightningdit", "unet"]
+SCORES = [("lightningdit", FEATURES), ("unet", FEATURES)]
+PROMPT_SCORES = [("unet", "prompt-scores")]
+UNET = {("unet", FEATURES), ("unet", "prompt-scores")}
 
 
 @pytest.fixture
@@ -25,10 +27,10 @@ def package(tmp_path) -> Path:
 
 
 def digests(package: Path) -> dict[object, str]:
-    for function in (training_digest, score_digest, provenance._source):
+    for function in (training_digest, sampling_digest, score_digest, provenance._source):
         function.cache_clear()
     found: dict[object, str] = {run: training_digest(*run, package) for run in TRAININGS}
-    return found | {kind: score_digest(kind, package) for kind in SCORES}
+    return found | {score: score_digest(*score, package) for score in [*SCORES, *PROMPT_SCORES]}
 
 
 def changed(package: Path, *names: str, text: str = "\nADDED = 1\n") -> set[object]:
@@ -43,7 +45,7 @@ def changed(package: Path, *names: str, text: str = "\nADDED = 1\n") -> set[obje
 
 
 def everything() -> set[object]:
-    return {*TRAININGS, *SCORES}
+    return {*TRAININGS, *SCORES, *PROMPT_SCORES}
 
 
 def test_a_digest_has_sixteen_digits_and_is_the_code_s_own(package):
@@ -66,6 +68,20 @@ def test_normalisation_of_latents_marks_trainings_and_scores(package):
 
 def test_metrics_mark_scores_only(package):
     assert changed(package, "core/frechet.py", "evaluation/frechet.py") == set(SCORES)
+    assert changed(package, "evaluation/metrics_file.py") == {*SCORES, *PROMPT_SCORES}
+
+
+def test_scorers_of_prompts_mark_their_own_scores_only(package):
+    assert changed(package, "evaluation/scorers/geneval.py") == set(PROMPT_SCORES)
+    assert changed(package, "evaluation/prompt_scoring.py") == set(PROMPT_SCORES)
+
+
+def test_sampling_is_not_done_anew_for_another_metric(package):
+    before = sampling_digest("unet", package)
+    changed(package, "evaluation/frechet.py", "evaluation/scorers/geneval.py")
+    assert sampling_digest("unet", package) == before
+    changed(package, "evaluation/samplers.py")
+    assert sampling_digest("unet", package) != before
 
 
 def test_a_loss_marks_its_own_trainings_only(package):
@@ -74,8 +90,8 @@ def test_a_loss_marks_its_own_trainings_only(package):
 
 
 def test_a_backbone_marks_its_own_trainings_and_scores_only(package):
-    assert changed(package, "backbones/unet.py") == {("decm", "unet"), "unet"}
-    assert changed(package, "backbones/lightningdit.py") == everything() - {("decm", "unet"), "unet"}
+    assert changed(package, "backbones/unet.py") == {("decm", "unet"), *UNET}
+    assert changed(package, "backbones/lightningdit.py") == everything() - {("decm", "unet"), *UNET}
 
 
 @pytest.mark.parametrize(
@@ -104,23 +120,26 @@ def test_a_module_that_is_imported_anew_counts(package):
 
 def test_every_kind_of_backbone_has_modules():
     kinds = {get_args(model.model_fields["kind"].annotation)[0] for model in get_args(get_args(Backbone)[0])}
-    assert all(score_digest(kind) for kind in kinds)
+    assert all(score_digest(kind, FEATURES) for kind in kinds)
 
 
 def test_a_method_or_backbone_without_source_is_refused(package):
     with pytest.raises(ValueError, match=r"unknown method 'unheard'"):
         training_digest("unheard", "lightningdit", package)
     with pytest.raises(ValueError, match="unknown backbone 'unheard'"):
-        score_digest("unheard", package)
+        score_digest("unheard", FEATURES, package)
 
 
 def test_what_is_stale():
-    good = {"code": training_digest("decm", "unet"), "score_code": score_digest("unet")}
+    good = {"code": training_digest("decm", "unet"), "score_code": score_digest("unet", FEATURES)}
     good |= {"backbone_kind": "unet", "model": {"loss": "decm"}}
     assert not is_stale(good)
     assert is_stale(good | {"code": "0" * 16}) and is_stale(good | {"score_code": "0" * 16})
     assert is_stale(good | {"model": {"loss": "scm"}}) and is_stale(good | {"model": {}})
     assert not is_stale(good | {"code": None, "model": {}}), "released weights"
+    prompts = good | {"protocol": {"kind": "prompt-scores"}}
+    assert is_stale(prompts)
+    assert not is_stale(prompts | {"score_code": score_digest("unet", "prompt-scores")})
 
 
 def test_the_end_of_the_dag_runs_without_torch():

@@ -14,6 +14,11 @@ from .interface import Prompt, Scorer, SelfTest
 
 Detector = Callable[[Tensor], list[list[Detection]]]
 """The objects of each image, of uint8 images (n, C, H, W) on the device."""
+RIGHT_OF_TASK = 0.5
+"""Share of the self-test's pictures of every task that must be right.
+
+A classifier that was trained with smoothed labels is never certain enough to count.
+"""
 
 
 class GenEvalScorer(Scorer):
@@ -43,4 +48,8 @@ class GenEvalScorer(Scorer):
     def faults(self, test: SelfTest) -> str:
         if not any(self.detections(test.images)):
             return "its detector finds nothing on the self-test's pictures"
+        by_task = geneval.score_by_task(self(test.images, test.own).tolist(), test.own)
+        for tag, accuracy in by_task.items():
+            if accuracy < RIGHT_OF_TASK:
+                return f"its self-test: of the pictures of {tag} only {accuracy:.0%} are right"
         return super().faults(test)

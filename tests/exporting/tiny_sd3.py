@@ -1,0 +1,130 @@
+"""Tiny SD3s as files: a teacher, a teacher with a smooth time, students of both, and what a pipeline needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep import export, reembed
+from fewstep.backbones import build
+from fewstep.backbones.model_file import load_base, load_model, save_model
+from fewstep.common.files import sha256
+from fewstep.config import dump
+from fewstep.config.backbones import Lora, Sd3
+from fewstep.config.base import Strict
+from fewstep.config.methods import Reembed
+from fewstep.config.settings import Guidance
+from fewstep.config.specs import ExportSpec, ReembedSpec
+
+SD3 = Sd3(
+    kind="sd3",
+    shape=[4, 8, 8],
+    layers=2,
+    heads=4,
+    head_width=16,
+    dual_attention=1,
+    positions=8,
+    context=32,
+    pooled=24,
+    target_time=False,
+)
+LORA = Lora(rank=8, alpha=32.0)
+SMOOTH = {"time_scale": 20.0}
+
+
+def write_spec(path: Path, spec: Strict) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump(spec), encoding="utf-8")
+    return str(path)
+
+
+def awake(net: nn.Module, scale: float = 0.05) -> nn.Module:
+    """A network in which no path is switched off by a weight that is zero at first."""
+    with torch.no_grad():
+        for weight in net.parameters():
+            if weight.requires_grad:
+                weight.add_(scale * torch.randn_like(weight))
+    return net
+
+
+def save_teacher(path: Path, card: dict[str, object] | None = None) -> Path:
+    """A teacher whose embedding of time is as smooth as a trained one's: fast sinusoids count for little."""
+    torch.manual_seed(1)
+    net = awake(build(SD3))
+    first = net.transformer.time_text_embed.timestep_embedder.linear_1
+    speed = 1000 * 10_000 ** (-torch.arange(128) / 128)
+    with torch.no_grad():
+        first.weight.mul_((1 / (1 + (speed / 8) ** 2)).repeat(2))
+    save_model(
+        path,
+        net.state_dict(),
+        SD3,
+        {"status": "trained", "latents": {}, "loss": "l", "code": "c"} | (card or {}),
+    )
+    return path
+
+
+def save_student(path: Path, base: Path, lora: Lora = LORA, seed: int = 2) -> tuple[Path, Sd3]:
+    """A student of the network in ``base``, as training writes one."""
+    time_scale = load_model(base)[1]["backbone"]["time_scale"]
+    spec = SD3.model_copy(update={"time_scale": time_scale, "target_time": True, "lora": lora})
+    torch.manual_seed(seed)
+    net = build(spec)
+    load_base(net, spec, base)
+    awake(net)
+    trained = {name: value for name, value in net.state_dict().items() if name in net.trained}
+    save_model(path, trained, spec, {"status": "trained", "base": sha256(base), "seed": 0, "spec": "5"})
+    return path, spec
+
+
+def reembedded(folder: Path, teacher: Path, **options: object) -> Path:
+    entry = Reembed.model_validate({"of": "teacher", "steps": 300} | options)
+    spec = ReembedSpec(method="smooth", backbone=SD3.model_copy(update=SMOOTH), reembed=entry)
+    out = folder / "smooth.safetensors"
+    reembed.main(
+        ["--spec", write_spec(folder / "reembed.json", spec), "--model", str(teacher), "--out", str(out)]
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class Exported:
+    lora: Path
+    target: Path
+    one: Path
+
+
+def exported(
+    folder: Path, student: Path, spec: Sd3, base: Path, origin: Path | None = None, limit: float = 0.05
+) -> Exported:
+    asked = ExportSpec(
+        method="decm",
+        variant="base",
+        backbone=spec,
+        guidance=Guidance(scale=4.0),
+        licence="CC BY-SA",
+        limit=limit,
+    )
+    files = Exported(
+        folder / "pytorch_lora_weights.safetensors",
+        folder / "target_embedder.safetensors",
+        folder / "one-file/pytorch_lora_weights.safetensors",
+    )
+    export.main(
+        [
+            *(
+                "--spec",
+                write_spec(folder / "export.json", asked),
+                "--model",
+                str(student),
+                "--base",
+                str(base),
+            ),
+            *("--origin", *([str(origin)] if origin else [])),
+            *("--target-embedder", str(files.target), "--one-file", str(files.one), "--out", str(files.lora)),
+        ]
+    )
+    return files

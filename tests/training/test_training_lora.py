@@ -1,0 +1,247 @@
+"""Adapters on a frozen network: only what trains is kept, the same training on any number of processes."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+import torch
+from child_processes import ranks, signal_at_step
+from safetensors.torch import load_file
+from tiny_pipeline import Call, refused, replaced
+from trained_files import close, curve, same, states
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from tiny_sd3 import ADAPTERS, TinyTrainings, inputs, network, sd3
+
+from fewstep.backbones import use_text
+from fewstep.backbones.lora import AdaptersOff
+from fewstep.backbones.model_file import load_model, load_network, save_model
+from fewstep.common.files import sha256
+from fewstep.config.backbones import Lora
+from fewstep.data.text_store import open_text
+from fewstep.training.state import STOPPED
+
+SHARDED = ("--shard", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory) -> TinyTrainings:
+    return TinyTrainings(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="module")
+def single(trainings, tmp_path_factory) -> Call:
+    """DE-CM by adapters in one process."""
+    call = trainings.train(trainings.spec(), tmp_path_factory.mktemp("single"))
+    call()
+    return call
+
+
+def test_the_file_holds_what_trains(trainings, single):
+    net = network(sd3(lora=ADAPTERS))
+    tensors, card = load_model(single.out)
+    assert tensors.keys() == net.trained
+    assert card["base"] == sha256(trainings.base)
+    assert card["text"]["digest"] == open_text(trainings.text, trainings.spec().text).digest
+    assert card["self_test"]["tangent_error"] < 1e-2 and card["flops_per_step"] > 0
+    trained = sum(tensor.numel() for tensor in tensors.values())
+    whole = sum(tensor.numel() for tensor in net.state_dict().values())
+    assert trained < whole / 4
+    assert len(curve(single.outputs[1])) == 7
+    assert any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_it_is_loaded_onto_its_base(trainings, single):
+    net, card = load_network(single.out, sd3(lora=ADAPTERS), trainings.base)
+    assert card["method"] == "decm" and not any(weight.requires_grad for weight in net.parameters())
+    store = open_text(trainings.text, trainings.spec().text)
+    base, _ = load_network(trainings.base, sd3(target_time=False))
+    for each in (net, base):
+        use_text(each, store)
+    x, t, s, y = inputs(sd3())
+    assert torch.equal(AdaptersOff(net)(x, t, s, y), base(x, t, s, y))
+    assert not torch.equal(net(x, t, s, y), base(x, t, s, y))
+
+
+def test_the_state_holds_what_trains(trainings, tmp_path):
+    call = trainings.train(trainings.spec(), tmp_path).more("--save-steps", "2")
+    assert ranks(call, tmp_path, 1, signal_at_step, step=3, number=signal.SIGTERM) == [STOPPED]
+    names = network(sd3(lora=ADAPTERS)).trained
+    (folder,) = (path for path in tmp_path.glob("state-*/step-*") if path.name == "step-000000004")
+    files = list(folder.glob("*.safetensors"))
+    saved = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    kinds = ("net", "ema", "optimizer.exp_avg.net", "optimizer.exp_avg_sq.net")
+    tensors = {name for name in saved if not name.startswith("optimizer.step")}
+    assert tensors == {f"{kind}.{name}" for kind in kinds for name in names}
+    trained = sum(saved[f"net.{name}"].numel() for name in names)
+    assert sum(path.stat().st_size for path in files) < 4 * 4 * trained + 200_000
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_resumed_in_the_same_bits(trainings, single, tmp_path, count):
+    call = trainings.train(trainings.spec(), tmp_path)
+    stopped = ranks(
+        call.more("--save-steps", "3"), tmp_path, count, signal_at_step, step=3, number=signal.SIGKILL
+    )
+    assert stopped[0] == -signal.SIGKILL, (tmp_path / "rank0.log").read_text()
+    assert states(call) == ["step-000000003"]
+    assert ranks(call, tmp_path, 1) == [0], (tmp_path / "rank0.log").read_text()
+    assert "resumed at step 3 of 5" in (tmp_path / "rank0.log").read_text()
+    (same if count == 1 else close)(call, single)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), SHARDED, (*SHARDED, "--checkpoint-blocks", "--device-batch", "3")],
+    ids=["ddp", "fsdp2", "fsdp2-all"],
+)
+def test_two_processes(trainings, single, tmp_path, options):
+    call = trainings.train(trainings.spec(), tmp_path).more(*options)
+    assert ranks(call, tmp_path) == [0, 0], (tmp_path / "rank0.log").read_text()
+    close(call, single)
+
+
+@pytest.mark.parametrize(
+    "options", [("--checkpoint-blocks",), ("--tangent", "split")], ids=lambda given: given[-1]
+)
+def test_options_of_one_process(trainings, single, tmp_path, options):
+    call = trainings.train(trainings.spec(), tmp_path).more(*options)
+    call()
+    close(call, single)
+
+
+def test_bf16_on_a_cast_base(trainings, tmp_path):
+    """The frozen weights of blocks are held in bf16, which autocast would make of them at every use."""
+    call = trainings.train(trainings.spec(precision="bf16"), tmp_path)
+    call()
+    tensors, card = load_model(call.out)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert card["self_test"]["tangent_error"] < 0.1
+
+
+def test_a_target_network_shares_the_base(trainings, tmp_path):
+    """A moving average that losses call (CTM's) has weights of its own for what trains alone."""
+    call = trainings.train(trainings.spec("ctm"), tmp_path).more("--save-steps", "2")
+    assert ranks(call, tmp_path, 1, signal_at_step, step=3, number=signal.SIGTERM) == [STOPPED]
+    call()
+    whole = trainings.train(trainings.spec("ctm"), tmp_path / "whole")
+    whole()
+    same(call, whole)
+    assert load_model(call.out)[0].keys() == network(sd3(lora=ADAPTERS)).trained
+
+
+def test_a_teacher_of_captions(trainings, tmp_path):
+    """Trained whole, with dropped captions, at SD3's own fast time; then distilled whole, and by adapters."""
+    backbone = sd3(target_time=False, time_scale=1000.0)
+    teacher = trainings.train(trainings.spec("teacher", backbone), tmp_path / "teacher")
+    teacher()
+    tensors, card = load_model(teacher.out)
+    assert "base" not in card and card["text"]["captions"] == 10 and card["self_test"]["tangent_error"] < 2e-2
+    assert tensors.keys() == network(backbone).state_dict().keys()
+    for name, spec in {
+        "whole": sd3(time_scale=1000.0),
+        "lora": sd3(time_scale=1000.0, lora=ADAPTERS),
+    }.items():
+        student = trainings.train(trainings.spec("decm", spec), tmp_path / name, teacher.out)
+        student()
+        assert load_model(student.out)[1].get("base") == (sha256(teacher.out) if name == "lora" else None)
+
+
+# What is refused.
+
+
+def test_captions_and_spec_go_together(trainings, tmp_path):
+    call = trainings.train(trainings.spec(), tmp_path)
+    refused(replaced(call, "--text"), "spec.json", "needs --text with one manifest")
+    other = trainings.spec().model_copy(update={"text": None})
+    refused(trainings.train(other, tmp_path), "spec.json", "has no captions: leave --text out")
+
+
+def test_other_captions(trainings, tmp_path):
+    spec = trainings.spec()
+    other = spec.model_copy(update={"text": spec.text.model_copy(update={"captions": 9})})
+    refused(trainings.train(other, tmp_path), "captions", "10", "9")
+
+
+def test_captions_of_another_width(trainings, tmp_path):
+    spec = trainings.spec(backbone=sd3(lora=ADAPTERS, context=32))
+    base = trainings.write_base(tmp_path / "base.safetensors", context=32)
+    refused(trainings.train(spec, tmp_path, base), "widths 24 and 12", "backbone.context 32")
+
+
+def test_a_state_belongs_to_its_captions(trainings, tmp_path, capfd, monkeypatch):
+    call = trainings.train(trainings.spec(), tmp_path).more("--save-steps", "2")
+    assert ranks(call, tmp_path, 1, signal_at_step, step=3, number=signal.SIGKILL) == [-signal.SIGKILL]
+    monkeypatch.setattr("fewstep.data.text_store.TextContent.digest", "1" * 64)
+    monkeypatch.setattr("fewstep.data.text_store.open_part", _any_digest)
+    call()
+    assert "saved state of another captions discarded" in capfd.readouterr().out
+
+
+def _any_digest(files, path, content, rows):
+    from fewstep.common.tensor_files import open_safetensors
+
+    file = files.enter_context(open_safetensors(path))
+    return file.get_slice("rows"), file.get_tensor("checksums")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"heads": 4}, "heads: 4, not 2"),
+        ({"time_scale": 1000.0}, "time_scale: 1000.0, not 20.0"),
+    ],
+    ids=["size", "time"],
+)
+def test_a_base_that_does_not_fit(trainings, tmp_path, changes, words):
+    base = trainings.write_base(tmp_path / "base.safetensors", **changes)
+    refused(trainings.train(trainings.spec(), tmp_path, base), f"{base}: is not the base", words)
+
+
+def test_a_base_with_a_target_time(trainings, tmp_path):
+    """A teacher knows one time."""
+    base = tmp_path / "base.safetensors"
+    save_model(base, network(sd3()).state_dict(), sd3(), load_model(trainings.base)[1])
+    refused(trainings.train(trainings.spec(), tmp_path, base), f"{base}: is not the base", "target_time")
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=2), Lora(rank=4, targets=["attn.to_q"])], ids=["rank", "targets"])
+def test_adapters_of_another_shape(trainings, single, tmp_path, lora):
+    """By what the file says of itself, and by what it holds."""
+    other = sd3(lora=lora)
+    with pytest.raises(ValueError, match=f"{re.escape(str(single.out))}: holds backbone lora: ") as error:
+        load_network(single.out, other, trainings.base)
+    assert "\n" not in str(error.value)
+    tensors, card = load_model(single.out)
+    save_model(tmp_path / "liar.safetensors", tensors, other, card)
+    with pytest.raises(ValueError, match=r"liar.* does not fit the backbone: (shape of|unexpected) "):
+        load_network(tmp_path / "liar.safetensors", other, trainings.base)
+
+
+def test_a_file_without_adapters(trainings, single, tmp_path):
+    _, card = load_model(single.out)
+    save_model(tmp_path / "empty.safetensors", {}, sd3(lora=ADAPTERS), card)
+    with pytest.raises(ValueError, match=r"empty.safetensors does not fit the backbone: missing .*lora_A"):
+        load_network(tmp_path / "empty.safetensors", None, trainings.base)
+
+
+def test_the_base_that_a_file_belongs_to(trainings, single, tmp_path):
+    with pytest.raises(ValueError, match=r"model.safetensors: holds adapters: give --base"):
+        load_network(single.out)
+    with pytest.raises(ValueError, match=r"base.safetensors: holds a whole network: leave --base out"):
+        load_network(trainings.base, None, trainings.base)
+    tensors, card = load_model(trainings.base)
+    name = next(iter(tensors))
+    save_model(
+        tmp_path / "other.safetensors", tensors | {name: tensors[name] + 1}, sd3(target_time=False), card
+    )
+    with pytest.raises(ValueError, match=f"other.safetensors: has sha256 .* {sha256(trainings.base)}"):
+        load_network(single.out, None, tmp_path / "other.safetensors")
+
+
+def test_central_differences_of_a_fast_time(trainings, tmp_path):
+    spec = trainings.spec(backbone=sd3(lora=ADAPTERS, time_scale=1000.0))
+    refused(trainings.train(spec, tmp_path).more("--tangent", "central"), "5 rad", "reembed")
