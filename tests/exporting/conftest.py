@@ -12,10 +12,6 @@ pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
 
 from sd3_files import Exported, exported, reembedded, save_student
 from tiny_pipeline_folder import save_pipeline
-<<<<<<< HEAD
-from tiny_sd3 import Exported, exported, reembedded, save_student
-=======
->>>>>>> export
 
 from fewstep.config.backbones import Lora, Sd3
 
