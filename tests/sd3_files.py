@@ -1,4 +1,4 @@
-"""Tiny SD3s as files: a teacher, a teacher with a smooth time, students of both, and what a pipeline needs."""
+"""Tiny SD3s as files: a teacher, a teacher with a smooth time, students of both, their exports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def save_teacher(path: Path, card: dict[str, object] | None = None) -> Path:
         path,
         net.state_dict(),
         SD3,
-        {"status": "trained", "latents": {}, "loss": "l", "code": "c"} | (card or {}),
+        {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"} | (card or {}),
     )
     return path
 
