@@ -15,7 +15,7 @@ from .backbones.import_weights import import_weights, read_weights
 from .backbones.model_file import save_model
 from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
-from .config.backbones import LightningDiT
+from .config.backbones import LightningDiT, Sd3
 from .config.specs import AdoptSpec
 from .data.asset_files import read_record
 
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--asset", type=Path, required=True, help="record of the fetched asset")
     given = arguments.parse_args(argv)
     spec = read_spec(AdoptSpec, given.spec)
-    if not isinstance(spec.backbone, LightningDiT):
-        raise ConfigError(f"{given.spec}: backbone.kind: only lightningdit weights can be adopted")
+    if not isinstance(spec.backbone, LightningDiT | Sd3):
+        raise ConfigError(f"{given.spec}: backbone.kind: only weights of lightningdit and sd3 can be adopted")
     record = read_record(given.asset)
     if record.body.name != spec.asset:
         raise ConfigError(

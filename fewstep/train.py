@@ -33,6 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--latents", type=Path, required=True, help="manifest.json of the shards")
     arguments.add_argument("--text", type=Path, nargs="*", default=[], help="manifest.json of the captions")
+    live = "instead of a store, whose spec is then --text: "
+    for option, meaning in (
+        ("--captions", "record of the asset that has the captions, to be encoded here"),
+        ("--encoder", "model file of their encoder, or the record of its weights, if it has any"),
+    ):
+        arguments.add_argument(option, type=Path, nargs="*", default=[], help=live + meaning)
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
@@ -70,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         wanted = "needs --text with one manifest" if spec.text else "has no captions: leave --text out"
         raise ValueError(f"{path}: this run {wanted}")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
+    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder")}
     try:
         Trainer(spec, Options(**given)).run()
     except torch.cuda.OutOfMemoryError as error:

@@ -122,7 +122,7 @@ class TinyTrainings:
         """A model file of a network below adapters."""
         spec = sd3(target_time=False, **changes)
         card = {"latents": self._demo("digits-autoencoder").latents.model_dump(mode="json")}
-        save_model(path, build(spec).state_dict(), spec, card)
+        save_model(path, network(spec).state_dict(), spec, card)
         return path
 
     def _demo(self, method: str) -> TrainSpec:

@@ -5,6 +5,8 @@ Each conversion is an exact change of a few linear layers, so that nothing of it
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..common.tensor_files import load_tensors
-from ..config.backbones import LightningDiT
+from ..config.backbones import LightningDiT, Sd3
 from ..core.rng import fold_in
-from . import build
+from . import build, use_text
 from .model_file import load_compatible
 
 TELLING = {
@@ -31,9 +33,11 @@ EMA_PREFIX = "ema_models.1.ema_model."
 
 
 def import_weights(
-    published: dict[str, Tensor], backbone: LightningDiT, path: Path, reverse: bool = False
+    published: dict[str, Tensor], backbone: LightningDiT | Sd3, path: Path, reverse: bool = False
 ) -> tuple[nn.Module, list[str]]:
     """The network of ``backbone`` with published weights, in float32, and what was converted.
+
+    SD3's are those of diffusers' transformer, whose clock its own module converts.
 
     ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise.
 
@@ -41,13 +45,20 @@ def import_weights(
         ValueError: naming the file and what is wrong with it.
     """
     tensors = {name: _to_float32(tensor, f"{path}: {name}") for name, tensor in published.items()}
-    _compare(tensors, backbone, path)
-    tensors, converted = convert_state_dict(tensors, backbone, reverse)
+    converted: list[str] = []
+    if isinstance(backbone, Sd3):
+        _compare_sd3(tensors, backbone, path, reverse)
+        tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    else:
+        _compare(tensors, backbone, path)
+        tensors, converted = convert_state_dict(tensors, backbone, reverse)
     # The target-time embedding that published teachers lack starts at random, but always the same.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold_in(0, "adopt"))
         net = build(backbone)
     load_compatible(net, tensors, str(path))
+    if isinstance(backbone, Sd3):
+        use_text(net, lambda _: (torch.ones(1, 1, backbone.context), torch.ones(1, backbone.pooled)))
     noise = torch.randn(1, *backbone.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         result = net.eval()(noise, torch.full((1,), 0.5), torch.ones(1), torch.zeros(1, dtype=torch.long))
@@ -119,6 +130,32 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
         )
     if not backbone.target_time and any(name.startswith("r_embedder.") for name in tensors):
         raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")
+
+
+def _compare_sd3(tensors: dict[str, Tensor], backbone: Sd3, path: Path, reverse: bool) -> None:
+    """Name the key of the backbone that is wrong, where names and shapes of the weights tell it."""
+    if reverse:
+        raise ValueError(f"{path}: reverse: the network of kind sd3 converts SD3's clock; set reverse: false")
+    found: dict[str, Any] = {"lora": None, "time_scale": 1000.0}
+    blocks = [name.split(".")[1:] for name in tensors if name.startswith("transformer_blocks.")]
+    if blocks:
+        found["layers"] = len({number for number, *_ in blocks})
+        found["dual_attention"] = len({number for number, part, *_ in blocks if part == "attn2"})
+        found["qk_norm"] = any(inner[1:3] == ["attn", "norm_q"] for inner in blocks)
+    for key, name in {
+        "positions": "pos_embed.pos_embed",
+        "context": "context_embedder.weight",
+        "pooled": "time_text_embed.text_embedder.linear_1.weight",
+    }.items():
+        if name in tensors and tensors[name].ndim > 1:
+            size = tensors[name].shape[1]
+            found[key] = math.isqrt(size) if key == "positions" else size
+    for key, right in found.items():
+        if (said := getattr(backbone, key)) != right:
+            raise ValueError(
+                f"{path}: backbone.{key} is {json.dumps(said, default=str)}; for these weights it must be "
+                f"{json.dumps(right)}"
+            )
 
 
 def convert_state_dict(

@@ -155,7 +155,7 @@ def self_test(new: TimestepEmbedding, new_scale: float, curve: Tensor) -> dict[s
         t = torch.tensor(TESTED)
         ahead, behind = (embedded_times(new, new_scale, t + step) for step in (STEP, -STEP))
         difference = (ahead - behind) / (2 * STEP)
-        tangent = tangent_of(embedded_times(new, new_scale, make_dual(t, torch.ones_like(t))))  # type: ignore[arg-type]
+        tangent = tangent_of(embedded_times(new, new_scale, make_dual(t, torch.ones_like(t))))
         gaps = (tangent - difference).norm(dim=1) / difference.norm(dim=1)
     tangents = {f"{time:g}": float(f"{gap:.4g}") for time, gap in zip(TESTED, gaps.tolist(), strict=True)}
     return {

@@ -79,6 +79,11 @@ class Root(Strict):
     )
     title: str = Field(description="heading of the report")
     command: str = Field(description="how to call the workflow, as the report prints it")
+    text: Literal["stored", "live"] = Field(
+        default="stored",
+        description="live: trainings encode their captions themselves, with the same result, and no store is "
+        "kept on disk",
+    )
     weights: Literal["trained", "released"] = Field(
         default="trained", description="released: adopt published few-step models, and train nothing"
     )

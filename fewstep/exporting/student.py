@@ -118,7 +118,8 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
             f"{fit.worst:.3g} off the student's (relative), above {spec.limit:g}; train with a larger "
             "backbone.lora.rank"
         )
-    use = "guidance_scale=1.0 (guidance is inside)" if spec.guidance else "any guidance_scale"
+    guided = spec.guidance is not None and spec.guidance.scale != 1
+    use = "guidance_scale=1.0, as guidance is inside" if guided else "any guidance_scale"
     single = {
         **about,
         "files": 1,
@@ -154,7 +155,7 @@ def read_student(
         raise ValueError(f"{model}: backbone is another than the spec's: {first_few(keys) or 'kind'}")
     if spec.backbone.lora is None:
         raise ValueError(f"{model}: backbone.lora: none; a student without adapters is no LoRA file")
-    adapters, embedded, others = {}, {}, []
+    adapters, embedded, others = dict[str, Tensor](), dict[str, Tensor](), list[str]()
     for name, value in tensors.items():
         inner = name.removeprefix(PREFIX)
         if ".lora_A." in inner or ".lora_B." in inner:

@@ -69,7 +69,8 @@ def fit_time_adapters(
     weights[visited] += WEIGHT * POINTS / len(visited)
 
     wanted = student.linear_1(sinusoids(student.linear_1.in_features, student_scale, t))
-    tensors, hidden = {}, waves
+    tensors: dict[str, Tensor] = {}
+    hidden = waves
     goals = (("linear_1", own.linear_1, wanted, even), ("linear_2", own.linear_2, curve, weights))
     for name, layer, goal, weight in goals:
         plain = layer(hidden)

@@ -210,9 +210,20 @@ class Plan:
         Args:
             key: the wildcards of its output.
         """
-        name = SPEC_OF.get(stage, stage)
-        spec = self.path(f"<results>/specs/{name}/{paths.SPECS[name]}.json", **key)
-        return {"spec": [spec], **inputs(self, stage, key)}
+        files = {"spec": [self.spec_file(SPEC_OF.get(stage, stage), **key)], **inputs(self, stage, key)}
+        encoder = self.live_text(self.runs[key["run"]]) if stage == "train" else None
+        if encoder is not None:
+            captions = self.parts.latents[self.runs[key["run"]].recipe.latents].dataset
+            files["text"] = [self.spec_file("text", encoder=encoder, captions=captions)]
+        return files
+
+    def spec_file(self, stage: str, **key: str) -> str:
+        """The path of a spec."""
+        return self.path(f"<results>/specs/{stage}/{paths.SPECS[stage]}.json", **key)
+
+    def live_text(self, run: Run) -> str | None:
+        """The text encoder of a run that encodes its captions itself; None where it does not."""
+        return run.text_encoder if self.config.root.text == "live" else None
 
     def environment(self, stage: str, key: Mapping[str, str]) -> str:
         """The environment of envs/ that a job needs; captions need more than classes.

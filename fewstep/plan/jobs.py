@@ -112,9 +112,12 @@ def _adopt(plan: Plan, run: str, **_: str) -> Files:
 def _train(plan: Plan, run: str, **_: str) -> Files:
     entry = plan.runs[run]
     latents = entry.recipe.latents
+    dataset = plan.parts.latents[latents].dataset
+    live = plan.live_text(entry)
     return {
         "latents": [plan.file("manifest", latents=latents)],
-        "text": text(plan, entry, plan.parts.latents[latents].dataset),
+        "text": [] if live else text(plan, entry, dataset),
+        **(_text(plan, live, dataset) if live else {"captions": [], "encoder": []}),
         "teacher": [plan.model(entry.teacher)] if entry.teacher else [],
     }
 

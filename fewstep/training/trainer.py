@@ -22,10 +22,10 @@ from ..backbones.lora import AdaptersOff
 from ..backbones.model_file import check_tokenizer, load_base, load_compatible, load_network, save_model
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
-from ..config import digest
+from ..config import digest, read_spec
 from ..config.backbones import FlowNetwork, Sd3
 from ..config.settings import ConstantEma
-from ..config.specs import TrainSpec
+from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
@@ -35,7 +35,7 @@ from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
-from ..data.text_store import open_text
+from ..data.text_store import TextStore, open_text
 from ..methods import build as build_method
 from . import parallel
 from .calibration import calibrated
@@ -57,6 +57,8 @@ class Options:
     out: Path
     curve: Path
     text: Path | None = None
+    captions: Path | None = None
+    encoder: Path | None = None
     device_batch: int | None = None
     save_minutes: float = 15
     save_steps: int = 0
@@ -103,7 +105,7 @@ class Trainer:
 
         shards = LatentShards(options.latents)
         shards.check(spec.latents)
-        self.text = open_text(options.text, spec.text, self.device) if options.text and spec.text else None
+        self.text = self._open_text()
         load = self.text.load if self.text else None
         self.loader = Loader(shards, spec.seed, spec.train.global_batch_size)
         self.method = build_method(spec.loss)
@@ -186,6 +188,22 @@ class Trainer:
             use_text(teacher, self.text)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
         return parallel.freeze(self.accelerator, teacher, constant=True)
+
+    def _open_text(self) -> TextStore | None:
+        """The captions that condition the network, stored or encoded here; None where it knows none."""
+        text, captions, encoder = self.options.text, self.options.captions, self.options.encoder
+        if text is None or self.spec.text is None:
+            return None
+        if captions is None:
+            return open_text(text, self.spec.text, self.device)
+        from ..data.text_encoding import open_live_text  # loads the encoders
+
+        spec = read_spec(TextSpec, text)
+        if spec.text != self.spec.text:
+            raise ValueError(
+                f"{text}: is not of the captions {self.spec.text.name} that this run is to learn"
+            )
+        return open_live_text(spec, captions, encoder, self.device)
 
     def _load_base(self, path: Path | None, net: nn.Module) -> None:
         """Load what lies below the adapters of ``net``, which without them is the teacher."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from fewstep.config.assets import Asset
 from fewstep.config.settings import Dataset
 from fewstep.data import asset_files
 from fewstep.data.asset_files import RecordBody, RecordFile, VerifiedFile, read_record
+from fewstep.data.captions import read_captions
 from fewstep.data.fetching import fetch_asset
 from fewstep.data.sources import PublishedLatents, open_source
 
@@ -67,6 +69,14 @@ def webdataset(folder: Path) -> None:
         (folder / f"{start}.tar").write_bytes(tar_of(members))
 
 
+def captioned(folder: Path) -> None:
+    for start in (0, 3):
+        members = {}
+        for name, image, content in NAMES[start : start + 3]:
+            members |= {image: content, image.replace("bmp", "json"): b'{"prompt": "%s"}' % name.encode()}
+        (folder / f"{start}.tar").write_bytes(tar_of(members))
+
+
 def rows(folder: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": x, "path": image} for _, image, x in NAMES], kind)
@@ -86,19 +96,21 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "tars of classes": ("tars", tars),
     "tar of tars": ("tars", nested_tars),
     "webdataset": ("webdataset", webdataset),
+    "captions": ("captioned-tars", captioned),
     "parquet": ("parquet", rows),
     "published latents": ("latents-safetensors", published),
 }
 
 
-def read(record: Path, dataset: Dataset) -> list[list[float]]:
+def read(record: Path, dataset: Dataset) -> list[list[Any]]:
     opened = read_record(record)
     if dataset.format == "latents-safetensors":
         source: object = PublishedLatents(dataset, [4, 2, 2], 1, opened)
     else:
         source = open_source(dataset, opened)
     parts = [source.read(start, start + 2) for start in (0, 2, 4)]
-    return [torch.cat(part).flatten().tolist() for part in zip(*parts, strict=True)]
+    captions = [read_captions(dataset, record)] if dataset.captioned else []
+    return [torch.cat(part).flatten().tolist() for part in zip(*parts, strict=True)] + captions
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -115,7 +127,8 @@ def test_a_flipped_bit_is_not_accepted(tmp_path, monkeypatch, kind, blocks):
         body = read_record(record).body
         files = [file.model_copy(update={"blocks": ""}) for file in body.files]
         record.write_text(RecordBody(**{**dict(body), "files": files}).model_dump_json())
-    dataset = Dataset(asset="mine", format=format, resolution=8, classes=2, images=6)
+    classes = 6 if format == "captioned-tars" else 2
+    dataset = Dataset(asset="mine", format=format, resolution=8, classes=classes, images=6)
     expected = read(record, dataset)
     draws = random.Random(kind)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("transformers", reason="text to image needs the extra [t2i]")
 pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
 
+from sd3_files import Exported, exported, reembedded, save_student
 from tiny_pipeline_folder import save_pipeline
-from tiny_sd3 import Exported, exported, reembedded, save_student, save_teacher
 
 from fewstep.config.backbones import Lora, Sd3
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_sd3 import LORA, SD3, exported, save_student
+from sd3_files import LORA, SD3, exported, save_student
 
 from fewstep.backbones import use_text
 from fewstep.backbones.model_file import load_model, load_network, save_model

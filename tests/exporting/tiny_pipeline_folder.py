@@ -1,11 +1,11 @@
-"""A tiny text-to-image model as a folder of diffusers: autoencoder, CLIP and latents' manifest beside a teacher."""
+"""A tiny text-to-image model as a folder of diffusers: teacher, autoencoder, CLIP, manifest of latents."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tiny_sd3 import SD3, awake, save_teacher, write_spec
+from sd3_files import SD3, awake, save_teacher, write_spec
 
 from fewstep import pipeline
 from fewstep.backbones import build

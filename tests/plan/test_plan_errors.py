@@ -540,7 +540,7 @@ TOGETHER = {
         ],
         {},
         [
-            "config/assets.yaml: digits.kind: 'sklaern' is not one of sklearn, hub, http, local; "
+            "config/assets.yaml: digits.kind: 'sklaern' is not one of sklearn, openmoji, hub, http, local; "
             "did you mean 'sklearn'?",
             "config/settings.yaml: backbones.unet-cifar10.depth: must be a whole number, not 'four'",
             "config/settings.yaml: backbones.unet-cifar10-dual.depth: must be a whole number, not 'four'",

@@ -12,6 +12,7 @@ from fewstep.backbones import NETWORKS
 
 COMMANDS = {"fetch", "encode", "text", "adopt", "train", "sample", "reference", "score"}
 COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
+COMMANDS |= {"reembed", "export", "pipeline"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.
@@ -25,6 +26,7 @@ ROOMS = {
     "data": {"backbones", "core", "config", "common"},
     "training": BELOW,
     "evaluation": BELOW,
+    "exporting": {"backbones", "data", "config", "common"},
     # archives of images, which need no torch
     "reporting": {"evaluation", "config", "common"},
     "environment": {"plan", "config", "common"},
@@ -45,8 +47,8 @@ PARTIES = {
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
     "accelerate": {"training."},
-    "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones."},
-    "transformers": {"data.text_encoders", "backbones.clip"},
+    "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
+    "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
     "tokenizers": {"data.text_encoders"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},

@@ -73,6 +73,7 @@ rule train:
         " --gres={resources.gres:q} --threads {threads} --lock {output.model:q}.lock"
         " --attempt {resources.attempt} fewstep.train"
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
+        " --captions {input.captions:q} --encoder {input.encoder:q}"
         " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 

@@ -1,4 +1,4 @@
-"""Tiny SD3s as files: a teacher, a teacher with a smooth time, students of both, and what a pipeline needs."""
+"""Tiny SD3s as files: a teacher, a teacher with a smooth time, students of both, their exports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import nn
 from fewstep import export, reembed
 from fewstep.backbones import build
 from fewstep.backbones.model_file import load_base, load_model, save_model
-from fewstep.backbones.reembedding import sinusoids
 from fewstep.common.files import sha256
 from fewstep.config import dump
 from fewstep.config.backbones import Lora, Sd3
@@ -63,7 +62,7 @@ def save_teacher(path: Path, card: dict[str, object] | None = None) -> Path:
         path,
         net.state_dict(),
         SD3,
-        {"status": "trained", "latents": {}, "loss": "l", "code": "c"} | (card or {}),
+        {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"} | (card or {}),
     )
     return path
 
