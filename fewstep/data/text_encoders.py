@@ -293,7 +293,7 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
         raise ConfigError(f"{weights}: files: none in {folders}: not the text side of Stable Diffusion 3")
     record.verified(str(index))
     for name in wanted:
-        _verify_folder(record, inside[name], files[name])
+        verify_folder(record, inside[name], files[name])
     folder = record.folder / index.parent
     parts: dict[str, Any] = dict.fromkeys(inside) | _load(folder, wanted, encoder)
     if without_t5:
@@ -306,7 +306,7 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     return parts, {name: _digest(record, files[name]) for name in wanted}, width
 
 
-def _verify_folder(record: Record, start: str, names: list[str]) -> None:
+def verify_folder(record: Record, start: str, names: list[str]) -> None:
     """Hash the files of one part; a file that is not in the record is refused, as it would be read too."""
     for name in names:
         record.verified(name)
