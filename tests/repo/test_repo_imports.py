@@ -48,7 +48,9 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
-    "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
+    "transformers": {
+        *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
+    },
     "tokenizers": {"data.text_encoders"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
