@@ -70,7 +70,7 @@ def tables(**changes) -> dict:
         pytest.param(methods(decm={"title": "DE-CM!"}), ["report/report"], id="a title: the report alone"),
         pytest.param(
             settings(samplers={"mix": {"switch": 0.25}}),
-            ["sample/decm/*/mix-*", "score/decm/*/mix-*"],
+            [f"{stage}/{method}/*/mix-*" for stage in ("sample", "score") for method in ("decm", "decm-t2i")],
             id="a sampler: no training",
         ),
         pytest.param(
