@@ -48,6 +48,7 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
+    "peft": {"backbones.lora", "exporting."},
     "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
     "tokenizers": {"data.text_encoders"},
     "webdataset": {"data."},
@@ -142,7 +143,7 @@ def test_every_place_is_needed(party):
     assert any(party in theirs(module) for module in modules())
 
 
-@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets"])
+@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets", "sd3"])
 def test_a_network_reaches_no_other(network):
     """A training is one of its own network's source alone."""
     found = {module for module in reached(f"fewstep.backbones.{network}") if area(module) == "backbones"}
