@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -215,7 +216,7 @@ MISTAKES = {
         "overrides: {tables: {table1: {metrics: [kidd]}}}",
         [
             "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of "
-            f"{', '.join((*METRICS, *PROMPT_METRICS))}; did you mean 'kid'?",
+            f"{', '.join((*get_args(Metric), *PROMPT_METRICS))}; did you mean 'kid'?",
         ],
     ),
     "a column of a training": (
