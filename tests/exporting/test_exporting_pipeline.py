@@ -83,13 +83,18 @@ def test_a_pipeline_samples_as_we_do(models, pipe):
     assert (images - decoded).abs().max() < 1e-5
 
 
-def test_without_t5_there_are_zeros(models, pipe):
+@pytest.mark.parametrize("length", [1, 6])
+def test_without_t5_there_are_zeros(models, pipe, length, caplog):
+    """And no warning that a prompt is cut, unless CLIP cuts it."""
     encoded = {}
     without = StableDiffusion3Pipeline.from_pretrained(models.pipeline, text_encoder_3=None, tokenizer_3=None)
     for name, each in (("with", pipe), ("without", without)):
-        encoded[name] = each.encode_prompt("a dog", None, None, max_sequence_length=6)
+        encoded[name] = each.encode_prompt("a dog", None, None, max_sequence_length=length)
+    assert not caplog.records
     for ours, theirs in zip(encoded["with"], encoded["without"], strict=True):
         assert torch.equal(ours, theirs)
+    pipe.encode_prompt("dog " * 20, None, None, max_sequence_length=length)
+    assert all("CLIP can only handle" in record.message for record in caplog.records) and caplog.records
 
 
 def test_the_folder_says_what_it_is(models):

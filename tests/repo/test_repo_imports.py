@@ -49,7 +49,7 @@ PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
     "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
-    "tokenizers": {"data.text_encoders"},
+    "tokenizers": {"data.text_encoders", "exporting.pipeline"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
     "triton": {"core.attention_kernel"},
