@@ -20,6 +20,7 @@ from fewstep.config.base import command_line_values, complete, merge, passed_on,
 from fewstep.config.load import Root, load
 from fewstep.config.settings import EXTRACTORS
 from fewstep.config.tables import TABLE_COLUMNS
+from fewstep.config.settings import Metric
 from fewstep.config.text import PROMPT_METRICS
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker
