@@ -1,6 +1,7 @@
 """A training step by every formulation of the tangent: time, memory, counted operations, MFU.
 
     python -m fewstep.bench train-step [--network xl1] [--batch 4 16] [--methods facm decm] [--out x.csv]
+    python -m fewstep.bench train-step --network sd3 --formulations functorch fused
 
 ``consistency`` is value, tangent and backward of the consistency term. Every method named is there with its
 complete step besides, as a training does it: teacher, all terms, backward, clipping, optimizer, moving
@@ -8,6 +9,9 @@ average; on average over the steps after which its updates recur (3 for DE-CM). 
 that all cases have the same weights, and the batch is on the device. ``captured`` steps are CUDA graphs, on a
 GPU alone. Ratios are to ``functorch`` on the same batch. MFU counts, for all alike, the operations of the
 formulation that needs least of them.
+
+``sd3`` is a small network of SD3.5's kind with adapters and random captions; its teacher is the same network
+without the adapters.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import build
+from ..backbones import build, use_text
+from ..backbones.lora import AdaptersOff
 from ..config import read_spec
-from ..config.backbones import Backbone, LightningDiT
+from ..config.backbones import Backbone, LightningDiT, Lora, Sd3
 from ..config.rates import Bench
 from ..config.settings import Guidance, Optimizer, PowerEma
 from ..config.specs import BenchSpec
@@ -53,15 +58,29 @@ BLOCKS = {
     "captured-compiled": (False, True, True),
 }
 """How blocks are treated: whether they are recomputed and compiled, and whether the step is captured."""
-NETWORKS = {
+NETWORKS: dict[str, LightningDiT | Sd3] = {
     "tiny": LightningDiT(shape=[4, 4, 4], classes=10, depth=1, width=16, heads=2, patch=2),
     "digits": LightningDiT(shape=[4, 4, 4], classes=10, depth=3, width=64, heads=2, patch=2),
     "small": LightningDiT(shape=[32, 16, 16], classes=1000, depth=4, width=128, heads=2),
+    "sd3": Sd3(
+        kind="sd3",
+        shape=[16, 16, 16],
+        layers=4,
+        heads=4,
+        head_width=32,
+        dual_attention=2,
+        positions=16,
+        context=128,
+        pooled=64,
+        time_scale=20.0,
+        lora=Lora(rank=16),
+    ),
     "b1": LightningDiT(shape=[32, 16, 16], classes=1000, depth=12, width=768, heads=12),
     "xl1": LightningDiT(shape=[32, 16, 16], classes=1000, depth=28, width=1152, heads=16),
 }
 HALF = ("b1", "xl1")
 """Networks that are measured in bfloat16 unless --precision says otherwise."""
+CAPTIONS, TOKENS = 16, 24
 REFERENCE = "functorch"
 CONSISTENCY = "consistency"
 NUMBERS = ("images/s", "ms", "median ms", "MiB", "GFLOP", "MFU", "peak TFLOP/s", "time", "memory")
@@ -83,10 +102,11 @@ def spec_of(given: argparse.Namespace) -> BenchSpec:
     if given.spec:
         return read_spec(BenchSpec, given.spec)
     size = given.network or ("xl1" if given.large else "small")
-    network, half = NETWORKS[size], size in HALF
+    network = NETWORKS[size]
+    half, without = size in HALF, {"lora": None} if isinstance(network, Sd3) else {}
     return BenchSpec(
         backbone=network,
-        teacher=network.model_copy(update={"target_time": False}),
+        teacher=network.model_copy(update={"target_time": False, **without}),
         guidance=Guidance(scale=1.75, interval=[0.125, 1.0], normalise="rescale"),
         precision=given.precision or ("bf16" if half else "no"),
         losses={name: parameter_classes()[name](name=name) for name in given.methods},
@@ -117,17 +137,21 @@ class Trained:
         parallel.apply_compile_and_checkpointing(net, checkpoint, compiler)
         self.net = parallel.prepare(accelerator, net, "none")
         self.teacher: ClassifierFreeGuidance | None = None
-        if spec.teacher is not None:
+        if isinstance(spec.backbone, Sd3) and spec.backbone.lora is not None:
+            self.teacher = self._guided(spec, AdaptersOff(self.net))
+        elif spec.teacher is not None:
             teacher = _network(spec.teacher, like and like.teacher and like.teacher.net)
             parallel.apply_compile_and_checkpointing(teacher, compile=compiler)
-            frozen = parallel.freeze(accelerator, teacher, constant=True)
-            self.teacher = ClassifierFreeGuidance(frozen, spec.guidance, spec.backbone.classes, eta=1.0)
+            self.teacher = self._guided(spec, parallel.freeze(accelerator, teacher, constant=True))
         self.weights = [weight for weight in self.net.parameters() if weight.requires_grad]
         self.optimizer: torch.optim.Optimizer = (
             like.optimizer if like else make_optimizer(Optimizer(lr=1), self.weights)
         )
         set_learning_rate(self.optimizer, 0.0)
         self.ema: Ema = like.ema if like else Ema(self.net, PowerEma(kind="power", sigma_rel=0.05))
+
+    def _guided(self, spec: BenchSpec, teacher: nn.Module) -> ClassifierFreeGuidance:
+        return ClassifierFreeGuidance(teacher, spec.guidance, spec.backbone.null, eta=1.0)
 
     def update(self, loss: Loss, batch: Batch, ctx: Context) -> None:
         """What `training.trainer.Trainer` does for one loss."""
@@ -243,6 +267,8 @@ def _possible(spec: BenchSpec, kind: str, formulation: str = "fused") -> bool:
 def _network(spec: Backbone, like: nn.Module | None = None) -> nn.Module:
     """With the weights of ``like``, or random weights everywhere: zeros would let kernels off."""
     net = build(spec)
+    if isinstance(spec, Sd3):
+        use_text(net, _captions(spec))
     if like is not None:
         net.load_state_dict(unwrap(like).state_dict(keep_vars=True), assign=True)
         return net.to(DEVICE)
@@ -252,11 +278,19 @@ def _network(spec: Backbone, like: nn.Module | None = None) -> nn.Module:
     return net
 
 
+def _captions(spec: Sd3) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Random embeddings of as many captions as there are `CAPTIONS`, and of the empty one."""
+    numbers = torch.Generator().manual_seed(0)
+    context = torch.randn(CAPTIONS + 1, TOKENS, spec.context, generator=numbers).to(DEVICE)
+    pooled = torch.randn(CAPTIONS + 1, spec.pooled, generator=numbers).to(DEVICE)
+    return lambda y: (context[y], pooled[y])
+
+
 def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
     """Pieces of work by name: how many training steps one is, and how it is done."""
     numbers = torch.Generator().manual_seed(0)
     x1, x0 = torch.randn(2, batch, *spec.backbone.shape, generator=numbers).to(DEVICE)
-    y = torch.arange(batch, device=DEVICE) % spec.backbone.classes
+    y = torch.arange(batch, device=DEVICE) % getattr(spec.backbone, "classes", CAPTIONS)
     t = torch.rand(batch, generator=numbers).to(DEVICE)
     step_number = torch.zeros((), dtype=torch.float64, device=DEVICE)
     draws: dict[tuple[str, ...], dict[Draw, Tensor]] = {}
@@ -284,7 +318,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
                 steps=steps,
                 # As a training finds them: made before, on the device.
                 rng=Streams(0, 0, batch, slice(0, batch), DEVICE, draws.get(kind, {})),
-                null=spec.backbone.classes,
+                null=spec.backbone.null,
                 jvp=partial(value_and_tangent, formulation=formulation),
                 teacher=trained.teacher,
             )

@@ -231,8 +231,8 @@ class ConvClassifier(Strict):
     features: Size
 
 
-FlowBackbone = Annotated[LightningDiT | Mlp | UNet, Field(discriminator="kind")]
-"""Of class-conditional networks."""
+FlowBackbone = Annotated[LightningDiT | Mlp | UNet | Sd3, Field(discriminator="kind")]
+"""Of networks with average velocities."""
 Backbone = Annotated[
     LightningDiT | Mlp | UNet | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
     Field(discriminator="kind"),

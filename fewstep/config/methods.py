@@ -46,7 +46,10 @@ class Reembed(Strict):
     steps: Count = 1500
     lr: float = Field(default=3.0e-3, gt=0)
     limit: float = Field(
-        default=0.05, gt=0, description="largest relative residual of the fit, root mean square"
+        default=0.05,
+        gt=0,
+        description="largest relative residual of the fit, root mean square, of moving averages over 0.05 of "
+        "t: the noise of the old embedding is not followed",
     )
     tangent_limit: float = Field(
         default=0.2, gt=0, description="largest relative gap between tangent and difference of the embedding"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,9 +20,7 @@ from torch import Tensor
 
 from ..backbones.clip import END, PAD, START, UNKNOWN, Clip
 from ..backbones.model_file import load_network
-from ..common.cli import first_few
 from ..common.files import first_line, sha256
-from ..common.folders import visible_files
 from ..config import ConfigError
 from ..config.backbones import Backbone
 from ..config.text import TextEncoder
@@ -41,8 +40,8 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 class CaptionEncoder(Protocol):
     """A text encoder with its tokenizers, without gradients.
 
-    It is given one caption at a time, so that an embedding does not depend on other captions: in a batch its
-    last bits would depend on the number of rows, and on a GPU on the place among them.
+    It is given one caption at a time, so that an embedding does not depend on other captions. In batches its
+    last bits depend on the number of rows: of a CLIP of width 64 by 2e-6, on a CPU in float32.
     """
 
     weights: dict[str, str]
@@ -185,6 +184,8 @@ class Sd3Text:
         self.weights, self.vocabulary = hashes, list[str]()
         self.context = [encoder.length + encoder.t5_length, width]
         self._pipe, self._encoder, self._device = pipe, encoder, torch.device(device)
+        # it would warn of every caption that is cut; `too_long` counts them
+        logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)
         clips = (pipe.text_encoder, pipe.text_encoder_2)
         self.pooled = sum(clip.config.projection_dim for clip in clips)
         for name in ENCODERS:
@@ -193,15 +194,14 @@ class Sd3Text:
 
     @torch.no_grad()
     def __call__(self, caption: str) -> Text:
-        with _quiet():
-            context, _, pooled, _ = self._pipe.encode_prompt(
-                caption,
-                None,
-                None,
-                device=self._device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self._encoder.t5_length,
-            )
+        context, _, pooled, _ = self._pipe.encode_prompt(
+            caption,
+            None,
+            None,
+            device=self._device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._encoder.t5_length,
+        )
         return Text(context, pooled)
 
     def too_long(self, captions: Sequence[str]) -> dict[str, int]:
@@ -222,11 +222,11 @@ def _longer(tokenizer: Any, captions: Sequence[str], length: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings of every caption that is cut: `too_long` counts them."""
-    from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers
+    """Without the warnings of diffusers and transformers."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    before = [(each, each.get_verbosity()) for each in (diffusers, transformers)]
+    before = [(each, each.get_verbosity()) for each in (of_diffusers, of_transformers)]
     for each, _ in before:
         each.set_verbosity_error()
     try:
@@ -280,41 +280,26 @@ def _trained_clip(encoder: TextEncoder, weights: Path, backbone: Backbone | None
 def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -> Parts:
     """Tokenizers and text encoders of a diffusers folder; T5 if it is there."""
     record = read_record(weights)
-    index = PurePosixPath(encoder.weights.file or "") if encoder.weights else PurePosixPath()
-    inside = {name: f"{index.parent / name}/" for name in (*TOKENIZERS, *ENCODERS)}
+    record.verified("model_index.json")
     files = {
-        name: [file.name for file in record.body.files if file.name.startswith(start)]
-        for name, start in inside.items()
+        name: [file.name for file in record.body.files if file.name.startswith(f"{name}/")]
+        for name in (*TOKENIZERS, *ENCODERS)
     }
     without_t5 = not files["text_encoder_3"]
-    wanted = [name for name in inside if not (without_t5 and name.endswith("_3"))]
-    if absent := [name for name in wanted if not files[name]]:
-        folders = first_few((inside[name] for name in absent), len(absent))
-        raise ConfigError(f"{weights}: files: none in {folders}: not the text side of Stable Diffusion 3")
-    record.verified(str(index))
+    wanted = [name for name in files if not (without_t5 and name.endswith("_3"))]
     for name in wanted:
-        verify_folder(record, inside[name], files[name])
-    folder = record.folder / index.parent
-    parts: dict[str, Any] = dict.fromkeys(inside) | _load(folder, wanted, encoder)
+        if not files[name]:
+            raise ConfigError(f"{weights}: files: none in {name}/: not the text side of Stable Diffusion 3")
+        record.verified_folder(name)
+    parts: dict[str, Any] = dict.fromkeys(files) | _load(record.folder, wanted, encoder)
     if without_t5:
-        config, _ = record.verified(str(index.parent / "transformer/config.json"))
+        config, _ = record.verified("transformer/config.json")
         width = json.loads(config.read_text(encoding="utf-8")).get("joint_attention_dim")
         if not isinstance(width, int):
             raise ConfigError(f"{config}: joint_attention_dim: {width!r} is not a width")
     else:
         width = parts["text_encoder_3"].config.d_model
     return parts, {name: _digest(record, files[name]) for name in wanted}, width
-
-
-def verify_folder(record: Record, start: str, names: list[str]) -> None:
-    """Hash the files of one part; a file that is not in the record is refused, as it would be read too."""
-    for name in names:
-        record.verified(name)
-    strangers = {f"{start}{name}" for name in visible_files(record.folder / start)} - set(names)
-    if strangers:
-        raise ConfigError(
-            f"{record.path}: files: does not name {first_few(sorted(strangers))}, but {record.folder} has it"
-        )
 
 
 def _load(folder: Path, wanted: Sequence[str], encoder: TextEncoder) -> dict[str, Any]:

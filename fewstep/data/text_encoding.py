@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def write_store(
     parts = []
     with tqdm(total=len(texts), unit="caption", desc=content.name, mininterval=1.0) as bar:
         for number, start in enumerate(range(0, len(texts), rows)):
-            part, path = texts[start : start + rows], out.with_name(f"{out.stem}.{number:05d}.safetensors")
+            part, path = texts[start : start + rows], _part_path(out, number)
             if not _is_whole(path, content, len(part)):
                 made = torch.empty(len(part), content.row, dtype=content.torch_dtype)
                 for row, caption in zip(made, part, strict=True):
@@ -90,6 +91,10 @@ def write_store(
                 bar.update(len(part))
             entry = TextPart(name=path.name, bytes=path.stat().st_size, sha256=sha256(path), rows=len(part))
             parts.append(entry)
+    for number in count(len(parts)):  # of a larger store that was here before
+        if not (left := _part_path(out, number)).exists():
+            break
+        left.unlink()
     write_text(captions_file(out), captions_text(captions))
     manifest = TextManifest(
         **content.model_dump(exclude={"encoder"}), encoder=content.encoder, too_long=too_long, parts=parts
@@ -101,11 +106,11 @@ def write_store(
 def tell_too_long(content: TextContent, captions: Sequence[str], encoder: CaptionEncoder) -> dict[str, int]:
     """For each tokenizer, how many captions it cuts; the shares are printed."""
     found = encoder.too_long(captions)
-    for tokenizer, count in found.items():
-        if count:
+    for tokenizer, longer in found.items():
+        if longer:
             print(
-                f"warning: {content.name}: {count} of {len(captions)} captions "
-                f"({count / len(captions):.1%}) are longer than {tokenizer} keeps, and are cut"
+                f"warning: {content.name}: {longer} of {len(captions)} captions "
+                f"({longer / len(captions):.1%}) are longer than {tokenizer} keeps, and are cut"
             )
     return found
 
@@ -125,6 +130,10 @@ def encode_row(content: TextContent, encoder: CaptionEncoder, caption: str) -> T
     if not row.isfinite().all():
         raise ValueError(f"{content.name}: encoder.dtype: not finite in {content.dtype}: caption {caption!r}")
     return row
+
+
+def _part_path(manifest: Path, number: int) -> Path:
+    return manifest.with_name(f"{manifest.stem}.{number:05d}.safetensors")
 
 
 def _is_whole(path: Path, content: TextContent, rows: int) -> bool:

@@ -336,3 +336,15 @@ def test_impossible_calls(words, capsys):
     with pytest.raises(SystemExit):
         main(words)
     capsys.readouterr()
+
+
+def test_a_step_of_sd3_with_adapters(tmp_path):
+    """Every formulation runs, and the dual holds at most half of what functorch holds above the weights."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    out = tmp_path / "sd3.csv"
+    words = ["--network", "sd3", "--batch", "2", "--repeats", "1", "--blocks", "plain", "--methods"]
+    main(["train-step", *words, "--formulations", "functorch", "fused", "--out", str(out)])
+    rows = {row["tangent"]: row for row in read(out)}
+    assert rows.keys() == {"functorch", "fused"} and not any(row["note"] for row in rows.values())
+    assert float(rows["fused"]["memory"]) <= 0.5

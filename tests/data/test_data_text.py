@@ -283,6 +283,13 @@ class TestStore:
         assert manifest.is_file()
 
 
+def test_a_smaller_store_leaves_nothing_of_a_larger_one(files, tmp_path, small_parts):
+    make(spec_of("sd3"), files, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    make(spec_of("sd3", prompts=True), files, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 class TestPrompts:
     def test_prompts_are_captions_too(self, files, tmp_path):
         spec = spec_of("clip", prompts=True)
