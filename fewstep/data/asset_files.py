@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ..common.cli import first_few
 from ..common.files import sha256
+from ..common.folders import visible_files
 from ..config import ConfigError, Strict
 from ..config.assets import AssetFile
 from ..config.base import read_spec
@@ -172,6 +173,23 @@ class Record:
                 f"{path}: differs from {self.path}: its sha256 is {found}, not {file.sha256}; {AGAIN}"
             )
         return path, found
+
+    def verified_folder(self, name: str = "") -> Path:
+        """Path of a folder of the asset, or of the whole asset, of which every file is hashed again.
+
+        Raises:
+            ConfigError: as for `verified`; a file that the record does not name lies there, and would be
+                read by whoever reads the folder.
+        """
+        start = f"{name}/" if name else ""
+        named = {file for file in self._by_name if file.startswith(start)}
+        for file in sorted(named):
+            self.verified(file)
+        if strangers := sorted({f"{start}{file}" for file in visible_files(self.folder / name)} - named):
+            raise ConfigError(
+                f"{self.path}: files: does not name {first_few(strangers)}, but {self.folder} has it"
+            )
+        return self.folder / name
 
     def _find(self, name: str | None) -> tuple[Path, RecordFile]:
         file = self._by_name.get(name or "")

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ..backbones.clip import END, PAD, START, UNKNOWN, Clip
 from ..backbones.model_file import load_network
-from ..common.cli import first_few
 from ..common.files import first_line, sha256
-from ..common.folders import visible_files
 from ..config import ConfigError
 from ..config.backbones import Backbone
 from ..config.text import TextEncoder
@@ -292,7 +290,11 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     for name in wanted:
         if not files[name]:
             raise ConfigError(f"{weights}: files: none in {name}/: not the text side of Stable Diffusion 3")
+<<<<<<< HEAD
         verify_folder(record, f"{name}/", files[name])
+=======
+        record.verified_folder(name)
+>>>>>>> scorers
     parts: dict[str, Any] = dict.fromkeys(files) | _load(record.folder, wanted, encoder)
     if without_t5:
         config, _ = record.verified("transformer/config.json")
@@ -304,6 +306,7 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     return parts, {name: _digest(record, files[name]) for name in wanted}, width
 
 
+<<<<<<< HEAD
 def verify_folder(record: Record, start: str, names: list[str]) -> None:
     """Hash the files of one part; a file that is not in the record is refused, as it would be read too."""
     for name in names:
@@ -315,6 +318,8 @@ def verify_folder(record: Record, start: str, names: list[str]) -> None:
         )
 
 
+=======
+>>>>>>> scorers
 def _load(folder: Path, wanted: Sequence[str], encoder: TextEncoder) -> dict[str, Any]:
     from diffusers import StableDiffusion3Pipeline
 

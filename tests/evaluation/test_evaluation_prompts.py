@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child_processes import ranks
 from scoring_factories import SAMPLE
 from tiny_pipeline import Call, refused, replaced
 from torch import Tensor
@@ -279,6 +280,47 @@ def test_the_metrics_of_a_cell(scenes, tmp_path):
     assert metrics["images"] == scenes.prompts.prompts and metrics["cell"]["protocol"] == "made-up"
     assert not is_stale(metrics) and is_stale(metrics | {"score_code": "0" * 16})
     assert load_metrics([call.out])
+
+
+def test_two_processes_give_the_same_numbers(scenes, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    alone, several = call_of(scenes, one), call_of(scenes, two)
+    alone()
+    assert ranks(several, two) == [0, 0]
+    assert several.out.read_bytes() == alone.out.read_bytes()
+
+
+def test_a_refused_scorer_leaves_the_others(scenes, tmp_path):
+    """A CLIP that was never trained cannot tell prompts apart; GenEval's score is there."""
+    pytest.importorskip("transformers")
+    from tiny_text import CLIP
+
+    words = sorted({word for line in scenes.lines for word in line["prompt"].split()})
+    vocabulary = ["<pad>", "<unk>", "<s>", "</s>", *words]
+    clip = CLIP.model_copy(update={"shape": [3, 32, 32], "vocabulary": len(vocabulary)})
+    torch.manual_seed(0)
+    path = tmp_path / "clip.safetensors"
+    save_model(path, build(clip).state_dict(), clip, {"text": {"vocabulary": vocabulary}})
+    chosen = protocol(
+        scenes.prompts.prompts,
+        metrics=["geneval", "clip"],
+        scorers={
+            "geneval": {"kind": "cells", "weights": {"method": "detector"}},
+            "clip": {"kind": "clip", "weights": {"method": "clip"}},
+        },
+    )
+    spec = spec_of(scenes, chosen)
+    spec = spec.model_copy(update={"scorers": {**spec.scorers, "clip": clip}})
+    call = replaced(call_of(scenes, tmp_path), "--scorers", str(path), str(scenes.detector))
+    (tmp_path / "spec.json").write_text(dump(spec))
+    call()
+    metrics = json.loads(call.out.read_text())
+    assert metrics["geneval"] > 0.3 and "clip" not in metrics
+    assert list(metrics["refused"]) == ["clip"] and "own prompt" in metrics["refused"]["clip"]
+    assert metrics["scorers"]["clip"]["sha256"] == sha256(path)
+    call.out.unlink()
+    refused(replaced(call, "--scorers", str(scenes.detector), str(path)), "holds backbone")
 
 
 def test_every_prompt_as_often(scenes, tmp_path):

@@ -18,9 +18,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from fewstep.config import ConfigError
 from fewstep.config.base import command_line_values, complete, merge, passed_on, read_yaml
 from fewstep.config.load import Root, load
-from fewstep.config.settings import EXTRACTORS
+from fewstep.config.settings import EXTRACTORS, Metric
 from fewstep.config.tables import TABLE_COLUMNS
-from fewstep.config.settings import Metric
 from fewstep.config.text import PROMPT_METRICS
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker

@@ -70,11 +70,7 @@ def published_towers(record: Path, file: str, device: torch.device | str) -> Tow
     """
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-    from ...data.text_encoders import verify_folder
-
-    opened = read_record(record)
-    folder = opened.file(file).parent
-    verify_folder(opened, file.removesuffix(opened.file(file).name), opened.names(""))
+    folder = read_record(record).verified_folder(file.rpartition("/")[0])
     with reading(folder, "a CLIP of transformers"):
         net = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
