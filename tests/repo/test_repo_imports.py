@@ -48,7 +48,7 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
-    "peft": {"backbones.lora", "exporting."},
+    "peft": {"backbones."},
     "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
     "tokenizers": {"data.text_encoders"},
     "webdataset": {"data."},
