@@ -48,17 +48,11 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
-<<<<<<< HEAD
     "transformers": {
         *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
     },
     "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},
-=======
-    "peft": {"backbones."},
-    "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
-    "tokenizers": {"data.text_encoders"},
->>>>>>> sd3
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
     "triton": {"core.attention_kernel"},
