@@ -22,6 +22,7 @@ import socket
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,11 +32,17 @@ from typing import Any, NoReturn
 from .backbones import NETWORKS
 from .common import provenance
 from .common.preloaded import MESSAGE, STARTED, surroundings
+from .common.provenance import FEATURES, PROMPTS
 
 STAGES = {"fewstep.sample", "fewstep.reference", "fewstep.score"}
 """Not the trainings: they work for longer, and Snakemake measures them as processes of its own."""
 MODULES = ("generation", "reference_statistics", "scoring", "fidelity")
 """Of the room evaluation: those that a stage imports, also only where it uses them."""
+OF_CAPTIONS = ("sd3", "kl-autoencoder", "clip")
+"""Networks that load diffusers and transformers, which takes seconds: those of stages with captions."""
+MODULES_OF_CAPTIONS = ("evaluation.prompt_scoring", "data.text_store", "data.text_encoders")
+OPTIONS_OF_CAPTIONS = ("--text", "--scorers")
+"""Such a stage gives files to one of these options."""
 PATIENCE = 5
 """Seconds in which a launcher that has connected must send its request."""
 PR_SET_PDEATHSIG = 1
@@ -88,6 +95,20 @@ def run_stage(module: str, arguments: list[str]) -> NoReturn:
     os._exit(status)
 
 
+def has_captions(arguments: list[str]) -> bool:
+    """Whether a stage's words give files to one of the options of captions; options may stand alone."""
+    following = zip(arguments, [*arguments[1:], "--"], strict=True)
+    return any(word in OPTIONS_OF_CAPTIONS and not after.startswith("--") for word, after in following)
+
+
+def _load_networks(kinds: Iterable[str], protocol: str) -> None:
+    """Load networks, and remember digests of sampling from them and scoring by a kind of protocol."""
+    for kind in kinds:
+        import_module(f".backbones.{NETWORKS[kind][0]}", __package__)
+        provenance.sampling_digest(kind)
+        provenance.score_digest(kind, protocol)
+
+
 def end_with(parent: int) -> None:
     """Get SIGTERM when the parent dies, also if it is dead by now: nothing else could stop this process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -106,6 +127,7 @@ class Server:
         self._listener = listener
         self._folder = Path(listener.getsockname()).parent
         self._surroundings: list[str | None] | None = None
+        self._knows_captions = False
         self._copies: list[Copy] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
@@ -143,11 +165,19 @@ class Server:
                 return []
             for name in MODULES:
                 import_module(f".evaluation.{name}", __package__)
-            for kind, (module, _) in NETWORKS.items():
-                import_module(f".backbones.{module}", __package__)
-                provenance.score_digest(kind)  # is remembered
+            _load_networks(set(NETWORKS) - set(OF_CAPTIONS), FEATURES)
             gc.freeze()  # a collection in a copy would write on, and so copy, all of this
         return self._surroundings
+
+    def _load_captions(self) -> None:
+        """Load what stages with captions need beside, once."""
+        if not self._knows_captions:
+            self._knows_captions = True
+            with suppress(ImportError):  # of packages that are not installed; the stage says so
+                for name in MODULES_OF_CAPTIONS:
+                    import_module(f".{name}", __package__)
+                _load_networks(OF_CAPTIONS, PROMPTS)
+            gc.freeze()
 
     def _answer(self) -> dict[str, Any] | None:
         """Make a copy, in which the request is returned, if this process will do."""
@@ -162,6 +192,8 @@ class Server:
             content, files, _, _ = socket.recv_fds(connection, MESSAGE, 3)
         request: dict[str, Any] = json.loads(content) if content else {}
         suits = request.get("module") in STAGES and request["surroundings"] == self._load()
+        if suits and has_captions(request["arguments"]):
+            self._load_captions()
         server, process = os.getpid(), None
         if suits and len(files) == 3:
             with suppress(OSError):  # too many processes, or no memory

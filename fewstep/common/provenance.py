@@ -23,9 +23,9 @@ LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
 SAMPLING = ("evaluation.generation", "data.tokenizers")
-FEATURES = "feature-metrics"
-"""The kind of a protocol that does not say it."""
-SCORING = {FEATURES: "evaluation.scoring", "prompt-scores": "evaluation.prompt_scoring"}
+FEATURES, PROMPTS = "feature-metrics", "prompt-scores"
+"""Kinds of protocols; one that does not say it is of the first."""
+SCORING = {FEATURES: "evaluation.scoring", PROMPTS: "evaluation.prompt_scoring"}
 """Kind of a protocol -> the module that scores by it."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -41,8 +40,12 @@ REPORTED = (*MEASURED, "sfid", "time", "blip", "image_reward", "dpg")
 """What papers report. The last five are not measured here."""
 LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS, "blip", "image_reward", "dpg"})
 """Metrics whose best number is the largest; of all others it is the smallest."""
-THREE_DECIMALS = frozenset({*PROMPT_METRICS, "blip", "image_reward"})
-"""Shares, cosines and the like: of these two decimals say too little, and 0.1 is a large difference."""
+DECIMALS = {
+    **{metric: 3 for metric in PROMPT_METRICS if metric.startswith("geneval")},
+    **{metric: 4 for metric in (*PROMPT_METRICS, "blip", "image_reward") if not metric.startswith("geneval")},
+}
+"""How papers print shares, cosines and rewards. Two decimals, as elsewhere, say too little of them, 0.1 is a
+large difference, and there is no logarithm, as they may be zero."""
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "samples", "scatter"]
 
 
@@ -72,7 +75,7 @@ class Row(Strict):
 class Tolerance(Strict):
     """Agreement: |ours - reported| <= max(absolute, relative * reported).
 
-    Of metrics with three decimals ``absolute`` is 0.01 unless a table says otherwise.
+    A table of a metric in DECIMALS that says nothing has ``absolute`` 0.01.
     """
 
     absolute: float = Field(default=0.1, ge=0)
@@ -118,15 +121,6 @@ class Table(Strict):
     )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tolerance_of_metric(cls, raw: Any) -> Any:
-        if isinstance(raw, Mapping) and raw.get("metric") in THREE_DECIMALS:
-            given = raw.get("tolerance", {})
-            if isinstance(given, Mapping):
-                return {**raw, "tolerance": {"absolute": 0.01, **given}}
-        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Table:

@@ -292,7 +292,7 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     for name in wanted:
         if not files[name]:
             raise ConfigError(f"{weights}: files: none in {name}/: not the text side of Stable Diffusion 3")
-        _verify_folder(record, name, files[name])
+        verify_folder(record, f"{name}/", files[name])
     parts: dict[str, Any] = dict.fromkeys(files) | _load(record.folder, wanted, encoder)
     if without_t5:
         config, _ = record.verified("transformer/config.json")
@@ -304,11 +304,11 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     return parts, {name: _digest(record, files[name]) for name in wanted}, width
 
 
-def _verify_folder(record: Record, folder: str, names: list[str]) -> None:
+def verify_folder(record: Record, start: str, names: list[str]) -> None:
     """Hash the files of one part; a file that is not in the record is refused, as it would be read too."""
     for name in names:
         record.verified(name)
-    strangers = {f"{folder}/{name}" for name in visible_files(record.folder / folder)} - set(names)
+    strangers = {f"{start}{name}" for name in visible_files(record.folder / start)} - set(names)
     if strangers:
         raise ConfigError(
             f"{record.path}: files: does not name {first_few(sorted(strangers))}, but {record.folder} has it"

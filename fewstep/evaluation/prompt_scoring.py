@@ -20,7 +20,8 @@ from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
 from .scorers import geneval
 from .scorers.cell_detector import CellDetector
-from .scorers.clip_score import ClipScorer, trained_towers
+from .scorers.clip_score import ClipScorer, published_towers, trained_towers
+from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval_score import GenEvalScorer
 from .scorers.interface import Prompt, Scorer, SelfTest
 from .scorers.real_scenes import read_pictures, self_test
@@ -55,7 +56,8 @@ def score_prompt_images(
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
     scorers = open_scorers(spec, weights, prompts, device)
-    refused = from_main(_refused(scorers, self_test(prompts, lines)) if is_main() else {})
+    test = self_test(prompts, lines) or drawn_shapes(spec.sample.image)
+    refused = from_main(_refused(scorers, test) if is_main() else {})
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
     if refused.keys() == scorers.keys():
@@ -130,7 +132,7 @@ def open_scorers(
     """The scorers of the protocol, by their names.
 
     Args:
-        weights: of each, in the order of the names.
+        weights: of each, in the order of the names: a model file, or the record of a fetched asset.
         prompts: record of the asset of the prompts, which says what cells of scenes show.
 
     Raises:
@@ -144,12 +146,16 @@ def open_scorers(
         )
     found: dict[str, Scorer] = {}
     for name, path in zip(names, weights, strict=True):
-        backbone = spec.scorers[name]
-        if spec.protocol.scorers[name].kind == "cells":
+        entry, backbone = spec.protocol.scorers[name], spec.scorers.get(name)
+        file = entry.weights.file
+        checksum = sha256(path) if file is None else read_record(path).verified(file)[1]
+        if entry.kind == "cells":
             detector = CellDetector(path, backbone, read_pictures(prompts), device)
-            found[name] = GenEvalScorer(name, sha256(path), device, detector)
+            found[name] = GenEvalScorer(name, checksum, device, detector)
+        elif file is None:
+            found[name] = ClipScorer(name, checksum, device, trained_towers(path, backbone, device))
         else:
-            found[name] = ClipScorer(name, sha256(path), device, trained_towers(path, backbone, device))
+            found[name] = ClipScorer(name, checksum, device, published_towers(path, file, device))
     return found
 
 

@@ -21,7 +21,7 @@ from .formatting import (
     rounded,
     to_csv,
 )
-from .metrics import Metrics, value_of
+from .metrics import Metrics, is_measured, value_of
 
 _RELATIONS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 _SIGNS = {"<=": "≤", ">=": "≥"}
@@ -66,13 +66,13 @@ class CheckedClaim:
     @property
     def left_text(self) -> str:
         """`name: mean ± std` of the left side."""
-        return f"{self.left}: {format_mean(self.left_mean, self.left_std) or '–'}"
+        return f"{self.left}: {format_mean(self.left_mean, self.left_std, self.metric) or '–'}"
 
     @property
     def right_texts(self) -> list[str]:
         """The same of every right side."""
         sides = zip(self.right, self.right_mean, self.right_std, strict=True)
-        return [f"{name}: {format_mean(average, std) or '–'}" for name, average, std in sides]
+        return [f"{name}: {format_mean(average, std, self.metric) or '–'}" for name, average, std in sides]
 
     @property
     def bound(self) -> str:
@@ -100,7 +100,7 @@ def _check(spec: ClaimsSpec, claim: Claim, metrics: Metrics) -> CheckedClaim:
     measured = [
         [value_of(metrics[key], claim.metric) for key in keys]
         for keys in seeds
-        if all(key in metrics for key in keys)
+        if all(key in metrics and is_measured(metrics[key], claim.metric) for key in keys)
     ]
     left, *right = zip(*measured, strict=True) if measured else [()] * (1 + len(claim.right))
     held = sum(all(relation(ours, claim.factor * other) for other in others) for ours, *others in measured)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from ..common import csv_files
+from ..config.tables import DECIMALS
 
 SMALL = 0.1
 """Below it two decimals say too little of a number (MMD²)."""
@@ -26,25 +27,30 @@ NumberList = Annotated[list[Number], _SPLIT]
 Model = TypeVar("Model")
 
 
-def format_number(value: float | None, *, signed: bool = False, significant: int | None = None) -> str:
+def format_number(
+    value: float | None, metric: str = "", *, signed: bool = False, significant: int | None = None
+) -> str:
     """A number for readers; empty for None.
 
-    Two decimals, one from 1000 on; or ``significant`` digits.
+    As many decimals as the metric has in DECIMALS. For others two, one from 1000 on; or ``significant``
+    digits.
     """
     if value is None:
         return ""
-    if significant is not None:
+    if metric in DECIMALS:
+        text = f"{value:{'+' if signed else ''}.{DECIMALS[metric]}f}"
+    elif significant is not None:
         text = f"{value:.{significant}g}"
     else:
         text = f"{value:{'+' if signed else ''}.{2 if abs(value) < 1000 else 1}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
-def format_mean(mean: float | None, std: float | None) -> str:
+def format_mean(mean: float | None, std: float | None, metric: str = "") -> str:
     """Mean, with ± the standard deviation if there is one; three significant digits for small means."""
     significant = 3 if mean and abs(mean) < SMALL else None
-    text = format_number(mean, significant=significant)
-    return text if std is None else f"{text} ± {format_number(std, significant=significant)}"
+    text = format_number(mean, metric, significant=significant)
+    return text if std is None else f"{text} ± {format_number(std, metric, significant=significant)}"
 
 
 def rounded(value: float | None) -> float | None:

@@ -52,7 +52,7 @@ def ours_text(row: TableRow) -> str:
         return "–"
     rank = f" ({row.rank})" if row.rank is not None else ""
     signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
-    return format_mean(row.ours, row.ours_std) + signs + rank
+    return format_mean(row.ours, row.ours_std, row.metric) + signs + rank
 
 
 def sign_texts(table: FilledTable) -> list[str]:
@@ -101,11 +101,11 @@ Column = tuple[str, CellText]
 """Heading, and the text of a row."""
 
 
-def _number(column: str, significant: int | None = None) -> CellText:
+def _number(column: str, metric: str = "", significant: int | None = None) -> CellText:
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, significant=significant) or "–"
+        return format_number(value, metric, significant=significant) or "–"
 
     return text
 
@@ -117,17 +117,18 @@ def _metric(metric: str, scale: str) -> str:
 def _other_numbers(spec: TableSpec, table: FilledTable, between: str) -> list[Column]:
     """Ours under the other protocols, then the other metrics; headings are metric, ``between``, protocol."""
     metric = _metric(spec.table.metric, spec.scale)
-    return [(f"{metric}{between}`{name}`", _number(name)) for name in table.other_protocols] + [
+    own = spec.table.metric
+    return [(f"{metric}{between}`{name}`", _number(name, own)) for name in table.other_protocols] + [
         (
             f"{_metric(name, spec.scale)}{between}`{protocol}`",
-            _number(f"ours_{name}", significant=3),
+            _number(f"ours_{name}", name, significant=3),
         )
         for name, protocol in spec.extra_metrics.items()
     ]
 
 
 def _with_reported(row: TableRow) -> str:
-    reported = "" if row.reported is None else f" ({format_number(row.reported)})"
+    reported = "" if row.reported is None else f" ({format_number(row.reported, row.metric)})"
     return ours_text(row) + reported
 
 
@@ -139,7 +140,9 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
     else:
         blocks = [(f"{metric}, ours", ours_text)]
         if table.has_reported:
-            blocks.append((f"{full} reported by the paper, at full scale", _number("reported")))
+            blocks.append(
+                (f"{full} reported by the paper, at full scale", _number("reported", spec.table.metric))
+            )
     blocks += _other_numbers(spec, table, ", ours, protocol ")
     methods = table.by_method()
     parts = []
@@ -167,15 +170,17 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
     columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{_metric(name, 'paper')}, reported", _number(f"reported_{name}", significant=6))
+        (f"{_metric(name, 'paper')}, reported", _number(f"reported_{name}", name, significant=6))
         for name in table.reported_metrics
     ]
-    columns.append((f"{full}, reported" + ("" if paper else " at full scale"), _number("reported")))
+    columns.append(
+        (f"{full}, reported" + ("" if paper else " at full scale"), _number("reported", spec.table.metric))
+    )
     columns.append((f"{metric}, ours", ours_text))
     columns += _other_numbers(spec, table, ", ")
     if paper:
-        columns.append(("Difference", lambda row: format_number(row.difference, signed=True)))
-        columns.append(("Tolerance", lambda row: format_number(row.tolerance)))
+        columns.append(("Difference", lambda row: format_number(row.difference, row.metric, signed=True)))
+        columns.append(("Tolerance", lambda row: format_number(row.tolerance, row.metric)))
     columns.append(("Status", lambda row: row.status))
     body = [
         [text(row) if row is rows[0] else "" for _, text in of_method] + [text(row) for _, text in columns]

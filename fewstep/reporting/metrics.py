@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config.base import parse, read_sealed
 from ..config.specs import CellKey
+from ..config.text import PROMPT_METRICS
 
 Entry = Mapping[str, Any]
 """The content of a metrics file."""
@@ -44,6 +45,7 @@ class CellMetric:
     """One metric of one cell over the seeds that were measured, perhaps none."""
 
     values: list[float]
+    """Fewer than entries where scorers were refused."""
     entries: list[Entry]
 
     @property
@@ -69,7 +71,12 @@ class CellMetric:
 def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> CellMetric:
     """A metric over the seeds that are there; errors as for :func:`value_of`."""
     entries = [metrics[key] for key in keys if key in metrics]
-    return CellMetric([value_of(entry, metric) for entry in entries], entries)
+    return CellMetric([value_of(entry, metric) for entry in entries if is_measured(entry, metric)], entries)
+
+
+def is_measured(entry: Entry, metric: str) -> bool:
+    """Whether the scorer of a metric passed its self-test; of other metrics always."""
+    return metric.partition("_")[0] not in entry.get("refused", {})
 
 
 def value_of(entry: Entry, metric: str) -> float:
@@ -90,6 +97,7 @@ def warnings_of(entry: Entry) -> list[str]:
     if skipped := entry.get("model", {}).get("skipped_updates"):
         found.append(f"{skipped} updates of the training were not finite and were skipped")
     images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
+    found += [f"no {name}: {reason}" for name, reason in entry.get("refused", {}).items()]
     if "fid" in entry and images <= dimensions:
         found.append(f"Fréchet distance of {images} images in {dimensions} dimensions, which is biased")
     return found
@@ -105,5 +113,20 @@ def metric_name(metric: str, scale: str) -> str:
         "off_moons": "Share off the moons",
         "kid": "KID" if scale == "paper" else "Kernel distance",
         "grad_norm": "Gradient norm",
+        "geneval": "GenEval",
+        "clip": "CLIP score",
+        "blip": "BLIP score",
+        "image_reward": "ImageReward",
+        "dpg": "DPG-Bench",
     }
+    parts = {
+        "single_object": "one object",
+        "two_object": "two objects",
+        "color_attr": "two colors",
+        "seen": "captions of the training",
+        "held_out": "captions held out",
+    }
+    name, _, part = metric.partition("_")
+    if metric in PROMPT_METRICS and part:
+        return f"{names[name]}: {parts.get(part, part)}"
     return names.get(metric, metric.replace("_", " ").capitalize())

@@ -91,8 +91,8 @@ def hint(row: TableRow) -> str:
     if row.seeds:
         parts.append(f"seeds {row.seeds}")
     if row.difference is not None:
-        difference = format_number(row.difference, signed=True)
-        parts.append(f"difference {difference}, tolerance {format_number(row.tolerance)}")
+        difference = format_number(row.difference, row.metric, signed=True)
+        parts.append(f"difference {difference}, tolerance {format_number(row.tolerance, row.metric)}")
     return "; ".join([*parts, *([row.warnings] if row.warnings else [])])
 
 
@@ -104,5 +104,5 @@ def inline(text: str) -> Markup:
 def in_words(value: Any) -> str:
     """A field of a protocol, without what is not set in it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{key} {in_words(inner)}" for key, inner in value.items() if inner is not None)
     return str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..common.csv_files import read_csv
 from ..config.specs import TableSpec
-from ..config.tables import Row
+from ..config.tables import LARGER_IS_BETTER, Row
 from .formatting import Number, NumberList, WholeNumber, parse_rows, rounded, to_csv
 from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
 
@@ -60,7 +60,7 @@ class TableRow:
     cost: Number = None
     """Operations of a training step over those of the table's unit."""
     rank: WholeNumber = None
-    """Within its number of steps, 1 is the lowest metric."""
+    """Within its number of steps, 1 is the best number."""
     parameter: Number = None
     """Of a sweep; None for a run whose loss does not have it."""
     values: NumberList = field(default_factory=list)
@@ -87,8 +87,8 @@ class FilledTable:
         return [list(group) for _, group in groupby(self.rows, key=lambda row: row.row)]
 
     def best_first(self) -> list[list[TableRow]]:
-        """The same in the order of the first number, the lowest first; without a number last."""
-        return sorted(self.by_method(), key=lambda rows: math.inf if rows[0].ours is None else rows[0].ours)
+        """The same in the order of the first number; without a number last."""
+        return sorted(self.by_method(), key=lambda rows: badness(rows[0]))
 
     @property
     def step_labels(self) -> list[str]:
@@ -184,8 +184,14 @@ def _rank(row: TableRow, rows: Sequence[TableRow]) -> int | None:
     """Place among the methods with this number of steps."""
     if row.ours is None:
         return None
-    others = [one.ours for one in rows if one.nfe_label == row.nfe_label and one.ours is not None]
-    return 1 + sum(other < row.ours for other in others)
+    return 1 + sum(badness(other) < badness(row) for other in rows if other.nfe_label == row.nfe_label)
+
+
+def badness(row: TableRow) -> float:
+    """Our number, the lower the better; infinite where there is none."""
+    if row.ours is None:
+        return math.inf
+    return -row.ours if row.metric in LARGER_IS_BETTER else row.ours
 
 
 def _columns(spec: TableSpec) -> list[str]:
@@ -257,7 +263,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
 def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale) -> str:
     if row.method is None:
         return "reported only"
-    if not ours.entries:
+    if not ours.values:
         return "missing"
     if any(is_stale(entry) for entry in ours.entries):
         return "stale"

@@ -166,6 +166,38 @@ def test_what_a_copy_cannot_be(pipeline: TinyPipeline, ready, tmp_path, words):
     os.close(end)
 
 
+def test_only_stages_with_captions_load_transformers():
+    """Loading it takes seconds, which class-to-image need not pay."""
+    pytest.importorskip("transformers")
+    code = """
+import socket, sys, tempfile
+from fewstep.preload import Server
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(tempfile.mkdtemp() + "/socket")
+    server = Server(listener)
+    server._load()
+    assert "fewstep.evaluation.scoring" in sys.modules
+    assert not {"transformers", "diffusers", "fewstep.backbones.sd3"} & set(sys.modules)
+    server._load_captions()
+    assert {"transformers", "diffusers", "fewstep.backbones.clip"} <= set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LIMIT, stdin=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["--spec", "a", "--text", "b", "--out", "c"], True),
+        (["--spec", "a", "--scorers", "b", "c"], True),
+        (["--spec", "a", "--text", "--latents", "b"], False),
+        (["--spec", "a", "--scorers"], False),
+        (["--spec", "--text"], False),
+    ],
+)
+def test_stages_with_captions(words, known):
+    assert preload.has_captions(words) is known
+
+
 def test_other_code_and_other_stages_start_by_themselves(ready, monkeypatch):
     monkeypatch.setenv(preloaded.SOCKET, ready[preloaded.SOCKET])
     code = sources()

@@ -48,7 +48,10 @@ PARTIES = {
 PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
-    "transformers": {"data.text_encoders", "backbones.clip", "exporting.pipeline"},
+    "transformers": {
+        *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
+    },
+    "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
@@ -142,7 +145,7 @@ def test_every_place_is_needed(party):
     assert any(party in theirs(module) for module in modules())
 
 
-@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets"])
+@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets", "sd3"])
 def test_a_network_reaches_no_other(network):
     """A training is one of its own network's source alone."""
     found = {module for module in reached(f"fewstep.backbones.{network}") if area(module) == "backbones"}

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ...backbones.model_file import load_network
+from ...common.files import reading
 from ...config import ConfigError
 from ...config.backbones import Backbone
+from ...data.asset_files import read_record
 from .interface import Prompt, Scorer, in_shape
 
 
@@ -49,6 +51,51 @@ def trained_towers(weights: Path, backbone: Backbone | None, device: torch.devic
         images=lambda images: net.embed_images(in_shape(images, shape, "the CLIP")),
         texts=lambda prompts: net.embed_tokens(word_numbers(tokenizer, prompts).to(device)),
     )
+
+
+def published_towers(record: Path, file: str, device: torch.device | str) -> Towers:
+    """A CLIP as transformers' CLIPModel reads it, with the tokenizer and image processor beside it.
+
+    Images are resized, bicubic, and cropped in their middle by Pillow: with torchvision the numbers would
+    differ a little. Prompts are cut to the tokens that the network has places for.
+
+    Args:
+        record: of the asset, of which every file is verified.
+        file: the weights, in the folder of the others.
+
+    Raises:
+        ConfigError: a file is missing, or not the one that was fetched, or one that the record does not name
+            lies beside them.
+        ValueError: they are no CLIP.
+    """
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    from ...data.text_encoders import verify_folder
+
+    opened = read_record(record)
+    folder = opened.file(file).parent
+    verify_folder(opened, file.removesuffix(opened.file(file).name), opened.names(""))
+    with reading(folder, "a CLIP of transformers"):
+        net = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    net.eval().requires_grad_(False).to(device)
+    length = net.config.text_config.max_position_embeddings
+
+    def images(given: Tensor) -> Tensor:
+        pictures = list(given.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
+        pixels = processor(pictures, input_data_format="channels_last", return_tensors="pt").pixel_values
+        found: Tensor = net.get_image_features(pixel_values=pixels.to(device)).pooler_output
+        return found
+
+    def texts(prompts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        found: Tensor = net.get_text_features(input_ids=tokens.input_ids.to(device)).pooler_output
+        return found
+
+    return Towers(images, texts)
 
 
 class ClipScorer(Scorer):

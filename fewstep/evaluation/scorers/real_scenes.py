@@ -17,6 +17,7 @@ from ...data.asset_files import Record, read_record
 from .cell_detector import Picture
 from .interface import Prompt, Scorer, SelfTest
 
+SCENES = "scenes.npz"
 PICTURES = 32
 """Pictures of a self-test."""
 EMPTY = "empty"
@@ -56,7 +57,7 @@ def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = N
     captions = json.loads(opened.verified("captions.json")[0].read_bytes())["captions"]
     numbers = {caption: number for number, caption in enumerate(captions)}
     by_label = {numbers[line["prompt"]]: line for line in reversed(prompts) if line["prompt"] in numbers}
-    with open_npz(opened.verified("scenes.npz")[0]) as content:
+    with open_npz(opened.verified(SCENES)[0]) as content:
         labels = content["labels"]
         chosen = np.flatnonzero(np.isin(labels, list(by_label)))
         if of_each is not None:
@@ -65,12 +66,16 @@ def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = N
     return RealScenes(images, [by_label[label] for label in labels[chosen].tolist()])
 
 
-def self_test(record: Path, prompts: Sequence[Prompt]) -> SelfTest:
+def self_test(record: Path, prompts: Sequence[Prompt]) -> SelfTest | None:
     """Scenes of prompts of all kinds, each with its own prompt and with one of other objects.
+
+    None if the asset of the prompts has no scenes.
 
     Raises:
         ConfigError: as for `read_scenes`; no two prompts without a common object have scenes.
     """
+    if SCENES not in read_record(record).names(""):
+        return None
     scenes = read_scenes(record, prompts, of_each=1)
     there = len(scenes.prompts)
     asked = min(there, PICTURES)
@@ -104,8 +109,6 @@ def _objects(prompt: Prompt) -> set[str]:
 
 def _scenes(record: Path) -> Record:
     opened = read_record(record)
-    if "scenes.npz" not in opened.names(".npz"):
-        raise ConfigError(
-            f"{record}: has no scenes.npz: the prompts' asset must have pictures for the scorers' self-test"
-        )
+    if SCENES not in opened.names(""):
+        raise ConfigError(f"{record}: has no {SCENES}: the asset of the prompts has no real scenes")
     return opened

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...config.specs import TableSpec
+from ...config.tables import DECIMALS
 from ..metrics import metric_name
 from ..rows import FilledTable, TableRow
 from . import style
 
 
 def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
-    """One line per method on logarithmic axes, ours and the reported values.
+    """One line per method on logarithmic axes, ours and the reported values; shares and the like are linear.
 
     At the paper's scale, reported values are hollow markers on dashed lines beside ours. Below it the two
     cannot share an axis, and the reported values get a panel of their own.
@@ -39,11 +40,16 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
         names = [("Ours and (dashed) reported", "paper")]
     else:
         names = [("Ours, miniature", spec.scale), ("Reported by the paper, full scale", "paper")]
+    linear = spec.table.metric in DECIMALS
     for axis, (title, scale) in zip(axes, names, strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="Number of steps", title=title)
+        axis.set(xscale="log", yscale="linear" if linear else "log", xlabel="Number of steps", title=title)
         axis.set_ylabel(metric_name(spec.table.metric, scale))
         axis.margins(x=0.06, y=0.08)
-        style.plain_numbers(axis, sorted({row.steps for row in table.rows}))
+        steps = sorted({row.steps for row in table.rows})
+        if linear:
+            style.ticks_across(axis, steps)
+        else:
+            style.plain_numbers(axis, steps)
         if not axis.lines:
             style.write_no_values(axis)
     columns = min(len(handles), 6)
@@ -56,7 +62,7 @@ def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
     """Mean, standard deviation, and every seed; runs without the parameter are horizontal lines.
 
     The axis of the metric is logarithmic; where a value is not positive, it is linear up to the least
-    positive mean. Each further metric has a panel of its own, with the means.
+    positive mean. Shares and the like are linear. Each further metric has a panel of its own, with the means.
     """
     shown = [row for row in table.rows if row.ours is not None]
     swept = [(row.group, row.parameter, row) for row in shown if row.parameter is not None]
@@ -82,8 +88,9 @@ def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
             axis.axhspan(value - error, value + error, color=colour, alpha=0.15, lw=0)
         for metric, other in zip(others, axes[1:], strict=True):
             other.axhline(row.more[f"ours_{metric}"] or 0.0, color=colour, ls=(0, (5, 2)))
-    positive = bool(shown) and min(value or 0.0 for row in shown for value in row.values) > 0
-    above = [row.ours for _, _, row in swept if row.ours is not None and row.ours > 0]
+    logarithmic = bool(shown) and spec.table.metric not in DECIMALS
+    positive = logarithmic and min(value or 0.0 for row in shown for value in row.values) > 0
+    above = [row.ours for _, _, row in swept if logarithmic and row.ours is not None and row.ours > 0]
     if positive:
         axis.set_yscale("log")
     elif above:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from ...config.specs import TableSpec
+from ...config.tables import DECIMALS
 from ..metrics import metric_name
 from ..rows import FilledTable
 from . import style
@@ -54,7 +55,7 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
     axis.set_yticks(range(len(methods)), [rows[0].label for rows in methods])
     axis.set_ylim(len(methods) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
-    _logarithmic(axis, any(row.ours is not None for row in table.rows))
+    _scale(axis, any(row.ours is not None for row in table.rows), x=spec.table.metric not in DECIMALS)
     costs = [(place, rows[0].cost) for place, rows in enumerate(methods) if rows[0].cost is not None]
     beside: dict[str, Any] = {"ha": "right", "color": "#555555"}
     if costs:
@@ -68,7 +69,10 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
 
 
 def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
-    """The metric of each method's first number against the cost of its training step, both logarithmic."""
+    """The metric of each method's first number against the cost of its training step.
+
+    Both are logarithmic, if the metric has logarithms.
+    """
     first = [rows[0] for rows in table.best_first()]
     points = [
         (row.cost, row.ours, row.label) for row in first if row.cost is not None and row.ours is not None
@@ -79,20 +83,21 @@ def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
     axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
     axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {first[0].nfe_label} NFE")
     axis.margins(x=0.14, y=0.12)
-    _logarithmic(axis, bool(points), both=True)
+    _scale(axis, bool(points), x=True, y=spec.table.metric not in DECIMALS)
     figure.tight_layout()
     _label(axis, points)
     return figure
 
 
-def _logarithmic(axis: Axes, filled: bool, both: bool = False) -> None:
-    """Logarithmic across, perhaps also up; without values there is nothing to scale by."""
+def _scale(axis: Axes, filled: bool, x: bool, y: bool = False) -> None:
+    """Logarithmic across, or up, where asked for; without values there is nothing to scale by."""
     if not filled:
         style.write_no_values(axis)
         return
-    axis.set_xscale("log")
-    style.plain_x(axis)
-    if both:
+    if x:
+        axis.set_xscale("log")
+        style.plain_x(axis)
+    if y:
         axis.set_yscale("log")
         style.plain_numbers(axis)
 

@@ -66,9 +66,14 @@ def plain_numbers(axis: Axes, x: Sequence[float] = ()) -> None:
     decades = max(high, 1e-12) / max(low, 1e-12)
     _ticks_at(axis.yaxis, (1.0, 2.0, 5.0) if decades < 1000 else (1.0,))
     if x:
-        axis.xaxis.set_major_locator(FixedLocator(x))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter("{x:g}")
+        ticks_across(axis, x)
+
+
+def ticks_across(axis: Axes, x: Sequence[float]) -> None:
+    """Ticks at ``x``, and nowhere else, on a horizontal axis."""
+    axis.xaxis.set_major_locator(FixedLocator(x))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def plain_x(axis: Axes) -> None:
