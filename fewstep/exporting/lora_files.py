@@ -102,13 +102,12 @@ def load_student(
     options = {key.removeprefix(PREFIX): value for key, value in about.items() if key.startswith(PREFIX)}
     if expected is not None:
         check_adapters(lora, options, expected)
-    ours = {name.partition(".")[0] for name in embedding}
-    TwoTimes.adopt(transformer.time_text_embed, card["time_scale"], "target_embedder" in ours)
-    for part in ours:
-        state = {name: value for name, value in embedding.items() if name.startswith(f"{part}.")}
-        getattr(transformer.time_text_embed, part).load_state_dict(
-            {name.removeprefix(f"{part}."): value for name, value in state.items()}
-        )
+    times_of = transformer.time_text_embed
+    TwoTimes.adopt(
+        times_of, card["time_scale"], any(name.startswith("target_embedder.") for name in embedding)
+    )
+    times_of.load_state_dict(times_of.state_dict() | embedding)
+    times_of.to(transformer.device, transformer.dtype)
     transformer.load_lora_adapter(tensors, prefix="transformer", metadata=about)
     transformer.requires_grad_(False)
     return card

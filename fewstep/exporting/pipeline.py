@@ -30,7 +30,7 @@ from ..data.text_encoders import sd3_text_parts
 from ..data.tokenizers import weights_digest
 
 if TYPE_CHECKING:
-    from transformers import T5EncoderModel
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 ABOUT = "fewstep.json"
 """File of a folder that says what is in it; diffusers does not read it."""
@@ -83,8 +83,8 @@ def export_pipeline(
         if found != wanted:
             raise ValueError(f"{model}: backbone.{key}: {found}, but {encoder} gives {wanted}")
     if parts["text_encoder_3"] is None:
-        t5 = zero_t5(backbone.context, len(parts["tokenizer"])).to(parts["text_encoder"].dtype)
-        parts |= {"text_encoder_3": t5, "tokenizer_3": parts["tokenizer"]}
+        t5, padding = zero_t5(backbone.context)
+        parts |= {"text_encoder_3": t5.to(parts["text_encoder"].dtype), "tokenizer_3": padding}
 
     from diffusers import StableDiffusion3Pipeline  # seconds to import
 
@@ -131,12 +131,18 @@ def normalising(vae: AutoencoderKL, normalisation: Normalisation) -> Autoencoder
     return made.eval().requires_grad_(False)
 
 
-def zero_t5(width: int, vocabulary: int) -> T5EncoderModel:
-    """A T5 encoder whose output (n, tokens, width) is zero."""
-    from transformers import T5Config, T5EncoderModel
+def zero_t5(width: int) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """A T5 encoder whose output (n, tokens, width) is zero, with a tokenizer that makes but padding."""
+    from tokenizers import Regex, Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    sizes = {"num_layers": 1, "num_heads": 1, "d_kv": 1, "d_ff": 1, "vocab_size": vocabulary}
+    pad = "<pad>"
+    tokenizer = Tokenizer(models.WordLevel({pad: 0}, unk_token=pad))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
+    sizes = {"num_layers": 1, "num_heads": 1, "d_kv": 1, "d_ff": 1, "vocab_size": 1}
     network = T5EncoderModel(T5Config(d_model=width, dropout_rate=0.0, **sizes))
     for weight in network.parameters():
         torch.nn.init.zeros_(weight)
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False), PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tiny_pipeline_folder import CLIP, NORMALISATION, SD3, VAE, save_pipeline
 
 from fewstep.backbones import build, use_text
 from fewstep.backbones.model_file import load_network
-from fewstep.common.files import sha256
+from fewstep.common.files import atomic_folder, sha256
 from fewstep.common.folders import visible_files
 from fewstep.config.settings import Sampler
 from fewstep.data.text_store import Text
@@ -83,13 +85,19 @@ def test_a_pipeline_samples_as_we_do(models, pipe):
     assert (images - decoded).abs().max() < 1e-5
 
 
-def test_without_t5_there_are_zeros(models, pipe):
+@pytest.mark.parametrize("length", [1, 6])
+def test_without_t5_there_are_zeros(models, pipe, length, caplog):
+    """And no warning that a prompt is cut, unless CLIP cuts it."""
     encoded = {}
     without = StableDiffusion3Pipeline.from_pretrained(models.pipeline, text_encoder_3=None, tokenizer_3=None)
     for name, each in (("with", pipe), ("without", without)):
-        encoded[name] = each.encode_prompt("a dog", None, None, max_sequence_length=6)
+        encoded[name] = each.encode_prompt("a dog", None, None, max_sequence_length=length)
+    assert not caplog.records
     for ours, theirs in zip(encoded["with"], encoded["without"], strict=True):
         assert torch.equal(ours, theirs)
+    pipe.encode_prompt("dog " * 20, None, None, max_sequence_length=length)
+    cut = [record.message for record in caplog.records if "truncated" in record.message]
+    assert cut and all("CLIP can only handle" in message for message in cut)
 
 
 def test_the_folder_says_what_it_is(models):
@@ -125,6 +133,20 @@ def test_the_folder_is_there_only_whole(models, tmp_path, monkeypatch):
         save_pipeline(tmp_path)
     assert not (tmp_path / "pipeline").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_killed_job_left_is_removed(tmp_path):
+    """Folders of processes that have ended; not those of one that runs."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with atomic_folder(tmp_path / "pipeline") as mine:
+        (mine / "own").write_text("")
+        left = mine.with_name(mine.name.replace(f"~{os.getpid()}~", f"~{ended.pid}~"))
+        shutil.copytree(mine, left)
+        with atomic_folder(tmp_path / "pipeline"):
+            assert mine.is_dir() and not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+    assert (tmp_path / "pipeline/own").is_file()
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,18 @@ def test_two_files_are_the_student(models, smooth):
     assert not any(weight.requires_grad for weight in transformer.parameters())
 
 
+def test_two_files_take_the_dtype_of_the_base(models):
+    transformer = SD3Transformer2DModel.from_pretrained(models.pipeline, subfolder="transformer").bfloat16()
+    load_student(transformer, models.smooth_files.lora, models.smooth_files.target)
+    arguments, times = inputs()
+    half = {name: value.bfloat16() for name, value in arguments.items()}
+    exact = output(two_files(models, models.smooth_files)[0], times)
+    with torch.no_grad():
+        (found,) = transformer(**half, timestep=times, return_dict=False)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_a_smooth_time_is_fitted_as_the_card_says(models, steps):
     """In the base's own transformer the embedding is off by what the card says, and the samples by little."""

@@ -278,4 +278,5 @@ def test_assets_are_a_target():
 
 def test_profiles_name_only_rules_with_jobs():
     resources = read_yaml(ROOT / "profiles/slurm/config.yaml")["set-resources"]
-    assert set(resources) - {"bench"} <= set(jobs(make_plan(raw_config())))
+    plan = make_plan({**raw_config(), "targets": ["table1", "table2"]})
+    assert set(resources) - {"bench"} <= set(jobs(plan))

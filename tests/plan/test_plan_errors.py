@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,8 +18,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from fewstep.config import ConfigError
 from fewstep.config.base import command_line_values, complete, merge, passed_on, read_yaml
 from fewstep.config.load import Root, load
-from fewstep.config.settings import EXTRACTORS
+from fewstep.config.settings import EXTRACTORS, Metric
 from fewstep.config.tables import TABLE_COLUMNS
+from fewstep.config.text import PROMPT_METRICS
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker
 from fewstep.plan.targets import check, explain
@@ -213,8 +215,8 @@ MISTAKES = {
     "further metrics": (
         "overrides: {tables: {table1: {metrics: [kidd]}}}",
         [
-            "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of fid, "
-            "is, kid, mmd, moon_distance, off_moons, precision, recall; did you mean 'kid'?",
+            "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of "
+            f"{', '.join((*get_args(Metric), *PROMPT_METRICS))}; did you mean 'kid'?",
         ],
     ),
     "a column of a training": (
@@ -548,10 +550,10 @@ TOGETHER = {
             "did you mean 'euler'?",
             "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
             "did you mean 'freq'?",
-            "config/tables/table4.yaml: kind: is missing",
-            "config/tables/table4.yaml: kint: unknown key, perhaps misspelt; did you mean 'kind'?",
             "config/claims.yaml: claims.teacher-needs-steps.relation: '>>' is not one of <, <=, >, >=; "
             "did you mean '>'?",
+            "config/tables/table4.yaml: kind: is missing",
+            "config/tables/table4.yaml: kint: unknown key, perhaps misspelt; did you mean 'kind'?",
         ],
     ),
     "references": (

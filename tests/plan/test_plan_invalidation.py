@@ -14,11 +14,14 @@ from fewstep.plan import Plan
 
 def all_specs(plan: Plan) -> dict[str, str]:
     """Every spec that the plan's targets need, by stage and name."""
-    names: set[tuple[str, str]] = {("claims", "claims"), ("report", "report")}
+    names: set[tuple[str, str]] = {("claims", name) for name in plan.names["claims"]} | {("report", "report")}
     names |= {("fetch", name) for name in plan.config.assets}
     names |= {("encode", name) for name in plan.parts.latents}
     names |= {("table", name) for name in plan.config.tables}
     for run in plan.runs.values():
+        if run.reembedded:
+            names.add(("reembed", run.name))
+            continue
         names |= {("train", f"{run.name}/{seed}") for seed in plan.config.claim_seeds}
     cells: list[CellKey] = [key for claim in plan.claims for keys in claim.cells for key in keys]
     for table in plan.config.tables:
@@ -27,7 +30,7 @@ def all_specs(plan: Plan) -> dict[str, str]:
         run, cell = f"{key.method}/{key.variant}", f"{key.sampler}-{key.steps}"
         names.add(("sample", f"{run}/{cell}/{plan.image_set(key.protocol)}"))
         names.add(("score", f"{run}/{key.seed}/{cell}/{key.protocol}"))
-        if plan.parts.protocols[key.protocol].reference_latents:
+        if getattr(plan.parts.protocols[key.protocol], "reference_latents", None):
             names.add(("reference", key.protocol))
     return {f"{stage}/{name}": plan.spec_text(stage, name) for stage, name in sorted(names)}
 
@@ -67,7 +70,7 @@ def tables(**changes) -> dict:
         pytest.param(methods(decm={"title": "DE-CM!"}), ["report/report"], id="a title: the report alone"),
         pytest.param(
             settings(samplers={"mix": {"switch": 0.25}}),
-            ["sample/decm/*/mix-*", "score/decm/*/mix-*"],
+            [f"{stage}/{method}/*/mix-*" for stage in ("sample", "score") for method in ("decm", "decm-t2i")],
             id="a sampler: no training",
         ),
         pytest.param(

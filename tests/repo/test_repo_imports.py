@@ -51,7 +51,8 @@ PLACES = {
     "transformers": {
         *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
     },
-    "tokenizers": {"data.text_encoders"},
+    "peft": {"backbones.lora", "exporting."},
+    "tokenizers": {"data.text_encoders", "exporting.pipeline"},
     "webdataset": {"data."},
     "torch_fidelity": {"evaluation.fidelity"},
     "triton": {"core.attention_kernel"},
@@ -144,7 +145,7 @@ def test_every_place_is_needed(party):
     assert any(party in theirs(module) for module in modules())
 
 
-@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets"])
+@pytest.mark.parametrize("network", ["lightningdit", "mlp", "unet", "convnets", "sd3"])
 def test_a_network_reaches_no_other(network):
     """A training is one of its own network's source alone."""
     found = {module for module in reached(f"fewstep.backbones.{network}") if area(module) == "backbones"}
