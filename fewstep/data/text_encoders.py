@@ -290,11 +290,7 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     for name in wanted:
         if not files[name]:
             raise ConfigError(f"{weights}: files: none in {name}/: not the text side of Stable Diffusion 3")
-<<<<<<< HEAD
-        verify_folder(record, f"{name}/", files[name])
-=======
         record.verified_folder(name)
->>>>>>> scorers
     parts: dict[str, Any] = dict.fromkeys(files) | _load(record.folder, wanted, encoder)
     if without_t5:
         config, _ = record.verified("transformer/config.json")
@@ -306,20 +302,6 @@ def _published(encoder: TextEncoder, weights: Path, backbone: Backbone | None) -
     return parts, {name: _digest(record, files[name]) for name in wanted}, width
 
 
-<<<<<<< HEAD
-def verify_folder(record: Record, start: str, names: list[str]) -> None:
-    """Hash the files of one part; a file that is not in the record is refused, as it would be read too."""
-    for name in names:
-        record.verified(name)
-    strangers = {f"{start}{name}" for name in visible_files(record.folder / start)} - set(names)
-    if strangers:
-        raise ConfigError(
-            f"{record.path}: files: does not name {first_few(sorted(strangers))}, but {record.folder} has it"
-        )
-
-
-=======
->>>>>>> scorers
 def _load(folder: Path, wanted: Sequence[str], encoder: TextEncoder) -> dict[str, Any]:
     from diffusers import StableDiffusion3Pipeline
 
