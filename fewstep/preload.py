@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,8 +98,8 @@ def run_stage(module: str, arguments: list[str]) -> NoReturn:
 
 def has_captions(arguments: list[str]) -> bool:
     """Whether a stage's words give files to one of the options of captions; options may stand alone."""
-    following = zip(arguments, [*arguments[1:], "--"], strict=True)
-    return any(word in OPTIONS_OF_CAPTIONS and not after.startswith("--") for word, after in following)
+    pairs = pairwise(arguments)
+    return any(word in OPTIONS_OF_CAPTIONS and not after.startswith("--") for word, after in pairs)
 
 
 def _load_networks(kinds: Iterable[str], protocol: str) -> None:

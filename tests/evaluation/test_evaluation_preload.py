@@ -248,7 +248,7 @@ def test_where_nothing_can_be_forked(server, monkeypatch):
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    request = {"module": "fewstep.score", "surroundings": preloaded.surroundings([])}
+    request = {"module": "fewstep.score", "arguments": [], "surroundings": preloaded.surroundings([])}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(os.environ[preloaded.SOCKET])
         socket.send_fds(client, [json.dumps(request).encode()], [0, 1, 2])
