@@ -231,6 +231,10 @@ class Plan:
         Args:
             key: the wildcards of its output.
         """
+        if stage == "fetch":
+            return "workflow" if self.config.assets[key["asset"]].scenes is None else "t2i"
+        if stage == "costs":
+            return "t2i" if any(job.stage == "text" for job in self.jobs()) else "torch"
         if stage == "score":
             prompts = isinstance(self.parts.protocols[key["protocol"]], PromptProtocol)
             return "t2i" if prompts else "metrics"

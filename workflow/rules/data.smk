@@ -27,7 +27,7 @@ rule fetch:
     retries: FEW_RETRIES
     localrule: True
     conda:
-        "../../envs/workflow.yaml"
+        environment("fetch")
     shell:
         "python -m fewstep.fetch --spec {input.spec:q} --out {output:q} > {log:q} 2>&1"
 

@@ -90,6 +90,6 @@ rule plan:
     retries: 0
     localrule: True
     conda:
-        "../../envs/torch.yaml"
+        environment("costs")
     shell:
         "python -m fewstep.costs --spec {input.spec:q} --out {output:q} 2>&1 | tee {log:q}"
