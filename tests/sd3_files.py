@@ -98,7 +98,7 @@ class Exported:
 
 
 def exported(
-    folder: Path, student: Path, spec: Sd3, base: Path, origin: Path | None = None, limit: float = 0.05
+    folder: Path, student: Path, spec: Sd3, base: Path, origin: Path | None = None, limit: float = 0.01
 ) -> Exported:
     asked = ExportSpec(
         method="decm",

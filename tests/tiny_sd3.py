@@ -15,6 +15,7 @@ from fewstep.config import dump, read_spec
 from fewstep.config.backbones import Lora, Sd3
 from fewstep.config.specs import TextCard, TrainSpec
 from fewstep.config.text import TextEncoder
+from fewstep.data.text_encoders import CaptionEncoder
 from fewstep.data.text_encoding import text_content, write_store
 from fewstep.data.text_store import Text
 
@@ -79,11 +80,13 @@ class Store:
         self.loaded.append(y.tolist())
 
 
-def write_captions(folder: Path) -> Path:
+def write_captions(folder: Path, card: TextCard = CARD, encoder: CaptionEncoder | None = None) -> Path:
     """A store of the captions on the disk; the path of its manifest."""
-    content = text_content(CARD, CAPTIONS, Encoder(), "captions")
+    encoder = encoder or Encoder()
     folder.mkdir(parents=True, exist_ok=True)
-    write_store(content, CAPTIONS, Encoder(), folder / "manifest.json")
+    write_store(
+        text_content(card, CAPTIONS, encoder, "captions"), CAPTIONS, encoder, folder / "manifest.json"
+    )
     return folder / "manifest.json"
 
 

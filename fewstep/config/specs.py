@@ -90,9 +90,9 @@ class ExportSpec(Strict):
     guidance: Guidance | None = Field(description="of the teacher that the student follows")
     licence: str = Field(description="of the base, under which adapters of it stand too")
     limit: float = Field(
-        default=0.05,
+        default=0.01,
         gt=0,
-        description="largest relative error of the time embedding in plain diffusers, where it is fitted",
+        description="largest relative error of a fitted time embedding at the times of few-step samplers",
     )
 
 

@@ -114,9 +114,8 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     one, fit = one_file_adapters(spec.backbone, adapters, embedded, below, own)
     if fit is not None and not fit.worst <= spec.limit:
         raise ValueError(
-            f"{model}: limit: adapters of rank {lora.rank} of SD3's own time embedding are "
-            f"{fit.worst:.3g} off the student's (relative), above {spec.limit:g}; train with a larger "
-            "backbone.lora.rank"
+            f"{model}: limit: adapters of rank {lora.rank} of SD3's own time embedding are {fit.worst:.3g} "
+            f"(relative) off the student's, above {spec.limit:g}; train with a larger backbone.lora.rank"
         )
     guided = spec.guidance is not None and spec.guidance.scale != 1
     use = "guidance_scale=1.0, as guidance is inside" if guided else "any guidance_scale"

@@ -243,8 +243,8 @@ def test_a_base_that_nobody_has(models, tmp_path):
 
 
 def test_a_time_embedding_that_is_too_far_off(models, tmp_path):
-    with pytest.raises(ValueError, match=r"limit: adapters of rank 16 .* above 1e-05; train with a larger"):
-        exported(tmp_path, models.smooth_student, models.smooth_spec, models.smooth, models.teacher, 1e-5)
+    with pytest.raises(ValueError, match=r"limit: adapters of rank 16 .* above 1e-07; train with a larger"):
+        exported(tmp_path, models.smooth_student, models.smooth_spec, models.smooth, models.teacher, 1e-7)
     assert not list(tmp_path.glob("**/*lora*"))
 
 

@@ -80,12 +80,14 @@ def test_the_state_holds_what_trains(trainings, tmp_path):
     assert sum(path.stat().st_size for path in files) < 4 * 4 * trained + 200_000
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_resumed_in_the_same_bits(trainings, single, tmp_path, count):
+@pytest.mark.parametrize(
+    ("count", "options"), [(1, ()), (2, ()), (2, SHARDED)], ids=["one", "ddp on 2", "fsdp2 on 2"]
+)
+def test_resumed_in_one_process(trainings, single, tmp_path, count, options):
+    """In the same bits where it began in one."""
     call = trainings.train(trainings.spec(), tmp_path)
-    stopped = ranks(
-        call.more("--save-steps", "3"), tmp_path, count, signal_at_step, step=3, number=signal.SIGKILL
-    )
+    fault = {"fault": signal_at_step, "step": 3, "number": signal.SIGKILL}
+    stopped = ranks(call.more("--save-steps", "3", *options), tmp_path, count, **fault)
     assert stopped[0] == -signal.SIGKILL, (tmp_path / "rank0.log").read_text()
     assert states(call) == ["step-000000003"]
     assert ranks(call, tmp_path, 1) == [0], (tmp_path / "rank0.log").read_text()
