@@ -19,11 +19,12 @@ from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
 from .scorers import geneval
-from .scorers.cell_detector import CellDetector
+from .scorers.cell_detector import CALLED, CellDetector
 from .scorers.clip_score import ClipScorer, published_towers, trained_towers
 from .scorers.drawn_shapes import drawn_shapes
+from .scorers.geneval import Prompt
 from .scorers.geneval_score import GenEvalScorer
-from .scorers.interface import Prompt, Scorer, SelfTest
+from .scorers.interface import Scorer
 from .scorers.real_scenes import read_pictures, self_test
 
 PARTS: dict[str, Callable[[Prompt], bool]] = {
@@ -56,8 +57,7 @@ def score_prompt_images(
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
     scorers = open_scorers(spec, weights, prompts, device)
-    test = self_test(prompts, lines) or drawn_shapes(spec.sample.image)
-    refused = from_main(_refused(scorers, test) if is_main() else {})
+    refused = from_main(_refused(scorers, spec, lines, prompts) if is_main() else {})
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
     if refused.keys() == scorers.keys():
@@ -151,7 +151,7 @@ def open_scorers(
         checksum = sha256(path) if file is None else read_record(path).verified(file)[1]
         if entry.kind == "cells":
             detector = CellDetector(path, backbone, read_pictures(prompts), device)
-            found[name] = GenEvalScorer(name, checksum, device, detector)
+            found[name] = GenEvalScorer(name, checksum, device, detector, CALLED)
         elif file is None:
             found[name] = ClipScorer(name, checksum, device, trained_towers(path, backbone, device))
         else:
@@ -159,8 +159,11 @@ def open_scorers(
     return found
 
 
-def _refused(scorers: Mapping[str, Scorer], test: SelfTest) -> dict[str, str]:
-    """Scorers that fail their self-test, and why."""
+def _refused(
+    scorers: Mapping[str, Scorer], spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path
+) -> dict[str, str]:
+    """Scorers that fail their self-test, and why. Its pictures are real scenes, or else drawn shapes."""
+    test = self_test(record, lines) or drawn_shapes(spec.sample.image)
     found = {name: scorer.faults(test) for name, scorer in scorers.items()}
     return {name: reason for name, reason in found.items() if reason}
 

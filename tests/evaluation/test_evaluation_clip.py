@@ -20,7 +20,7 @@ from fewstep.backbones.model_file import load_model, load_network, save_model
 from fewstep.config import ConfigError
 from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers, published_towers, trained_towers
 from fewstep.evaluation.scorers.drawn_shapes import drawn_shapes
-from fewstep.evaluation.scorers.interface import Prompt
+from fewstep.evaluation.scorers.geneval import Prompt
 
 WORDS = ["a", "dog", "red", "cat", "square", "circle"]
 SIDE = 24

@@ -29,9 +29,9 @@ from fewstep.data.fetching import fetch_asset
 from fewstep.evaluation.image_archive import write_images
 from fewstep.evaluation.scorers.cell_detector import CellDetector
 from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
-from fewstep.evaluation.scorers.geneval import Detection
+from fewstep.evaluation.scorers.geneval import Detection, Prompt
 from fewstep.evaluation.scorers.geneval_score import GenEvalScorer
-from fewstep.evaluation.scorers.interface import Prompt, Scorer, SelfTest
+from fewstep.evaluation.scorers.interface import Scorer, SelfTest
 from fewstep.evaluation.scorers.real_scenes import RealScenes, bounds, read_pictures, read_scenes, self_test
 from fewstep.plan import Plan
 from fewstep.reporting.metrics import load_metrics
@@ -59,7 +59,7 @@ class Scenes:
     def open(self, weights: Path | None = None) -> GenEvalScorer:
         path = weights or self.detector
         found = CellDetector(path, self.backbone, read_pictures(self.record), "cpu")
-        return GenEvalScorer("geneval", sha256(path), "cpu", found)
+        return GenEvalScorer("geneval", sha256(path), "cpu", found, "a test")
 
     def real(self) -> RealScenes:
         return read_scenes(self.record, self.lines)
@@ -152,7 +152,7 @@ def test_a_detector_that_is_not_certain_enough_to_count_is_refused(scenes):
     def hesitant(images: Tensor) -> list[list[Detection]]:
         return [[replace(one, score=0.85) for one in found] for found in known.detections(images)]
 
-    scorer = GenEvalScorer("geneval", "0" * 64, "cpu", hesitant)
+    scorer = GenEvalScorer("geneval", "0" * 64, "cpu", hesitant, "a test")
     fault = scorer.faults(self_test(scenes.record, scenes.lines))
     assert fault == "its self-test: of the pictures of counting only 0% are right"
 

@@ -18,6 +18,9 @@ Picture = tuple[str, str | None] | None
 """Object and colour of a class of cells; None: an empty cell."""
 
 
+CALLED = "a classifier of the cells of scenes, trained here"
+
+
 class CellDetector:
     """Classifies each cell of a scene's grid; an object's box is its cell, its score the probability.
 

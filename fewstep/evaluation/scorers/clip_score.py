@@ -15,7 +15,8 @@ from ...common.files import reading
 from ...config import ConfigError
 from ...config.backbones import Backbone
 from ...data.asset_files import read_record
-from .interface import Prompt, Scorer, in_shape
+from .geneval import Prompt
+from .interface import Scorer, in_shape
 
 
 @dataclass(frozen=True)

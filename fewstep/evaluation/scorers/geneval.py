@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Prompt = Mapping[str, Any]
-"""A line of GenEval's evaluation_metadata.jsonl."""
+"""A line of a set of prompts: `prompt`, and as in GenEval's evaluation_metadata.jsonl `tag`, `include` and
+perhaps `exclude`."""
 
 SCORE = 0.3
 """A detection counts above this score (evaluate_images.py, --options threshold)."""

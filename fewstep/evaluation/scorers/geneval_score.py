@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from . import geneval
-from .geneval import Detection
-from .interface import Prompt, Scorer, SelfTest
+from .geneval import Detection, Prompt
+from .interface import Scorer, SelfTest
 
 Detector = Callable[[Tensor], list[list[Detection]]]
 """The objects of each image, of uint8 images (n, C, H, W) on the device."""
+RULES = "GenEval (arXiv 2310.11513): share of correct images, mean over tasks"
 RIGHT_OF_TASK = 0.5
 """Share of the self-test's pictures of every task that must be right.
 
@@ -26,12 +27,14 @@ class GenEvalScorer(Scorer):
 
     Args:
         detector: finds objects with class, box, score and colour.
+        called: the detector in words.
     """
 
-    computes = "GenEval (arXiv 2310.11513): share of correct images, mean over tasks"
-
-    def __init__(self, name: str, sha256: str, device: torch.device | str, detector: Detector) -> None:
+    def __init__(
+        self, name: str, sha256: str, device: torch.device | str, detector: Detector, called: str
+    ) -> None:
         super().__init__(name, sha256, device)
+        self.computes = f"{RULES}; objects found by {called}"
         self._detector = detector
 
     def detections(self, images: Tensor) -> list[list[Detection]]:

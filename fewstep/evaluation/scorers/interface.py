@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from ...core.memory import FittingBatches, place
+from .geneval import Prompt
 
-Prompt = Mapping[str, Any]
-"""A line of a set of prompts: `prompt`, and for GenEval `tag`, `include` and `exclude`."""
 ROWS = 250
 """Most images that go through a scorer's network at once."""
 RIGHT = 0.75
 """Share of the self-test's pictures whose own prompt must score above another one.
 
-A scorer that guesses reaches it on 32 pictures in one of 300 cases.
+A scorer that guesses reaches it on 32 pictures once in 300 times.
 """
 
 

@@ -15,7 +15,8 @@ from ...common.array_files import open_npz
 from ...config import ConfigError
 from ...data.asset_files import Record, read_record
 from .cell_detector import Picture
-from .interface import Prompt, Scorer, SelfTest
+from .geneval import Prompt
+from .interface import Scorer, SelfTest
 
 SCENES = "scenes.npz"
 PICTURES = 32
