@@ -96,6 +96,10 @@ class Sd3(nn.Module):
             dual_attention_layers=tuple(range(spec.dual_attention)),
             qk_norm="rms_norm" if spec.qk_norm else None,
         )
+        # As SD3 and DiT start: each block is the identity, and the output zero.
+        for block in self.transformer.transformer_blocks:
+            zero(block.norm1.linear, block.norm1_context.linear)
+        zero(self.transformer.norm_out.linear, self.transformer.proj_out)
         TwoTimes.adopt(self.transformer.time_text_embed, spec.time_scale, spec.target_time)
         self.spec = spec
         self._text: Captions | None = None
