@@ -17,8 +17,8 @@ from functools import cache
 import torch
 from torch import nn
 
-from ..backbones import build
-from ..config.backbones import Backbone, FlowNetwork, LightningDiT, UNet
+from ..backbones import build, use_text
+from ..config.backbones import Backbone, Clip, FlowNetwork, LightningDiT, Sd3, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.settings import Guidance, LdmAutoencoder, Tokenizer
@@ -36,6 +36,8 @@ STATE = 4
 """Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
 ROWS, STEPS = 48, 1000
 """Batch and length of the training on the tiny network; methods that group rows round the batch up."""
+TOKENS = 8
+"""Of a caption of the tiny network."""
 SD_VAE = LdmAutoencoder(multipliers=[1, 2, 4, 4], attention=[])
 UNITS: dict[Device, tuple[str, float]] = {"gpu": ("GPU-hours", 3600.0), "cpu": ("CPU-seconds", 1.0)}
 """Name and seconds of the unit of time."""
@@ -127,7 +129,7 @@ def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
         return tokenizer_operations(work.tokenizer, work.decode)
     assert work.network is not None
     network = networks[work.network]
-    one = operations(network)
+    one = operations(network, work.tokens)
     if work.loss is None:
         return one
     teacher = networks[work.teacher] if work.teacher else None
@@ -136,15 +138,23 @@ def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
 
 @cache
 def parameters(spec: Backbone) -> int:
-    """Numbers that a network's file holds (small buffers are left out)."""
-    return sum(weight.numel() for weight in _on_meta(spec).parameters())
+    """Numbers that a network's file holds (small buffers are left out): of adapters, what is trained."""
+    trained = isinstance(spec, Sd3) and spec.lora is not None
+    weights = _on_meta(spec).parameters()
+    return sum(weight.numel() for weight in weights if weight.requires_grad or not trained)
 
 
 @cache
-def operations(spec: Backbone) -> float:
-    """Floating-point operations of one evaluation of one image; see `core.operations`."""
+def operations(spec: Backbone, tokens: int = 0) -> float:
+    """Floating-point operations of one evaluation of one image; see `core.operations`.
+
+    Args:
+        tokens: of its caption, for a network that is conditioned on one.
+    """
     if not isinstance(spec, LightningDiT):
-        return _forward(_on_meta(spec), spec, 1, "meta")
+        net = _on_meta(spec)
+        _condition(net, spec, "meta", tokens)
+        return _forward(net, spec, 1, "meta")
     # Blocks are alike: two networks of one and two tell the rest.
     few = [spec.model_copy(update={"depth": depth}) for depth in (1, 2)]
     one, two = (_forward(_on_meta(each), each, 1, "meta") for each in few)
@@ -170,12 +180,29 @@ def _on_meta(spec: Backbone) -> nn.Module:
         return build(spec)
 
 
+def _condition(net: nn.Module, spec: Backbone, device: str = "cpu", tokens: int = TOKENS) -> None:
+    """Captions of zeros, for a network that looks some up."""
+    if isinstance(spec, Sd3):
+        shape, width = (tokens, spec.context), spec.pooled
+        use_text(
+            net,
+            lambda y: (
+                torch.zeros(len(y), *shape, device=device),
+                torch.zeros(len(y), width, device=device),
+            ),
+        )
+
+
 def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> float:
     """Operations for each of ``rows`` images."""
     x, t = torch.zeros(rows, *spec.shape, device=device), torch.zeros(rows, device=device)
     with torch.no_grad(), OperationCounter() as counted:
+        y = torch.zeros(rows, dtype=torch.long, device=device)
         if isinstance(spec, FlowNetwork):
-            net(x, t, t, torch.zeros(rows, dtype=torch.long, device=device))
+            net(x, t, t, y)
+        elif isinstance(spec, Clip):
+            net.embed_images(x)
+            net.embed_tokens(y[:, None].expand(-1, spec.length))
         else:
             net(x)
     return float(counted.total) / rows
@@ -226,7 +253,9 @@ def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, gu
 
 def _random(spec: Backbone) -> nn.Module:
     torch.manual_seed(0)
-    return build(spec)
+    net = build(spec)
+    _condition(net, spec)
+    return net
 
 
 def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
@@ -239,6 +268,12 @@ def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
         levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}
         counts = {"groups": 4, "depth": 1, "classes": 4}
         return spec.model_copy(update={**levels, **counts, "shape": shape or [spec.shape[0], 16, 16]})
+    if isinstance(spec, Sd3):
+        blocks = {"layers": 2, "heads": 2, "head_width": 16, "dual_attention": min(1, spec.dual_attention)}
+        widths = {"context": 32, "pooled": 16, "positions": 4}
+        lora = spec.lora and spec.lora.model_copy(update={"rank": 4})
+        sides = shape or [spec.shape[0], 4 * spec.patch, 4 * spec.patch]
+        return spec.model_copy(update={**blocks, **widths, "lora": lora, "shape": sides})
     return spec
 
 

@@ -40,7 +40,7 @@ from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import TABLE_COLUMNS, Claim, Table
-from .text import AnyProtocol, PromptProtocol, PromptSet, TextEncoder
+from .text import SCORERS, AnyProtocol, PromptProtocol, PromptSet, TextEncoder
 
 PATHVARS = ("results", "logs", "assets", "latents")
 """Path variables of the rules."""
@@ -241,7 +241,7 @@ class _Reader:
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
         names |= {"assets": list(raw_assets), "methods": list(raw_methods)}
         names |= {f"files of {name}": asset.names for name, asset in assets.items()}
-        names["extractors"] = [*EXTRACTORS, "identity"]
+        names["extractors"] = [*EXTRACTORS, "identity", *SCORERS]
         names["targets"] = [*stems, *sorted(claimed), "report", *(["all"] if root.targets == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]

@@ -268,6 +268,7 @@ class Work(Strict):
     teacher: str | None = None
     guided: bool = Field(default=False, description="the teacher is evaluated with and without label")
     half: bool = Field(default=False, description="bf16 or fp16")
+    tokens: int = Field(default=0, description="of a caption that conditions the network")
 
 
 class CostLine(Strict):

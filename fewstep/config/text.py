@@ -70,6 +70,10 @@ class Scorer(Strict):
     weights: Weights
 
 
+ScorerName = Literal["clip", "geneval"]
+SCORERS: tuple[str, ...] = get_args(ScorerName)
+
+
 class PromptProtocol(Precision):
     """All that scores of images with prompts depend on beside the images' own sampler.
 
@@ -79,7 +83,7 @@ class PromptProtocol(Precision):
     kind: Literal["prompt-scores"]
     prompts: Annotated[str, Ref("prompts")]
     images: Count = Field(description="a multiple of the number of prompts")
-    scorers: dict[Literal["clip", "geneval"], Scorer] = Field(min_length=1)
+    scorers: dict[ScorerName, Scorer] = Field(min_length=1)
     metrics: list[PromptMetric] = Field(min_length=1)
     uint8: Literal["round", "truncate"] = "round"
     seed: Seed = 0

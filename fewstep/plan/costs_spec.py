@@ -18,6 +18,7 @@ from .jobs import Job
 
 if TYPE_CHECKING:
     from . import Plan
+    from .runs import Run
 
 BLOCK = 512
 """Of a tar; every member has a header of one block and content in whole blocks."""
@@ -123,9 +124,18 @@ def _train(plan: Plan, job: Job) -> CostLine:
         loss=None if rate else run.loss,
         teacher=plan.run(run.teacher).network if run.teacher and not rate else None,
         guided=rate is None and run.has_teacher and run.guidance is not None and run.guidance.scale != 1,
+        tokens=_tokens(plan, run),
         half=run.train.precision != "no",
     )
     return _line("train", work, device=run.device, models={run.network: 1})
+
+
+def _tokens(plan: Plan, run: Run) -> int:
+    """Of a caption that conditions a run's network."""
+    if run.text_encoder is None:
+        return 0
+    encoder = plan.parts.text_encoders[run.text_encoder]
+    return encoder.length + encoder.t5_length
 
 
 def _sample(plan: Plan, job: Job) -> CostLine:
@@ -140,6 +150,7 @@ def _sample(plan: Plan, job: Job) -> CostLine:
         rate=rate,
         network=None if rate else run.network,
         half=protocol.network_dtype != "float32",
+        tokens=_tokens(plan, run),
     )
     work = [evaluations]
     if not run.tokenizer.plain:

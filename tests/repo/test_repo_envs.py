@@ -39,8 +39,8 @@ UNUSED["score"] = NO_EXTRACTORS | (
     reached("fewstep.evaluation.prompt_scoring") - reached("fewstep.evaluation.scoring")
 )
 
-# Rules whose environment the plan chooses (plan.environment): what they need without captions. Loaded for captions
-# alone, what only t2i.yaml has may be missing there.
+# Rules whose environment the plan chooses (plan.environment): what they need without captions. What only
+# t2i.yaml has is loaded for captions, and may be missing there.
 CHOSEN = {"fetch": "workflow", "train": "torch", "sample": "torch", "score": "metrics", "costs": "torch"}
 
 
