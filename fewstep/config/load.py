@@ -39,7 +39,7 @@ from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
-from .tables import TABLE_COLUMNS, Claim, Table
+from .tables import DECIMALS, TABLE_COLUMNS, Claim, Table
 from .text import SCORERS, AnyProtocol, PromptProtocol, PromptSet, TextEncoder
 
 PATHVARS = ("results", "logs", "assets", "latents")
@@ -406,6 +406,8 @@ class _Reader:
                 if raw["rows"]:
                     self.mistakes.add(f"{file}: rows and rows_of are both given; keep one")
                 raw["rows"] = merged[source]["rows"]
+            if raw.get("metric") in tuple(DECIMALS):  # scores between 0 and 1
+                raw.setdefault("tolerance", {"absolute": 0.01})
             with self.mistakes.caught():
                 tables[name] = parse(Table, raw, file)
         return stems, tables

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -83,11 +82,6 @@ class Tolerance(Strict):
     relative: float = Field(default=0.05, ge=0)
 
 
-def _tolerance(table: Mapping[str, Any]) -> Tolerance:
-    """The default of a table, by its metric."""
-    return Tolerance(absolute=0.01) if table.get("metric") in DECIMALS else Tolerance()
-
-
 class Table(Strict):
     kind: Kind = Field(
         description="table; curve: metric against NFE; ranking: rows by metric; price: metric against "
@@ -120,7 +114,9 @@ class Table(Strict):
     )
     ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
     steps: NumbersOfSteps | None = None
-    tolerance: Tolerance = Field(default_factory=_tolerance, description="default: by the metric")
+    tolerance: Tolerance = Field(
+        default=Tolerance(), description="absolute: 0.01, unless given, of scores between 0 and 1"
+    )
     columns: int = Field(default=10, gt=0, le=1000, description="grid: images of each class")
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = Field(
         default=None, description="grid, samples: which classes, or numbers of prompts; default the first ten"
