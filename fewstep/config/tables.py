@@ -114,9 +114,7 @@ class Table(Strict):
     )
     ranked: bool = Field(default=False, description="order the rows by what is measured, best first")
     steps: NumbersOfSteps | None = None
-    tolerance: Tolerance = Field(
-        default=Tolerance(), description="absolute: 0.01, unless given, of scores between 0 and 1"
-    )
+    tolerance: Tolerance = Field(default=Tolerance(), description="0.01 for scores between 0 and 1")
     columns: int = Field(default=10, gt=0, le=1000, description="grid: images of each class")
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = Field(
         default=None, description="grid, samples: which classes, or numbers of prompts; default the first ten"
