@@ -153,6 +153,14 @@ def assets(plan: Plan) -> Iterator[Check]:
             yield Check("fail", f"asset {name}", f"is gated and there is no token: {remedy}")
         else:
             yield Check("ok", f"asset {name}", text)
+    wanted = set(plan.assets())
+    for table in (name for name, entry in plan.config.tables.items() if entry.by_name):
+        for name in plan.assets([table]):
+            asset = plan.config.assets[name]
+            if asset.gated and name not in wanted:
+                wanted.add(name)
+                remedy = f"for {table}, accept its licence ({asset.licence}) at {asset.page} and set HF_TOKEN"
+                yield Check("ok" if has_token() else "warn", f"asset {name}", f"is gated: {remedy}")
 
 
 def added_or_removed(record: Path) -> str:

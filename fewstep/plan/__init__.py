@@ -240,9 +240,11 @@ class Plan:
             return "t2i" if prompts else "metrics"
         return "t2i" if self.runs[key["run"]].text_encoder else "torch"
 
-    def assets(self) -> list[str]:
-        """Everything from outside that the targets need."""
-        return [job.key["asset"] for job in self.jobs() if job.stage == "fetch"]
+    def assets(self, targets: Iterable[str] | None = None) -> list[str]:
+        """Everything from outside that some targets need; without ``targets``, those that are wanted."""
+        files = None if targets is None else [file for target in targets for file in self.parts_of(target)]
+        jobs = self.jobs() if files is None else dependencies(self, files)
+        return [job.key["asset"] for job in jobs if job.stage == "fetch"]
 
     def jobs(self) -> list[Job]:
         """Every job behind the targets but the small ones that write specs."""
