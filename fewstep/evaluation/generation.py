@@ -92,8 +92,8 @@ def generate_images(
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
-        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, or a CUDA graph is
-            asked for without a GPU.
+        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, or
+            a CUDA graph is asked for without a GPU.
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
