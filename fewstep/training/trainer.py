@@ -188,10 +188,15 @@ class Trainer:
         self.state.attach(self.modules, self.optimizer.optimizer, self.averages)
 
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
-        """The frozen teacher; ``net`` starts with those of its weights that both have."""
+        """The frozen teacher; ``net`` starts with those of its weights that both have.
+
+        An SD3 of another time_scale starts with the teacher's embedding of t fitted to its own sinusoids.
+        """
         teacher, card = load_network(path)
         load_compatible(net, teacher.state_dict(), str(path))
         self._check_teacher(card, path)
+        if isinstance(self.spec.backbone, Sd3) and teacher.spec.time_scale != self.spec.backbone.time_scale:
+            net.fit_time(teacher)
         if self.text is not None:
             use_text(teacher, self.text)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)

@@ -14,14 +14,16 @@ from trained_files import close, curve, same, states
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-from tiny_sd3 import ADAPTERS, CAPTIONS, TinyTrainings, inputs, network, sd3
+from tiny_sd3 import ADAPTERS, CAPTIONS, TinyTrainings, calm_time, inputs, network, sd3
 
 from fewstep.backbones import use_text
 from fewstep.backbones.lora import AdaptersOff
 from fewstep.backbones.model_file import load_model, load_network, save_model
+from fewstep.backbones.sd3 import Sd3 as Sd3Network
 from fewstep.common.files import sha256
 from fewstep.config import dump
 from fewstep.config.backbones import Lora, Sd3
+from fewstep.config.settings import Guidance
 from fewstep.config.specs import SampleSpec
 from fewstep.data.text_store import open_text
 from fewstep.evaluation.image_archive import open_images
@@ -153,6 +155,24 @@ def test_a_teacher_of_captions(trainings, tmp_path):
         student = trainings.train(trainings.spec("decm", spec), tmp_path / name, teacher.out)
         student()
         assert load_model(student.out)[1].get("base") == (sha256(teacher.out) if name == "lora" else None)
+
+
+def test_a_smooth_time_is_tuned(trainings, tmp_path, monkeypatch):
+    """By the velocity of the network of SD3's own time, whose time embedding is fitted at the start."""
+    teacher = trainings.write_base(tmp_path / "fast.safetensors", time_scale=1000.0)
+    tensors, card = load_model(teacher)
+    calm_time(tensors)
+    save_model(teacher, tensors, sd3(target_time=False, time_scale=1000.0), card)
+    spec = trainings.spec("teacher", sd3(target_time=False, time_scale=20.0))
+    spec = spec.model_copy(update={"teacher": True, "guidance": Guidance(scale=1.0), "label_dropout": 0.0})
+    first = {}
+    for name in ("fitted", "not"):
+        if name == "not":
+            monkeypatch.setattr(Sd3Network, "fit_time", lambda net, teacher: None)
+        call = trainings.train(spec, tmp_path / name, teacher)
+        call()
+        first[name] = curve(call.outputs[1])[0]["loss_fm"]
+    assert 0 < first["fitted"] < first["not"] / 20
 
 
 # What is refused.
