@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tiny_sd3 import calm_time
 from torch import nn
 
 from fewstep import export, reembed
@@ -51,19 +52,12 @@ def awake(net: nn.Module, scale: float = 0.05) -> nn.Module:
 
 
 def save_teacher(path: Path, card: dict[str, object] | None = None) -> Path:
-    """A teacher whose embedding of time is as smooth as a trained one's: fast sinusoids count for little."""
+    """A teacher whose embedding of time is as smooth as a trained one's."""
     torch.manual_seed(1)
     net = awake(build(SD3))
-    first = net.transformer.time_text_embed.timestep_embedder.linear_1
-    speed = 1000 * 10_000 ** (-torch.arange(128) / 128)
-    with torch.no_grad():
-        first.weight.mul_((1 / (1 + (speed / 8) ** 2)).repeat(2))
-    save_model(
-        path,
-        net.state_dict(),
-        SD3,
-        {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"} | (card or {}),
-    )
+    calm_time(net.state_dict())
+    about = {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"}
+    save_model(path, net.state_dict(), SD3, about | (card or {}))
     return path
 
 

@@ -155,6 +155,27 @@ def check_tokenizer(
         raise ValueError(f"{path}: was trained on latents of another tokenizer ({what})")
 
 
+def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a network that learned from other embeddings of captions than those it is to be given.
+
+    The captions themselves may be others. Published weights, whose card names no embeddings, take any.
+
+    Args:
+        text: what the store says of itself, `data.text_store.TextStore.card`.
+
+    Raises:
+        ValueError: naming the file and the fields that differ.
+    """
+    learned = card.get("text") or {}
+    differences = [
+        f"{key} {learned[key]!r} there, {text[key]!r} here"
+        for key in ("encoder", "weights", "context", "pooled", "pooling", "dtype")
+        if key in learned and learned[key] != text[key]
+    ]
+    if differences:
+        raise ValueError(f"{path}: learned from other embeddings of captions ({'; '.join(differences)})")
+
+
 ADDED = (".r_embedder.", ".target_embedder.", ".lora_")
 """Parts of the names of what a student has beside its teacher."""
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import use_text
-from ..backbones.model_file import check_tokenizer, load_network
+from ..backbones.model_file import check_text, check_tokenizer, load_network
 from ..common.provenance import sampling_digest
 from ..config import ConfigError, digest
 from ..config.backbones import FlowNetwork
@@ -92,8 +92,8 @@ def generate_images(
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
-        ValueError: model, latents or tokenizer do not belong together, an image holds NaN, or a CUDA graph is
-            asked for without a GPU.
+        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, or
+            a CUDA graph is asked for without a GPU.
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
@@ -101,6 +101,7 @@ def generate_images(
     net, model_card = load_network(model, spec.backbone, base)
     store = open_prompts(spec, text, device)
     if store is not None:
+        check_text(model_card, store.card, model)
         use_text(net, store)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)

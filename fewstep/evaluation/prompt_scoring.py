@@ -15,6 +15,7 @@ from ..config.specs import PromptScoreSpec
 from ..config.text import PromptProtocol
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
+from ..data.text_store import captions_sha256
 from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
@@ -54,6 +55,7 @@ def score_prompt_images(
     check_images(archive, spec)
     lines = read_prompts(spec.prompts, prompts)
     check_prompts(spec, lines, prompts)
+    check_captions(archive, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
     scorers = open_scorers(spec, weights, prompts, device)
@@ -108,6 +110,23 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
         part = metric.partition("_")[2]
         if part and not any(_belongs(line, part) for line in lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
+
+
+def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path) -> None:
+    """Refuse images that were sampled from other captions than the prompts.
+
+    Raises:
+        ValueError: naming both files.
+    """
+    store = archive.card.get("text_store")
+    if store is None:  # of a network that was given no captions
+        return
+    asked = captions_sha256([line["prompt"] for line in lines])
+    if store["caption_list"] != asked:
+        raise ValueError(
+            f"{archive.path}: text_store.caption_list: these images show captions of sha256 "
+            f"{store['caption_list']}, but the prompts of {record} have {asked}; sample again"
+        )
 
 
 def _belongs(prompt: Prompt, part: str) -> bool:

@@ -26,6 +26,7 @@ from fewstep.config.specs import CellKey, PromptScoreSpec, score_spec_class
 from fewstep.config.text import PromptProtocol, PromptSet
 from fewstep.data.captions import read_prompts
 from fewstep.data.fetching import fetch_asset
+from fewstep.data.text_store import captions_sha256
 from fewstep.evaluation.image_archive import write_images
 from fewstep.evaluation.scorers.cell_detector import CellDetector
 from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
@@ -237,10 +238,12 @@ def spec_of(scenes: Scenes, chosen: PromptProtocol) -> PromptScoreSpec:
     )
 
 
-def write(path: Path, spec: PromptScoreSpec, images: Tensor, labels: Sequence[int] | None = None) -> Path:
-    """A tar of images as they would have been sampled for a spec."""
+def write(
+    path: Path, spec: PromptScoreSpec, images: Tensor, labels: Sequence[int] | None = None, **more: Any
+) -> Path:
+    """A tar of images as they would have been sampled for a spec; ``more`` stands in its card too."""
     model = {"status": "trained", "code": None, "backbone": {"kind": "mlp"}}
-    card = {**spec.sample.model_dump(mode="json"), "spec": "0", "evaluations": 1, "model": model}
+    card = {**spec.sample.model_dump(mode="json"), "spec": "0", "evaluations": 1, "model": model, **more}
     shown = np.arange(len(images)) % spec.prompts.prompts if labels is None else np.array(labels)
     parts = [slice(first, first + 250) for first in range(0, len(images), 250)]
     write_images(path, card, ((images[part].numpy(), shown[part]) for part in parts))
@@ -380,6 +383,20 @@ def test_refuses_changed_prompts(scenes, tmp_path):
     with (tmp_path / "scenes" / "prompts.jsonl").open("a") as stream:
         stream.write("\n")
     refused(replaced(call_of(scenes, tmp_path), "--prompts", str(copied)), "prompts.jsonl", "sha256")
+
+
+def test_refuses_images_of_other_prompts(scenes, tmp_path):
+    """As many, each at its place: only the text store that the images were sampled from tells."""
+    call = call_of(scenes, tmp_path)
+    spec = spec_of(scenes, protocol(scenes.prompts.prompts))
+    prompts = [line["prompt"] for line in scenes.lines]
+    store = {"caption_list": captions_sha256(prompts)}
+    write(tmp_path / "images.tar", spec, images_of(scenes), text_store=store)
+    call()
+    call.out.unlink()
+    store = {"caption_list": captions_sha256([*prompts[1:], prompts[0]])}
+    write(tmp_path / "images.tar", spec, images_of(scenes), text_store=store)
+    refused(call, "images.tar", "text_store.caption_list", "scenes.json", "sample again")
 
 
 def test_refuses_a_metric_over_prompts_that_there_are_not(scenes, tmp_path):
