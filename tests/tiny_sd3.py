@@ -91,13 +91,21 @@ def write_captions(folder: Path, card: TextCard = CARD, encoder: CaptionEncoder 
     return folder / "manifest.json"
 
 
+def awake(net: nn.Module, frozen: bool = False) -> nn.Module:
+    """A network in which no path is switched off by a trained weight, or frozen one, that starts at zero."""
+    with torch.no_grad():
+        for weight in net.parameters():
+            if weight.requires_grad or frozen:
+                weight.add_(torch.randn_like(weight), alpha=0.05)
+    return net
+
+
 def network(spec: Sd3, dtype: torch.dtype = torch.float32, store: Store | None = None) -> nn.Module:
     """A network, always the same, with nothing at zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = build(spec)
-        for weight in net.parameters():
-            weight.data.add_(torch.randn_like(weight), alpha=0.05)
+        awake(net, frozen=True)
     use_text(net, store or Store())
     return net.to(dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,11 +28,8 @@ from .scorers.geneval_score import GenEvalScorer
 from .scorers.interface import Scorer
 from .scorers.real_scenes import read_pictures, self_test
 
-PARTS: dict[str, Callable[[Prompt], bool]] = {
-    "seen": lambda prompt: not prompt.get("held_out", False),
-    "held_out": lambda prompt: bool(prompt.get("held_out", False)),
-}
-"""End of a metric's name -> which prompts it is over."""
+HELD_OUT = {"seen": False, "held_out": True}
+"""End of a metric's name -> whether training did without the captions that it is over."""
 
 
 def score_prompt_images(
@@ -108,7 +105,7 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
             geneval.check_prompt(line, f"{where}: line {number}")
     for metric in protocol.metrics:
         part = metric.partition("_")[2]
-        if part and not any(_belongs(line, part) for line in lines):
+        if part and not places_of(part, lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
 
 
@@ -129,9 +126,20 @@ def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path)
         )
 
 
-def _belongs(prompt: Prompt, part: str) -> bool:
-    """Whether a prompt is of a part: seen, held out, or a task of GenEval."""
-    return PARTS[part](prompt) if part in PARTS else prompt.get("tag") == part
+def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
+    """Which prompts are of a task of GenEval, or were seen or held out.
+
+    The latter two are of the tasks of which there are both, so that their scores can be compared.
+    """
+    if part not in HELD_OUT:
+        return [place for place, prompt in enumerate(prompts) if prompt.get("tag") == part]
+    kinds = [(prompt.get("tag"), bool(prompt.get("held_out", False))) for prompt in prompts]
+    there = set(kinds)
+    return [
+        place
+        for place, (tag, held_out) in enumerate(kinds)
+        if held_out == HELD_OUT[part] and (tag, not held_out) in there
+    ]
 
 
 def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
@@ -204,11 +212,9 @@ def compute_metrics(
         name, _, part = metric.partition("_")
         if name not in scorers:
             continue
-        if part in PARTS:
-            chosen = [place for place, prompt in enumerate(prompts) if PARTS[part](prompt)]
-            part = ""
-        else:
-            chosen = list(range(len(prompts)))
+        chosen = list(range(len(prompts)))
+        if part in HELD_OUT:
+            chosen, part = places_of(part, prompts), ""
         of_part = [values[name][place] for place in chosen]
         found[metric] = scorers[name].overall(of_part, [prompts[place] for place in chosen])[part]
     return found

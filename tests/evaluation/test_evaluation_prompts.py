@@ -28,6 +28,7 @@ from fewstep.data.captions import read_prompts
 from fewstep.data.fetching import fetch_asset
 from fewstep.data.text_store import captions_sha256
 from fewstep.evaluation.image_archive import write_images
+from fewstep.evaluation.prompt_scoring import check_prompts, places_of
 from fewstep.evaluation.scorers.cell_detector import CellDetector
 from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
 from fewstep.evaluation.scorers.geneval import Detection, Prompt
@@ -399,10 +400,16 @@ def test_refuses_images_of_other_prompts(scenes, tmp_path):
     refused(call, "images.tar", "text_store.caption_list", "scenes.json", "sample again")
 
 
+def test_seen_and_held_out_are_of_the_same_tasks():
+    tags = ("colors", "counting", "counting", "position")
+    lines = [{"prompt": "x", "tag": tag, "held_out": place == 2} for place, tag in enumerate(tags)]
+    assert (places_of("seen", lines), places_of("held_out", lines)) == ([1], [2])
+    assert places_of("counting", lines) == [1, 2]
+    assert places_of("seen", lines[:2]) == []
+
+
 def test_refuses_a_metric_over_prompts_that_there_are_not(scenes, tmp_path):
     lines = [line for line in scenes.lines if line["tag"] == "colors"]
-    from fewstep.evaluation.prompt_scoring import check_prompts
-
     spec = spec_of(scenes, protocol(len(lines)))
     with pytest.raises(
         ValueError, match="no prompt is of counting, which the protocol's metric geneval_count"
