@@ -233,9 +233,14 @@ class _Reader:
         for name, entry in raw_methods.items():
             methods |= parse_entries(MethodsFile, {name: entry}, method_files[name], self.mistakes).root
         claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
-        claimed = {"claims", *(claim.target for claim in claims.claims)}
-        self.other_targets = {*OTHER_TARGETS, *claimed}
         stems, tables = self._tables(over.get("tables", {}))
+        claimed = {"claims", *(claim.target for claim in claims.claims)}
+        for claim in claims.claims:
+            if claim.target in (*stems, *OTHER_TARGETS):
+                self.mistakes.add(
+                    f"{root.files.claims}: {claim.id}.target: {claim.target!r} is the name of another target; "
+                    f"choose one of its own"
+                )
         costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
 
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
@@ -397,7 +402,7 @@ class _Reader:
             file, raw = f"{folder}/{name}.yaml", merged[name]
             if not re.fullmatch(NAME, name):
                 self.mistakes.add(f"{file}: the file's {name!r} {NAME_RULE}")
-            if name in self.other_targets:
+            if name in (*OTHER_TARGETS, "claims"):
                 self.mistakes.add(f"{file}: the file's name is that of another target; rename it")
             if name in over and over[name] is None:
                 continue
