@@ -168,9 +168,7 @@ def _resolve(
         raise ConfigError(f"{where}.teacher: recipe {method.recipe} names no teacher")
     if teacher == name:
         told = (
-            "cannot teach itself; set it to false"
-            if method.reembed is None
-            else "is the entry itself; name another"
+            "is the entry itself; name another" if method.reembed else "cannot teach itself; set it to false"
         )
         raise ConfigError(f"{where}.{_teacher_key(method)}: {name} {told}")
     released = method.released if config.root.weights == "released" and variant == BASE else None
@@ -206,12 +204,12 @@ def _resolve(
             f"{network} is conditioned on captions"
         )
     if run.text_encoder is not None:
-        kinds = {"sd3": ("sd3", "clip"), "clip": ("words",)}[run.backbone.kind]
-        if parts.text_encoders[run.text_encoder].kind not in kinds:
+        kinds = ("words",) if isinstance(run.backbone, Clip) else ("sd3", "clip")
+        kind = parts.text_encoders[run.text_encoder].kind
+        if kind not in kinds:
             mistakes.add(
-                f"{config.root.files.settings}: recipes.{method.recipe}.text_encoder: {run.text_encoder} is of "
-                f"kind {parts.text_encoders[run.text_encoder].kind}, but backbone {network} needs one of kind "
-                f"{' or '.join(kinds)}"
+                f"{config.root.files.settings}: recipes.{method.recipe}.text_encoder: {run.text_encoder} is "
+                f"of kind {kind}, but backbone {network} needs one of kind {' or '.join(kinds)}"
             )
     for part, value in wanted.items():
         given = getattr(run.backbone, part, value)

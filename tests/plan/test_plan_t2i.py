@@ -148,13 +148,23 @@ def test_scorers_are_ordered_by_name():
     raw = raw_config("demo")
     scorers = {"geneval": {"kind": "cells", "weights": {"method": "scenes-detector"}}}
     scorers |= {"clip": {"kind": "clip", "weights": {"method": "scenes-clip"}}}
-    entry = {"kind": "prompt-scores", "prompts": "scenes-test", "images": 323, "metrics": ["clip"]}
+    entry = {"kind": "prompt-scores", "prompts": "scenes-test", "images": 323, "metrics": ["geneval", "clip"]}
     protocols = {"mine": entry | {"scorers": scorers}}
     settings = {"protocols": protocols, "recipes": {"scenes": {"protocols": ["scenes", "mine"]}}}
-    plan = make_plan(merge(raw, {"overrides": {"settings": settings}}))
+    changes = {"settings": settings, "tables": {"table2": {"metrics": ["clip"]}}}
+    plan = make_plan(merge(raw, {"overrides": changes}))
     assert list(plan.parts.protocols["mine"].scorers) == ["geneval", "clip"]
     found = plan.inputs("score", {**STUDENT, "sampler": "mix", "steps": "4", "protocol": "mine"})
     assert found["scorers"] == [plan.model("scenes-clip"), plan.model("scenes-detector")]
+
+
+def test_a_preset_adds_networks_and_prompts(demo_plan):
+    """Of kinds that have neither classes nor an extractor."""
+    network = demo_plan.parts.backbones["sd3-scenes-smooth"].model_dump() | {"layers": 2}
+    autoencoder = demo_plan.parts.backbones["scenes-autoencoder"].model_dump()
+    changes = {"backbones": {"mine": network, "another": autoencoder}}
+    parts = make_plan(merge(raw_config("demo"), {"overrides": {"settings": changes}})).parts
+    assert parts.backbones["mine"].layers == 2 and parts.backbones["another"].latent == 8
 
 
 def test_inputs_of_export_and_pipeline(scale):
@@ -431,6 +441,7 @@ RECIPE = "{scale: demo, latents: scenes-latents, backbone: sd3-scenes-smooth, te
     "guidance: {scale: 2.0}, train: {steps: 10, global_batch_size: 8, optimizer: {lr: 1.0e-3}, "
     "ema: {kind: constant, decay: 0.9}}}"
 )
+MINE = "sd35-finetuned: {recipe: mine}"
 MISTAKES = {
     "captions of images without": (
         "overrides: {settings: {recipes: {digits: {text_encoder: scenes-clip}}}}",
@@ -440,7 +451,7 @@ MISTAKES = {
         ],
     ),
     "SD3 without captions": (
-        f"overrides: {{settings: {{recipes: {{mine: {RECIPE}}}}}, methods: {{sd35-finetuned: {{recipe: mine}}}}}}",
+        f"overrides: {{settings: {{recipes: {{mine: {RECIPE}}}}}, methods: {{{MINE}}}}}",
         [
             "config/mine.yaml: overrides.settings.recipes.mine.text_encoder: is missing; backbone "
             "sd3-scenes-smooth is conditioned on captions"
@@ -491,8 +502,9 @@ MISTAKES = {
     "a time fitted to another kind of network": (
         "overrides: {methods: {sd35-smooth: {reembed: {of: teacher}}}}",
         [
-            "config/mine.yaml: overrides.methods.sd35-smooth.reembed.of: backbone lightningdit-digits-teacher "
-            "differs from sd3-scenes-smooth in kind; the embedding of a time has time_scale alone of its own"
+            "config/mine.yaml: overrides.methods.sd35-smooth.reembed.of: backbone "
+            "lightningdit-digits-teacher differs from sd3-scenes-smooth in kind; the embedding of a time has "
+            "time_scale alone of its own"
         ],
     ),
     "a time fitted to a smaller network": (
@@ -536,8 +548,8 @@ MISTAKES = {
     "a set of prompts": (
         "overrides: {settings: {protocols: {scenes: {prompts: scene-test}}}}",
         [
-            "config/mine.yaml: overrides.settings.protocols.scenes.prompts: unknown name 'scene-test'; did you "
-            "mean 'scenes-test'?"
+            "config/mine.yaml: overrides.settings.protocols.scenes.prompts: unknown name 'scene-test'; did "
+            "you mean 'scenes-test'?"
         ],
     ),
     "prompts named like a data set": (
@@ -581,5 +593,6 @@ def test_claims_in_the_file_of_another_target(name, tmp_path):
     file = copied(tmp_path) / "config/claims.yaml"
     file.write_text(file.read_text().replace("target: scenes-claims", f"target: {name}", 1))
     assert told(tmp_path, "based_on: config/demo.yaml\n") == [
-        f"config/claims.yaml: t2i-geneval-1.target: {name!r} is the name of another target; choose one of its own"
+        f"config/claims.yaml: t2i-geneval-1.target: {name!r} is the name of another target; "
+        "choose one of its own"
     ]
