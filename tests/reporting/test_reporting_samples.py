@@ -176,4 +176,10 @@ def test_files_of_other_prompts_are_refused(files, tmp_path):
     write_images(path, {"captions": {"0": CAPTIONS[0], "2": CAPTIONS[2]}}, [(images, np.array([0, 2]))])
     with pytest.raises(ValueError) as error:
         samples.draw(spec_of(), [*files[:3], path])
-    assert str(error.value) == f"{path}: no images of the classes [3]"
+    assert str(error.value) == f"{path}: no images of the classes [3], which {files[0]} has"
+    images, labels = np.zeros((4, 3, SIDE, SIDE), np.uint8), np.arange(4)
+    captions = {str(label): CAPTIONS[label] for label in range(4)}
+    write_images(path, {"captions": captions | {"3": "a bus"}}, [(images, labels)])
+    with pytest.raises(ValueError) as error:
+        samples.draw(spec_of(), [*files[:3], path])
+    assert str(error.value) == f"{path}: caption 3 is 'a bus', but {CAPTIONS[3]!r} in {files[0]}"
