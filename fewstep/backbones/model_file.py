@@ -155,6 +155,26 @@ def check_tokenizer(
         raise ValueError(f"{path}: was trained on latents of another tokenizer ({what})")
 
 
+def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a network that was trained on embeddings of another encoder than it is to be used with.
+
+    Args:
+        text: card of the text store; published weights have none to compare with.
+
+    Raises:
+        ValueError: naming the file and what differs.
+    """
+    trained = card.get("text")
+    if trained is None:
+        return
+    for key in ("encoder", "weights"):
+        if trained.get(key) != text[key]:
+            raise ValueError(
+                f"{path}: was trained on captions of another text encoder: {key} {trained.get(key)}, not "
+                f"{text[key]}"
+            )
+
+
 ADDED = (".r_embedder.", ".target_embedder.", ".lora_")
 """Parts of the names of what a student has beside its teacher."""
 

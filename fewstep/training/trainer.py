@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from ..backbones import build, use_text
 from ..backbones.lora import AdaptersOff
-from ..backbones.model_file import check_tokenizer, load_base, load_compatible, load_network, save_model
+from ..backbones.model_file import (
+    check_text,
+    check_tokenizer,
+    load_base,
+    load_compatible,
+    load_network,
+    save_model,
+)
 from ..common.files import sha256, write_lines
 from ..common.provenance import training_digest
 from ..config import digest, read_spec
@@ -185,6 +192,7 @@ class Trainer:
         load_compatible(net, teacher.state_dict(), str(path))
         check_tokenizer(card, self.spec.latents.tokenizer, path)
         if self.text is not None:
+            check_text(card, self.text.card, path)
             use_text(teacher, self.text)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
         return parallel.freeze(self.accelerator, teacher, constant=True)
@@ -200,8 +208,11 @@ class Trainer:
 
         spec = read_spec(TextSpec, text)
         if spec.text != self.spec.text:
+            asked, found = self.spec.text.model_dump(), spec.text.model_dump()
+            others = ", ".join(f"text.{key}" for key in asked if found[key] != asked[key])
             raise ValueError(
-                f"{text}: is not of the captions {self.spec.text.name} that this run is to learn"
+                f"{text}: {others}: not those of the captions {self.spec.text.name} that this run is to "
+                "learn; give --text their spec"
             )
         return open_live_text(spec, captions, encoder, self.device)
 
@@ -209,7 +220,10 @@ class Trainer:
         """Load what lies below the adapters of ``net``, which without them is the teacher."""
         if path is None:
             raise ValueError("backbone.lora: adapters are trained on a teacher's network; give --teacher")
-        check_tokenizer(load_base(net, self.spec.backbone, path), self.spec.latents.tokenizer, path)
+        card = load_base(net, self.spec.backbone, path)
+        check_tokenizer(card, self.spec.latents.tokenizer, path)
+        if self.text is not None:
+            check_text(card, self.text.card, path)
 
     def _follow(self, target: nn.Module) -> nn.Module:
         """The target network that the losses see: a moving average, from a copy of the network."""
