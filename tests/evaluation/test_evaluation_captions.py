@@ -234,3 +234,5 @@ def test_captions_that_changed_beside_their_store(models, tmp_path):
     path = manifest.with_name("manifest.captions.json")
     path.write_text(path.read_text().replace("seven", "eleven"))
     refused(replaced(models.call(tmp_path), "--text", str(manifest)), f"{path.name}: sha256: ")
+    # Before anything is sampled.
+    assert not list(tmp_path.glob("*.chunks-*"))
