@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     if len(text) != (spec.text is not None):
         wanted = "needs --text with one manifest" if spec.text else "has no captions: leave --text out"
         raise ValueError(f"{path}: this run {wanted}")
+    if given["encoder"] and not given["captions"]:
+        raise ValueError(f"{path}: --encoder is for captions that are encoded here; give --captions too")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
     given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder")}
     try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
-from fewstep.config.base import complete, read_yaml
+import pytest
+
+from fewstep.config import ConfigError
+from fewstep.config.base import complete, merge, read_yaml
 from fewstep.plan import Plan, Run
 from fewstep.plan.jobs import dependencies
 from fewstep.plan.marks import hyperparameter_sources, values
@@ -53,3 +57,19 @@ def extractor_file(plan: Plan, protocol: str = "digits") -> str:
     """The weights of a protocol's extractor."""
     (file,) = plan.inputs("reference", {"protocol": protocol})["extractor"]
     return file
+
+
+def copied(folder: Path) -> Path:
+    """A folder with a copy of config/."""
+    shutil.copytree(ROOT / "config", folder / "config")
+    return folder
+
+
+def told(folder: Path, preset: str = "", **given) -> list[str]:
+    """The lines told of a preset, config/mine.yaml, or of what is given in another way."""
+    mine = folder / "config/mine.yaml"
+    mine.write_text(preset)
+    raw = merge(read_yaml(mine), given)
+    with pytest.raises(ConfigError) as error:
+        Plan(complete(raw, folder), folder, [mine] if preset else [])
+    return str(error.value).split("\n")

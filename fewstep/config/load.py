@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, RootModel, model_validator
 
 from .assets import Asset
-from .backbones import Backbone, ClassNetwork
+from .backbones import Backbone, ClassNetwork, Clip, ConvAutoencoder, KlAutoencoder, Sd3
 from .base import (
     NAME,
     NAME_RULE,
@@ -137,18 +137,18 @@ class ClaimsFile(Strict):
     claims: list[Claim] = []
 
 
-_ENTRIES: dict[str, type[BaseModel]] = {
-    "datasets": Dataset,
-    "tokenizers": Tokenizer,
-    "latents": Latents,
-    "backbones": ClassNetwork,
-    "text_encoders": TextEncoder,
-    "prompts": PromptSet,
-    "samplers": Sampler,
-    "protocols": Protocol,
-    "recipes": Recipe,
+_ENTRIES: dict[str, tuple[type[BaseModel], ...]] = {
+    "datasets": (Dataset,),
+    "tokenizers": (Tokenizer,),
+    "latents": (Latents,),
+    "backbones": (ClassNetwork, Sd3, ConvAutoencoder, KlAutoencoder, Clip),
+    "text_encoders": (TextEncoder,),
+    "prompts": (PromptSet,),
+    "samplers": (Sampler,),
+    "protocols": (Protocol, PromptProtocol),
+    "recipes": (Recipe,),
 }
-"""Section of settings.yaml -> the model that says what an entry needs."""
+"""Section of settings.yaml -> the models that say what an entry needs, of each kind."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,14 @@ class _Reader:
         for name, entry in raw_methods.items():
             methods |= parse_entries(MethodsFile, {name: entry}, method_files[name], self.mistakes).root
         claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
-        claimed = {"claims", *(claim.target for claim in claims.claims)}
-        self.other_targets = {*OTHER_TARGETS, *claimed}
         stems, tables = self._tables(over.get("tables", {}))
+        claimed = {"claims", *(claim.target for claim in claims.claims)}
+        for claim in claims.claims:
+            if claim.target in (*stems, *OTHER_TARGETS):
+                self.mistakes.add(
+                    f"{root.files.claims}: {claim.id}.target: {claim.target!r} is the name of another "
+                    "target; choose one of its own"
+                )
         costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
 
         names: dict[str, Collection[str]] = {part: list(entries) for part, entries in raw_parts.items()}
@@ -302,13 +307,19 @@ class _Reader:
         return _present(self._changed(known, over.get(section, {}), f"overrides.{section}", model))  # type: ignore[no-any-return]
 
     def _changed(
-        self, known: Mapping[str, Any], over: Mapping[str, Any], key: str, model: type[BaseModel]
+        self, known: Mapping[str, Any], over: Mapping[str, Any], key: str, *models: type[BaseModel]
     ) -> dict[str, Any]:
-        """Entries with a preset laid over them. One that is not there, nor complete, was to be another."""
-        needed = {name for name, field in model.model_fields.items() if field.is_required()}
+        """Entries with a preset laid over them. One that is not there, nor complete, was to be another.
+
+        Args:
+            models: of the kinds of entries; complete is what has all that one of them requires.
+        """
+        needed = [
+            {name for name, field in model.model_fields.items() if field.is_required()} for model in models
+        ]
         taken = {}
         for name, entry in over.items():
-            complete = isinstance(entry, Mapping) and needed <= set(entry)
+            complete = isinstance(entry, Mapping) and any(keys <= set(entry) for keys in needed)
             if complete or self._known(name, known, SOMEWHERE, f"{key}.{name}"):
                 taken[name] = entry
         return merge(known, taken)  # type: ignore[no-any-return]
@@ -316,13 +327,13 @@ class _Reader:
     def _parts(self, over: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of settings.yaml with a preset laid over them, and recipes replaced."""
         file = self.root.files.settings
-        found = self._read(file, "settings")
+        found = {**self._read(file, "settings")}
         for part, changes in over.items():
             if part in _ENTRIES:
                 key = f"overrides.settings.{part}"
                 known, changes = found.get(part), self._mapping(changes, SOMEWHERE, key)
                 if isinstance(known, Mapping):
-                    found[part] = self._changed(known, changes, key, _ENTRIES[part])
+                    found[part] = self._changed(known, changes, key, *_ENTRIES[part])
             else:
                 self._known(part, _ENTRIES, SOMEWHERE, f"overrides.settings.{part}")
         parts = {part: _present(self._mapping(entries, file, part)) for part, entries in found.items()}
@@ -397,7 +408,7 @@ class _Reader:
             file, raw = f"{folder}/{name}.yaml", merged[name]
             if not re.fullmatch(NAME, name):
                 self.mistakes.add(f"{file}: the file's {name!r} {NAME_RULE}")
-            if name in self.other_targets:
+            if name in (*OTHER_TARGETS, "claims"):
                 self.mistakes.add(f"{file}: the file's name is that of another target; rename it")
             if name in over and over[name] is None:
                 continue

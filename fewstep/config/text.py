@@ -14,6 +14,10 @@ from .base import Count, Seed, Size, Strict
 from .references import Ref
 from .settings import Dtype, Precision, Protocol, Weights
 
+IN_MEMORY = 256 << 20
+"""Text stores up to this size, in bytes, are hashed at opening and live on the device as a whole; of live
+embeddings so much is kept."""
+
 
 class TextEncoder(Strict):
     kind: Literal["words", "clip", "sd3"] = Field(

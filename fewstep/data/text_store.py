@@ -25,12 +25,11 @@ from ..common.tensor_files import open_safetensors
 from ..config import ConfigError, Strict
 from ..config.base import read_spec
 from ..config.specs import TextCard
+from ..config.text import IN_MEMORY
 
 HEX = r"^[0-9a-f]{64}$"
 EMPTY = -1
 """The label of the empty caption."""
-IN_MEMORY = 256 << 20
-"""Stores up to this size, in bytes, are hashed at opening and live on the device as a whole."""
 READERS = 4
 """Threads that read rows of a larger store."""
 ABSENT = torch.iinfo(torch.int64).max

@@ -100,9 +100,11 @@ def generate_images(
     device = join_processes()
     net, model_card = load_network(model, spec.backbone, base)
     store = open_prompts(spec, text, device)
-    if store is not None:
-        check_text(model_card, store.card, model)
+    captions: list[str] = []
+    if store is not None and text is not None:
         use_text(net, store)
+        check_text(model_card, store.card, model)
+        captions = read_captions_of(text)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)
     check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
@@ -163,9 +165,8 @@ def generate_images(
         "model": model_card,
         "evaluations": evaluations_per_image(spec.sampler, spec.steps, spec.guidance is not None),
     }
-    if store is not None and text is not None:
+    if store is not None:
         shown = sorted(set(labels.tolist()))
-        captions = read_captions_of(text)
         card |= {"text_store": store.card, "captions": {label: captions[label] for label in shown}}
     parts = zip(map(kept.read, chunks), labels.split(CHUNK), strict=True)
     write_images(out, card, ((images, part.numpy()) for images, part in parts))

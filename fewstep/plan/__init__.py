@@ -233,7 +233,8 @@ class Plan:
         if stage == "fetch":
             return "workflow" if self.config.assets[key["asset"]].scenes is None else "t2i"
         if stage == "costs":
-            return "t2i" if any(job.stage == "text" for job in self.jobs()) else "torch"
+            runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
+            return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
         if stage == "score":
             prompts = isinstance(self.parts.protocols[key["protocol"]], PromptProtocol)
             return "t2i" if prompts else "metrics"

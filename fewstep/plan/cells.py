@@ -80,9 +80,13 @@ class Resolver:
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
-        of = run.entry.reembed.of if run.entry.reembed and not run.adopted else None
-        if of is not None:
-            return f"{of}/{BASE}" in self.runs and self.available(self.runs[f"{of}/{BASE}"])
+        passed: list[str] = []
+        while run.entry.reembed is not None and not run.adopted:
+            passed.append(run.name)
+            name = f"{run.entry.reembed.of}/{BASE}"
+            if name in passed or name not in self.runs:  # told already
+                return False
+            run = self.runs[name]
         return run.adopted or self.config.root.weights == "trained"
 
     def single(self, run: Run) -> bool:
@@ -218,12 +222,13 @@ class Resolver:
         for run in found.runs.values():
             classes = parts.datasets[parts.latents[run.recipe.latents].dataset].classes
             protocol = parts.protocols[run.recipe.protocols[0]] if run.recipe.protocols else None
+            kind = "classes"
             if isinstance(protocol, PromptProtocol):
-                classes = parts.prompts[protocol.prompts].prompts
+                classes, kind = parts.prompts[protocol.prompts].prompts, "prompts"
             beyond = [label for label in found.table.classes or [] if label >= classes]
             if beyond:
                 raise ConfigError(
-                    f"{where}: classes: {beyond[0]}, but {run.method} has the classes 0 to {classes - 1}"
+                    f"{where}: classes: {beyond[0]}, but {run.method} has the {kind} 0 to {classes - 1}"
                 )
 
     def _extra_metrics(self, found: ResolvedTable, where: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
-from ..config.text import PromptProtocol, PromptSet, Scorer, TextEncoder
+from ..config.text import IN_MEMORY, PromptProtocol, PromptSet, Scorer, TextEncoder
 from .jobs import Job
 
 if TYPE_CHECKING:
@@ -95,10 +95,23 @@ def _text(plan: Plan, job: Job) -> CostLine:
     name, captions = job.key["encoder"], plan.captions[job.key["captions"]]
     encoder = plan.parts.text_encoders[name]
     count = captions.prompts if isinstance(captions, PromptSet) else captions.classes
-    work = Work(name=f"captions through {name}", images=count, rate=plan.config.costs.text.get(encoder.kind))
     networks = [run.backbone for run in plan.runs.values() if run.text_encoder == name]
     rows = [text_bytes(encoder, network) for network in networks]
-    return _line("text", work, device="gpu", kept=(count + 1) * max(rows, default=0))
+    kept = (count + 1) * max(rows, default=0)
+    return _line("text", _captions(plan, name, count), device="gpu", kept=kept)
+
+
+def _captions(plan: Plan, encoder: str, count: int) -> Work:
+    rate = plan.config.costs.text.get(plan.parts.text_encoders[encoder].kind)
+    return Work(name=f"captions through {encoder}", images=count, rate=rate)
+
+
+def _live_captions(plan: Plan, run: Run, encoder: str) -> Work:
+    """What a training encodes itself: every caption once if memory keeps them, else those of every batch."""
+    captions = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset].classes
+    row = text_bytes(plan.parts.text_encoders[encoder], run.backbone)
+    fits = (captions + 1) * row <= IN_MEMORY
+    return _captions(plan, encoder, captions if fits else run.train.steps * run.train.global_batch_size)
 
 
 def text_bytes(encoder: TextEncoder, network: Backbone) -> int:
@@ -127,7 +140,9 @@ def _train(plan: Plan, job: Job) -> CostLine:
         tokens=_tokens(plan, run),
         half=run.train.precision != "no",
     )
-    return _line("train", work, device=run.device, models={run.network: 1})
+    live = plan.live_text(run)
+    more = [_live_captions(plan, run, live)] if live else []
+    return _line("train", work, *more, device=run.device, models={run.network: 1})
 
 
 def _tokens(plan: Plan, run: Run) -> int:

@@ -102,6 +102,11 @@ def named_teacher(entry: Method, recipe: Recipe) -> str | None:
     return recipe.teacher if entry.teacher else None
 
 
+def _teacher_key(entry: Method) -> str:
+    """The key that names it."""
+    return "teacher" if entry.reembed is None else "reembed.of"
+
+
 def find_variants(config: Config, mistakes: Mistakes) -> dict[tuple[str, str], tuple[Variant, str]]:
     """Every (method, variant) that a table defines, beside the base of each method, and its place."""
     found = {(name, BASE): (Variant(), f"{config.method_files[name]}: {name}") for name in config.methods}
@@ -162,7 +167,10 @@ def _resolve(
     if method.teacher and teacher is None:
         raise ConfigError(f"{where}.teacher: recipe {method.recipe} names no teacher")
     if teacher == name:
-        raise ConfigError(f"{where}.teacher: {name} cannot teach itself; set it to false")
+        told = (
+            "is the entry itself; name another" if method.reembed else "cannot teach itself; set it to false"
+        )
+        raise ConfigError(f"{where}.{_teacher_key(method)}: {name} {told}")
     released = method.released if config.root.weights == "released" and variant == BASE else None
     network = method.backbone or recipe.backbone
     run = Run(
@@ -195,6 +203,14 @@ def _resolve(
             f"{config.root.files.settings}: recipes.{method.recipe}.text_encoder: is missing; backbone "
             f"{network} is conditioned on captions"
         )
+    if run.text_encoder is not None:
+        kinds = ("words",) if isinstance(run.backbone, Clip) else ("sd3", "clip")
+        kind = parts.text_encoders[run.text_encoder].kind
+        if kind not in kinds:
+            mistakes.add(
+                f"{config.root.files.settings}: recipes.{method.recipe}.text_encoder: {run.text_encoder} is "
+                f"of kind {kind}, but backbone {network} needs one of kind {' or '.join(kinds)}"
+            )
     for part, value in wanted.items():
         given = getattr(run.backbone, part, value)
         if given != value:
@@ -216,11 +232,19 @@ def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
     line = [run]
     while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
         names = [each.method for each in line]
+        if name in names[1:]:  # told of those that are in the circle
+            return
         if name in names:
-            raise ConfigError(f"{run.place}.teacher: {' <- '.join([*names, name])} goes in a circle")
+            circle = " <- ".join([*names, name])
+            raise ConfigError(f"{run.place}.{_teacher_key(run.entry)}: {circle} goes in a circle")
         if f"{name}/{BASE}" not in runs:  # told already
             return
         line.append(runs[f"{name}/{BASE}"])
+    if run.entry.reembed is not None and (others := _other_keys(run.backbone, line[1].backbone)):
+        raise ConfigError(
+            f"{run.place}.reembed.of: backbone {line[1].network} differs from {run.network} in "
+            f"{', '.join(others)}; the embedding of a time has time_scale alone of its own"
+        )
     teacher = line[1].loss if len(line) > 1 else None
     base = runs[f"{run.method}/{BASE}"]
     told = [] if run is base else _problems(base, teacher)
@@ -229,6 +253,14 @@ def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
         where = f"{run.place}.loss"
         lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(lines))
+
+
+def _other_keys(new: Backbone, old: Backbone) -> list[str]:
+    """In which keys two networks differ, time_scale apart; of two kinds, in kind."""
+    if new.kind != old.kind:
+        return ["kind"]
+    ours, theirs = new.model_dump(), old.model_dump()
+    return [key for key in ours if key != "time_scale" and ours[key] != theirs[key]]
 
 
 def _check_tokenizer(runs: Mapping[str, Run], run: Run) -> None:

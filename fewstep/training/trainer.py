@@ -213,8 +213,11 @@ class Trainer:
 
         spec = read_spec(TextSpec, text)
         if spec.text != self.spec.text:
+            asked, found = self.spec.text.model_dump(), spec.text.model_dump()
+            others = ", ".join(f"text.{key}" for key in asked if found[key] != asked[key])
             raise ValueError(
-                f"{text}: is not of the captions {self.spec.text.name} that this run is to learn"
+                f"{text}: {others}: not those of the captions {self.spec.text.name} that this run is to "
+                "learn; give --text their spec"
             )
         return open_live_text(spec, captions, encoder, self.device)
 

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from configs import ROOT, make_plan, raw_config
+from configs import ROOT, copied, make_plan, raw_config, told
 from snakemake.cli import parse_config
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -439,22 +439,6 @@ MISTAKES = {
         ],
     ),
 }
-
-
-def copied(folder: Path) -> Path:
-    """A folder with a copy of config/."""
-    shutil.copytree(ROOT / "config", folder / "config")
-    return folder
-
-
-def told(folder: Path, preset: str = "", **given) -> list[str]:
-    """The lines told of a preset, config/mine.yaml, or of what is given in another way."""
-    mine = folder / "config/mine.yaml"
-    mine.write_text(preset)
-    raw = merge(read_yaml(mine), given)
-    with pytest.raises(ConfigError) as error:
-        Plan(complete(raw, folder), folder, [mine] if preset else [])
-    return str(error.value).split("\n")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -26,7 +26,8 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
         paths: of the first seed's samples, in the order of the rows and of their numbers of steps.
 
     Raises:
-        ValueError: another number of files than lines, or as for :func:`grid.select`.
+        ValueError: another number of files than lines, a file without a class or prompt of the first or with
+            another caption for it, or as for :func:`grid.select`.
     """
     labels = {row.id: row.label for row in spec.table.rows}
     lines = [
@@ -38,13 +39,18 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
         raise ValueError(f"{spec.name}: {len(paths)} --images for {len(lines)} lines; give one for each")
     chosen = [select(path, 1, spec.table.classes) for path in paths]
     columns = [label for label, found in chosen[0] if found]
-    captions = open_images(paths[0]).card.get("captions", {})
-    images = [{label: found[0] for label, found in line if found} for line in chosen]
+    names = _names(paths[0], columns)
+    images = [{label: shown[0] for label, shown in line if shown} for line in chosen]
+    for path, found in zip(paths, images, strict=True):
+        if missing := [label for label in columns if label not in found]:
+            raise ValueError(f"{path}: no images of the classes {missing}, which {paths[0]} has")
+        for label, name in _names(path, columns).items():
+            if name != names[label]:
+                raise ValueError(f"{path}: caption {label} is {name!r}, but {names[label]!r} in {paths[0]}")
     tiles = [[enlarged(line[label][1], SMALLEST) for label in columns] for line in images]
     width, height = tiles[0][0].size
     font = ImageFont.load_default(size=14)
     margin = 12 + max(int(font.getlength(text)) for text, _ in lines)
-    names = {label: captions.get(str(label), str(label)) for label in columns}
     texts = [textwrap.wrap(name, max(8, width // LETTER)) for name in names.values()]
     top = 10 + 17 * max(map(len, texts))
     size = (margin + len(columns) * (width + GAP), top + len(lines) * (height + GAP))
@@ -64,3 +70,9 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
             places.append([text, cell.steps, column, label, names[label], index])
     header = ["line", "steps", "column", "label", "caption", "image"]
     return sheet, to_csv(header, [dict(zip(header, place, strict=True)) for place in places])
+
+
+def _names(path: Path, labels: Sequence[int]) -> dict[int, str]:
+    """The caption of each label, or its number where a file has no captions."""
+    captions = open_images(path).card.get("captions", {})
+    return {label: captions.get(str(label), str(label)) for label in labels}

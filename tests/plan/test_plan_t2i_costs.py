@@ -1,0 +1,138 @@
+"""What text to image costs: the text store and the training of adapters, before anything is run."""
+
+from __future__ import annotations
+
+import pytest
+from configs import make_plan, raw_config
+
+pytest.importorskip("diffusers", reason="networks are counted")
+pytest.importorskip("peft", reason="needs the extra [t2i]")
+
+from fewstep.backbones import build
+from fewstep.bench import estimate
+from fewstep.bench.estimate import operations, parameters
+from fewstep.config.base import merge
+from fewstep.config.specs import CostLine
+from fewstep.plan import Plan
+from fewstep.plan.costs_spec import text_bytes
+
+ROW = 2 * ((77 + 256) * 4096 + 2048)
+"""Bytes of a caption's embeddings by SD3's encoders: CLIP's 77 tokens and T5's 256, and the pooled one."""
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(merge(raw_config(), {"targets": ["table2"]}))
+
+
+@pytest.fixture(scope="module")
+def lines(plan) -> dict[str, estimate.Line]:
+    return {line.rule: line for line in estimate.estimate(plan.spec("costs", "costs"))}
+
+
+def asked(plan: Plan, rule: str) -> list[CostLine]:
+    return [line for line in plan.spec("costs", "costs").lines if line.rule == rule]
+
+
+def test_nothing_is_unknown(lines):
+    assert {rule: line.note for rule, line in lines.items() if line.note} == {}
+    order = ["fetch", "encode", "manifest", "text", "adopt", "reembed", "train", "sample", "score", "table"]
+    assert list(lines) == order
+
+
+def test_the_text_stores(plan, lines):
+    """100,000 captions of the data and 553 prompts, and the empty caption of each: 275 GB."""
+    assert lines["text"].jobs == 2
+    assert lines["text"].kept == (100_001 + 554) * ROW
+    assert 274e9 < lines["text"].kept < 276e9
+    # A device reads T5 for every caption.
+    rate = plan.config.costs.text["sd3"].rate
+    assert lines["text"].seconds == pytest.approx(100_553 / rate + 2 * plan.config.costs.start)
+    assert lines["text"].unit == "GPU-hours"
+
+
+@pytest.mark.parametrize(("t5", "gigabytes"), [(256, 273), (128, 168), (77, 126)])
+def test_shorter_texts_of_t5_keep_less(t5, gigabytes, plan):
+    encoder = plan.parts.text_encoders["sd3"].model_copy(update={"t5_length": t5})
+    backbone = plan.run("decm-t2i").backbone
+    assert 100_001 * text_bytes(encoder, backbone) / 1e9 == pytest.approx(gigabytes, abs=1)
+    whole = encoder.model_copy(update={"dtype": "float32"})
+    assert text_bytes(whole, backbone) == 2 * text_bytes(encoder, backbone)
+
+
+def test_words_are_numbers(demo_plan):
+    encoder = demo_plan.parts.text_encoders["scenes-words"]
+    assert text_bytes(encoder, demo_plan.run("scenes-clip").backbone) == 8 * encoder.length
+
+
+def test_training_is_counted(plan, lines):
+    (line,) = asked(plan, "train")
+    (work,) = line.work
+    assert (work.network, work.teacher, work.guided) == ("sd35-medium-lora", "sd35-medium-smooth", True)
+    assert (work.images, work.tokens, work.rate) == (25_000 * 512, 333, None)
+    assert lines["train"].source == "counted" and lines["train"].unit == "GPU-hours"
+    # At least student, its tangent and the guided teacher, and a backward: well above ten evaluations.
+    one = operations(plan.parts.backbones["sd35-medium-lora"], 333)
+    evaluations = lines["train"].seconds * plan.config.costs.operations.half.rate / (work.images * one)
+    assert 4 < evaluations < 30
+
+
+def test_captions_are_counted_with_the_network(plan):
+    """The transformer's tokens are those of image and caption."""
+    backbone = plan.parts.backbones["sd35-medium"]
+    few, many = (operations(backbone, tokens) for tokens in (77, 333))
+    assert 1.1 * few < many < 2 * few
+    # Two for each weight of 2.2 billion and token: 1,024 of the image through half of them, 333 through half.
+    assert many == pytest.approx(2 * 2.2e9 * (1024 + 333) / 2, rel=0.5)
+
+
+def test_a_lora_keeps_its_adapters(plan, lines):
+    lora, whole = (plan.parts.backbones[name] for name in ("sd35-medium-lora", "sd35-medium"))
+    assert lines["train"].kept == 4 * parameters(lora)
+    assert lines["train"].temporary == estimate.STATE * lines["train"].kept
+    # Rank 64 on attention and the embedder of times, 48.1 million, and the embedder of target times.
+    target = 256 * 1536 + 1536 + 1536 * 1536 + 1536
+    assert parameters(lora) == pytest.approx(48.1e6 + target, rel=2e-3)
+    assert parameters(whole) == pytest.approx(2.243e9, rel=1e-2)
+    for rule in ("adopt", "reembed"):
+        assert lines[rule].kept == 4 * parameters(whole)
+
+
+def test_kept_is_what_the_file_holds(demo_plan):
+    backbone = demo_plan.parts.backbones["sd3-scenes-lora"]
+    net = build(backbone)
+    tensors = net.state_dict()
+    assert parameters(backbone) == sum(tensors[name].numel() for name in net.trained)
+
+
+def test_guided_steps_are_two_evaluations(plan):
+    works = [line.work[0] for line in asked(plan, "sample")]
+    teacher = {("sd35-medium", 2212 * steps * 2) for steps in (4, 32, 50)}
+    student = {("sd35-medium-lora", 2212 * steps) for steps in (1, 2, 4, 8, 50)}
+    assert {(work.network, work.images) for work in works} == teacher | student
+
+
+def test_scores_are_by_clip(plan, lines):
+    (line,) = asked(plan, "score")
+    assert line.jobs == lines["score"].jobs == 8
+    assert [(work.name, work.images) for work in line.work] == [("scores by clip", 2212)]
+
+
+def test_live_text_keeps_nothing_and_encodes_every_batch(plan):
+    live = make_plan(merge(raw_config(), {"targets": ["table2"], "text": "live"}))
+    (line,) = asked(live, "text")
+    assert line.kept == 554 * ROW
+    (line,) = asked(live, "train")
+    assert [(work.name, work.images) for work in line.work[1:]] == [("captions through sd3", 25_000 * 512)]
+    assert line.device == "gpu"
+
+
+def test_live_text_that_memory_keeps_is_encoded_once():
+    live = make_plan(merge(raw_config("demo"), {"targets": ["table2"], "text": "live"}))
+    counts = {
+        work.images
+        for line in asked(live, "train")
+        for work in line.work
+        if work.name == "captions through scenes-clip"
+    }
+    assert counts == {1901}
