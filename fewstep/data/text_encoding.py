@@ -16,10 +16,10 @@ from tqdm import tqdm
 from ..common.files import atomic, sha256, write_text
 from ..config import ConfigError, dump
 from ..config.specs import TextCard, TextSpec
+from ..config.text import IN_MEMORY
 from .captions import read_captions, read_prompts
 from .text_encoders import CaptionEncoder, open_text_encoder
 from .text_store import (
-    IN_MEMORY,
     TextContent,
     TextManifest,
     TextPart,

@@ -41,8 +41,8 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     columns = [label for label, found in chosen[0] if found]
     names = _names(paths[0], columns)
     images = [{label: found[0] for label, found in line if found} for line in chosen]
-    for path, line in zip(paths, images, strict=True):
-        if missing := [label for label in columns if label not in line]:
+    for path, shown in zip(paths, images, strict=True):
+        if missing := [label for label in columns if label not in shown]:
             raise ValueError(f"{path}: no images of the classes {missing}, which {paths[0]} has")
         for label, name in _names(path, columns).items():
             if name != names[label]:
