@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from tiny_sd3 import awake, calm_time, sd3
 
 from fewstep import export, reembed
 from fewstep.backbones import build
@@ -19,18 +19,10 @@ from fewstep.config.methods import Reembed
 from fewstep.config.settings import Guidance
 from fewstep.config.specs import ExportSpec, ReembedSpec
 
-SD3 = Sd3(
-    kind="sd3",
-    shape=[4, 8, 8],
-    layers=2,
-    heads=4,
-    head_width=16,
-    dual_attention=1,
-    positions=8,
-    context=32,
-    pooled=24,
-    target_time=False,
-)
+SD3 = sd3(
+    shape=[4, 8, 8], layers=2, heads=4, head_width=16, positions=8, context=32, pooled=24,
+    target_time=False, time_scale=1000.0,
+)  # fmt: skip
 LORA = Lora(rank=8, alpha=32.0)
 SMOOTH = {"time_scale": 20.0}
 
@@ -41,29 +33,13 @@ def write_spec(path: Path, spec: Strict) -> str:
     return str(path)
 
 
-def awake(net: nn.Module, scale: float = 0.05) -> nn.Module:
-    """A network in which no path is switched off by a weight that is zero at first."""
-    with torch.no_grad():
-        for weight in net.parameters():
-            if weight.requires_grad:
-                weight.add_(scale * torch.randn_like(weight))
-    return net
-
-
 def save_teacher(path: Path, card: dict[str, object] | None = None) -> Path:
-    """A teacher whose embedding of time is as smooth as a trained one's: fast sinusoids count for little."""
+    """A teacher whose embedding of time is as smooth as a trained one's."""
     torch.manual_seed(1)
     net = awake(build(SD3))
-    first = net.transformer.time_text_embed.timestep_embedder.linear_1
-    speed = 1000 * 10_000 ** (-torch.arange(128) / 128)
-    with torch.no_grad():
-        first.weight.mul_((1 / (1 + (speed / 8) ** 2)).repeat(2))
-    save_model(
-        path,
-        net.state_dict(),
-        SD3,
-        {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"} | (card or {}),
-    )
+    calm_time(net.state_dict())
+    about = {"status": "trained", "latents": {}, "text": {}, "loss": "l", "code": "c"}
+    save_model(path, net.state_dict(), SD3, about | (card or {}))
     return path
 
 
@@ -113,18 +89,8 @@ def exported(
         folder / "target_embedder.safetensors",
         folder / "one-file/pytorch_lora_weights.safetensors",
     )
-    export.main(
-        [
-            *(
-                "--spec",
-                write_spec(folder / "export.json", asked),
-                "--model",
-                str(student),
-                "--base",
-                str(base),
-            ),
-            *("--origin", *([str(origin)] if origin else [])),
-            *("--target-embedder", str(files.target), "--one-file", str(files.one), "--out", str(files.lora)),
-        ]
-    )
+    words = ["--spec", write_spec(folder / "export.json", asked), "--model", student, "--base", base]
+    words += ["--origin", *([origin] if origin else []), "--target-embedder", files.target]
+    words += ["--one-file", files.one, "--out", files.lora]
+    export.main([str(word) for word in words])
     return files

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones import build, use_text
 from fewstep.backbones.model_file import save_model
+from fewstep.backbones.reembedding import EMBEDDER
 from fewstep.config import dump, read_spec
 from fewstep.config.backbones import Lora, Sd3
 from fewstep.config.specs import TextCard, TrainSpec
@@ -90,15 +91,30 @@ def write_captions(folder: Path, card: TextCard = CARD, encoder: CaptionEncoder 
     return folder / "manifest.json"
 
 
+def awake(net: nn.Module, frozen: bool = False) -> nn.Module:
+    """A network in which no path is switched off by a trained weight, or frozen one, that starts at zero."""
+    with torch.no_grad():
+        for weight in net.parameters():
+            if weight.requires_grad or frozen:
+                weight.add_(torch.randn_like(weight), alpha=0.05)
+    return net
+
+
 def network(spec: Sd3, dtype: torch.dtype = torch.float32, store: Store | None = None) -> nn.Module:
     """A network, always the same, with nothing at zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = build(spec)
-        for weight in net.parameters():
-            weight.data.add_(torch.randn_like(weight), alpha=0.05)
+        awake(net, frozen=True)
     use_text(net, store or Store())
     return net.to(dtype)
+
+
+def calm_time(tensors: dict[str, Tensor]) -> None:
+    """Let a state dict embed time as smoothly as a trained one does: fast sinusoids count for little."""
+    speed = 1000 * 10_000 ** (-torch.arange(128) / 128)
+    with torch.no_grad():
+        tensors[f"{EMBEDDER}linear_1.weight"].mul_((1 / (1 + (speed / 8) ** 2)).repeat(2))
 
 
 def inputs(spec: Sd3, rows: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

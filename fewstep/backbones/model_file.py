@@ -156,23 +156,24 @@ def check_tokenizer(
 
 
 def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse a network that was trained on embeddings of another encoder than it is to be used with.
+    """Refuse a network that learned from other embeddings of captions than those it is to be given.
+
+    The captions themselves may be others. Published weights, whose card names no embeddings, take any.
 
     Args:
-        text: card of the text store; published weights have none to compare with.
+        text: what the store says of itself, `data.text_store.TextStore.card`.
 
     Raises:
-        ValueError: naming the file and what differs.
+        ValueError: naming the file and the fields that differ.
     """
-    trained = card.get("text")
-    if trained is None:
-        return
-    for key in ("encoder", "weights"):
-        if trained.get(key) != text[key]:
-            raise ValueError(
-                f"{path}: was trained on captions of another text encoder: {key} {trained.get(key)}, not "
-                f"{text[key]}"
-            )
+    learned = card.get("text") or {}
+    differences = [
+        f"{key} {learned[key]!r} there, {text[key]!r} here"
+        for key in ("encoder", "weights", "context", "pooled", "pooling", "dtype")
+        if key in learned and learned[key] != text[key]
+    ]
+    if differences:
+        raise ValueError(f"{path}: learned from other embeddings of captions ({'; '.join(differences)})")
 
 
 ADDED = (".r_embedder.", ".target_embedder.", ".lora_")

@@ -18,6 +18,7 @@ from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, Time
 from torch import Tensor, nn
 
 from ..config import backbones as specs
+from ..config.methods import Reembed
 from ..core.precision import full_precision, upcast
 from .layers import zero
 
@@ -115,6 +116,17 @@ class Sd3(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.transformer.transformer_blocks
+
+    def fit_time(self, teacher: Sd3) -> None:
+        """Let the embedding of t follow that of ``teacher``, whose weights it has at another time_scale.
+
+        In place, on the CPU; see `reembedding.fit_embedder`.
+        """
+        from .reembedding import fit_embedder
+
+        old, own = (net.transformer.time_text_embed.timestep_embedder for net in (teacher, self))
+        fitted = fit_embedder(old, teacher.spec.time_scale, self.spec.time_scale, Reembed(of="teacher"))
+        own.load_state_dict(fitted.state_dict())
 
     @property
     def text(self) -> Captions | None:

@@ -62,7 +62,8 @@ PromptMetric = Literal[
     "clip_held_out",
 ]
 PROMPT_METRICS: tuple[str, ...] = get_args(PromptMetric)
-"""What is computed from images and their prompts; seen and held_out: by whether training had the caption."""
+"""What is computed from images and their prompts; seen and held_out: by whether training had the caption,
+over the tasks of which there are both."""
 
 
 class Scorer(Strict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -25,6 +24,7 @@ from .text_store import (
     TextPart,
     TextStore,
     captions_file,
+    captions_sha256,
     captions_text,
     checksum,
     open_part,
@@ -52,7 +52,7 @@ def text_content(
         name=card.name,
         captions=card.captions,
         encoder=card.encoder,
-        caption_list=hashlib.sha256(captions_text(captions).encode()).hexdigest(),
+        caption_list=captions_sha256(captions),
         weights=encoder.weights,
         context=encoder.context,
         pooled=encoder.pooled,

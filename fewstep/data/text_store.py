@@ -48,7 +48,7 @@ class Text(NamedTuple):
 class TextContent(TextCard):
     """All that embeddings follow from, and their form. It is the same for stored and for live ones."""
 
-    caption_list: str = Field(pattern=HEX, description="SHA-256 of the list of captions, see `captions_text`")
+    caption_list: str = Field(pattern=HEX, description="SHA-256 of the list, see `captions_sha256`")
     weights: dict[str, str] = Field(description="part of the encoder -> SHA-256 of its files")
     context: list[int] = Field(min_length=1, max_length=2, description="(L, D); of kind words (length,)")
     pooled: int = Field(ge=0, description="P")
@@ -124,8 +124,13 @@ class TextManifest(TextContent):
 
 
 def captions_text(captions: Sequence[str]) -> str:
-    """The list of captions as the text of a file, of which `TextContent.caption_list` is the SHA-256."""
+    """The list of captions as the text of a file."""
     return json.dumps(list(captions), ensure_ascii=False, indent=0) + "\n"
+
+
+def captions_sha256(captions: Sequence[str]) -> str:
+    """SHA-256 of the list of captions, `TextContent.caption_list`."""
+    return hashlib.sha256(captions_text(captions).encode()).hexdigest()
 
 
 def captions_file(manifest: Path) -> Path:

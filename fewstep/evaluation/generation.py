@@ -92,8 +92,8 @@ def generate_images(
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
-        ValueError: model, latents or tokenizer do not belong together, an image holds NaN, or a CUDA graph is
-            asked for without a GPU.
+        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, or
+            a CUDA graph is asked for without a GPU.
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
@@ -102,8 +102,8 @@ def generate_images(
     store = open_prompts(spec, text, device)
     captions: list[str] = []
     if store is not None and text is not None:
-        use_text(net, store)
         check_text(model_card, store.card, model)
+        use_text(net, store)
         captions = read_captions_of(text)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)

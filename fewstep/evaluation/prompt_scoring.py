@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..config.specs import PromptScoreSpec
 from ..config.text import PromptProtocol
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
+from ..data.text_store import captions_sha256
 from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
@@ -27,11 +28,8 @@ from .scorers.geneval_score import GenEvalScorer
 from .scorers.interface import Scorer
 from .scorers.real_scenes import read_pictures, self_test
 
-PARTS: dict[str, Callable[[Prompt], bool]] = {
-    "seen": lambda prompt: not prompt.get("held_out", False),
-    "held_out": lambda prompt: bool(prompt.get("held_out", False)),
-}
-"""End of a metric's name -> which prompts it is over."""
+HELD_OUT = {"seen": False, "held_out": True}
+"""End of a metric's name -> whether training did without the captions that it is over."""
 
 
 def score_prompt_images(
@@ -54,6 +52,7 @@ def score_prompt_images(
     check_images(archive, spec)
     lines = read_prompts(spec.prompts, prompts)
     check_prompts(spec, lines, prompts)
+    check_captions(archive, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
     scorers = open_scorers(spec, weights, prompts, device)
@@ -106,13 +105,41 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
             geneval.check_prompt(line, f"{where}: line {number}")
     for metric in protocol.metrics:
         part = metric.partition("_")[2]
-        if part and not any(_belongs(line, part) for line in lines):
+        if part and not places_of(part, lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
 
 
-def _belongs(prompt: Prompt, part: str) -> bool:
-    """Whether a prompt is of a part: seen, held out, or a task of GenEval."""
-    return PARTS[part](prompt) if part in PARTS else prompt.get("tag") == part
+def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path) -> None:
+    """Refuse images that were sampled from other captions than the prompts.
+
+    Raises:
+        ValueError: naming both files.
+    """
+    store = archive.card.get("text_store")
+    if store is None:  # of a network that was given no captions
+        return
+    asked = captions_sha256([line["prompt"] for line in lines])
+    if store["caption_list"] != asked:
+        raise ValueError(
+            f"{archive.path}: text_store.caption_list: these images show captions of sha256 "
+            f"{store['caption_list']}, but the prompts of {record} have {asked}; sample again"
+        )
+
+
+def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
+    """Which prompts are of a task of GenEval, or were seen or held out.
+
+    The latter two are of the tasks of which there are both, so that their scores can be compared.
+    """
+    if part not in HELD_OUT:
+        return [place for place, prompt in enumerate(prompts) if prompt.get("tag") == part]
+    kinds = [(prompt.get("tag"), bool(prompt.get("held_out", False))) for prompt in prompts]
+    there = set(kinds)
+    return [
+        place
+        for place, (tag, held_out) in enumerate(kinds)
+        if held_out == HELD_OUT[part] and (tag, not held_out) in there
+    ]
 
 
 def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
@@ -185,11 +212,9 @@ def compute_metrics(
         name, _, part = metric.partition("_")
         if name not in scorers:
             continue
-        if part in PARTS:
-            chosen = [place for place, prompt in enumerate(prompts) if PARTS[part](prompt)]
-            part = ""
-        else:
-            chosen = list(range(len(prompts)))
+        chosen = list(range(len(prompts)))
+        if part in HELD_OUT:
+            chosen, part = places_of(part, prompts), ""
         of_part = [values[name][place] for place in chosen]
         found[metric] = scorers[name].overall(of_part, [prompts[place] for place in chosen])[part]
     return found

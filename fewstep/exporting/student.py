@@ -117,8 +117,8 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
             f"{model}: limit: adapters of rank {lora.rank} of SD3's own time embedding are {fit.worst:.3g} "
             f"(relative) off the student's, above {spec.limit:g}; train with a larger backbone.lora.rank"
         )
-    guided = spec.guidance is not None and spec.guidance.scale != 1
-    use = "guidance_scale=1.0, as guidance is inside" if guided else "any guidance_scale"
+    learned = spec.guidance.scale if spec.guidance else 1.0
+    use = "guidance_scale=1.0, as guidance is inside" if learned != 1 else "any guidance_scale"
     single = {
         **about,
         "files": 1,
@@ -134,6 +134,8 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     save_lora(files.lora, adapters, lora, bias=False, card=two)
     save_time_embedding(files.target_embedder, times, two)
     save_lora(files.one_file, one, lora.model_copy(update={"targets": targets}), bias=True, card=single)
+    if learned != 1:
+        print(f"warning: guidance of scale {learned:g} is inside: call diffusers with guidance_scale=1.0")
     if fit is not None:
         shown = ", ".join(f"{steps}: {error:.2g}" for steps, error in fit.at_steps.items())
         print(f"time embedding in plain diffusers: relative error {fit.residual:.2g}; by steps, {shown}")

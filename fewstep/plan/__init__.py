@@ -82,9 +82,8 @@ class Plan:
                 marks.check(recipe.provenance, given, file, f"recipes.{name}.provenance")
         for run in (run for run in self.runs.values() if run.variant == BASE):
             file = self.config.method_files[run.method]
-            given = {"loss": run.loss, "train": run.train, "guidance": run.guidance}
             with mistakes.caught():
-                marks.check(run.entry.provenance, given, file, f"{run.method}.provenance")
+                marks.check(run.entry.provenance, marks.parts(run), file, f"{run.method}.provenance")
             teacher = self.runs.get(f"{run.recipe.teacher}/{BASE}") if run.has_teacher else None
             with mistakes.caught():
                 check_prediction(run, teacher, f"{file}: {run.method}.backbone")

@@ -280,7 +280,7 @@ def shared_protocol(runs: Iterable[Run], where: str) -> str:
 
 
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:
-    """Refuse a number of steps that a sampler cannot do."""
+    """Refuse a number of steps that a sampler cannot do, and a sampler that the run's network cannot take."""
     sampler = config.parts.samplers[name]
     if not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"{where}: steps {steps} must be 1 to {MOST_STEPS}")
@@ -292,6 +292,13 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
+    learned = run.guidance.scale if run.has_teacher and run.guidance else 1.0
+    scale = sampler.guidance.scale if isinstance(sampler.guidance, Guidance) else sampler.guidance
+    if learned != 1 and scale not in ("none", 1):
+        raise ConfigError(
+            f"{where}: sampler {name!r} guides, but {run.name} has learned its teacher's guidance of scale "
+            f"{learned:g}; use one without"
+        )
     channels = sampler.guidance.channels if isinstance(sampler.guidance, Guidance) else None
     if (channels or 0) > run.tokenizer.shape[0]:
         raise ConfigError(

@@ -150,7 +150,9 @@ def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
     return {
         "model": [plan.file("model", run=run, seed=seed)],
         "base": [plan.model(entry.base)] if entry.base else [],
-        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images])),
+        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images]))
+        if entry.text_encoder
+        else [],
         "latents": manifest,
         "tokenizer": weights(plan, entry.tokenizer.weights),
     }

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
+from ..config.backbones import Sd3
 from ..config.base import Strict, require_known
 from ..config.settings import Mark
 from ..config.specs import HyperParameter
 from .runs import BASE, Run
 
-BOOKKEEPING = {"loss.name", "train.log_every", "train.max_skipped_updates"}
+BOOKKEEPING = {"loss.name", "train.log_every", "train.max_skipped_updates", "reembed.of"}
 """Keys that no weight depends on."""
 
 
@@ -34,17 +35,31 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
     return found
 
 
+def parts(run: Run) -> dict[str, Strict | None]:
+    """What an entry's marks may be of."""
+    return {
+        "loss": run.loss,
+        "train": run.train,
+        "guidance": run.guidance,
+        "lora": run.backbone.lora if isinstance(run.backbone, Sd3) else None,
+        "reembed": run.entry.reembed,
+    }
+
+
 def values(run: Run) -> Iterator[tuple[str, Any]]:
-    """Key and value of everything that is set in a run's loss, training and guidance."""
-    guidance = run.guidance if run.has_teacher else None
-    for part, model in {"loss": run.loss, "train": run.train, "guidance": guidance}.items():
+    """Key and value of everything that is set in a run's training, or in the fit that takes its place."""
+    trained = {"loss", "train", "lora", *(["guidance"] if run.has_teacher else [])}
+    used = {"reembed"} if run.reembedded else trained
+    for part, model in parts(run).items():
+        if part not in used:
+            continue
         for key, value in _leaves(part, model.model_dump() if model else {}):
             if value is not None and key not in BOOKKEEPING:
                 yield key, value
 
 
 def check(marks: Mapping[str, Mark], parts: Mapping[str, Strict | None], file: str, key: str) -> None:
-    """Refuse marks of keys that ``parts`` (loss, train, guidance) do not have.
+    """Refuse marks of keys that ``parts`` do not have.
 
     Raises:
         ConfigError: naming the key, and the nearest that exists.

@@ -105,4 +105,4 @@ def in_words(value: Any) -> str:
     """A field of a protocol, without what is not set in it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {in_words(inner)}" for key, inner in value.items() if inner is not None)
-    return str(value)
+    return ", ".join(map(in_words, value)) if isinstance(value, list) else str(value)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -187,12 +188,16 @@ class Trainer:
         self.state.attach(self.modules, self.optimizer.optimizer, self.averages)
 
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
-        """The frozen teacher; ``net`` starts with those of its weights that both have."""
+        """The frozen teacher; ``net`` starts with those of its weights that both have.
+
+        An SD3 of another time_scale starts with the teacher's embedding of t fitted to its own sinusoids.
+        """
         teacher, card = load_network(path)
         load_compatible(net, teacher.state_dict(), str(path))
-        check_tokenizer(card, self.spec.latents.tokenizer, path)
+        self._check_teacher(card, path)
+        if isinstance(self.spec.backbone, Sd3) and teacher.spec.time_scale != self.spec.backbone.time_scale:
+            net.fit_time(teacher)
         if self.text is not None:
-            check_text(card, self.text.card, path)
             use_text(teacher, self.text)
         parallel.apply_compile_and_checkpointing(teacher, compile=self.options.compile_blocks)
         return parallel.freeze(self.accelerator, teacher, constant=True)
@@ -220,7 +225,10 @@ class Trainer:
         """Load what lies below the adapters of ``net``, which without them is the teacher."""
         if path is None:
             raise ValueError("backbone.lora: adapters are trained on a teacher's network; give --teacher")
-        card = load_base(net, self.spec.backbone, path)
+        self._check_teacher(load_base(net, self.spec.backbone, path), path)
+
+    def _check_teacher(self, card: dict[str, Any], path: Path) -> None:
+        """Refuse a teacher of other latents, or of other embeddings of captions, than this run's."""
         check_tokenizer(card, self.spec.latents.tokenizer, path)
         if self.text is not None:
             check_text(card, self.text.card, path)

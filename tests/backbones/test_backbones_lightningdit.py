@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones import build, null_label
+from fewstep.backbones import build
 from fewstep.backbones.model_file import load_compatible
 from fewstep.config.backbones import LightningDiT
 
@@ -164,8 +164,8 @@ def test_the_heads_start_equal_and_are_separate(spec, active, inputs):
 
 def test_the_null_label_is_the_last_row_of_the_table(spec):
     one = spec()
-    assert null_label(one) == 5
-    assert build(one).y_embedder.embedding_table.weight.shape[0] == null_label(one) + 1
+    assert one.null == 5
+    assert build(one).y_embedder.embedding_table.weight.shape[0] == one.null + 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True, "outputs": 2}, {"patch": 2, "target_time": True}])

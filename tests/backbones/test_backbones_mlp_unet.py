@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from test_backbones_formulations import TOLERANCES
 from torch import Tensor, nn
 
-from fewstep.backbones import build, null_label
+from fewstep.backbones import build
 from fewstep.backbones.model_file import load_compatible
 from fewstep.bench.estimate import parameters
 from fewstep.config.backbones import Mlp, UNet
@@ -52,7 +52,7 @@ def inputs(spec: Mlp | UNet, dtype: torch.dtype = torch.float64) -> tuple[tuple[
     draws = torch.Generator().manual_seed(4)
     x = torch.randn(3, *spec.shape, generator=draws, dtype=dtype)
     t, s = torch.rand(2, 3, generator=draws, dtype=dtype)
-    return (x, t, s), torch.tensor([0, 2, null_label(spec)])
+    return (x, t, s), torch.tensor([0, 2, spec.null])
 
 
 def outputs(result: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

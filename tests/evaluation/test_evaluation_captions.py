@@ -210,8 +210,8 @@ def test_a_store_of_other_weights(models, tmp_path):
     """The same configuration, and an encoder that was trained again: of the same form, and of no use."""
     manifest = write_captions(tmp_path / "text", CARD, Another())
     call = replaced(models.call(tmp_path), "--text", str(manifest))
-    words = f"{models.student}: was trained on captions of another text encoder: weights "
-    refused(call, words + f"{Encoder.weights}, not {Another.weights}")
+    words = f"{models.student}: learned from other embeddings of captions (weights "
+    refused(call, words + f"{Encoder.weights} there, {Another.weights} here")
     # Published weights name none.
     bare = save_student(tmp_path / "bare.safetensors", models.base)
     replaced(call, "--model", str(bare))()

@@ -26,7 +26,9 @@ from fewstep.config.specs import CellKey, PromptScoreSpec, score_spec_class
 from fewstep.config.text import PromptProtocol, PromptSet
 from fewstep.data.captions import read_prompts
 from fewstep.data.fetching import fetch_asset
+from fewstep.data.text_store import captions_sha256
 from fewstep.evaluation.image_archive import write_images
+from fewstep.evaluation.prompt_scoring import check_prompts, places_of
 from fewstep.evaluation.scorers.cell_detector import CellDetector
 from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
 from fewstep.evaluation.scorers.geneval import Detection, Prompt
@@ -237,10 +239,12 @@ def spec_of(scenes: Scenes, chosen: PromptProtocol) -> PromptScoreSpec:
     )
 
 
-def write(path: Path, spec: PromptScoreSpec, images: Tensor, labels: Sequence[int] | None = None) -> Path:
-    """A tar of images as they would have been sampled for a spec."""
+def write(
+    path: Path, spec: PromptScoreSpec, images: Tensor, labels: Sequence[int] | None = None, **more: Any
+) -> Path:
+    """A tar of images as they would have been sampled for a spec; ``more`` stands in its card too."""
     model = {"status": "trained", "code": None, "backbone": {"kind": "mlp"}}
-    card = {**spec.sample.model_dump(mode="json"), "spec": "0", "evaluations": 1, "model": model}
+    card = {**spec.sample.model_dump(mode="json"), "spec": "0", "evaluations": 1, "model": model, **more}
     shown = np.arange(len(images)) % spec.prompts.prompts if labels is None else np.array(labels)
     parts = [slice(first, first + 250) for first in range(0, len(images), 250)]
     write_images(path, card, ((images[part].numpy(), shown[part]) for part in parts))
@@ -382,10 +386,30 @@ def test_refuses_changed_prompts(scenes, tmp_path):
     refused(replaced(call_of(scenes, tmp_path), "--prompts", str(copied)), "prompts.jsonl", "sha256")
 
 
+def test_refuses_images_of_other_prompts(scenes, tmp_path):
+    """As many, each at its place: only the text store that the images were sampled from tells."""
+    call = call_of(scenes, tmp_path)
+    spec = spec_of(scenes, protocol(scenes.prompts.prompts))
+    prompts = [line["prompt"] for line in scenes.lines]
+    store = {"caption_list": captions_sha256(prompts)}
+    write(tmp_path / "images.tar", spec, images_of(scenes), text_store=store)
+    call()
+    call.out.unlink()
+    store = {"caption_list": captions_sha256([*prompts[1:], prompts[0]])}
+    write(tmp_path / "images.tar", spec, images_of(scenes), text_store=store)
+    refused(call, "images.tar", "text_store.caption_list", "scenes.json", "sample again")
+
+
+def test_seen_and_held_out_are_of_the_same_tasks():
+    tags = ("colors", "counting", "counting", "position")
+    lines = [{"prompt": "x", "tag": tag, "held_out": place == 2} for place, tag in enumerate(tags)]
+    assert (places_of("seen", lines), places_of("held_out", lines)) == ([1], [2])
+    assert places_of("counting", lines) == [1, 2]
+    assert places_of("seen", lines[:2]) == []
+
+
 def test_refuses_a_metric_over_prompts_that_there_are_not(scenes, tmp_path):
     lines = [line for line in scenes.lines if line["tag"] == "colors"]
-    from fewstep.evaluation.prompt_scoring import check_prompts
-
     spec = spec_of(scenes, protocol(len(lines)))
     with pytest.raises(
         ValueError, match="no prompt is of counting, which the protocol's metric geneval_count"

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+
+pytest.importorskip("transformers", reason="text to image needs the extra [t2i]")
+pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors import safe_open
@@ -204,10 +208,11 @@ def test_the_card(models):
     assert metadata(models.smooth_files.one)["fewstep"]["base"]["sha256"] == sha256(models.teacher)
 
 
-def test_exports_are_the_same_again(models, tmp_path):
+def test_exports_are_the_same_again(models, tmp_path, capsys):
     again = exported(tmp_path, models.smooth_student, models.smooth_spec, models.smooth, models.teacher)
     for path, first in ((again.lora, models.smooth_files.lora), (again.one, models.smooth_files.one)):
         assert path.read_bytes() == first.read_bytes()
+    assert "warning: guidance of scale 4 is inside" in capsys.readouterr().out
 
 
 def test_files_that_do_not_belong_together(models, tmp_path):

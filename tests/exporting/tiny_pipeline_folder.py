@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from sd3_files import SD3, awake, save_teacher, write_spec
+from sd3_files import SD3, save_teacher, write_spec
+from tiny_sd3 import awake
 
 from fewstep import pipeline
 from fewstep.backbones import build

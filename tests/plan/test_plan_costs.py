@@ -131,7 +131,7 @@ def test_the_longest_job_of_a_rule(paper_plan):
 
 def test_guided_sampling_counts_twice():
     def hours(guidance: str | dict) -> float:
-        change = {"settings": {"samplers": {"euler": {"guidance": guidance}}}}
+        change = {"settings": {"samplers": {"euler-lightningdit": {"guidance": guidance}}}}
         return table(of("table1", overrides=change))["sample"].time
 
     assert hours({"scale": 1.5}) > hours("none")

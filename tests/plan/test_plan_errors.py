@@ -731,6 +731,8 @@ def test_a_target_that_nothing_makes(target, demo_plan):
 REFUSED = {
     "results/demo/decm/base/0/mix-1/digits.json": "sampler 'mix' needs at least 2 steps, not 1",
     "results/demo/decm/base/0/mix-1000000/digits.json": "steps 1000000 must be 1 to 100000",
+    "results/demo/decm-t2i/base/0/euler-sd3-4/scenes.json": "sampler 'euler-sd3' guides, but "
+    "decm-t2i/base has learned its teacher's guidance of scale 2; use one without",
     "results/demo/latents/digits-latents/shard-00099.tar": "shard 00099, but there are 2, from 0 on",
 }
 

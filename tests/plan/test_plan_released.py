@@ -14,6 +14,7 @@ from fewstep.config.backbones import LightningDiT
 from fewstep.config.base import merge
 from fewstep.config.specs import TableSpec
 from fewstep.plan import Plan
+from fewstep.plan.marks import hyperparameter_sources
 from fewstep.reporting.rows import fill_table
 
 
@@ -198,6 +199,11 @@ def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
     report = paper_plan.spec("report", "report")
     found = {entry.key: (entry.value, entry.mark) for entry in report.methods["decm"].parameters}
     assert found["loss.freq"] == ("3", "paper")
+    adapters = {entry.key: entry.mark for entry in hyperparameter_sources(paper_plan.run("decm-t2i"))}
+    assert (adapters["lora.rank"], adapters["lora.targets"]) == ("paper", "inferred")
+    fit = {entry.key: entry.mark for entry in hyperparameter_sources(paper_plan.run("sd35-smooth"))}
+    assert set(fit) == {f"reembed.{key}" for key in ("steps", "lr", "limit", "tangent_limit", "seed")}
+    assert set(fit.values()) == {"inferred"}
     assert found["loss.clamp"] == ("1.0", "code")
     assert found["loss.weight_left"] == ("1.0", "inferred")
     assert found["train.steps"] == ("312750", "paper")
@@ -229,7 +235,7 @@ def test_the_small_preset():
     plan = make_plan(raw_config("small"))
     run = plan.run("decm")
     assert (run.recipe.scale, run.backbone.depth, run.backbone.width) == ("small", 12, 768)
-    assert not [name for name, run in plan.runs.items() if run.adopted]
+    assert not [job for job in plan.jobs() if job.stage == "adopt"]
     assert teacher_file(plan, "facm/base") == ["results/small/teacher/base/0/model.safetensors"]
     assert all(target.startswith("results/small/") for target in plan.targets())
     latents = {"latents": "imagenet256-vavae"}

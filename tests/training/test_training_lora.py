@@ -14,14 +14,19 @@ from trained_files import close, curve, same, states
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-from tiny_sd3 import ADAPTERS, TinyTrainings, inputs, network, sd3
+from tiny_sd3 import ADAPTERS, CAPTIONS, TinyTrainings, calm_time, inputs, network, sd3
 
 from fewstep.backbones import use_text
 from fewstep.backbones.lora import AdaptersOff
 from fewstep.backbones.model_file import load_model, load_network, save_model
+from fewstep.backbones.sd3 import Sd3 as Sd3Network
 from fewstep.common.files import sha256
-from fewstep.config.backbones import Lora
+from fewstep.config import dump
+from fewstep.config.backbones import Lora, Sd3
+from fewstep.config.settings import Guidance
+from fewstep.config.specs import SampleSpec
 from fewstep.data.text_store import open_text
+from fewstep.evaluation.image_archive import open_images
 from fewstep.training.state import STOPPED
 
 SHARDED = ("--shard", "fsdp2")
@@ -152,6 +157,24 @@ def test_a_teacher_of_captions(trainings, tmp_path):
         assert load_model(student.out)[1].get("base") == (sha256(teacher.out) if name == "lora" else None)
 
 
+def test_a_smooth_time_is_tuned(trainings, tmp_path, monkeypatch):
+    """By the velocity of the network of SD3's own time, whose time embedding is fitted at the start."""
+    teacher = trainings.write_base(tmp_path / "fast.safetensors", time_scale=1000.0)
+    tensors, card = load_model(teacher)
+    calm_time(tensors)
+    save_model(teacher, tensors, sd3(target_time=False, time_scale=1000.0), card)
+    spec = trainings.spec("teacher", sd3(target_time=False, time_scale=20.0))
+    spec = spec.model_copy(update={"teacher": True, "guidance": Guidance(scale=1.0), "label_dropout": 0.0})
+    first = {}
+    for name in ("fitted", "not"):
+        if name == "not":
+            monkeypatch.setattr(Sd3Network, "fit_time", lambda net, teacher: None)
+        call = trainings.train(spec, tmp_path / name, teacher)
+        call()
+        first[name] = curve(call.outputs[1])[0]["loss_fm"]
+    assert 0 < first["fitted"] < first["not"] / 20
+
+
 # What is refused.
 
 
@@ -242,6 +265,53 @@ def test_the_base_that_a_file_belongs_to(trainings, single, tmp_path):
     )
     with pytest.raises(ValueError, match=f"other.safetensors: has sha256 .* {sha256(trainings.base)}"):
         load_network(single.out, None, tmp_path / "other.safetensors")
+
+
+OTHER_WEIGHTS = {"weights": {"encoder": "1" * 64}}
+
+
+def named(trainings, model, out, **text):
+    """A copy of a model file whose card says that it learned from other embeddings of captions."""
+    tensors, card = load_model(model)
+    store = open_text(trainings.text, trainings.spec().text).card
+    save_model(out, tensors, Sd3.model_validate(card["backbone"]), card | {"text": store | text})
+    return out
+
+
+def test_a_base_that_learned_from_other_embeddings(trainings, tmp_path):
+    """By an encoder of the same configuration with other weights."""
+    same_text = named(trainings, trainings.base, tmp_path / "same.safetensors", caption_list="2" * 64)
+    trainings.train(trainings.spec(steps=3), tmp_path / "same", same_text)()
+    other = named(trainings, trainings.base, tmp_path / "other.safetensors", **OTHER_WEIGHTS)
+    call = trainings.train(trainings.spec(), tmp_path, other)
+    refused(call, "other.safetensors: learned from other embeddings of captions (weights ")
+    whole = sd3(target_time=False)
+    call = trainings.train(trainings.spec(backbone=whole), tmp_path, other)
+    refused(call, "other.safetensors: learned from other embeddings of captions (weights ")
+
+
+def test_sampling_from_adapters(trainings, single, tmp_path):
+    """On their base and the embeddings that they learned from, and on no others."""
+    spec = trainings.spec()
+    asked = {"backbone": spec.backbone, "sampler": {"kind": "cm"}, "guidance": None, "steps": 1, "images": 4}
+    asked |= {"labels": "balanced", "uint8": "round", "seed": 0, "latents": spec.latents, "text": spec.text}
+    sample = SampleSpec.model_validate({**asked, "image": [1, 8, 8]})
+    (tmp_path / "spec.json").write_text(dump(sample))
+    words = ["--spec", tmp_path / "spec.json", "--model", single.out, "--base", trainings.base]
+    words += ["--text", trainings.text, "--latents", trainings.latents, "--out", tmp_path / "images.tar"]
+    call = Call("sample", [str(word) for word in words], [tmp_path / "images.tar"])
+    call()
+    card = open_images(call.out).card
+    assert card["captions"] == {str(place): CAPTIONS[place] for place in range(4)}
+    assert card["model"]["base"] == sha256(trainings.base)
+    assert card["text_store"]["digest"] == open_text(trainings.text, spec.text).digest
+    call.out.unlink()
+    base = named(trainings, trainings.base, tmp_path / "base.safetensors")
+    refused(replaced(call, "--base", str(base)), "base.safetensors: has sha256")
+    refused(replaced(call, "--base"), "give --base")
+    refused(replaced(call, "--text"), "pass --text")
+    student = named(trainings, single.out, tmp_path / "student.safetensors", **OTHER_WEIGHTS)
+    refused(replaced(call, "--model", str(student)), "student.safetensors: learned from other embeddings")
 
 
 def test_central_differences_of_a_fast_time(trainings, tmp_path):
