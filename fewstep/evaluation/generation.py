@@ -102,8 +102,8 @@ def generate_images(
     store = open_prompts(spec, text, device)
     captions: list[str] = []
     if store is not None and text is not None:
-        use_text(net, store)
         check_text(model_card, store.card, model)
+        use_text(net, store)
         captions = read_captions_of(text)
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)

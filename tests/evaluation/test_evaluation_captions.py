@@ -211,7 +211,7 @@ def test_a_store_of_other_weights(models, tmp_path):
     manifest = write_captions(tmp_path / "text", CARD, Another())
     call = replaced(models.call(tmp_path), "--text", str(manifest))
     words = f"{models.student}: learned from other embeddings of captions (weights "
-    refused(call, words + f"{Encoder.weights} there, {Another.weights} here)")
+    refused(call, words + f"{Encoder.weights} there, {Another.weights} here")
     # Published weights name none.
     bare = save_student(tmp_path / "bare.safetensors", models.base)
     replaced(call, "--model", str(bare))()

@@ -40,9 +40,9 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     chosen = [select(path, 1, spec.table.classes) for path in paths]
     columns = [label for label, found in chosen[0] if found]
     names = _names(paths[0], columns)
-    images = [{label: shown[0] for label, shown in line if shown} for line in chosen]
-    for path, found in zip(paths, images, strict=True):
-        if missing := [label for label in columns if label not in found]:
+    images = [{label: found[0] for label, found in line if found} for line in chosen]
+    for path, shown in zip(paths, images, strict=True):
+        if missing := [label for label in columns if label not in shown]:
             raise ValueError(f"{path}: no images of the classes {missing}, which {paths[0]} has")
         for label, name in _names(path, columns).items():
             if name != names[label]:
