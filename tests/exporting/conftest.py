@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("transformers", reason="text to image needs the extra [t2i]")
-pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
-
-from sd3_files import Exported, exported, reembedded, save_student
-from tiny_pipeline_folder import save_pipeline
-
 from fewstep.config.backbones import Lora, Sd3
+
+if TYPE_CHECKING:
+    from sd3_files import Exported
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,10 @@ class Models:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Models:
+    # they need the extra [t2i], without which the tests are skipped
+    from sd3_files import exported, reembedded, save_student
+    from tiny_pipeline_folder import save_pipeline
+
     folder = tmp_path_factory.mktemp("exports")
     pipeline, teacher = save_pipeline(folder)
     smooth = reembedded(folder, teacher)

@@ -8,6 +8,10 @@ import shutil
 import subprocess
 
 import pytest
+
+pytest.importorskip("transformers", reason="text to image needs the extra [t2i]")
+pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
+
 import torch
 from diffusers import StableDiffusion3Pipeline
 from tiny_pipeline_folder import CLIP, NORMALISATION, SD3, VAE, save_pipeline

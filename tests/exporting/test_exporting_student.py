@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+
+pytest.importorskip("transformers", reason="text to image needs the extra [t2i]")
+pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors import safe_open
