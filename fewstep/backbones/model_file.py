@@ -161,7 +161,7 @@ def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Pat
     The captions themselves may be others. Published weights, whose card names no embeddings, take any.
 
     Args:
-        text: what the store says of itself, `data.text_store.TextStore.card`.
+        text: what is known of them, as `data.text_store.TextStore.card` has it.
 
     Raises:
         ValueError: naming the file and the fields that differ.
@@ -170,7 +170,7 @@ def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Pat
     differences = [
         f"{key} {learned[key]!r} there, {text[key]!r} here"
         for key in ("encoder", "weights", "context", "pooled", "pooling", "dtype")
-        if key in learned and learned[key] != text[key]
+        if key in learned and key in text and learned[key] != text[key]
     ]
     if differences:
         raise ValueError(f"{path}: learned from other embeddings of captions ({'; '.join(differences)})")

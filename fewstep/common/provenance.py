@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = ("config", "plan", "common")
 CHOSEN = ("methods", "backbones")
 """Rooms of which a run uses one module, chosen by name: their __init__ is not followed into the others."""
+CAPTIONED = ("sd3", "clip")
+"""Kinds of networks that are given captions."""
+LIVE_TEXT = "data.text_encoding"
+"""Encodes captions in a training of one of these; it is not followed for others."""
 SAMPLING = ("evaluation.generation", "data.tokenizers")
 FEATURES, PROMPTS = "feature-metrics", "prompt-scores"
 """Kinds of protocols; one that does not say it is of the first."""
@@ -50,7 +54,8 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
     if not method:
         raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
     modules = [f"methods.{loss}.{path.stem}" for path in method]
-    return _digest(package, ["training.trainer", *modules, _backbone(package, backbone)])
+    unused = [] if backbone in CAPTIONED else [LIVE_TEXT]
+    return _digest(package, ["training.trainer", *modules, _backbone(package, backbone)], unused)
 
 
 @cache
@@ -100,15 +105,17 @@ def _backbone(package: Path, kind: str) -> str:
     return f"backbones.{networks[kind][0]}"
 
 
-def _digest(package: Path, start: Iterable[str]) -> str:
+def _digest(package: Path, start: Iterable[str], unused: Collection[str] = ()) -> str:
     total = hashlib.sha256()
-    for name, path in sorted(closure(package, start).items()):
+    for name, path in sorted(closure(package, start, unused).items()):
         total.update(f"{name}\0{_source(path).digest}\0".encode())
     return total.hexdigest()[:16]
 
 
-def closure(package: Path, start: Iterable[str]) -> dict[str, Path]:
+def closure(package: Path, start: Iterable[str], unused: Collection[str] = ()) -> dict[str, Path]:
     """Modules reached from ``start`` by imports within the package, by name without the package's own.
+
+    Those ``unused`` are left out, with what they alone import.
 
     Raises:
         ValueError: a module of ``start`` does not exist.
@@ -120,7 +127,7 @@ def closure(package: Path, start: Iterable[str]) -> dict[str, Path]:
     while todo:
         name = todo.pop()
         path = _path(package, name)
-        if path is None or name in found or name.split(".")[0] in LEFT_OUT:
+        if path is None or name in found or name in unused or name.split(".")[0] in LEFT_OUT:
             continue
         found[name] = path
         others = _source(path).imports(package.name, name)

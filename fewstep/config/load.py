@@ -463,6 +463,11 @@ class _Reader:
                     f"{file}: latents.{name}.tokenizer: posterior: moments needs images, but "
                     f"{latents.dataset} was encoded elsewhere; choose posterior: sample"
                 )
+            if latents.flip and dataset.captioned:
+                self.mistakes.add(
+                    f"{file}: latents.{name}.flip: a mirrored image is not what its caption says of left and "
+                    f"right; set it to false"
+                )
             if latents.shards > dataset.images:
                 self.mistakes.add(
                     f"{file}: latents.{name}.shards: {latents.shards} shards for {dataset.images} images"

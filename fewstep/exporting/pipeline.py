@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from ..backbones.kl_autoencoder import KlAutoencoder
-from ..backbones.model_file import check_tokenizer, load_network
+from ..backbones.model_file import check_text, check_tokenizer, load_network
 from ..backbones.sd3 import TIMESTEPS, Sd3
 from ..common.files import atomic_folder
 from ..config import digest
@@ -70,6 +70,8 @@ def export_pipeline(
     if latents.weights != checksum:
         raise ValueError(f"{manifest}: was encoded with other tokenizer weights than {tokenizer}")
     check_tokenizer(card, spec.latents.tokenizer, model, checksum)
+    given = {"encoder": spec.text.model_dump(mode="json"), "weights": {"clip": weights_digest(encoder)}}
+    check_text(card, given, model)
     autoencoder, _ = load_network(tokenizer, spec.decoder)
     assert isinstance(net, Sd3)
     if not isinstance(autoencoder, KlAutoencoder):

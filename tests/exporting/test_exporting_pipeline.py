@@ -14,7 +14,7 @@ pytest.importorskip("peft", reason="text to image needs the extra [t2i]")
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from tiny_pipeline_folder import CLIP, NORMALISATION, SD3, VAE, save_pipeline
+from tiny_pipeline_folder import CLIP, NORMALISATION, SD3, TEXT, VAE, save_pipeline
 
 from fewstep.backbones import build, use_text
 from fewstep.backbones.model_file import load_network
@@ -160,6 +160,7 @@ def test_what_a_killed_job_left_is_removed(tmp_path):
         ({"backbone": SD3.model_copy(update={"target_time": True})}, "backbone.target_time: True"),
         ({"backbone": SD3.model_copy(update={"pooled": 10})}, "pooled: 24, not 10"),
         ({"encoder": CLIP.model_copy(update={"width": 20})}, "width"),
+        ({"text": TEXT.model_copy(update={"t5_length": 7})}, "learned from other embeddings of captions"),
     ],
 )
 def test_refusals(tmp_path, changes, message):

@@ -72,7 +72,8 @@ def save_pipeline(folder: Path, **changes: object) -> tuple[Path, Path]:
     )
     manifest.write_text(dump(manifest_of(vae)), encoding="utf-8")
     latents = {"tokenizer": TOKENIZER.model_dump(mode="json"), "weights": sha256(vae)}
-    teacher = save_teacher(folder / "teacher.safetensors", {"latents": latents})
+    text = {"encoder": TEXT.model_dump(mode="json"), "weights": {"clip": sha256(clip)}}
+    teacher = save_teacher(folder / "teacher.safetensors", {"latents": latents, "text": text})
     card = LatentCard(name="scenes", shape=SD3.shape, classes=2, images=4, tokenizer=TOKENIZER)
     spec = PipelineSpec(method="teacher", backbone=SD3, latents=card, decoder=VAE, text=TEXT, encoder=CLIP)
     spec = spec.model_copy(update=changes)

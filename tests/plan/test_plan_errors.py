@@ -398,6 +398,13 @@ MISTAKES = {
             " has no layer 'feature'; did you mean 'features'?",
         ],
     ),
+    "mirrored images with captions": (
+        "overrides: {settings: {latents: {scenes-latents: {flip: true}}}}",
+        [
+            "config/mine.yaml: overrides.settings.latents.scenes-latents.flip: a mirrored image is not what "
+            "its caption says of left and right; set it to false",
+        ],
+    ),
     "guided channels": (
         "overrides: {settings: {recipes: {digits: {guidance: {channels: 900}}}}}",
         [

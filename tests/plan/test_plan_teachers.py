@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from configs import behind, make_plan, raw_config, teacher_file
+from configs import behind, make_plan, raw_config, teacher_file, wildcard_values
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
@@ -82,3 +82,19 @@ def test_a_smooth_time_is_tuned_by_the_network_of_the_old_one(paper_plan, demo_p
         tuned = plan.run("sd35-finetuned")
         teacher = plan.run(tuned.teacher or "")
         assert (tuned.backbone.time_scale, teacher.backbone.time_scale) == (20, 1000)
+
+
+def test_live_captions_need_no_store():
+    key = {"run": "decm-t2i/base", "seed": "0"}
+    stored, live = (make_plan({**raw_config("demo"), "text": kind}) for kind in ("stored", "live"))
+    names = {"encoder": "scenes-clip", "captions": "scenes"}
+    files = stored.inputs("train", key)
+    assert (files["text"], files["captions"], files["encoder"]) == ([stored.file("text", **names)], [], [])
+    files = live.inputs("train", key)
+    assert files["text"] == [live.spec_file("text", **names)]
+    assert files["captions"] == [live.file("record", asset="scenes")]
+    assert files["encoder"] == [live.model("scenes-clip")]
+    made = [wildcard_values(behind(plan, "table2")["text"], "captions") for plan in (stored, live)]
+    assert made == [{"scenes", "scenes-test"}, {"scenes-test"}]
+    one, other = (plan.spec("train", "decm-t2i/base/0") for plan in (stored, live))
+    assert one == other

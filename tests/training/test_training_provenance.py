@@ -76,6 +76,12 @@ def test_scorers_of_prompts_mark_their_own_scores_only(package):
     assert changed(package, "evaluation/prompt_scoring.py") == set(PROMPT_SCORES)
 
 
+def test_text_encoders_mark_trainings_on_captions_only(package):
+    before = training_digest("decm", "sd3", package)
+    assert changed(package, "data/text_encoders.py") == set(PROMPT_SCORES)
+    assert training_digest("decm", "sd3", package) != before
+
+
 def test_sampling_is_not_done_anew_for_another_metric(package):
     before = sampling_digest("unet", package)
     changed(package, "evaluation/frechet.py", "evaluation/scorers/geneval.py")
