@@ -143,16 +143,17 @@ def head_address(job: str) -> str:
 
 
 def acquire_lock(path: Path, stage: list[str], wait: float = 1.0) -> bool:
-    """Hold ``path`` for as long as this process lives; False if the work was done while waiting for it.
+    """Hold ``path`` for as long as this process lives; False if the same work was done while waiting for it.
 
-    When Snakemake dies its Slurm jobs go on, and its successor submits the same work again. The newer job
-    then asks the older one to save its state and stop (scancel), and goes on from there.
+    When Snakemake dies its jobs go on, and its successor submits the work again, perhaps with another spec or
+    other files. The newer job then asks the older one to save its state and stop (scancel), and goes on from
+    there. The file says who holds it: a Slurm job or "-", and a digest of the work.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     # The lock must outlive this program: it belongs to the stage that takes its place.
     os.set_inheritable(handle, True)
-    job = os.environ.get("SLURM_JOB_ID", "")
+    job, work = os.environ.get("SLURM_JOB_ID", "-"), _digest_of(stage)
     waited = False
     while True:
         try:
@@ -160,25 +161,45 @@ def acquire_lock(path: Path, stage: list[str], wait: float = 1.0) -> bool:
             break
         except BlockingIOError:
             if not waited:
-                _ask_to_stop(os.pread(handle, 100, 0).decode(), job, path)
+                _ask_to_stop(_holder(handle)[0], job, path)
             waited = True
             time.sleep(wait)
         except OSError as error:
             print(f"warning: {path}: this file system has no locks ({error})", file=sys.stderr)
             return True
+    before = _holder(handle)[1]
     os.ftruncate(handle, 0)
-    os.pwrite(handle, job.encode(), 0)
+    os.pwrite(handle, f"{job} {work}".encode(), 0)
     # Snakemake removed the output before it started this job, so what is there now is new.
-    if waited and "--out" in stage and Path(stage[stage.index("--out") + 1]).exists():
+    if waited and before == work and "--out" in stage and Path(stage[stage.index("--out") + 1]).exists():
         print(f"{path}: the job that held it has done the work")
         return False
     return True
 
 
+def _holder(handle: int) -> tuple[str, str]:
+    """Job and work of who holds, or held, a lock."""
+    job, _, work = os.pread(handle, 200, 0).decode().partition(" ")
+    return job or "-", work
+
+
+def _digest_of(stage: list[str]) -> str:
+    """Of a stage's command, its spec, and the state of the other files that it reads."""
+    content: list[object] = [stage]
+    for word in stage:
+        file = Path(word)
+        if file.suffix == ".json" and file.is_file():
+            content.append(hashlib.sha256(file.read_bytes()).hexdigest())
+        elif file.is_file():
+            content.append([file.stat().st_size, file.stat().st_mtime_ns])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _ask_to_stop(holder: str, job: str, path: Path) -> None:
-    print(f"{path}: held by {f'job {holder}' if holder else 'another process'}; waiting for it to end")
+    known = holder != "-"
+    print(f"{path}: held by {f'job {holder}' if known else 'another process'}; waiting for it to end")
     sys.stdout.flush()
-    if holder and job and holder != job:
+    if known and job != "-" and holder != job:
         try:
             subprocess.run(["scancel", holder], check=False)
         except FileNotFoundError:

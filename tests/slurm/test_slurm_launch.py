@@ -111,11 +111,16 @@ def test_the_lock_belongs_to_the_stage(tmp_path, sleeper):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch, done):
+@pytest.mark.parametrize(
+    ("done", "same"), [(True, True), (True, False), (False, True)], ids=["done", "another spec", "not done"]
+)
+def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch, done, same):
     monkeypatch.setenv("SLURM_JOB_ID", "11")
     lock, out = tmp_path / "lock", tmp_path / "model.safetensors"
     process = holder(lock, sleeper)
+    number, work = lock.read_text().split()
+    assert number == "11"
+    monkeypatch.setattr(launch, "_digest_of", lambda stage: work if same else "another")
     asked = []
 
     def scancel(words, **_):
@@ -127,9 +132,23 @@ def test_the_newer_job_stops_the_older_and_waits(tmp_path, sleeper, monkeypatch,
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setattr(launch.subprocess, "run", scancel)
-    assert launch.acquire_lock(lock, [*STAGE, "--out", str(out)], wait=0.05) is not done
+    finished = not launch.acquire_lock(lock, [*STAGE, "--out", str(out)], wait=0.05)
+    assert finished == (done and same)
     assert asked == [["scancel", "11"]]
-    assert lock.read_text() == "12"
+    assert lock.read_text() == f"12 {work if same else 'another'}"
+
+
+def test_a_job_is_known_by_its_spec_and_the_files_that_it_reads(tmp_path):
+    spec, model = tmp_path / "spec.json", tmp_path / "teacher.safetensors"
+    spec.write_text('{"steps": 900}')
+    model.write_bytes(b"1")
+    stage = ["fewstep.train", "--spec", str(spec), "--teacher", str(model), "--out", str(tmp_path / "model")]
+    first = launch._digest_of(stage)
+    assert launch._digest_of(stage) == first
+    spec.write_text('{"steps": 800}')
+    second = launch._digest_of(stage)
+    model.write_bytes(b"12")
+    assert len({first, second, launch._digest_of(stage)}) == 3
 
 
 def test_a_free_lock_does_not_look_at_the_output(tmp_path):
