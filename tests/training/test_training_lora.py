@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 
@@ -16,8 +15,7 @@ from trained_files import close, curve, same, states
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
-from tiny_sd3 import ADAPTERS, CAPTIONS, CARD, TinyTrainings, calm_time, inputs, network, sd3
-from tiny_text import CLIP, LENGTH, clip_file, write_record
+from tiny_sd3 import ADAPTERS, CAPTIONS, TinyTrainings, calm_time, inputs, network, sd3
 
 from fewstep.backbones import use_text
 from fewstep.backbones.lora import AdaptersOff
@@ -27,8 +25,7 @@ from fewstep.common.files import sha256
 from fewstep.config import dump
 from fewstep.config.backbones import Lora, Sd3
 from fewstep.config.settings import Guidance
-from fewstep.config.specs import SampleSpec, TextSpec
-from fewstep.config.text import PromptSet, TextEncoder
+from fewstep.config.specs import SampleSpec
 from fewstep.data.text_store import open_text
 from fewstep.evaluation.image_archive import open_images
 from fewstep.training.state import STOPPED
@@ -177,40 +174,6 @@ def test_a_smooth_time_is_tuned(trainings, tmp_path, monkeypatch):
         call()
         first[name] = curve(call.outputs[1])[0]["loss_fm"]
     assert 0 < first["fitted"] < first["not"] / 20
-
-
-def test_live_captions(trainings, tmp_path):
-    """Encoded in the training, batch by batch, they give what a store gives, bit for bit."""
-    encoder = TextEncoder(
-        kind="clip", weights={"method": "clip"}, length=LENGTH, t5_length=2, dtype="float32"
-    )
-    folder = tmp_path / "prompts"
-    folder.mkdir()
-    lines = [json.dumps({"prompt": caption}) for caption in CAPTIONS]
-    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    record, weights = write_record(folder), clip_file(tmp_path / "clip.safetensors", CAPTIONS)
-    card = CARD.model_copy(update={"encoder": encoder})
-    prompts = PromptSet(asset="prompts", file="prompts.jsonl", prompts=len(CAPTIONS))
-    text = tmp_path / "text.json"
-    text.write_text(dump(TextSpec(text=card, prompts=prompts, backbone=CLIP)))
-    manifest = tmp_path / "store/manifest.json"
-    words = ["--captions", record, "--encoder", weights]
-    Call("text", [str(word) for word in ("--spec", text, *words, "--out", manifest)], [manifest])()
-    sizes = {"context": 2 * CLIP.width, "pooled": 2 * CLIP.embedding}
-    base = trainings.write_base(tmp_path / "base.safetensors", **sizes)
-    spec = trainings.spec(backbone=sd3(lora=ADAPTERS, **sizes)).model_copy(update={"text": card})
-    stored, live = (trainings.train(spec, tmp_path / name, base) for name in ("stored", "live"))
-    stored = replaced(stored, "--text", str(manifest))
-    live = replaced(live, "--text", str(text)).more(*map(str, words))
-    stored()
-    live()
-    same(live, stored)
-    assert load_model(live.out)[1]["text"] == load_model(stored.out)[1]["text"]
-    other = spec.model_copy(update={"text": card.model_copy(update={"name": "others"})})
-    (tmp_path / "live/spec.json").write_text(dump(other))
-    for path in live.outputs:
-        path.unlink()
-    refused(live, "text.json", "is not of the captions others")
 
 
 # What is refused.
