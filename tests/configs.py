@@ -50,7 +50,8 @@ def teacher_file(plan: Plan, run: str) -> list[str]:
 
 def sample_inputs(plan: Plan, run: str) -> dict[str, list[str]]:
     """What a job that samples from a run reads."""
-    return plan.inputs("sample", {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": "x"})
+    key = {"run": run, "seed": "0", "sampler": "cm", "steps": "2", "images": next(iter(plan.image_sets))}
+    return plan.inputs("sample", key)
 
 
 def extractor_file(plan: Plan, protocol: str = "digits") -> str:

@@ -168,6 +168,11 @@ class Plan:
         datasets = self.parts.datasets.items()
         return {**{name: entry for name, entry in datasets if entry.captioned}, **self.parts.prompts}
 
+    def number_of_captions(self, name: str) -> int:
+        """Of a list of captions, without the empty one."""
+        found = self.captions[name]
+        return found.prompts if isinstance(found, PromptSet) else found.classes
+
     def prompts_of(self, run: Run, protocol: AnyProtocol) -> str:
         """Name of the captions that a run's images are sampled from: the protocol's, or its data set's."""
         if isinstance(protocol, PromptProtocol):

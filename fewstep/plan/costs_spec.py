@@ -13,7 +13,7 @@ from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, Work
-from ..config.text import IN_MEMORY, PromptProtocol, PromptSet, Scorer, TextEncoder
+from ..config.text import IN_MEMORY, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ def _adopt(plan: Plan, job: Job) -> CostLine:
 
 
 def _text(plan: Plan, job: Job) -> CostLine:
-    name, captions = job.key["encoder"], plan.captions[job.key["captions"]]
+    name, count = job.key["encoder"], plan.number_of_captions(job.key["captions"])
     encoder = plan.parts.text_encoders[name]
-    count = captions.prompts if isinstance(captions, PromptSet) else captions.classes
     networks = [run.backbone for run in plan.runs.values() if run.text_encoder == name]
     rows = [text_bytes(encoder, network) for network in networks]
     kept = (count + 1) * max(rows, default=0)

@@ -150,9 +150,7 @@ def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
     return {
         "model": [plan.file("model", run=run, seed=seed)],
         "base": [plan.model(entry.base)] if entry.base else [],
-        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images]))
-        if entry.text_encoder
-        else [],
+        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images])),
         "latents": manifest,
         "tokenizer": weights(plan, entry.tokenizer.weights),
     }
@@ -181,7 +179,9 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
         asset = plan.parts.prompts[entry.prompts].asset
         scorers = [weights(plan, entry.scorers[name].weights) for name in sorted(entry.scorers)]
         return {
-            **{"images": images, "extractor": [], "reference": []},
+            "images": images,
+            "extractor": [],
+            "reference": [],
             "prompts": [plan.file("record", asset=asset)],
             "scorers": [file for files in scorers for file in files],
         }

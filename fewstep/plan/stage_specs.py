@@ -33,9 +33,11 @@ def _latents(plan: Plan, name: str) -> specs.LatentCard:
 
 
 def _text_card(plan: Plan, encoder: str, captions: str) -> specs.TextCard:
-    found = plan.captions[captions]
-    count = found.prompts if isinstance(found, PromptSet) else found.classes
-    return specs.TextCard(name=captions, captions=count, encoder=plan.parts.text_encoders[encoder])
+    return specs.TextCard(
+        name=captions,
+        captions=plan.number_of_captions(captions),
+        encoder=plan.parts.text_encoders[encoder],
+    )
 
 
 def _text(plan: Plan, encoder: str, captions: str) -> Strict:
