@@ -142,3 +142,25 @@ def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_beside(
+    manifest: Path, path: Path, checksum: str | None, size: int | None, remedy: str = ""
+) -> None:
+    """Refuse a file that a manifest names and that is not what it says.
+
+    Args:
+        checksum: SHA-256, or None not to hash the file.
+        size: in bytes, or None.
+        remedy: what to do, at the end of the message.
+
+    Raises:
+        ValueError: it is missing, or of another size or content.
+    """
+    end = f"; {remedy}" if remedy else ""
+    if not path.is_file():
+        raise ValueError(f"{manifest}: names {path.name}, which is missing beside it{end}")
+    if size is not None and (found := path.stat().st_size) != size:
+        raise ValueError(f"{manifest}: {path.name}: bytes: {found}, the manifest says {size}{end}")
+    if checksum is not None and (digest := sha256(path)) != checksum:
+        raise ValueError(f"{manifest}: {path.name}: sha256: {digest}, not {checksum}: damaged{end}")

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.array_files import open_npz, read_npy_header
-from ..common.files import atomic, sha256
+from ..common.files import atomic, verify_beside
 from ..common.tar_files import members
 from ..config import ConfigError, Strict
 from ..config.base import parse
@@ -184,9 +184,9 @@ class LatentShards:
         shards = self.manifest.shards
         self._hashed = sum(shard.bytes for shard in shards) < HASH_BELOW
         for shard in shards:
-            self._verify(folder / shard.name, shard.sha256 if self._hashed else None, shard.bytes)
+            verify_beside(self.path, folder / shard.name, shard.sha256 if self._hashed else None, shard.bytes)
         index = folder / self.manifest.index.name
-        self._verify(index, self.manifest.index.sha256, None)
+        verify_beside(self.path, index, self.manifest.index.sha256, None)
         with open_npz(index) as content:
             offsets, labels, self._checksums = content["offsets"], content["labels"], content["checksums"]
         if not len(offsets) == len(labels) == self.manifest.images:
@@ -204,14 +204,6 @@ class LatentShards:
         _allow_open_files(len(shards) + OTHER_FILES)
         parts = zip(shards, self._starts.tolist(), np.split(offsets, self._starts[1:-1]))
         self._arrays = [self._map(folder / shard.name, start, part) for shard, start, part in parts]
-
-    def _verify(self, path: Path, checksum: str | None, size: int | None) -> None:
-        if not path.is_file():
-            raise ValueError(f"{self.path}: names {path.name}, which is missing beside it")
-        if size is not None and (found := path.stat().st_size) != size:
-            raise ValueError(f"{self.path}: {path.name}: bytes: {found}, the manifest says {size}")
-        if checksum is not None and (digest := sha256(path)) != checksum:
-            raise ValueError(f"{self.path}: {path.name}: sha256: {digest}, the manifest says {checksum}")
 
     def _map(self, path: Path, start: int, offsets: np.ndarray) -> np.ndarray:
         scan = scan_shard(path, limit=1)

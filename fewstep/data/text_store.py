@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..common.files import sha256
+from ..common.files import verify_beside
 from ..common.tensor_files import open_safetensors
 from ..config import ConfigError, Strict
 from ..config.base import read_spec
@@ -316,18 +316,9 @@ def read_captions_of(manifest: str | Path) -> list[str]:
         ValueError: they are missing, or not those of the manifest.
     """
     path = Path(manifest)
-    _verify(path, captions_file(path), read_text_manifest(path).caption_list, None)
+    verify_beside(path, captions_file(path), read_text_manifest(path).caption_list, None, AGAIN)
     captions: list[str] = json.loads(captions_file(path).read_text(encoding="utf-8"))
     return captions
-
-
-def _verify(manifest: Path, path: Path, checksum: str | None, size: int | None) -> None:
-    if not path.is_file():
-        raise ValueError(f"{manifest}: names {path.name}, which is missing beside it; {AGAIN}")
-    if size is not None and (found := path.stat().st_size) != size:
-        raise ValueError(f"{manifest}: {path.name}: bytes: {found}, the manifest says {size}; {AGAIN}")
-    if checksum is not None and (digest := sha256(path)) != checksum:
-        raise ValueError(f"{manifest}: {path.name}: sha256: {digest}, not {checksum}: damaged; {AGAIN}")
 
 
 class StoredRows:
@@ -346,7 +337,7 @@ class StoredRows:
         self._slices = []
         for part in content.parts:
             path = manifest.with_name(part.name)
-            _verify(manifest, path, part.sha256 if hashed else None, part.bytes)
+            verify_beside(manifest, path, part.sha256 if hashed else None, part.bytes, AGAIN)
             rows, checksums = open_part(self._files, path, content, part.rows)
             self._slices.append(rows)
             self._checksums.append(checksums)

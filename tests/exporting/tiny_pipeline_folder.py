@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tiny_text
 import torch
 from sd3_files import SD3, save_teacher, write_spec
 from tiny_sd3 import awake
@@ -13,7 +14,7 @@ from fewstep.backbones import build
 from fewstep.backbones.model_file import save_model
 from fewstep.common.files import sha256
 from fewstep.config import dump
-from fewstep.config.backbones import Clip, KlAutoencoder
+from fewstep.config.backbones import KlAutoencoder
 from fewstep.config.settings import Dataset, Tokenizer, Weights
 from fewstep.config.specs import LatentCard, PipelineSpec
 from fewstep.config.text import TextEncoder
@@ -21,17 +22,7 @@ from fewstep.data.manifest import IndexEntry, Manifest, Normalisation, ShardEntr
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "a", "blue", "cat", "dog", "red"]
 VAE = KlAutoencoder(kind="kl-autoencoder", shape=[3, 16, 16], latent=4, widths=[8, 8], groups=4)
-CLIP = Clip(
-    kind="clip",
-    shape=[3, 16, 16],
-    patch=8,
-    width=16,
-    layers=2,
-    heads=2,
-    embedding=12,
-    length=10,
-    vocabulary=len(WORDS),
-)
+CLIP = tiny_text.CLIP.model_copy(update={"length": 10, "vocabulary": len(WORDS)})
 TEXT = TextEncoder(kind="clip", weights=Weights(method="clip"), length=10, t5_length=6, dtype="float32")
 TOKENIZER = Tokenizer(
     kind="autoencoder", shape=SD3.shape, weights=Weights(method="vae"), statistics="computed"
