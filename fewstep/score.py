@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--reference", type=Path, nargs="?", help="what features are compared with")
     arguments.add_argument("--prompts", type=Path, nargs="?", help="record of the asset with the prompts")
     arguments.add_argument(
-        "--scorers", type=Path, nargs="*", default=[], help="weights of each, in the order of their names"
+        "--scorers", type=Path, nargs="*", default=[], help="files of each, in the order of their names"
     )
     arguments.add_argument(
         "--channels-last", action="store_true", help="the extractor's convolutions in this memory format"

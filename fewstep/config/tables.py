@@ -10,7 +10,7 @@ from .base import Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
 from .settings import Metric, Scale
-from .text import PROMPT_METRICS, PromptMetric
+from .text import PROMPT_METRICS, PromptMetric, split_metric
 
 Numbers = list[float | None]
 TABLE_COLUMNS = (
@@ -36,14 +36,12 @@ NumbersOfSteps = Annotated[list[Steps], Field(min_length=1), Distinct]
 AnyMetric = Literal[Metric, PromptMetric]
 MEASURED: tuple[str, ...] = get_args(AnyMetric)
 """What is computed here from images, or from images and their prompts."""
-REPORTED = (*MEASURED, "sfid", "time", "blip", "image_reward", "dpg")
-"""What papers report. The last five are not measured here."""
-LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS, "blip", "image_reward", "dpg"})
+REPORTED = (*MEASURED, "sfid", "time")
+"""What papers report. The last two are not measured here."""
+LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS})
 """Metrics whose best number is the largest; of all others it is the smallest."""
-DECIMALS = {
-    **{metric: 3 for metric in PROMPT_METRICS if metric.startswith("geneval")},
-    **{metric: 4 for metric in (*PROMPT_METRICS, "blip", "image_reward") if not metric.startswith("geneval")},
-}
+_DECIMALS = {"geneval": 3, "geneval2": 3, "dpg": 2, "pickscore": 2, "hps": 2}
+DECIMALS = {metric: _DECIMALS.get(split_metric(metric)[0], 4) for metric in PROMPT_METRICS}
 """How papers print shares, cosines and rewards. Two decimals, as elsewhere, say too little of them, 0.1 is a
 large difference, and there is no logarithm, as they may be zero."""
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "samples", "scatter"]

@@ -40,13 +40,31 @@ class TextEncoder(Strict):
 
 
 class PromptSet(Strict):
-    """Prompts to sample from: a file of an asset, one JSON object with a key `prompt` on each line."""
+    """Prompts to sample from, in files of an asset, one after the other."""
 
     asset: Annotated[str, Ref("assets")]
-    file: Annotated[str, Ref("files of", within="asset")]
-    prompts: Count = Field(description="exact number of lines; anything else is refused")
+    files: Annotated[list[str], Ref("files of", within="asset")] = Field(min_length=1)
+    format: Literal["jsonl", "json", "dpg-csv"] = Field(
+        default="jsonl",
+        description="jsonl: an object with a key `prompt` on each line; json: a list of prompts, or of such "
+        "objects; dpg-csv: DPG-Bench's table of questions, several lines a prompt",
+    )
+    prompts: Count = Field(description="exact number of prompts; anything else is refused")
 
 
+ScorerKind = Literal["clip", "pickscore", "hps", "blip", "image-reward", "cells", "mask2former", "questions"]
+SCORERS: dict[str, tuple[ScorerKind, ...]] = {
+    "clip": ("clip",),
+    "blip": ("blip",),
+    "image_reward": ("image-reward",),
+    "pickscore": ("pickscore",),
+    "hps": ("hps",),
+    "geneval": ("cells", "mask2former"),
+    "dpg": ("questions",),
+    "geneval2": ("questions",),
+}
+"""Scorer by the name of its metrics -> the kinds of network that may compute it."""
+ScorerName = Literal["clip", "blip", "image_reward", "pickscore", "hps", "geneval", "dpg", "geneval2"]
 PromptMetric = Literal[
     "geneval",
     "geneval_single_object",
@@ -57,26 +75,62 @@ PromptMetric = Literal[
     "geneval_color_attr",
     "geneval_seen",
     "geneval_held_out",
+    "geneval2",
+    "geneval2_atoms",
+    "dpg",
+    "dpg_global",
+    "dpg_entity",
+    "dpg_attribute",
+    "dpg_relation",
+    "dpg_other",
     "clip",
     "clip_seen",
     "clip_held_out",
+    "blip",
+    "image_reward",
+    "pickscore",
+    "hps",
 ]
 PROMPT_METRICS: tuple[str, ...] = get_args(PromptMetric)
 """What is computed from images and their prompts; seen and held_out: by whether training had the caption,
 over the tasks of which there are both."""
 
 
+def split_metric(metric: str) -> tuple[str, str]:
+    """Name of the scorer, and the part of the images or questions that a metric is over, empty for all."""
+    name = max((name for name in SCORERS if f"{metric}_".startswith(f"{name}_")), key=len)
+    return name, metric[len(name) + 1 :]
+
+
 class Scorer(Strict):
     """A network that scores images with their prompts."""
 
-    kind: Literal["clip", "cells"] = Field(
-        description="clip: cosine of image and prompt; cells: objects in the cells of a scene, for GenEval"
+    kind: ScorerKind = Field(
+        description="clip: cosine of image and prompt; pickscore, hps: the same, of CLIPs tuned on choices "
+        "of people; blip: cosine by BLIP; image-reward: a reward by BLIP; cells, mask2former: detectors for "
+        "GenEval, of the cells of a scene and of COCO's objects; questions: a model that answers questions "
+        "about images"
     )
     weights: Weights
+    tokenizer: Weights | None = Field(
+        default=None, description="blip, image-reward, hps: of prompts, where it is not beside the weights"
+    )
+    colours: Weights | None = Field(default=None, description="mask2former: the CLIP that names colours")
 
+    @property
+    def files(self) -> list[Weights]:
+        """All that it is made of, in the order in which it is given to the stage that scores."""
+        return [given for given in (self.weights, self.tokenizer, self.colours) if given is not None]
 
-ScorerName = Literal["clip", "geneval"]
-SCORERS: tuple[str, ...] = get_args(ScorerName)
+    @model_validator(mode="after")
+    def _complete(self) -> Scorer:
+        if self.kind == "cells" and self.weights.method is None:
+            raise ValueError("weights: kind: cells must be of a method that is trained here")
+        if (self.colours is not None) != (self.kind == "mask2former"):
+            raise ValueError("colours belongs to, and is needed by, kind: mask2former")
+        if self.tokenizer is not None and self.kind not in ("blip", "image-reward", "hps"):
+            raise ValueError("tokenizer is for kind: blip, image-reward, hps")
+        return self
 
 
 class PromptProtocol(Precision):
@@ -101,13 +155,11 @@ class PromptProtocol(Precision):
     @model_validator(mode="after")
     def _scorers(self) -> PromptProtocol:
         for name, scorer in self.scorers.items():
-            if (name == "clip") != (scorer.kind == "clip"):
+            if scorer.kind not in SCORERS[name]:
                 raise ValueError(f"scorers.{name}.kind: {scorer.kind} is of another scorer")
-            if scorer.kind == "cells" and scorer.weights.method is None:
-                raise ValueError(f"scorers.{name}.weights: must be of a method that is trained here")
         for metric in self.metrics:
-            if metric.partition("_")[0] not in self.scorers:
-                raise ValueError(f"metrics: {metric} needs scorers.{metric.partition('_')[0]}")
+            if split_metric(metric)[0] not in self.scorers:
+                raise ValueError(f"metrics: {metric} needs scorers.{split_metric(metric)[0]}")
         return self
 
 

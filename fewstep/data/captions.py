@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,19 +72,18 @@ def read_prompts(prompts: PromptSet, record: Path) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: a missing or damaged file; a line that is no such object, or whose prompt is missing,
-            empty or not UTF-8; another number of lines than ``prompts.prompts``.
+            empty or not UTF-8; another number of prompts than ``prompts.prompts``.
     """
-    path, _ = read_record(record).verified(prompts.file)
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    found = list(_prompts(path, lines))
+    paths = [read_record(record).verified(name)[0] for name in prompts.files]
+    found = [prompt for path in paths for prompt in _READERS[prompts.format](path)]
     if len(found) != prompts.prompts:
-        raise ConfigError(
-            f"{path}: prompts: found {len(found)} lines, the configuration says {prompts.prompts}"
-        )
+        where = ", ".join(map(str, paths))
+        raise ConfigError(f"{where}: found {len(found)} prompts, the configuration says {prompts.prompts}")
     return found
 
 
-def _prompts(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         where = f"{path}: line {number}"
         content = json_object(line, where)
@@ -96,3 +95,7 @@ def _prompts(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
                     f"{where}: include.{place}.position: {part.position[1]} is no earlier entry"
                 )
         yield content
+
+
+_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"jsonl": _lines}
+"""Format of a set of prompts -> reader of one of its files."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..common.files import sha256
 from ..config import ConfigError
 from ..config.specs import PromptScoreSpec
-from ..config.text import PromptProtocol
+from ..config.text import PromptProtocol, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
 from ..data.text_store import captions_sha256
@@ -80,7 +80,7 @@ def score_prompt_images(
         spec,
         archive,
         compute_metrics(protocol, passed, values, shown),
-        prompts_sha256=read_record(prompts).verified(spec.prompts.file)[1],
+        prompts_sha256={name: read_record(prompts).verified(name)[1] for name in spec.prompts.files},
         scorers={name: scorer.card for name, scorer in scorers.items()},
         refused=refused,
     )
@@ -94,7 +94,7 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
             prompts of which there are none, or a line that GenEval's rules cannot judge.
     """
     protocol = spec.protocol
-    where = f"{record}: {spec.prompts.file}"
+    where = f"{record}: {', '.join(spec.prompts.files)}"
     if protocol.images % len(lines):
         raise ValueError(
             f"{where}: {len(lines)} prompts, but the protocol has images: {protocol.images}; give a "
@@ -104,7 +104,7 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
         for number, line in enumerate(lines, start=1):
             geneval.check_prompt(line, f"{where}: line {number}")
     for metric in protocol.metrics:
-        part = metric.partition("_")[2]
+        part = split_metric(metric)[1]
         if part and not places_of(part, lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
 
@@ -159,21 +159,25 @@ def open_scorers(
     """The scorers of the protocol, by their names.
 
     Args:
-        weights: of each, in the order of the names: a model file, or the record of a fetched asset.
+        weights: of each, in the order of the names, all it is made of: model files, or records of fetched
+            assets.
         prompts: record of the asset of the prompts, which says what cells of scenes show.
 
     Raises:
-        ConfigError: another number of files than scorers.
+        ConfigError: another number of files than scorers are made of.
         ValueError: the weights are of another network than the spec's.
     """
     names = sorted(spec.protocol.scorers)
-    if len(weights) != len(names):
+    needed = sum(len(spec.protocol.scorers[name].files) for name in names)
+    if len(weights) != needed:
         raise ConfigError(
-            f"--scorers: {len(weights)} files for the scorers {', '.join(names)}; give one for each"
+            f"--scorers: {len(weights)} files for the scorers {', '.join(names)}, which are made of {needed}"
         )
+    given = iter(weights)
     found: dict[str, Scorer] = {}
-    for name, path in zip(names, weights, strict=True):
+    for name in names:
         entry, backbone = spec.protocol.scorers[name], spec.scorers.get(name)
+        path, *_ = islice(given, len(entry.files))
         file = entry.weights.file
         checksum = sha256(path) if file is None else read_record(path).verified(file)[1]
         if entry.kind == "cells":
@@ -209,7 +213,7 @@ def compute_metrics(
     """
     found: dict[str, float] = {}
     for metric in protocol.metrics:
-        name, _, part = metric.partition("_")
+        name, part = split_metric(metric)
         if name not in scorers:
             continue
         chosen = list(range(len(prompts)))

@@ -177,13 +177,13 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
-        scorers = [weights(plan, entry.scorers[name].weights) for name in sorted(entry.scorers)]
+        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files]
         return {
             "images": images,
             "extractor": [],
             "reference": [],
             "prompts": [plan.file("record", asset=asset)],
-            "scorers": [file for files in scorers for file in files],
+            "scorers": [path for given in files for path in weights(plan, given)],
         }
     return {
         "images": images,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.base import parse, read_sealed
 from ..config.specs import CellKey
-from ..config.text import PROMPT_METRICS
+from ..config.text import PROMPT_METRICS, split_metric
 
 Entry = Mapping[str, Any]
 """The content of a metrics file."""
@@ -118,6 +118,9 @@ def metric_name(metric: str, scale: str) -> str:
         "blip": "BLIP score",
         "image_reward": "ImageReward",
         "dpg": "DPG-Bench",
+        "geneval2": "GenEval 2",
+        "pickscore": "PickScore",
+        "hps": "HPSv2.1",
     }
     parts = {
         "single_object": "one object",
@@ -126,7 +129,7 @@ def metric_name(metric: str, scale: str) -> str:
         "seen": "captions of the training",
         "held_out": "captions held out",
     }
-    name, _, part = metric.partition("_")
-    if metric in PROMPT_METRICS and part:
-        return f"{names[name]}: {parts.get(part, part)}"
+    if metric in PROMPT_METRICS:
+        name, part = split_metric(metric)
+        return f"{names[name]}: {parts.get(part, part)}" if part else names[name]
     return names.get(metric, metric.replace("_", " ").capitalize())

@@ -203,7 +203,7 @@ GENEVAL = [
 
 def prompts(folder: Path, content: bytes, count: int) -> list[dict[str, Any]]:
     record = record_of(folder, {"prompts.jsonl": content}).path
-    return read_prompts(PromptSet(asset="mine", file="prompts.jsonl", prompts=count), record)
+    return read_prompts(PromptSet(asset="mine", files=["prompts.jsonl"], prompts=count), record)
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
@@ -255,11 +255,11 @@ def test_lines_that_are_no_prompts_are_named(tmp_path: Path, line: bytes, messag
 
 def test_another_number_of_prompts_or_another_file_is_refused(tmp_path: Path) -> None:
     content = b'{"prompt": "a dog"}\n'
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl: prompts: found 1 lines, .* says 2"):
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: found 1 lines, .* says 2"):
         prompts(tmp_path, content, 2)
     (tmp_path / "images/prompts.jsonl").write_bytes(content.replace(b"dog", b"cat"))
     record = tmp_path / "assets/mine.json"
     with pytest.raises(ConfigError, match=r"prompts\.jsonl: differs from .*: its sha256 is"):
-        read_prompts(PromptSet(asset="mine", file="prompts.jsonl", prompts=1), record)
+        read_prompts(PromptSet(asset="mine", files=["prompts.jsonl"], prompts=1), record)
     with pytest.raises(ConfigError, match=r"has no file 'other\.jsonl'"):
-        read_prompts(PromptSet(asset="mine", file="other.jsonl", prompts=1), record)
+        read_prompts(PromptSet(asset="mine", files=["other.jsonl"], prompts=1), record)

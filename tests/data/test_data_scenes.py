@@ -285,7 +285,7 @@ def test_a_source_of_scenes(record: Record, content: dict[str, Any]) -> None:
     named = read_captions(DATASET, record.path)
     assert named == content["captions"] and len(named) == DATASET.classes
     prompts = lay_out(SMALL).prompts
-    spec = PromptSet(asset="scenes", file="prompts.jsonl", prompts=len(prompts))
+    spec = PromptSet(asset="scenes", files=["prompts.jsonl"], prompts=len(prompts))
     assert read_prompts(spec, record.path) == prompts
 
 

@@ -51,7 +51,7 @@ def spec_of(kind: str, prompts: bool = False, **given) -> TextSpec:
     return TextSpec(
         text=TextCard(name="tiny", captions=count, encoder=encoder(kind, **given)),
         dataset=None if prompts else dataset,
-        prompts=PromptSet(asset="scenes", file="prompts.jsonl", prompts=count) if prompts else None,
+        prompts=PromptSet(asset="scenes", files=["prompts.jsonl"], prompts=count) if prompts else None,
         backbone=CLIP if kind == "clip" else None,
     )
 

@@ -81,7 +81,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, demo_plan: Plan) -> Scenes:
     detector = record.with_name("detector.safetensors")
     train(backbone, parts, cells.flatten(), detector)
     count = len((record.with_suffix("") / "prompts.jsonl").read_text().splitlines())
-    return Scenes(record, PromptSet(asset="scenes", file="prompts.jsonl", prompts=count), backbone, detector)
+    return Scenes(
+        record, PromptSet(asset="scenes", files=["prompts.jsonl"], prompts=count), backbone, detector
+    )
 
 
 def train(backbone: ConvClassifier, cells: Tensor, pictures: Tensor, out: Path) -> None:
@@ -277,7 +279,9 @@ def test_the_metrics_of_a_cell(scenes, tmp_path):
     metrics = json.loads(call.out.read_text())
     assert metrics["geneval_seen"] >= 0.98 and metrics["geneval_held_out"] == 0
     assert 0.3 < metrics["geneval"] < 0.98
-    assert metrics["prompts_sha256"] == sha256(scenes.record.with_suffix("") / "prompts.jsonl")
+    assert metrics["prompts_sha256"] == {
+        "prompts.jsonl": sha256(scenes.record.with_suffix("") / "prompts.jsonl")
+    }
     assert metrics["scorers"]["geneval"]["sha256"] == sha256(scenes.detector)
     assert "2310.11513" in metrics["scorers"]["geneval"]["computes"]
     assert metrics["refused"] == {} and metrics["evaluations"] == 1

@@ -553,7 +553,7 @@ MISTAKES = {
         ],
     ),
     "prompts named like a data set": (
-        "overrides: {settings: {prompts: {scenes: {asset: scenes, file: prompts.jsonl, prompts: 323}}}}",
+        "overrides: {settings: {prompts: {scenes: {asset: scenes, files: [prompts.jsonl], prompts: 323}}}}",
         ["config/mine.yaml: overrides.settings.prompts.scenes: a data set has that name; rename one"],
     ),
     "a scorer of another": (
