@@ -255,7 +255,7 @@ def test_lines_that_are_no_prompts_are_named(tmp_path: Path, line: bytes, messag
 
 def test_another_number_of_prompts_or_another_file_is_refused(tmp_path: Path) -> None:
     content = b'{"prompt": "a dog"}\n'
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl: found 1 lines, .* says 2"):
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: found 1 prompts, .* says 2"):
         prompts(tmp_path, content, 2)
     (tmp_path / "images/prompts.jsonl").write_bytes(content.replace(b"dog", b"cat"))
     record = tmp_path / "assets/mine.json"
