@@ -240,9 +240,9 @@ class Plan:
         if stage == "costs":
             runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
             return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
-        if stage == "score":
-            prompts = isinstance(self.parts.protocols[key["protocol"]], PromptProtocol)
-            return "t2i" if prompts else "metrics"
+        if stage in ("reference", "score"):
+            entry = self.parts.protocols[key["protocol"]]
+            return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
         return "t2i" if self.runs[key["run"]].text_encoder else "torch"
 
     def assets(self, targets: Iterable[str] | None = None) -> list[str]:

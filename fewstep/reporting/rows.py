@@ -215,8 +215,8 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     table = spec.table
     steps = (row.steps or table.steps or [])[column]
     cells = next((entry.cells for entry in spec.rows if entry.id == row.id), {})
-    keys = {name: cells[name][column] for name in spec.protocols if name in cells}
-    first = next(iter(keys), "")
+    keys = {name: columns[column] for name, columns in cells.items()}
+    first = next((name for name in spec.protocols if name in keys), "")
     asked = keys.get(first, [])
     ours = gather(metrics, asked, table.metric)
     reported = {name: rounded(numbers[column]) for name, numbers in row.reported.items()}
