@@ -118,9 +118,10 @@ class Scorer(Strict):
     colours: Weights | None = Field(default=None, description="mask2former: the CLIP that names colours")
 
     @property
-    def files(self) -> list[Weights]:
-        """All that it is made of, in the order in which it is given to the stage that scores."""
-        return [given for given in (self.weights, self.tokenizer, self.colours) if given is not None]
+    def files(self) -> dict[str, Weights]:
+        """All that it is made of, by key, in the order in which it is given to the stage that scores."""
+        parts = {"weights": self.weights, "tokenizer": self.tokenizer, "colours": self.colours}
+        return {key: given for key, given in parts.items() if given is not None}
 
     @model_validator(mode="after")
     def _complete(self) -> Scorer:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..common.files import sha256
 from ..config import ConfigError
 from ..config.specs import PromptScoreSpec
-from ..config.text import PromptProtocol, split_metric
+from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
 from ..data.text_store import captions_sha256
@@ -20,13 +19,15 @@ from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
 from .scorers import geneval
-from .scorers.cell_detector import CALLED, CellDetector
-from .scorers.clip_score import ClipScorer, published_towers, trained_towers
+from .scorers.clip_score import open_clip
 from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval import Prompt
-from .scorers.geneval_score import GenEvalScorer
-from .scorers.interface import Scorer
-from .scorers.real_scenes import read_pictures, self_test
+from .scorers.geneval_score import open_cells
+from .scorers.interface import Opener, Parts, Scorer
+from .scorers.real_scenes import self_test
+
+OPENERS: dict[ScorerKind, Opener] = {"clip": open_clip, "cells": open_cells}
+"""Kind of a scorer -> what opens it."""
 
 HELD_OUT = {"seen": False, "held_out": True}
 """End of a metric's name -> whether training did without the captions that it is over."""
@@ -167,26 +168,17 @@ def open_scorers(
         ConfigError: another number of files than scorers are made of.
         ValueError: the weights are of another network than the spec's.
     """
-    names = sorted(spec.protocol.scorers)
-    needed = sum(len(spec.protocol.scorers[name].files) for name in names)
+    entries = dict(sorted(spec.protocol.scorers.items()))
+    needed = sum(len(entry.files) for entry in entries.values())
     if len(weights) != needed:
         raise ConfigError(
-            f"--scorers: {len(weights)} files for the scorers {', '.join(names)}, which are made of {needed}"
+            f"--scorers: {len(weights)} files for the scorers {', '.join(entries)}, made of {needed}"
         )
     given = iter(weights)
     found: dict[str, Scorer] = {}
-    for name in names:
-        entry, backbone = spec.protocol.scorers[name], spec.scorers.get(name)
-        path, *_ = islice(given, len(entry.files))
-        file = entry.weights.file
-        checksum = sha256(path) if file is None else read_record(path).verified(file)[1]
-        if entry.kind == "cells":
-            detector = CellDetector(path, backbone, read_pictures(prompts), device)
-            found[name] = GenEvalScorer(name, checksum, device, detector, CALLED)
-        elif file is None:
-            found[name] = ClipScorer(name, checksum, device, trained_towers(path, backbone, device))
-        else:
-            found[name] = ClipScorer(name, checksum, device, published_towers(path, file, device))
+    for name, entry in entries.items():
+        paths = dict(zip(entry.files, given, strict=False))
+        found[name] = OPENERS[entry.kind](Parts(name, entry, paths, spec.scorers.get(name), prompts, device))
     return found
 
 

@@ -66,7 +66,7 @@ class Plan:
         weights += [encoder.weights for encoder in self.parts.text_encoders.values()]
         for protocol in self.parts.protocols.values():
             if isinstance(protocol, PromptProtocol):
-                weights += [given for scorer in protocol.scorers.values() for given in scorer.files]
+                weights += [given for scorer in protocol.scorers.values() for given in scorer.files.values()]
             else:
                 weights += [protocol.weights, protocol.reference]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}

@@ -177,7 +177,7 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
-        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files]
+        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files.values()]
         return {
             "images": images,
             "extractor": [],

@@ -16,7 +16,7 @@ from ...config import ConfigError
 from ...config.backbones import Backbone
 from ...data.asset_files import read_record
 from .geneval import Prompt
-from .interface import Scorer, in_shape
+from .interface import Parts, Scorer, in_shape
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,13 @@ class ClipScorer(Scorer):
         of_images = torch.cat(self._batches(self._towers.images, images))
         of_texts = self._towers.texts(different)[[place[text] for text in texts]]
         return cosine_similarity(of_images, of_texts).float().cpu()
+
+
+def open_clip(parts: Parts) -> ClipScorer:
+    """The scorer of a CLIP that was trained here, or that is published; raises as their towers do."""
+    path, file = parts.paths["weights"], parts.entry.weights.file
+    if file is None:
+        towers = trained_towers(path, parts.backbone, parts.device)
+    else:
+        towers = published_towers(path, file, parts.device)
+    return ClipScorer(parts.name, parts.sha256, parts.device, towers)

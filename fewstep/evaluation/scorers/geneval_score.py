@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from . import geneval
+from .cell_detector import CALLED, CellDetector
 from .geneval import Detection, Prompt
-from .interface import Scorer, SelfTest
+from .interface import Parts, Scorer, SelfTest
+from .real_scenes import read_pictures
 
 Detector = Callable[[Tensor], list[list[Detection]]]
 """The objects of each image, of uint8 images (n, C, H, W) on the device."""
@@ -56,3 +58,14 @@ class GenEvalScorer(Scorer):
             if accuracy < RIGHT_OF_TASK:
                 return f"its self-test: of the pictures of {tag} only {accuracy:.0%} are right"
         return super().faults(test)
+
+
+def open_cells(parts: Parts) -> GenEvalScorer:
+    """The scorer by a classifier of cells, which the asset of the prompts names.
+
+    Raises:
+        ConfigError, ValueError: as `read_pictures` and `CellDetector`.
+    """
+    pictures = read_pictures(parts.prompts)
+    detector = CellDetector(parts.paths["weights"], parts.backbone, pictures, parts.device)
+    return GenEvalScorer(parts.name, parts.sha256, parts.device, detector, CALLED)

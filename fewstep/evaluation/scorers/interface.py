@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...common.files import sha256
+from ...config import text
+from ...config.backbones import Backbone
 from ...core.memory import FittingBatches, place
+from ...data.asset_files import read_record
 from .geneval import Prompt
 
 ROWS = 250
@@ -30,6 +36,36 @@ class SelfTest:
     """uint8 (n, C, H, W)."""
     own: Sequence[Prompt]
     others: Sequence[Prompt]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a scorer is made of."""
+
+    name: str
+    """Of its metrics, as in the protocol."""
+    entry: text.Scorer
+    paths: Mapping[str, Path]
+    """Of each of ``entry.files`` by its key: the model file, or the record of the asset."""
+    backbone: Backbone | None
+    """Of weights that are trained here."""
+    prompts: Path
+    """Record of the asset of the prompts, which says what cells of scenes show."""
+    device: torch.device
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file of its weights.
+
+        Raises:
+            ConfigError: it is missing, or not the one that was fetched.
+        """
+        path, file = self.paths["weights"], self.entry.weights.file
+        return sha256(path) if file is None else read_record(path).verified(file)[1]
+
+
+Opener = Callable[[Parts], "Scorer"]
+"""Makes a scorer of its parts, or raises a ConfigError or ValueError, in one line, naming the file."""
 
 
 class Scorer(ABC):
