@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import __version__
 from ..common.cli import first_few
 from ..common.files import atomic, sha256
 from ..common.tensor_files import open_safetensors, read_all
 from ..config.backbones import Backbone
+from ..config.base import read_spec
+from ..config.sampling import Sampling
 from ..config.settings import Tokenizer
 from . import build
 from .lora import base_name
@@ -64,6 +68,29 @@ def _checksum(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def sampling_card(spec: Path | None, out: Path) -> dict[str, Any]:
+    """What a card says of sampling from its network, by the file of a `Sampling`; nothing without one.
+
+    Args:
+        out: the model file.
+
+    Raises:
+        ConfigError: a bad file.
+    """
+    if spec is None:
+        return {}
+    found = read_spec(Sampling, spec)
+    if found.tokenizer_file is not None:
+        file = os.path.relpath(found.tokenizer_file, out.parent)
+        found = found.model_copy(update={"tokenizer_file": file})
+    return {"sampling": found.model_dump(mode="json")}
+
+
+def versions() -> dict[str, str]:
+    """Of what makes a model file."""
+    return {"fewstep": __version__, "torch": torch.__version__}
 
 
 def load_network(

@@ -14,6 +14,9 @@ from ..config.base import sealed
 from ..config.specs import AnyScoreSpec, SampleSpec
 from .image_archive import ImageArchive
 
+UNTOLD = ("backbone", "sampling")
+"""Of a model's card: what stands elsewhere in the metrics, and what is for other samples."""
+
 
 def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
     """Refuse images of another cell, protocol, number or size.
@@ -67,6 +70,6 @@ def write_metrics(
         "backbone_kind": backbone,
         "spec": digest(spec),
         "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
-        "model": {key: value for key, value in card["model"].items() if key != "backbone"},
+        "model": {key: value for key, value in card["model"].items() if key not in UNTOLD},
     }
     write_text(out, sealed(metrics))

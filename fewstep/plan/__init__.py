@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.backbones import Backbone
+from ..config.backbones import Backbone, FlowNetwork
 from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Dataset, Protocol, Weights
@@ -219,6 +219,9 @@ class Plan:
         if encoder is not None:
             captions = self.parts.latents[self.runs[key["run"]].recipe.latents].dataset
             files["text"] = [self.spec_file("text", encoder=encoder, captions=captions)]
+        if stage in ("train", "adopt"):
+            sampled = isinstance(self.runs[key["run"]].backbone, FlowNetwork)
+            files["sampling"] = [self.spec_file("sampling", run=key["run"])] if sampled else []
         return files
 
     def spec_file(self, stage: str, **key: str) -> str:

@@ -42,6 +42,7 @@ SPECS = {
     "text": "{encoder}/{captions}",
     "adopt": "{run}",
     "reembed": "{run}",
+    "sampling": "{run}",
     "train": "{run}/{seed}",
     "bench": "bench",
     "export": "{run}",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from ..config import specs
 from ..config.backbones import Sd3
 from ..config.base import ConfigError, Strict
+from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.text import PromptProtocol, PromptSet
 from .cells import check_sampler
 from .costs_spec import cost_lines
+from .jobs import weights
 from .marks import hyperparameter_sources
 from .runs import Run
 
@@ -68,18 +70,18 @@ def _encode(plan: Plan, latents: str) -> Strict:
 
 def _adopt(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
-    weights = entry.published
-    if weights is None:
+    published = entry.published
+    if published is None:
         file = plan.config.method_files[entry.method]
         raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
     return specs.AdoptSpec(
         method=entry.method,
         backbone=entry.backbone,
-        asset=weights.asset,
-        file=weights.file,
-        tokenizer=plan.parts.tokenizers[weights.tokenizer],
-        reverse=weights.reverse,
-        sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
+        asset=published.asset,
+        file=published.file,
+        tokenizer=plan.parts.tokenizers[published.tokenizer],
+        reverse=published.reverse,
+        sampler=plan.parts.samplers[published.sampler] if published.sampler else None,
     )
 
 
@@ -185,6 +187,34 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
         else None,
         image=_image(plan, entry),
         decoder=plan.network(entry.tokenizer.weights),
+    )
+
+
+def _sampling(plan: Plan, run: str) -> Strict:
+    """How a run's images are made where nothing else is asked for."""
+    entry = plan.runs[run]
+    published = entry.published.sampler if entry.published else None
+    named = entry.entry.samplers or ({"default": published} if published else {})
+    samplers = {str(steps): plan.parts.samplers[name] for steps, name in named.items()}
+    protocols = [plan.parts.protocols[name] for name in entry.recipe.protocols]
+    dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
+    files = weights(plan, entry.tokenizer.weights)
+    return Sampling(
+        title=entry.entry.title,
+        paper=entry.entry.paper,
+        licence=plan.config.assets[entry.published.asset if entry.published else dataset.asset].licence,
+        samplers={
+            steps: Choice(
+                sampler=sampler.model_copy(update={"guidance": "none"}),
+                guidance=_sampling_guidance(entry, sampler),
+            )
+            for steps, sampler in samplers.items()
+        },
+        expanded=entry.expanded,
+        image=_image(plan, entry),
+        uint8=protocols[0].uint8 if protocols else "round",
+        decoder=plan.network(entry.tokenizer.weights),
+        tokenizer_file=files[0] if files else None,
     )
 
 
@@ -327,6 +357,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "text": _text,
     "adopt": _adopt,
     "reembed": _reembed,
+    "sampling": _sampling,
     "train": _train,
     "bench": _bench,
     "export": _export,

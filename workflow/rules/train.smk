@@ -17,7 +17,8 @@ rule adopt:
         attempt=which_attempt,
     shell:
         "python -m fewstep.launch --attempt {resources.attempt} fewstep.adopt"
-        " --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
+        " --spec {input.spec:q} --asset {input.asset:q} --sampling {input.sampling:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule reembed:
@@ -74,6 +75,7 @@ rule train:
         " --attempt {resources.attempt} fewstep.train"
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
         " --captions {input.captions:q} --encoder {input.encoder:q}"
+        " --sampling {input.sampling:q}"
         " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
 
 
