@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="how it is sampled from, for the model file's card",
+        help="how it is sampled from, for the card",
     )
     given = arguments.parse_args(argv)
     spec = read_spec(AdoptSpec, given.spec)

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="how it is sampled from, for the model file's card",
+        help="how it is sampled from, for the card",
     )
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")

@@ -107,7 +107,7 @@ def load_network(
             the one that it belongs to.
     """
     tensors, card = load_model(path)
-    backbone = _backbone(card)
+    backbone = backbone_of(card)
     if expected is not None and backbone != expected:
         raise ValueError(f"{path}: holds backbone {_changed(backbone, expected)}; make the file again")
     net = build(backbone)
@@ -137,13 +137,14 @@ def load_base(net: nn.Module, backbone: Backbone, path: str | Path) -> dict[str,
     """
     tensors, card = load_model(path)
     wanted = backbone.model_copy(update={"lora": None, "target_time": False})
-    if (found := _backbone(card)) != wanted:
+    if (found := backbone_of(card)) != wanted:
         raise ValueError(f"{path}: is not the base of these adapters: backbone {_changed(found, wanted)}")
     load_compatible(net, tensors, str(path))
     return card
 
 
-def _backbone(card: Mapping[str, Any]) -> Backbone:
+def backbone_of(card: Mapping[str, Any]) -> Backbone:
+    """The network that a card, or other JSON with a key `backbone`, is of."""
     found: Backbone = TypeAdapter(Backbone).validate_json(json.dumps(card["backbone"]))
     return found
 

@@ -55,13 +55,13 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
         raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
     modules = [f"methods.{loss}.{path.stem}" for path in method]
     unused = [] if backbone in CAPTIONED else [LIVE_TEXT]
-    return _digest(package, ["training.trainer", *modules, _backbone(package, backbone)], unused)
+    return _digest(package, ["training.trainer", *modules, backbone_module(package, backbone)], unused)
 
 
 @cache
 def sampling_digest(backbone: str, package: Path = PACKAGE) -> str:
     """Digest of sampling and decoding with a backbone; errors as for `score_digest`."""
-    return _digest(package, [*SAMPLING, _backbone(package, backbone)])
+    return _digest(package, [*SAMPLING, backbone_module(package, backbone)])
 
 
 @cache
@@ -76,7 +76,7 @@ def score_digest(backbone: str, protocol: str, package: Path = PACKAGE) -> str:
     Raises:
         ValueError: no such backbone.
     """
-    return _digest(package, [*SAMPLING, SCORING[protocol], _backbone(package, backbone)])
+    return _digest(package, [*SAMPLING, SCORING[protocol], backbone_module(package, backbone)])
 
 
 def is_stale(metrics: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     return score is not None and score != score_digest(kind, protocol)
 
 
-def _backbone(package: Path, kind: str) -> str:
+def backbone_module(package: Path, kind: str) -> str:
     """The module that builds a kind of network, by the table in backbones/, which is not imported here."""
     tree = ast.parse((package / "backbones" / "__init__.py").read_text(encoding="utf-8"))
     (networks,) = (
@@ -112,10 +112,15 @@ def _digest(package: Path, start: Iterable[str], unused: Collection[str] = ()) -
     return total.hexdigest()[:16]
 
 
-def closure(package: Path, start: Iterable[str], unused: Collection[str] = ()) -> dict[str, Path]:
+def closure(
+    package: Path,
+    start: Iterable[str],
+    unused: Collection[str] = (),
+    left_out: Collection[str] = LEFT_OUT,
+) -> dict[str, Path]:
     """Modules reached from ``start`` by imports within the package, by name without the package's own.
 
-    Those ``unused`` are left out, with what they alone import.
+    Those ``unused``, and the rooms ``left_out``, are left out, with what they alone import.
 
     Raises:
         ValueError: a module of ``start`` does not exist.
@@ -127,7 +132,7 @@ def closure(package: Path, start: Iterable[str], unused: Collection[str] = ()) -
     while todo:
         name = todo.pop()
         path = _path(package, name)
-        if path is None or name in found or name in unused or name.split(".")[0] in LEFT_OUT:
+        if path is None or name in found or name in unused or name.split(".")[0] in left_out:
             continue
         found[name] = path
         others = _source(path).imports(package.name, name)

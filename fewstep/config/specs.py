@@ -16,6 +16,7 @@ from .backbones import Backbone, FlowBackbone, Sd3
 from .base import Strict
 from .methods import AnyLossParams, Reembed
 from .rates import Bench, Device, Operations, Rate, Source
+from .sampling import Sampling
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
 from .text import PromptProtocol, PromptSet, TextEncoder
@@ -105,6 +106,19 @@ class PipelineSpec(Strict):
     decoder: Backbone = Field(description="network of the tokenizer")
     text: TextEncoder
     encoder: Backbone = Field(description="network of the text encoder")
+
+
+class ClassPipelineSpec(Strict):
+    """A class-conditional model, to be written as a folder of `fewstep.Pipeline`."""
+
+    method: str
+    variant: str
+    sampling: Sampling
+
+
+def pipeline_spec_class(raw: Mapping[str, Any]) -> type[PipelineSpec | ClassPipelineSpec]:
+    """Which of both the content of a spec's file is."""
+    return ClassPipelineSpec if "sampling" in raw else PipelineSpec
 
 
 class TrainSpec(Strict):

@@ -38,7 +38,8 @@ from ..core.heads import Output
 from ..core.memory import FittingBatches, free_memory, place
 from ..core.precision import cast_blocks
 from ..core.rng import generator
-from ..data.manifest import Normalisation, known_normalisation, read_manifest
+from ..data.manifest import known_normalisation, read_manifest
+from ..data.normalisation import Normalisation
 from ..data.text_store import TextStore, open_text, read_captions_of
 from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
 from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all

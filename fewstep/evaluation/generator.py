@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import ConfigError
+from ..config.backbones import ClassNetwork
 from ..config.sampling import Choice, Sampling
 from ..core.guidance import guided_field
 from ..core.rng import generator
@@ -57,6 +58,7 @@ class Generator:
     """A network with all that its images depend on; it computes in float32."""
 
     net: nn.Module
+    backbone: ClassNetwork
     codec: Codec
     normalisation: Normalisation
     sampling: Sampling
@@ -82,7 +84,7 @@ class Generator:
             ConfigError: no classes, an unknown one, points instead of images, or no sampler for the steps.
             ValueError: a number of steps that the sampler cannot take, or an image holds NaN.
         """
-        spec = self.net.spec
+        spec = self.backbone
         wrong = [label for label in classes if not 0 <= label < spec.classes]
         if wrong or not classes:
             found = f"{wrong[0]} is none" if wrong else "none is given"

@@ -137,7 +137,7 @@ def _pipeline(plan: Plan, run: str, seed: str) -> Files:
     encoder = plan.parts.text_encoders[entry.text_encoder] if entry.text_encoder else None
     return {
         "model": [plan.file("model", run=run, seed=seed)],
-        "latents": [plan.file("manifest", latents=entry.recipe.latents)],
+        "latents": [plan.file("manifest", latents=entry.recipe.latents)] if entry.tokenizer.measured else [],
         "tokenizer": weights(plan, entry.tokenizer.weights),
         "encoder": weights(plan, encoder.weights) if encoder else [],
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..config import specs
-from ..config.backbones import Sd3
+from ..config.backbones import ClassNetwork, Sd3
 from ..config.base import ConfigError, Strict
 from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
@@ -110,6 +110,9 @@ def _export(plan: Plan, run: str) -> Strict:
 def _pipeline(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
     where = f"{entry.place}.backbone"
+    if isinstance(entry.backbone, ClassNetwork):
+        sampling = _sampling(plan, run)
+        return specs.ClassPipelineSpec(method=entry.method, variant=entry.variant, sampling=sampling)
     if entry.adopted:
         raise ConfigError(f"{where}: published weights have a folder of diffusers already; use that")
     if not isinstance(entry.backbone, Sd3) or entry.backbone.lora or entry.backbone.target_time:
@@ -190,7 +193,7 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
     )
 
 
-def _sampling(plan: Plan, run: str) -> Strict:
+def _sampling(plan: Plan, run: str) -> Sampling:
     """How a run's images are made where nothing else is asked for."""
     entry = plan.runs[run]
     published = entry.published.sampler if entry.published else None

@@ -103,7 +103,7 @@ rule export:
         " --out {output.lora:q} > {log:q} 2>&1"
 
 
-# A model that is trained here, as a folder of diffusers.
+# A model as a folder of diffusers.
 rule pipeline:
     input:
         unpack(inputs("pipeline")),
@@ -113,7 +113,7 @@ rule pipeline:
         "<logs>/pipeline/{run}/{seed}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/t2i.yaml"
+        environment("pipeline")
     resources:
         attempt=which_attempt,
     shell:
