@@ -189,6 +189,11 @@ class ScoreSpec(Strict):
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
     sample: SampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
 
 class PromptScoreSpec(Strict):
     """Scores of images with their prompts."""
@@ -199,8 +204,31 @@ class PromptScoreSpec(Strict):
     scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
     sample: SampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
+
+class ForeignScoreSpec(Strict):
+    """Metrics of images from elsewhere."""
+
+    protocol: Protocol
+    extractor: Backbone | None = Field(description="network of a trained feature extractor")
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
+
+class ForeignPromptScoreSpec(Strict):
+    """Scores of images from elsewhere, image i of prompt i modulo their number."""
+
+    protocol: PromptProtocol
+    prompts: PromptSet
+    scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
 
 AnyScoreSpec = ScoreSpec | PromptScoreSpec
+ForeignSpec = ForeignScoreSpec | ForeignPromptScoreSpec
 
 
 def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:

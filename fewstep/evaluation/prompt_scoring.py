@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..config.specs import PromptScoreSpec
+from ..config.specs import ForeignPromptScoreSpec, PromptScoreSpec
 from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
 from ..data.text_store import captions_sha256
 from .distributed_map import distributed_map, from_main, is_main, join_processes
-from .image_archive import ImageArchive, open_images
-from .metrics_file import check_images, write_metrics
+from .foreign_images import ForeignImages
+from .image_archive import ImageArchive
+from .metrics_file import opened, write_metrics
 from .scorers import geneval
 from .scorers.blip_score import open_blip, open_image_reward
 from .scorers.cosine_score import open_clip, open_hps, open_pickscore
@@ -37,12 +38,14 @@ OPENERS: dict[ScorerKind, Opener] = {
 }
 """Kind of a scorer -> what opens it."""
 
+AnyPromptSpec = PromptScoreSpec | ForeignPromptScoreSpec
+
 HELD_OUT = {"seen": False, "held_out": True}
 """End of a metric's name -> whether training did without the captions that it is over."""
 
 
 def score_prompt_images(
-    spec: PromptScoreSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
+    spec: AnyPromptSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
@@ -57,8 +60,7 @@ def score_prompt_images(
             refused.
     """
     protocol = spec.protocol
-    archive = open_images(images)
-    check_images(archive, spec)
+    archive = opened(images, spec)
     lines = read_prompts(spec.prompts, prompts)
     check_prompts(spec, lines, prompts)
     check_captions(archive, lines, prompts)
@@ -95,7 +97,7 @@ def score_prompt_images(
     )
 
 
-def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) -> None:
+def check_prompts(spec: AnyPromptSpec, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse prompts that the protocol cannot use.
 
     Raises:
@@ -118,7 +120,7 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
 
 
-def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path) -> None:
+def check_captions(archive: ImageArchive | ForeignImages, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse images that were sampled from other captions than the prompts.
 
     Raises:
@@ -151,7 +153,7 @@ def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
     ]
 
 
-def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
+def _check_labels(archive: ImageArchive | ForeignImages, batch: int, first: int, prompts: int) -> None:
     labels = archive.labels(batch)
     wrong = [place for place, label in enumerate(labels.tolist()) if label != (first + place) % prompts]
     if wrong:
@@ -163,7 +165,7 @@ def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -
 
 
 def open_scorers(
-    spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
+    spec: AnyPromptSpec, weights: Sequence[Path], prompts: Path, device: torch.device
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """The scorers of the protocol by their names, and of those that cannot be opened the reasons.
 
@@ -195,10 +197,10 @@ def open_scorers(
 
 
 def _refused(
-    scorers: Mapping[str, Scorer], spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path
+    scorers: Mapping[str, Scorer], spec: AnyPromptSpec, lines: Sequence[Prompt], record: Path
 ) -> dict[str, str]:
     """Scorers that fail their self-test, and why. Its pictures are real scenes, or else drawn shapes."""
-    test = self_test(record, lines) or drawn_shapes(spec.sample.image)
+    test = self_test(record, lines) or drawn_shapes(spec.image)
     found = {name: scorer.faults(test) for name, scorer in scorers.items()}
     return {name: reason for name, reason in found.items() if reason}
 

@@ -81,7 +81,7 @@ def _model(opened: Opened) -> Model:
     if isinstance(codec, KlCodec):
         vae = {key: value for key, value in decoder.config.items() if not key.startswith("_")}
     sampling = opened.sampling.model_copy(update={"tokenizer_file": None})
-    made = Model(
+    made: Model = Model(
         backbone=opened.backbone.model_dump(mode="json"),
         tokenizer=opened.tokenizer.model_dump(mode="json"),
         normalisation=opened.normalisation.model_dump(mode="json"),
@@ -134,8 +134,8 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             f"images = pipe([0, 1], steps={steps}, seed=0).images",
             "```",
             "",
-            "With fewstep installed `fewstep.Pipeline.from_pretrained(folder)` gives the same images, and runs "
-            "no code from the folder.",
+            "With fewstep installed `fewstep.Pipeline.from_pretrained(folder)` gives the same images, and "
+            "runs no code from the folder.",
             "",
             "## Measured",
             "",

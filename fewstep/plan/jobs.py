@@ -173,20 +173,27 @@ def reference(plan: Plan, protocol: str) -> list[str]:
 
 
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
-    entry = plan.parts.protocols[protocol]
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
+    return {"images": images, **score_files(plan, protocol)}
+
+
+def _images(plan: Plan, **cell: str) -> Files:
+    return {"images": [plan.file("images", **cell)]}
+
+
+def score_files(plan: Plan, protocol: str) -> Files:
+    """What a score reads beside the images, and for whichever."""
+    entry = plan.parts.protocols[protocol]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
         files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files.values()]
         return {
-            "images": images,
             "extractor": [],
             "reference": [],
             "prompts": [plan.file("record", asset=asset)],
             "scorers": [path for given in files for path in weights(plan, given)],
         }
     return {
-        "images": images,
         "extractor": weights(plan, entry.weights),
         "reference": reference(plan, protocol),
         "prompts": [],
@@ -238,6 +245,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "images": _images,
     "score": _score,
     "table": _table,
     "figure": _figure,

@@ -15,6 +15,7 @@ OUTPUTS = {
         "curve": "<results>/{run}/{seed}/train.jsonl",
     },
     "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
+    "images": {"npz": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.npz"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
     "export": {

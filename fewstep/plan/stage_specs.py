@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..config import specs
 from ..config.backbones import ClassNetwork, Sd3
-from ..config.base import ConfigError, Strict
+from ..config.base import ConfigError, Strict, require_known
 from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.text import PromptProtocol, PromptSet
 from .cells import check_sampler
 from .costs_spec import cost_lines
-from .jobs import weights
+from .jobs import score_files, weights
 from .marks import hyperparameter_sources
 from .runs import Run
 
@@ -258,6 +258,35 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
             sample=sample,
         )
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
+
+
+def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[str, list[str]]]:
+    """Spec of a score of images from elsewhere under a protocol, and the files that it reads.
+
+    Raises:
+        ConfigError: no such protocol, or images of several sizes are scored by it.
+    """
+    require_known(protocol, plan.parts.protocols, plan.config.root.files.settings, "protocol")
+    entry = plan.parts.protocols[protocol]
+    recipes = [recipe for recipe in plan.parts.recipes.values() if protocol in recipe.protocols]
+    datasets = [plan.parts.datasets[plan.parts.latents[recipe.latents].dataset] for recipe in recipes]
+    shapes = {(each.channels, each.resolution, each.resolution) for each in datasets}
+    if len(shapes) != 1:
+        raise ConfigError(f"protocols.{protocol}: recipes use it for images of {len(shapes)} sizes, not one")
+    (image,) = shapes
+    networks = {}
+    spec: specs.ForeignSpec
+    if isinstance(entry, PromptProtocol):
+        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
+        spec = specs.ForeignPromptScoreSpec(
+            protocol=entry,
+            prompts=plan.parts.prompts[entry.prompts],
+            scorers={name: network for name, network in networks.items() if network is not None},
+            image=[*image],
+        )
+    else:
+        spec = specs.ForeignScoreSpec(protocol=entry, extractor=plan.network(entry.weights), image=[*image])
+    return spec, score_files(plan, protocol)
 
 
 def _image(plan: Plan, run: Run) -> list[int]:
