@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ..config.specs import CostsSpec
 from .machine import Check
-from .profile import MOST_RETRIES, Profile, gpus_of
+from .profile import MOST_RETRIES, Profile, evaluate, gpus_of
 from .schedule import Task, critical_path, finish
 
 GPUS = (8, 64, 512)
@@ -97,8 +97,10 @@ def tasks(spec: CostsSpec, seconds: Sequence[float], profile: Profile, devices: 
 def days(spec: CostsSpec, seconds: Sequence[float], profile: Profile) -> dict[str, float]:
     """Days until all is done, by what there is to do it on; arguments as for `tasks`."""
     gpus = any(line.device == "gpu" for line in spec.lines)
-    cores = profile.number("cores", 1) or 1
-    unit, counts = ("GPUs", GPUS) if gpus else ("cores", (cores,))
+    limit = gpus_of({name: evaluate(name, value, {}) for name, value in profile.limits.items()})
+    unit, counts = (
+        ("GPUs", (limit,) if limit else GPUS) if gpus else ("cores", (profile.number("cores", 1) or 1,))
+    )
     found = {f"{count} {unit}": finish(tasks(spec, seconds, profile, count), count) for count in counts}
     found[f"any number of {unit}"] = critical_path(tasks(spec, seconds, profile, sys.maxsize))
     return {name: time / 86400 for name, time in found.items()}
