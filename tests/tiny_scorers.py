@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_text import write_record
 from torch import Tensor
 from torch.nn.functional import conv2d, cosine_similarity, gelu, layer_norm, softmax
@@ -129,10 +130,12 @@ def clip_net() -> CLIPModel:
 
 def clip_folder(folder: Path, weights: bool = True) -> Path:
     """A CLIP as the hub has it, with or without its weights; returns the record."""
+    clip_config().save_pretrained(folder)
     if weights:
-        clip_net().save_pretrained(folder)
-    else:
-        clip_config().save_pretrained(folder)
+        counted = {
+            f"{tower}_model.embeddings.position_ids": torch.arange(3)[None] for tower in ("text", "vision")
+        }
+        save_file(clip_net().state_dict() | counted, folder / "model.safetensors")
     byte_tokenizer().save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
     return write_record(folder)

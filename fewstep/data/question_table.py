@@ -20,33 +20,29 @@ COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question
 CATEGORIES = ("global", "entity", "attribute", "relation", "other")
 
 
-def read_question_table(path: Path) -> Iterator[dict[str, Any]]:
-    """The prompts of a table, in its order: `prompt`, `item_id` and `questions`.
+def read_question_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place of each prompt of a table, for messages, and the prompt: `prompt`, `id` and `questions`.
 
     A question has `id`, `question`, `category`, and `parents`, ids of questions before whose "yes" it has no
     meaning.
 
     Raises:
         ConfigError: naming file, line and column: a column or value is missing; a number is none; a category
-            is unknown; a prompt's lines are not together, or differ in its text; an id stands twice; a parent
-            is none of the prompt's questions, or questions depend on each other in a circle.
+            is unknown; a prompt's lines differ in its text; the id of a question stands twice; a parent is
+            none of the prompt's questions, or questions depend on each other in a circle.
     """
     current: dict[str, Any] = {}
     lines: dict[int, str] = {}  # of the questions of the current prompt, as messages name them
-    done: set[str] = set()
     for where, row in _rows(path):
         name = _value(row, "item_id", where)
         text = caption_of(row, "text", where)
-        if name != current.get("item_id"):
+        if name != current.get("id"):
             if current:
                 yield _checked(current, lines)
-            if name in done:
-                raise ConfigError(f"{where}: item_id: {name!r} stands before, with other prompts between")
-            done.add(name)
-            current, lines = {"prompt": text, "item_id": name, "questions": []}, {}
+            current, lines = {"prompt": text, "id": name, "questions": []}, {}
         if text != current["prompt"]:
             raise ConfigError(
-                f"{where}: text: differs from that of the line before, of the same item_id {name!r}"
+                f"{where}: text: differs from the line before, which has the same item_id {name!r}"
             )
         question = _question(row, where)
         if question["id"] in lines:
@@ -101,14 +97,14 @@ def _number(text: str, column: str, where: str) -> int:
         raise ConfigError(f"{where}: {column}: must be a whole number, not {text.strip()!r}") from None
 
 
-def _checked(prompt: dict[str, Any], lines: Mapping[int, str]) -> dict[str, Any]:
-    """The prompt, once every question's parents are questions of it that do not depend on the question."""
+def _checked(prompt: dict[str, Any], lines: Mapping[int, str]) -> tuple[str, dict[str, Any]]:
+    """The place of its first line and the prompt, once every question's parents are questions of it that do not depend on the question."""
     parents = {question["id"]: question["parents"] for question in prompt["questions"]}
     for number, asked in parents.items():
         for other in asked:
             if other not in parents:
                 raise ConfigError(
-                    f"{lines[number]}: dependency: {other} is no proposition_id of {prompt['item_id']!r}"
+                    f"{lines[number]}: dependency: {other} is no proposition_id of {prompt['id']!r}"
                 )
     free: set[int] = set()
     while rest := parents.keys() - free:
@@ -116,8 +112,8 @@ def _checked(prompt: dict[str, Any], lines: Mapping[int, str]) -> dict[str, Any]
         if not ready:
             first = min(rest)
             raise ConfigError(
-                f"{lines[first]}: dependency: {first} of {prompt['item_id']!r} depends on itself, or "
+                f"{lines[first]}: dependency: {first} of {prompt['id']!r} depends on itself, or "
                 "through others"
             )
         free |= ready
-    return prompt
+    return next(iter(lines.values())), prompt

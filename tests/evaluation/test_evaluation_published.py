@@ -211,12 +211,12 @@ def test_files_that_run_code_are_not_opened(tmp_path):
     """Its hash is right, but it is not a file of tensors."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    torch.save({"state_dict": {"x": Path("/")}}, folder / "HPS.pt")
+    torch.save({"model": {"x": Path("/")}}, folder / "blip.pth")
     bert = tiny.vocabulary(tmp_path / "bert"), "vocab.txt"
-    said = told(parts("blip", "blip", (write_record(folder), "HPS.pt"), bert))
-    assert "holds pickled objects" in said and str(folder / "HPS.pt") in said
-    torch.save({"state_dict": {"x": 1}}, folder / "HPS.pt")
-    said = told(parts("blip", "blip", (write_record(folder), "HPS.pt"), bert))
+    said = told(parts("blip", "blip", (write_record(folder), "blip.pth"), bert))
+    assert "holds pickled objects" in said and str(folder / "blip.pth") in said
+    torch.save({"model": {"x": 1}}, folder / "blip.pth")
+    said = told(parts("blip", "blip", (write_record(folder), "blip.pth"), bert))
     assert "not tensors: x" in said
 
 

@@ -141,7 +141,7 @@ def open_blip(parts: Parts) -> CosineScorer:
             network.
     """
     path, checksum = parts.weights
-    blip = load_blip(read_weights(path)[0], path, parts.file("tokenizer"), parts.device)
+    blip = load_blip(read_weights(path, "model")[0], path, parts.file("tokenizer"), parts.device)
     towers = Towers(
         images=lambda images: blip.net.vision_proj(blip.images(images)[:, 0]),
         texts=lambda prompts: blip.net.text_proj(blip.texts(*blip.tokens(prompts))),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ...backbones.import_weights import read_weights
 from .geneval import Prompt
 from .interface import Parts, Scorer
 from .open_clip_weights import from_open_clip
@@ -60,7 +61,7 @@ def open_clip(parts: Parts) -> CosineScorer:
     if parts.entry.weights.file is None:
         towers = trained_towers(path, parts.backbone, parts.device)
     else:
-        towers = published_towers(path, parts.folder("weights"), parts.device)
+        towers = published_towers(read_weights(path)[0], path, parts.folder("weights"), parts.device)
     return CosineScorer(parts.name, checksum, parts.device, towers, COSINE.format("CLIP"))
 
 
@@ -72,7 +73,7 @@ def open_pickscore(parts: Parts) -> CosineScorer:
     """
     path, checksum = parts.weights
     parts.folder("weights")
-    towers = published_towers(path, parts.folder("tokenizer"), parts.device)
+    towers = published_towers(read_weights(path)[0], path, parts.folder("tokenizer"), parts.device)
     computes = f"{towers.scale:.6g} x {COSINE.format('PickScore')}"
     return CosineScorer(parts.name, checksum, parts.device, towers, computes, towers.scale)
 
@@ -86,6 +87,7 @@ def open_hps(parts: Parts) -> CosineScorer:
         ConfigError, ValueError: as for `open_clip`.
     """
     path, checksum = parts.weights
-    towers = published_towers(path, parts.folder("tokenizer"), parts.device, from_open_clip)
+    tensors = from_open_clip(read_weights(path, "state_dict")[0])
+    towers = published_towers(tensors, path, parts.folder("tokenizer"), parts.device)
     computes = f"{HPS_SCALE:g} x {COSINE.format('HPS v2.1')}"
     return CosineScorer(parts.name, checksum, parts.device, towers, computes, HPS_SCALE)

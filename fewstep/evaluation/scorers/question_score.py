@@ -69,8 +69,8 @@ class DpgScorer(QuestionScorer):
     """DPG-Bench: the share of an image's questions that are answered "yes", as are all that they depend on.
 
     The number is the mean over images, of which every prompt has equally many, in per cent. That of a
-    category is the share of "yes" among all its questions about all images, whatever they depend on. The row of an
-    image: its share, its answers that are neither "yes" nor "no", and of each category the number of
+    category is the share of "yes" among all its questions about all images, whatever they depend on. The row
+    of an image: its share, its answers that are neither "yes" nor "no", and of each category the number of
     questions and of those that are answered "yes".
     """
 

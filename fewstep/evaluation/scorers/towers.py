@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...backbones.import_weights import read_weights
 from ...backbones.model_file import load_network
 from ...common.files import reading
 from ...config import ConfigError
@@ -56,21 +55,18 @@ def trained_towers(weights: Path, backbone: Backbone | None, device: torch.devic
 
 
 def published_towers(
-    weights: Path,
-    texts: Path,
-    device: torch.device | str,
-    renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
+    tensors: Mapping[str, Tensor], weights: Path, texts: Path, device: torch.device | str
 ) -> Towers:
     """A CLIP as transformers' CLIPModel reads it. Prompts are cut to the tokens that it has places for.
 
     Args:
-        weights: the file of its weights.
+        tensors: its weights, by the names of CLIPModel.
+        weights: their file.
         texts: folder of its tokenizer and its image processor, and of its `config.json` if none is beside
             the weights.
-        renamed: gives the weights the names that CLIPModel has.
 
     Raises:
-        ValueError: naming the file: it is damaged, or of another network than `config.json` says.
+        ValueError: naming the file: it is damaged, or the weights are not those of `config.json`.
     """
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -80,7 +76,7 @@ def published_towers(
     with reading(texts, "the tokenizer and image processor of a CLIP"):
         tokenizer = CLIPTokenizer.from_pretrained(texts, local_files_only=True)
         processor = CLIPImageProcessorPil.from_pretrained(texts, local_files_only=True)
-    net = load_published(CLIPModel, config, renamed(read_weights(weights)[0]), weights).to(device)
+    net = load_published(CLIPModel, config, tensors, weights).to(device)
     length = config.text_config.max_position_embeddings
 
     def embed_images(images: Tensor) -> Tensor:
