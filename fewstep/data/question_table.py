@@ -98,7 +98,8 @@ def _number(text: str, column: str, where: str) -> int:
 
 
 def _checked(prompt: dict[str, Any], lines: Mapping[int, str]) -> tuple[str, dict[str, Any]]:
-    """The place of its first line and the prompt, once every question's parents are questions of it that do not depend on the question."""
+    """The place of its first line and the prompt, if every question's parents are questions of it that do not
+    depend on the question."""
     parents = {question["id"]: question["parents"] for question in prompt["questions"]}
     for number, asked in parents.items():
         for other in asked:

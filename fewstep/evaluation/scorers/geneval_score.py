@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ...backbones.import_weights import read_weights
 from ...common.files import sha256
 from . import coco_detector, geneval
 from .cell_detector import CALLED, CellDetector
@@ -159,7 +160,7 @@ def open_mask2former(parts: Parts) -> HfGenEvalScorer:
     """
     folder, clip = parts.folder("weights"), parts.folder("colours")
     path = parts.file("colours")
-    colours = ColourNames(published_towers(path, clip, parts.device))
+    colours = ColourNames(published_towers(read_weights(path)[0], path, clip, parts.device))
     detector = coco_detector.CocoDetector(folder, parts.device)
     checksum = parts.weights[1]
     return HfGenEvalScorer(parts.name, checksum, parts.device, detector, colours, sha256(path))
