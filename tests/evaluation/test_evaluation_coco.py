@@ -1,4 +1,4 @@
-"""GenEval by a published detector: Mask2Former's output by hand, colours by hand, and tiny random networks."""
+"""GenEval by a published detector: its output and colours by hand, and tiny random networks."""
 
 from __future__ import annotations
 
