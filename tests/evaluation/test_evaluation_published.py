@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -121,6 +121,14 @@ def test_numbers_do_not_depend_on_the_images_beside(case):
     scorer, images = case.open(), pictures(3)
     alone = [scorer(images[row : row + 1], prompts(TEXTS[row : row + 1])) for row in range(3)]
     torch.testing.assert_close(torch.cat(alone), scorer(images, prompts(TEXTS)), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_numbers_on_a_gpu(case):
+    there = OPENERS[case.parts.entry.kind](replace(case.parts, device=torch.device("cuda")))
+    found = there(pictures(3), prompts(TEXTS))
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, case.open()(pictures(3), prompts(TEXTS)), atol=1e-2, rtol=1e-3)
 
 
 def test_long_prompts_grey_images_and_other_sizes(case):
