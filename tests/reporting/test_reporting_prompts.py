@@ -87,7 +87,7 @@ def test_scores_by_another_scorer_say_so(spec, scored, metric):
         assert (row.ours, row.reported, row.status, row.agrees) == (0.57, 0.6, status, agrees)
         text = table_markdown(found, table)
         assert ("§ by another scorer than the published" in text) == (status == "another scorer")
-    assert "GenEval, reported" in text and "GenEval (HF detector), ours" in text
+    assert "**GenEval (HF detector): ours (reported)**" in text
 
 
 def test_a_refused_scorer_of_two_words(spec, scored):
