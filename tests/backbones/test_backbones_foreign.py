@@ -106,8 +106,7 @@ def test_checkpointed_by_diffusers(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize(("name", "checkpoint"), [*((name, True) for name in ADAPTED), (ADAPTED[0], False)])
 def test_compiled_block_by_block(name, checkpoint):
     torch.compiler.reset()
     net, plain = NETWORKS[name](), NETWORKS[name]()
