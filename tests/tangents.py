@@ -21,11 +21,11 @@ def trained(net: nn.Module) -> list[Tensor]:
 
 def relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     """Distance of all tensors together, relative to their norm."""
-    pairs = list(zip(ours, theirs, strict=True))
+    pairs = [(a.detach(), b.detach()) for a, b in zip(ours, theirs, strict=True)]
     assert all(a.isfinite().all() and a.shape == b.shape for a, b in pairs)
     difference, norm = (
         sum(float(z.square().sum()) for z in each)
-        for each in zip(*((a.detach().double() - b.double(), b.detach().double()) for a, b in pairs))
+        for each in zip(*((a.double() - b.double(), b.double()) for a, b in pairs))
     )
     return (difference / norm) ** 0.5
 
