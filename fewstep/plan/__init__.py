@@ -17,6 +17,7 @@ from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
+from ..config.tables import Bounds
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
@@ -190,6 +191,18 @@ class Plan:
             raise ConfigError(f"{self.config.root.files.settings}: protocols.{name}: it has no reference")
         return entry
 
+    def bounds_of(self, table: str) -> tuple[Bounds, PromptProtocol]:
+        """The bounds that a table shows, and their protocol.
+
+        Raises:
+            ConfigError: it shows none.
+        """
+        found = self.config.tables[table].bounds
+        protocol = self.parts.protocols[found.protocol] if found else None
+        if found is None or not isinstance(protocol, PromptProtocol):
+            raise ConfigError(f"{self.config.root.files.tables}/{table}.yaml: bounds: it has none")
+        return found, protocol
+
     def claims_of(self, target: str) -> list[ResolvedClaim]:
         """The claims whose results stand in one file."""
         return [entry for entry in self.claims if entry.claim.target == target]
@@ -240,6 +253,8 @@ class Plan:
         if stage == "costs":
             runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
             return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
+        if stage == "bounds":
+            return "t2i"
         if stage in ("reference", "score"):
             entry = self.parts.protocols[key["protocol"]]
             return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"

@@ -1,4 +1,4 @@
-"""Real scenes with their prompts: what scorers are tested on before use, and the bounds of their numbers."""
+"""Real scenes with their prompts: what scorers are tested on before use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...config import ConfigError
 from ...data.asset_files import Record, read_record
 from .cell_detector import Picture
 from .geneval import Prompt
-from .interface import Scorer, SelfTest
+from .interface import SelfTest
 
 SCENES = "scenes.npz"
 PICTURES = 32
@@ -91,17 +91,6 @@ def self_test(record: Path, prompts: Sequence[Prompt]) -> SelfTest | None:
     if not places:
         raise ConfigError(f"{record}: has no scenes of two prompts without a common object, to test scorers")
     return SelfTest(scenes.images[places], [scenes.prompts[place] for place in places], others)
-
-
-def bounds(scorer: Scorer, scenes: RealScenes) -> tuple[float, float]:
-    """The score of real scenes with their own prompts, and with those of others: a ceiling and a floor."""
-    half = len(scenes.prompts) // 2
-    rolled = [*scenes.prompts[half:], *scenes.prompts[:half]]
-    own, other = (
-        scorer.overall(scorer(scenes.images, prompts).tolist(), prompts)[""]
-        for prompts in (scenes.prompts, rolled)
-    )
-    return own, other
 
 
 def _objects(prompt: Prompt) -> set[str]:
