@@ -144,7 +144,7 @@ class Table(Strict):
             raise ValueError("no rows: give rows, or rows_of")
         if self.bounds and (ids or self.rows_of or self.kind != "table" or self.ranked or self.unit):
             raise ValueError(
-                "bounds make the rows of a kind: table; leave out rows, rows_of, ranked and unit"
+                "bounds make the rows of a table; leave out rows, rows_of, ranked, unit, other kinds"
             )
         if self.kind == "price" and self.unit is None:
             raise ValueError("kind: price needs unit, the row that costs are relative to")

@@ -19,7 +19,7 @@ from ..config.base import sealed
 from ..config.specs import BoundsSpec
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
-from ..data.scenes import Caption, captions, draw
+from ..data.scenes import captions, draw
 from ..data.tokenizers import Codec, open_tokenizer, weights_digest
 from .distributed_map import join_processes
 from .prompt_scoring import check_prompts, compute_metrics, open_scorers
@@ -60,18 +60,18 @@ def draw_scenes(scenes: Scenes, prompts: Sequence[Prompt], of_each: int, where: 
     for number, prompt in enumerate(prompts, start=1):
         if prompt["prompt"] not in by_text:
             raise ConfigError(f"{where}: line {number}: prompt: {prompt['prompt']!r} is no caption of scenes")
-    count = len(prompts)
+    shown = [by_text[prompt["prompt"]] for prompt in prompts]
+    choices = [(list(caption.arrangements()), caption.swaps()) for caption in shown]
     random = np.random.default_rng([scenes.seed, *b"bounds"])
     cells: list[tuple[int, ...]] = []
     swapped: dict[int, Prompt] = {}
-    for image in range(of_each * count):
-        caption: Caption = by_text[prompts[image % count]["prompt"]]
-        arrangements, swaps = list(caption.arrangements()), caption.swaps()
+    for image, (arrangements, swaps) in enumerate(choices * of_each):
         cells.append(arrangements[random.integers(len(arrangements))])
         if swaps:
             swapped[image] = swaps[random.integers(len(swaps))].metadata()
     images = torch.from_numpy(draw(scenes, np.array(cells))).permute(0, 3, 1, 2).contiguous()
-    # Every turn through the prompts goes another way round.
+    count = len(prompts)
+    # Each turn through the prompts has other ones for the same captions.
     shifts = [count * (turn + 1) // (of_each + 1) for turn in range(of_each)]
     others = [prompts[(place + shift) % count] for shift in shifts for place in range(count)]
     return DrawnScenes(images, [*prompts] * of_each, others, swapped)
@@ -117,9 +117,9 @@ def write_bounds(
 ) -> None:
     """Write the bounds as JSON.
 
-    Under `metrics` stand those of the protocol, for real scenes with their own captions (`real`), the same after
-    the tokenizer (`reconstructed`), and real scenes with the captions of `others`; under `above_swapped`, for
-    each scorer, what `shares_above_swapped` finds.
+    Under `metrics` stand those of the protocol, for real scenes with their own captions (`real`), the same
+    after the tokenizer (`reconstructed`), and real scenes with the captions of `others`; under
+    `above_swapped`, for each scorer, what `shares_above_swapped` finds.
 
     A scorer that fails its self-test gives no numbers; the file says why.
 

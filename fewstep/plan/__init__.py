@@ -253,8 +253,6 @@ class Plan:
         if stage == "costs":
             runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
             return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
-        if stage == "bounds":
-            return "t2i"
         if stage in ("reference", "score"):
             entry = self.parts.protocols[key["protocol"]]
             return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
