@@ -431,7 +431,7 @@ class _Reader:
 
     def _added(self, file: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """A table that a preset adds, as if it stood in a file of the folder: its rows are a list."""
-        self.origins.add(file, {}, "tables", name)
+        self.origins.add(file, None, "tables", name)
         return {**content, "rows": content.get("rows", [])}
 
     def _merged(self, file: str, name: str, over: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Table(Strict):
     def _consistent(self) -> Table:
         ids = [row.id for row in self.rows]
         if not ids and self.rows_of is None and self.bounds is None:
-            raise ValueError("no rows: give rows, or rows_of")
+            raise ValueError("no rows: give rows, rows_of or bounds")
         if self.bounds and (ids or self.rows_of or self.kind != "table" or self.ranked or self.unit):
             raise ValueError(
                 "bounds make the rows of a table; leave out rows, rows_of, ranked, unit, other kinds"

@@ -36,7 +36,7 @@ from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
 from fewstep.evaluation.scorers.geneval import Detection, Prompt
 from fewstep.evaluation.scorers.geneval_score import GenEvalScorer
 from fewstep.evaluation.scorers.interface import Scorer, SelfTest
-from fewstep.evaluation.scorers.real_scenes import RealScenes, read_pictures, read_scenes, self_test
+from fewstep.evaluation.scorers.real_scenes import read_pictures, read_scenes, self_test
 from fewstep.plan import Plan
 from fewstep.reporting.metrics import load_metrics
 
@@ -64,9 +64,6 @@ class Scenes:
         path = weights or self.detector
         found = CellDetector(path, self.backbone, read_pictures(self.record), "cpu")
         return GenEvalScorer("geneval", sha256(path), "cpu", found, "a test")
-
-    def real(self) -> RealScenes:
-        return read_scenes(self.record, self.lines)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +255,7 @@ def words_seen(scenes: Scenes) -> Towers:
 
 def test_the_clip_score_is_a_cosine_and_falls_with_another_prompt(scenes):
     scorer = ClipScorer("clip", "0" * 64, "cpu", words_seen(scenes))
-    real = scenes.real()
+    real = read_scenes(scenes.record, scenes.lines, of_each=1)
     chosen = [place for place, prompt in enumerate(real.prompts) if prompt["tag"] == "single_object"][:3]
     prompts = [real.prompts[place] for place in chosen]
     # "a dog" has two words, of which the picture shows one.

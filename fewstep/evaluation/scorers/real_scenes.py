@@ -44,12 +44,12 @@ def read_pictures(record: Path) -> list[Picture]:
     return [None if name == EMPTY else (name, colour) for name, colour in pictures]
 
 
-def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = None) -> RealScenes:
-    """The scenes of the asset of the prompts whose caption is one of them, in the asset's order.
+def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int) -> RealScenes:
+    """The first scenes of each of the prompts in their asset, prompt by prompt; of some there are none.
 
     Args:
         prompts: the lines of the set.
-        of_each: the most scenes of a prompt; they then come prompt by prompt.
+        of_each: the most scenes of a prompt.
 
     Raises:
         ConfigError: the asset has no scenes, or a file of it is damaged.
@@ -60,9 +60,7 @@ def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = N
     by_label = {numbers[line["prompt"]]: line for line in reversed(prompts) if line["prompt"] in numbers}
     with open_npz(opened.verified(SCENES)[0]) as content:
         labels = content["labels"]
-        chosen = np.flatnonzero(np.isin(labels, list(by_label)))
-        if of_each is not None:
-            chosen = np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in by_label])
+        chosen = np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in by_label])
         images = torch.from_numpy(content["images"][chosen]).permute(0, 3, 1, 2).contiguous()
     return RealScenes(images, [by_label[label] for label in labels[chosen].tolist()])
 
