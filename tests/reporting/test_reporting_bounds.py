@@ -96,7 +96,7 @@ def test_the_files_and_the_page(spec, tmp_path, capsys):
     warning = "Real scenes, their own captions: GenEval is 0.970, below 0.980."
     assert f"warning: scenes-bounds: {warning}" in capsys.readouterr().err
     text = markdown.read_text()
-    assert "| its relation | – | – | 1.000 | 0.5312 | miniature |" in text.replace("0.531 ", "0.5312 ")
+    assert "| its relation | – | – | 1.000 | 0.5312 | miniature |" in text
     assert f"† {warning}" in text
     read = read_table(out)
     assert [row.row for row in read.rows][:3] == ["real", "reconstructed", "others"]
@@ -118,7 +118,5 @@ def test_a_file_that_is_no_bounds(spec, tmp_path):
     with pytest.raises(ValueError, match=r"bounds\.json: above_swapped: is missing"):
         bounds_table(spec, path, CODE)
     path.write_text(sealed({**CONTENT, "metrics": {}}))
-    with pytest.raises(
-        ValueError, match=r"bounds\.json: metrics\.real: geneval is None, not a finite number"
-    ):
+    with pytest.raises(ValueError, match=r"metrics\.real: geneval is None, not a finite number"):
         bounds_table(spec, path, CODE)
