@@ -121,7 +121,7 @@ def write_bounds(
     after the tokenizer (`reconstructed`), and real scenes with the captions of `others`; under
     `above_swapped`, for each scorer, what `shares_above_swapped` finds.
 
-    A scorer that fails its self-test gives no numbers; the file says why.
+    A scorer that cannot be opened, or fails its self-test, gives no numbers; the file says why.
 
     Args:
         weights: of each scorer, in the order of their names.
@@ -129,7 +129,7 @@ def write_bounds(
         tokenizer: its weights, if it has any.
 
     Raises:
-        ValueError: prompts, scorers, tokenizer and protocol that do not belong together.
+        ValueError: prompts, tokenizer and protocol that do not belong together, or every scorer is refused.
     """
     protocol = spec.protocol
     lines = read_prompts(spec.prompts, record)
@@ -137,11 +137,14 @@ def write_bounds(
     where = f"{record}: {', '.join(spec.prompts.files)}"
     scenes = draw_scenes(spec.scenes, lines, spec.scenes_of_each, where)
     device = join_processes()
-    scorers = open_scorers(spec, weights, record, device)
+    scorers, refused = open_scorers(spec, weights, record, device)
     test = self_test(record, lines)
     assert test is not None
     faults = {name: scorer.faults(test) for name, scorer in scorers.items()}
-    passed = {name: scorer for name, scorer in scorers.items() if not faults[name]}
+    refused |= {name: fault for name, fault in faults.items() if fault}
+    passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
+    if not passed:
+        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
     codec = open_tokenizer(spec.tokenizer, tokenizer, spec.decoder, device)
     decoded = reconstructed(scenes.images, codec, spec.tokenizer.shape[0], protocol.uint8)
 
@@ -161,7 +164,7 @@ def write_bounds(
         "protocol": protocol.model_dump(mode="json"),
         "prompts_sha256": {name: opened.verified(name)[1] for name in spec.prompts.files},
         "scorers": {name: scorer.card for name, scorer in scorers.items()},
-        "refused": {name: fault for name, fault in faults.items() if fault},
+        "refused": refused,
         "tokenizer": weights_digest(tokenizer),
         "spec": digest(spec),
         "code": bounds_digest(),
