@@ -188,3 +188,15 @@ def test_live_text_that_memory_keeps_is_encoded_once():
         if work.name == "captions through scenes-clip"
     }
     assert counts == {1901}
+
+
+def test_questions_are_dear():
+    """Of TwinFlow's table: an H100 answers the questions of a cell's 4,260 images in most of an hour."""
+    asked_for = make_plan(merge(raw_config(), {"targets": ["twinflow-table1"]}))
+    works = {work.name: work for line in asked(asked_for, "score") for work in line.work}
+    assert works.keys() == {"scores by mask2former", "scores by questions"}
+    questions, objects = works["scores by questions"], works["scores by mask2former"]
+    assert (questions.images, objects.images) == (4260, 2212)
+    assert 0.5 < questions.images / questions.rate.rate / 3600 < 1.5
+    assert objects.images / objects.rate.rate < 600
+    assert {work.rate.source for work in works.values()} == {"estimated"}

@@ -42,7 +42,14 @@ UNUSED["score"] = NO_EXTRACTORS | (
 
 # Rules whose environment the plan chooses (plan.environment): what they need without captions. What only
 # t2i.yaml has is loaded for captions, and may be missing there.
-CHOSEN = {"fetch": "workflow", "train": "torch", "sample": "torch", "score": "metrics", "costs": "torch"}
+CHOSEN = {
+    "fetch": "workflow",
+    "train": "torch",
+    "sample": "torch",
+    "score": "metrics",
+    "reference": "metrics",
+    "costs": "torch",
+}
 
 
 def pins(lines: list[str]) -> dict[str, SpecifierSet]:
