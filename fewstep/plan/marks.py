@@ -48,6 +48,8 @@ def parts(run: Run) -> dict[str, Strict | None]:
 
 def values(run: Run) -> Iterator[tuple[str, Any]]:
     """Key and value of everything that is set in a run's training, or in the fit that takes its place."""
+    if run.only_pipeline:
+        return
     trained = {"loss", "train", "lora", *(["guidance"] if run.has_teacher else [])}
     used = {"reembed"} if run.reembedded else trained
     for part, model in parts(run).items():
