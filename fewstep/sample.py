@@ -2,7 +2,8 @@
 
 python -m fewstep.sample --spec SPEC --model model.safetensors [--base model.safetensors]
     [--text manifest.json] [--latents manifest.json] [--tokenizer WEIGHTS]
-    [--pipeline ASSET.json ... --prompts ASSET.json] [--compile] [--capture] [--channels-last] --out images.tar
+    [--pipeline ASSET.json ... --prompts ASSET.json] [--compile] [--capture] [--channels-last]
+    --out images.tar
 """
 
 from __future__ import annotations

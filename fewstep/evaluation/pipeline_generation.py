@@ -9,8 +9,8 @@ safetensors, and every file is compared with its checksum first.
 
 TwinFlow's networks (arXiv 2512.05150) know a second time r, the end of the jump, in diffusers' times (1 at
 noise): its embedding is multiplied by tau - r and added to that of tau. Here r is 0, the data. Qwen-Image's
-release embeds r itself; Z-Image's embeds, in the times 1 - tau of that network, the difference of both, and takes
-the end as 0 there too, as the code that it was trained by does.
+release embeds r itself; Z-Image's embeds, in the times 1 - tau of that network, the difference of both, and
+takes the end as 0 there too, as the code that it was trained by does.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def generate_by_pipeline(spec: PipelineSampleSpec, records: Sequence[Path], prom
         prompts: record of the asset of the prompts.
 
     Raises:
-        ConfigError: records of other assets; files that are missing, damaged or not to be read safely; a folder
-            of another pipeline.
+        ConfigError: records of other assets; files that are missing, damaged or not to be read safely; a
+            folder of another pipeline.
         ValueError: diffusers cannot load it, or an image holds NaN or is of another size.
     """
     device = join_processes()
@@ -185,9 +185,7 @@ def _check_index(folder: Path, pipeline: DiffusersPipeline) -> None:
             continue
         ours = pipeline.second_time and part == "transformer"
         if named[0] not in LIBRARIES and not ours:
-            raise ConfigError(
-                f"{path}: {part}: code of {named[0]!r} is not run; known are {', '.join(LIBRARIES)}"
-            )
+            raise ConfigError(f"{path}: {part}: code of {named[0]!r} is not run, only of diffusers")
         if not (folder / part).is_dir():
             raise ConfigError(f"{folder}: the pipeline's part {part} is missing; fetch the asset again")
 
@@ -256,7 +254,7 @@ def call_arguments(pipeline: DiffusersPipeline, steps: int) -> dict[str, Any]:
     return given
 
 
-class RestartScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+class RestartScheduler(FlowMatchEulerDiscreteScheduler):
     """Flow matching with fresh noise after every step (UCGM-S with rho = 1, arXiv 2505.07447, Algorithm 2).
 
     At noise level sigma with prediction F of noise - data, the data are x - sigma F; the next point is
@@ -309,12 +307,13 @@ def _two_times(folder: Path, pipeline: DiffusersPipeline, given: dict[str, Any])
     net = getattr(diffusers, name).from_pretrained(folder, **given)
     first = getattr(net, embedding)
     second = type(first)(*_sizes(net, pipeline)).to(given["torch_dtype"])
-    prefix, found = f"{embedding}_2.", {}
+    prefix = f"{embedding}_2."
+    found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
             found |= {
                 key.removeprefix(prefix): tensors.get_tensor(key)
-                for key in tensors.keys()
+                for key in tensors.keys()  # noqa: SIM118
                 if key.startswith(prefix)
             }
     if not found:

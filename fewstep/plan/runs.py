@@ -189,7 +189,7 @@ def _resolve(
         )
         raise ConfigError(f"{where}.{_teacher_key(method)}: {name} {told}")
     released = method.released if config.root.weights == "released" and variant == BASE else None
-    given = config.root.weights == "released" and variant == BASE and recipe.scale == "paper"
+    piped = config.root.weights == "released" and variant == BASE and recipe.scale == "paper"
     network = method.backbone or recipe.backbone
     run = Run(
         method=name,
@@ -204,7 +204,7 @@ def _resolve(
         backbone=parts.backbones[network],
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
-        pipeline=method.pipeline if given else None,
+        pipeline=method.pipeline if piped else None,
     )
     if method.pipeline is not None:
         _check_pipeline(config, method.pipeline, file, f"{key}.pipeline")
