@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -143,14 +145,15 @@ def open_pipeline(pipeline: DiffusersPipeline, records: dict[str, Record]) -> An
     folder = _verified(records[pipeline.asset], pipeline.folder)
     _check_index(folder, pipeline)
     dtype = getattr(torch, pipeline.dtype)
-    given: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    given: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     parts: dict[str, Any] = {}
     if pipeline.second_time:
         parts["transformer"] = _loaded(folder, lambda: _two_times(folder / "transformer", pipeline, given))
     if pipeline.name == "StableDiffusionXLPipeline":
         parts["add_watermarker"] = False
     kind = getattr(diffusers, pipeline.name)
-    pipe = _loaded(folder, lambda: kind.from_pretrained(folder, **given, **parts))
+    with _readable(folder, pipeline) as readable:
+        pipe = _loaded(folder, lambda: kind.from_pretrained(readable, **given, **parts))
     for number, adapter in enumerate(pipeline.adapters):
         _adapt(pipe, adapter, records[adapter.asset], f"adapter_{number}")
     if pipeline.scheduler is not None:
@@ -188,6 +191,23 @@ def _check_index(folder: Path, pipeline: DiffusersPipeline) -> None:
             raise ConfigError(f"{path}: {part}: code of {named[0]!r} is not run, only of diffusers")
         if not (folder / part).is_dir():
             raise ConfigError(f"{folder}: the pipeline's part {part} is missing; fetch the asset again")
+
+
+@contextmanager
+def _readable(folder: Path, pipeline: DiffusersPipeline) -> Iterator[Path]:
+    """The folder; where its transformer is of a class of its authors, one that names diffusers' instead."""
+    if not pipeline.second_time:
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        for entry in folder.iterdir():
+            Path(temporary, entry.name).symlink_to(entry.resolve())
+        path = Path(temporary, "model_index.json")
+        index = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+        named = ["diffusers", SECOND_TIME[pipeline.name][0]]
+        path.write_text(json.dumps(index | {"transformer": named}), encoding="utf-8")
+        yield Path(temporary)
 
 
 def _loaded(path: Path, load: Callable[[], Any]) -> Any:
@@ -306,7 +326,7 @@ def _two_times(folder: Path, pipeline: DiffusersPipeline, given: dict[str, Any])
     name, embedding = SECOND_TIME[pipeline.name]
     net = getattr(diffusers, name).from_pretrained(folder, **given)
     first = getattr(net, embedding)
-    second = type(first)(*_sizes(net, pipeline)).to(given["torch_dtype"])
+    second = type(first)(*_sizes(net, pipeline)).to(given["dtype"])
     prefix = f"{embedding}_2."
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
