@@ -19,14 +19,22 @@ from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
 from .scorers import geneval
-from .scorers.clip_score import open_clip
+from .scorers.blip_score import open_blip, open_image_reward
+from .scorers.cosine_score import open_clip, open_hps, open_pickscore
 from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval import Prompt
 from .scorers.geneval_score import open_cells
 from .scorers.interface import Opener, Parts, Scorer
 from .scorers.real_scenes import self_test
 
-OPENERS: dict[ScorerKind, Opener] = {"clip": open_clip, "cells": open_cells}
+OPENERS: dict[ScorerKind, Opener] = {
+    "clip": open_clip,
+    "pickscore": open_pickscore,
+    "hps": open_hps,
+    "blip": open_blip,
+    "image-reward": open_image_reward,
+    "cells": open_cells,
+}
 """Kind of a scorer -> what opens it."""
 
 HELD_OUT = {"seen": False, "held_out": True}
@@ -38,15 +46,15 @@ def score_prompt_images(
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
-    A scorer that fails its self-test gives no metrics; the file says why.
+    A scorer that cannot be opened, or fails its self-test, gives no metrics; the file says why.
 
     Args:
         weights: of each scorer, in the order of their names.
         prompts: record of the asset of the prompts.
 
     Raises:
-        ValueError: images, prompts, scorers and protocol that do not belong together, or no scorer passes
-            its self-test.
+        ValueError: images, prompts, scorers and protocol that do not belong together, or every scorer is
+            refused.
     """
     protocol = spec.protocol
     archive = open_images(images)
@@ -56,13 +64,13 @@ def score_prompt_images(
     check_captions(archive, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
-    scorers = open_scorers(spec, weights, prompts, device)
-    refused = from_main(_refused(scorers, spec, lines, prompts) if is_main() else {})
+    scorers, unopened = open_scorers(spec, weights, prompts, device)
+    refused = from_main(unopened | _refused(scorers, spec, lines, prompts) if is_main() else {})
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
-    if refused.keys() == scorers.keys():
-        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
     passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
+    if not passed:
+        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
     starts = [0, *accumulate(archive.sizes)]
 
     def read(batch: int) -> tuple[Tensor, Sequence[Prompt]]:
@@ -156,8 +164,8 @@ def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -
 
 def open_scorers(
     spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
-) -> dict[str, Scorer]:
-    """The scorers of the protocol, by their names.
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """The scorers of the protocol by their names, and of those that cannot be opened the reasons.
 
     Args:
         weights: of each, in the order of the names, all it is made of: model files, or records of fetched
@@ -166,7 +174,6 @@ def open_scorers(
 
     Raises:
         ConfigError: another number of files than scorers are made of.
-        ValueError: the weights are of another network than the spec's.
     """
     entries = dict(sorted(spec.protocol.scorers.items()))
     needed = sum(len(entry.files) for entry in entries.values())
@@ -175,11 +182,16 @@ def open_scorers(
             f"--scorers: {len(weights)} files for the scorers {', '.join(entries)}, made of {needed}"
         )
     given = iter(weights)
-    found: dict[str, Scorer] = {}
+    opened: dict[str, Scorer] = {}
+    unopened: dict[str, str] = {}
     for name, entry in entries.items():
         paths = dict(zip(entry.files, given, strict=False))
-        found[name] = OPENERS[entry.kind](Parts(name, entry, paths, spec.scorers.get(name), prompts, device))
-    return found
+        parts = Parts(name, entry, paths, spec.scorers.get(name), prompts, device)
+        try:
+            opened[name] = OPENERS[entry.kind](parts)
+        except (ConfigError, ValueError) as error:
+            unopened[name] = str(error)
+    return opened, unopened
 
 
 def _refused(

@@ -56,7 +56,7 @@ class Scale:
 @pytest.fixture(params=["paper", "demo"])
 def scale(request, paper_plan, demo_plan) -> Scale:
     if request.param == "paper":
-        return Scale(paper_plan, "results", "t2i-sd3", "sd3", "t2i-2m", "geneval", "t2i-common")
+        return Scale(paper_plan, "results", "t2i-sd3", "sd3", "t2i-2m", "image-reward", "t2i-paper")
     names = ("results/demo", "scenes-latents", "scenes-clip", "scenes", "scenes-test", "scenes")
     return Scale(demo_plan, *names)
 
@@ -69,7 +69,7 @@ def live_plan() -> Plan:
 def test_what_makes_a_model(scale):
     made = {name: run.maker for name, run in scale.plan.runs.items() if run.text_encoder == scale.encoder}
     assert made == {
-        "sd35-medium/base": "adopt" if scale.protocol == "t2i-common" else "train",
+        "sd35-medium/base": "adopt" if scale.protocol == "t2i-paper" else "train",
         "sd35-smooth/base": "reembed",
         "sd35-finetuned/base": "train",
         "decm-t2i/base": "train",
@@ -140,8 +140,33 @@ def test_inputs_of_scores(scale):
     found = scale.plan.inputs("score", {**scale.cell, "protocol": scale.protocol})
     assert found["prompts"] == scale.record(scale.plan.parts.prompts[scale.prompts].asset)
     assert (found["extractor"], found["reference"]) == ([], [])
-    both = [*scale.model("scenes-clip"), *scale.model("scenes-detector")]
-    assert found["scorers"] == (both if scale.protocol == "scenes" else scale.record("clip-vit-l14"))
+    if scale.protocol == "scenes":
+        assert found["scorers"] == [*scale.model("scenes-clip"), *scale.model("scenes-detector")]
+    else:
+        blip, clip, reward = "blip-large", "clip-vit-l14", "image-reward"
+        assets = [blip, "bert-base-uncased", clip, reward, "bert-base-uncased"]
+        assert found["scorers"] == [path for asset in assets for path in scale.record(asset)]
+
+
+def test_scores_of_table_2(paper_plan):
+    """Its three columns under the inferred protocol; those that readers expect today under the common one."""
+    table = paper_plan.tables["table2"]
+    assert table.protocols == ["t2i-paper", "t2i-common"]
+    given = {name: paper_plan.parts.protocols[name] for name in table.protocols}
+    assert given["t2i-paper"].metrics == ["clip", "blip", "image_reward"]
+    assert {*given["t2i-common"].metrics} == {*given["t2i-paper"].metrics, "pickscore", "hps"}
+    reported = {metric for row in table.table.rows for metric in row.reported}
+    assert reported == set(given["t2i-paper"].metrics) <= {table.table.metric, *table.table.metrics}
+    found = [
+        paper_plan.inputs("score", {**STUDENT, "sampler": "mix", "steps": "4", "protocol": name})["scorers"]
+        for name in table.protocols
+    ]
+    assert set(found[0]) < set(found[1])
+    assets = {"clip-vit-h14", "pickscore-v1", "hps-v2.1"}
+    assert set(found[1]) - set(found[0]) == {paper_plan.file("record", asset=asset) for asset in assets}
+    assert {*assets, "hpsv2-prompts", "image-reward-prompts"} <= set(paper_plan.assets(["table2"]))
+    # The miniature has a CLIP and a detector of its own.
+    assert not {*assets, "blip-large"} & set(make_plan(raw_config("demo")).assets(["table2"]))
 
 
 def test_scorers_are_ordered_by_name():
@@ -266,7 +291,7 @@ def test_a_spec_of_an_export_has_the_licence_of_its_base(scale):
     spec = scale.plan.spec("export", "decm-t2i/base")
     assert isinstance(spec, ExportSpec)
     # What was trained here stands under the licence of its data.
-    licence = "Stability AI Community License" if scale.protocol == "t2i-common" else "CC BY-SA 4.0"
+    licence = "Stability AI Community License" if scale.protocol == "t2i-paper" else "CC BY-SA 4.0"
     assert spec.licence == licence
     assert spec.guidance == scale.plan.run("decm-t2i").guidance
     assert spec.backbone == scale.plan.run("decm-t2i").backbone

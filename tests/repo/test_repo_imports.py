@@ -52,7 +52,8 @@ PLACES = {
         "evaluation.pipeline_generation",
     },
     "transformers": {
-        *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
+        *("data.text_encoders", "backbones.clip", "exporting.pipeline"),
+        *("evaluation.scorers.towers", "evaluation.scorers.blip_score"),
     },
     "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},

@@ -66,6 +66,6 @@ def open_cells(parts: Parts) -> GenEvalScorer:
     Raises:
         ConfigError, ValueError: as `read_pictures` and `CellDetector`.
     """
-    pictures = read_pictures(parts.prompts)
-    detector = CellDetector(parts.paths["weights"], parts.backbone, pictures, parts.device)
-    return GenEvalScorer(parts.name, parts.sha256, parts.device, detector, CALLED)
+    path, checksum = parts.weights
+    detector = CellDetector(path, parts.backbone, read_pictures(parts.prompts), parts.device)
+    return GenEvalScorer(parts.name, checksum, parts.device, detector, CALLED)

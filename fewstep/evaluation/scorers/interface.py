@@ -54,14 +54,27 @@ class Parts:
     device: torch.device
 
     @cached_property
-    def sha256(self) -> str:
-        """Of the file of its weights.
+    def weights(self) -> tuple[Path, str]:
+        """The file of its weights and its SHA-256.
 
         Raises:
             ConfigError: it is missing, or not the one that was fetched.
         """
         path, file = self.paths["weights"], self.entry.weights.file
-        return sha256(path) if file is None else read_record(path).verified(file)[1]
+        return (path, sha256(path)) if file is None else read_record(path).verified(file)
+
+    def file(self, key: str) -> Path:
+        """The published file under ``key``, verified; raises as `weights`."""
+        return read_record(self.paths[key]).verified(self.entry.files[key].file)[0]
+
+    def folder(self, key: str) -> Path:
+        """The folder of that file, in which every file is verified.
+
+        Raises:
+            ConfigError: a file is missing, or not the one that was fetched, or no part of the asset.
+        """
+        name = self.entry.files[key].file or ""
+        return read_record(self.paths[key]).verified_folder(name.rpartition("/")[0])
 
 
 Opener = Callable[[Parts], "Scorer"]
@@ -119,10 +132,13 @@ class Scorer(ABC):
             return f"its self-test: of {count} pictures only {right} score higher with their own prompt"
         return ""
 
-    def _batches(self, function: Callable[[Tensor], Any], images: Tensor) -> list[Any]:
-        """``function`` of parts of the images, on the device, as many at once as fit."""
-        given = place(images, self.device)
-        return self._fitting(lambda part: function(given[part.start : part.stop]), range(len(images)))
+    def _batches(self, function: Callable[..., Any], *given: Tensor) -> list[Any]:
+        """``function`` of parts of the images, and of what else has a row for each, on the device, as many at
+        once as fit."""
+        there = [place(each, self.device) for each in given]
+        return self._fitting(
+            lambda part: function(*(each[part.start : part.stop] for each in there)), range(len(given[0]))
+        )
 
 
 def in_shape(images: Tensor, shape: Sequence[int], what: str) -> Tensor:
