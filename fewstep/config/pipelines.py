@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .base import Size, Steps, Strict, merge
 from .references import Ref
 
-SAMPLER = "pipeline"
+SAMPLER = "own-scheduler"
 """Name of the sampler that means a pipeline's own scheduler."""
 NEVER_RUN = "Released weights: never run on the real weights."
 """Note of a row whose pipeline is not `tried`."""

@@ -123,6 +123,7 @@ def _card(spec: PipelineSampleSpec, weights: dict[str, str], prompts: Sequence[s
             "pipeline": pipeline.name,
             "weights": weights,
             "made_for": pipeline.steps,
+            "steps": spec.steps,
             "diffusers": diffusers.__version__,
         },
         "sampler": {"kind": "pipeline", "scheduler": scheduler},

@@ -295,7 +295,7 @@ def test_the_images_are_scored_and_told_as_released(assets, tmp_path, monkeypatc
     protocol = PromptProtocol.model_validate(
         {"kind": "prompt-scores", "prompts": "two", "images": 4, "scorers": scorers, "metrics": ["clip"]}
     )
-    cell = CellKey(method="sana", variant="base", seed=0, sampler="pipeline", steps=2, protocol="tiny")
+    cell = CellKey(method="sana", variant="base", seed=0, sampler="own-scheduler", steps=2, protocol="tiny")
     spec = PromptScoreSpec(cell=cell, protocol=protocol, prompts=PROMPT_SET, scorers={}, sample=sample)
     (tmp_path / "score.json").write_text(dump(spec))
     monkeypatch.setitem(prompt_scoring.OPENERS, "clip", lambda _: Brightness("clip", "0" * 64, "cpu"))
