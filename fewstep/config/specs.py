@@ -305,11 +305,11 @@ class Work(Strict):
 
 
 class CostLine(Strict):
-    """Jobs of one rule that cost the same; everything but ``jobs`` is of one of them."""
+    """What a job costs."""
 
     rule: str
     device: Device
-    jobs: int
+    run: str = Field(default="", description="method/variant that it is of")
     work: list[Work] = []
     models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
     kept: float = Field(default=0, description="other bytes that stay")
@@ -318,13 +318,20 @@ class CostLine(Strict):
     unknown: list[str] = []
 
 
+class PlannedJob(Strict):
+    line: int = Field(description="place among the lines: what it costs")
+    after: list[int] = Field(default=[], description="places of the jobs that make what it reads")
+
+
 class CostsSpec(Strict):
     """All that the targets' costs follow from, once networks are counted."""
 
     lines: list[CostLine]
+    jobs: list[PlannedJob]
     networks: dict[str, Backbone]
     operations: Operations
     start: float = Field(description="seconds of a job before its first image")
+    restart: float = Field(description="seconds that a time limit costs a job that goes on")
 
 
 class ReportItem(Strict):

@@ -266,8 +266,8 @@ class Plan:
         jobs = self.jobs() if files is None else dependencies(self, files)
         return [job.key["asset"] for job in jobs if job.stage == "fetch"]
 
-    def jobs(self) -> list[Job]:
-        """Every job behind the targets but the small ones that write specs."""
+    def jobs(self) -> dict[Job, list[Job]]:
+        """Every job behind the targets, with those that it waits for; without the ones that write specs."""
         return dependencies(self, self.targets())
 
     def spec(self, stage: str, name: str) -> Strict:

@@ -107,7 +107,7 @@ class Resolver:
             if run is None or (run.only_pipeline and not self.available(run)):
                 continue
             samplers[row.id] = self._samplers(table, row, run, f"{where}: rows.{row.id}")
-            if not self.available(run):
+            if not self.available(run) or not self._asked(row):
                 continue
             seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             # Published weights come without the curve of their training.
@@ -141,10 +141,11 @@ class Resolver:
         """A claim of which every cell can be had."""
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
+        bases = [self.runs.get(f"{cell.method}/{BASE}") for cell in sides]
+        if claim.scales and not {run.recipe.scale for run in bases if run is not None} <= set(claim.scales):
+            return None
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
-            return None
-        if claim.scales and not {run.recipe.scale for run in runs} <= set(claim.scales):
             return None
         if len({run.recipe.scale == "toy" for run in runs}) > 1:
             self.mistakes.add(f"{where}: toys cannot be compared with others")
@@ -170,6 +171,11 @@ class Resolver:
                 ],
             )
         return None
+
+    def _asked(self, row: Row) -> bool:
+        """Whether the row is made, and not reported only."""
+        rows = self.config.root.rows
+        return not row.by_name or rows == "all" or row.id in rows
 
     def _run(self, named: Row | CellName, where: str) -> Run | None:
         """None if the run has mistakes."""

@@ -24,6 +24,8 @@ from fewstep.environment import machine
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker
 
+ABLATIONS = ("fm", "fm-cd", "fm-n2n", "no-normalisation", "arctan", "log", "freq-1", "freq-5")
+"""Variants of DE-CM in table3-t2i."""
 STUDENT = {"run": "decm-t2i/base", "seed": "0"}
 
 
@@ -72,7 +74,8 @@ def test_what_makes_a_model(scale):
         "sd35-medium/base": "adopt" if scale.protocol == "t2i-paper" else "train",
         "sd35-smooth/base": "reembed",
         "sd35-finetuned/base": "train",
-        "decm-t2i/base": "train",
+        **{f"decm-t2i/{variant}": "train" for variant in ABLATIONS},
+        **{f"{method}-t2i/base": "train" for method in ("cd", "decm", "meanflow", "rcgm", "twinflow")},
     }
     for name, stage in made.items():
         assert maker(scale.plan, scale.plan.file("model", run=name, seed=0)).stage == stage
@@ -175,7 +178,10 @@ def test_scorers_are_ordered_by_name():
     scorers |= {"clip": {"kind": "clip", "weights": {"method": "scenes-clip"}}}
     entry = {"kind": "prompt-scores", "prompts": "scenes-test", "images": 323, "metrics": ["geneval", "clip"]}
     protocols = {"mine": entry | {"scorers": scorers}}
-    settings = {"protocols": protocols, "recipes": {"scenes": {"protocols": ["scenes", "mine"]}}}
+    settings = {
+        "protocols": protocols,
+        "recipes": {"scenes": {"protocols": ["scenes", "scenes-fid", "mine"]}},
+    }
     changes = {"settings": settings, "tables": {"table2": {"metrics": ["clip"]}}}
     plan = make_plan(merge(raw, {"overrides": changes}))
     assert list(plan.parts.protocols["mine"].scorers) == ["geneval", "clip"]
