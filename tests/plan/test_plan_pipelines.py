@@ -10,7 +10,6 @@ from fewstep.config.base import merge
 from fewstep.config.pipelines import NEVER_RUN
 from fewstep.config.specs import PipelineSampleSpec
 from fewstep.plan import Plan
-from fewstep.plan.costs_spec import cost_lines
 
 RELEASED = {"table2": {"sd35-medium", "sd35-turbo", "lcm", "hyper-sd"}}
 RELEASED["twinflow-table1"] = {
@@ -88,9 +87,10 @@ def test_a_tried_pipeline_has_no_note():
 
 def test_every_size_and_rate_is_named(plan):
     plan = make_plan(merge(raw_config(), {"weights": "released", "targets": ["table2", "twinflow-table1"]}))
-    unknown = {text for line in cost_lines(plan) for text in line.unknown}
+    lines = plan.spec("costs", "costs").lines
+    unknown = {text for line in lines for text in line.unknown}
     assert {"no size of twinflow-qwen-image", "no size of twinflow-z-image-turbo"} <= unknown
-    rates = [line.work[0].rate for line in cost_lines(plan) if line.rule == "sample"]
+    rates = [line.work[0].rate for line in lines if line.rule == "sample"]
     assert all(rate is not None and rate.source == "estimated" for rate in rates)
 
 
