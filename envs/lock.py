@@ -2,8 +2,10 @@
 
     python3.12 envs/lock.py [NAME ...]
 
-NAME is the stem of a file in envs/, or `container` for all that pyproject.toml names; default: all of them. Run it by
-the Python and on the platform that the lock is for. `pip install --require-hashes -r envs/NAME.lock` installs one.
+NAME is the stem of a file in envs/, or `container` for all that pyproject.toml names; default: all of them.
+Run it by the Python and on the platform that the lock is for. To install one:
+
+    pip install --require-hashes -r envs/NAME.lock
 """
 
 from __future__ import annotations
