@@ -104,6 +104,8 @@ def split_metric(metric: str) -> tuple[str, str]:
 
 OF_OTHERS: tuple[ScorerKind, ...] = ("pickscore", "hps", "blip", "image-reward")
 """Published networks whose authors publish no tokenizer with them."""
+PUBLISHED: tuple[ScorerKind, ...] = ("mask2former", "questions")
+"""Networks that are not trained here, nor could be."""
 
 
 class Scorer(Strict):
@@ -135,6 +137,8 @@ class Scorer(Strict):
             raise ValueError("weights: kind: cells must be of a method that is trained here")
         if (self.colours is not None) != (self.kind == "mask2former"):
             raise ValueError("colours belongs to, and is needed by, kind: mask2former")
+        if self.kind in PUBLISHED and not all(given.asset for given in self.files.values()):
+            raise ValueError(f"weights and colours of kind: {self.kind} must be of assets")
         if (self.tokenizer is not None) != (self.kind in OF_OTHERS):
             raise ValueError(f"tokenizer belongs to, and is needed by, kind: {', '.join(OF_OTHERS)}")
         if self.kind in OF_OTHERS and not all(given.asset for given in self.files.values()):

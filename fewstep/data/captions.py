@@ -16,6 +16,7 @@ from .archives import CaptionedTars
 from .asset_files import read_record
 from .caption_text import caption_of, json_list, json_object
 from .image_files import check_number
+from .question_table import read_question_table
 
 
 class Wanted(Strict):
@@ -67,14 +68,15 @@ def read_captions(dataset: Dataset, record: Path) -> list[str]:
 
 
 def read_prompts(prompts: PromptSet, record: Path) -> list[dict[str, Any]]:
-    """The prompts in the asset of ``record``: objects with the key `prompt`, and those of `Prompt` if any.
+    """The prompts in the asset of ``record``: objects with the key `prompt`, and those of `Prompt` if any, or
+    of `read_question_table`.
 
-    Several lines may have equal prompts.
+    Several may have equal texts.
 
     Raises:
         ConfigError: a missing or damaged file; a line that is no such object, or whose prompt is missing,
             empty or not UTF-8; an `id` that is there twice; another number of prompts than
-            ``prompts.prompts``.
+            ``prompts.prompts``; as for `read_question_table`.
     """
     paths = [read_record(record).verified(name)[0] for name in prompts.files]
     found: list[dict[str, Any]] = []
@@ -120,5 +122,6 @@ def _list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
     "jsonl": _lines,
     "json": _list,
+    "dpg-csv": read_question_table,
 }
 """Format of a set of prompts -> reader of one of its files: places in it, for messages, and what is there."""

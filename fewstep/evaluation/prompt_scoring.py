@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..config.specs import ForeignPromptScoreSpec, PromptScoreSpec
+from ..config.specs import ForeignPromptScoreSpec, PromptScorers, PromptScoreSpec
 from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
@@ -19,13 +21,14 @@ from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .foreign_images import ForeignImages
 from .image_archive import ImageArchive
 from .metrics_file import opened, write_metrics
-from .scorers import geneval
+from .scorers import coco_detector, colour_names, geneval
 from .scorers.blip_score import open_blip, open_image_reward
 from .scorers.cosine_score import open_clip, open_hps, open_pickscore
 from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval import Prompt
-from .scorers.geneval_score import open_cells
+from .scorers.geneval_score import open_cells, open_mask2former
 from .scorers.interface import Opener, Parts, Scorer
+from .scorers.question_score import check_dpg, check_soft_tifa, open_questions
 from .scorers.real_scenes import self_test
 
 OPENERS: dict[ScorerKind, Opener] = {
@@ -35,17 +38,21 @@ OPENERS: dict[ScorerKind, Opener] = {
     "blip": open_blip,
     "image-reward": open_image_reward,
     "cells": open_cells,
+    "mask2former": open_mask2former,
+    "questions": open_questions,
 }
 """Kind of a scorer -> what opens it."""
-
-AnyPromptSpec = PromptScoreSpec | ForeignPromptScoreSpec
 
 HELD_OUT = {"seen": False, "held_out": True}
 """End of a metric's name -> whether training did without the captions that it is over."""
 
 
 def score_prompt_images(
-    spec: AnyPromptSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
+    spec: PromptScoreSpec | ForeignPromptScoreSpec,
+    images: Path,
+    weights: Sequence[Path],
+    prompts: Path,
+    out: Path,
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
@@ -92,17 +99,20 @@ def score_prompt_images(
         archive,
         compute_metrics(protocol, passed, values, shown),
         prompts_sha256={name: read_record(prompts).verified(name)[1] for name in spec.prompts.files},
-        scorers={name: scorer.card for name, scorer in scorers.items()},
+        scorers={
+            name: {**scorer.card, **(scorer.remarks(values[name]) if name in passed else {})}
+            for name, scorer in scorers.items()
+        },
         refused=refused,
     )
 
 
-def check_prompts(spec: AnyPromptSpec, lines: Sequence[Prompt], record: Path) -> None:
+def check_prompts(spec: PromptScorers, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse prompts that the protocol cannot use.
 
     Raises:
         ValueError: naming the file and the key: images that are not a multiple of the prompts, a metric over
-            prompts of which there are none, or a line that GenEval's rules cannot judge.
+            prompts of which there are none, or a line that a scorer cannot judge.
     """
     protocol = spec.protocol
     where = f"{record}: {', '.join(spec.prompts.files)}"
@@ -111,13 +121,25 @@ def check_prompts(spec: AnyPromptSpec, lines: Sequence[Prompt], record: Path) ->
             f"{where}: {len(lines)} prompts, but the protocol has images: {protocol.images}; give a "
             "multiple of the prompts"
         )
-    if "geneval" in protocol.scorers:
+    checks = [_CHECKS.get((name, entry.kind)) for name, entry in protocol.scorers.items()]
+    for check in filter(None, checks):
         for number, line in enumerate(lines, start=1):
-            geneval.check_prompt(line, f"{where}: line {number}")
+            check(line, f"{where}: line {number}")
     for metric in protocol.metrics:
         part = split_metric(metric)[1]
-        if part and not places_of(part, lines):
+        if part and part != "atoms" and not places_of(part, lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
+
+
+_CHECKS: dict[tuple[str, ScorerKind], Callable[[Prompt, str], None]] = {
+    ("geneval", "cells"): geneval.check_prompt,
+    ("geneval", "mask2former"): partial(
+        geneval.check_prompt, classes=coco_detector.CLASSES, colours=colour_names.COLOURS
+    ),
+    ("dpg", "questions"): check_dpg,
+    ("geneval2", "questions"): check_soft_tifa,
+}
+"""Name and kind of a scorer -> what refuses a prompt that it cannot judge, given where it stands."""
 
 
 def check_captions(archive: ImageArchive | ForeignImages, lines: Sequence[Prompt], record: Path) -> None:
@@ -138,12 +160,12 @@ def check_captions(archive: ImageArchive | ForeignImages, lines: Sequence[Prompt
 
 
 def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
-    """Which prompts are of a task of GenEval, or were seen or held out.
+    """Which prompts are of a task of GenEval, have a question of a category, or were seen or held out.
 
     The latter two are of the tasks of which there are both, so that their scores can be compared.
     """
     if part not in HELD_OUT:
-        return [place for place, prompt in enumerate(prompts) if prompt.get("tag") == part]
+        return [place for place, prompt in enumerate(prompts) if part in _parts(prompt)]
     kinds = [(prompt.get("tag"), bool(prompt.get("held_out", False))) for prompt in prompts]
     there = set(kinds)
     return [
@@ -151,6 +173,10 @@ def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
         for place, (tag, held_out) in enumerate(kinds)
         if held_out == HELD_OUT[part] and (tag, not held_out) in there
     ]
+
+
+def _parts(prompt: Prompt) -> set[str | None]:
+    return {prompt.get("tag"), *(one["category"] for one in prompt.get("questions") or [])}
 
 
 def _check_labels(archive: ImageArchive | ForeignImages, batch: int, first: int, prompts: int) -> None:
@@ -165,7 +191,7 @@ def _check_labels(archive: ImageArchive | ForeignImages, batch: int, first: int,
 
 
 def open_scorers(
-    spec: AnyPromptSpec, weights: Sequence[Path], prompts: Path, device: torch.device
+    spec: PromptScorers, weights: Sequence[Path], prompts: Path, device: torch.device
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """The scorers of the protocol by their names, and of those that cannot be opened the reasons.
 
@@ -197,7 +223,10 @@ def open_scorers(
 
 
 def _refused(
-    scorers: Mapping[str, Scorer], spec: AnyPromptSpec, lines: Sequence[Prompt], record: Path
+    scorers: Mapping[str, Scorer],
+    spec: PromptScoreSpec | ForeignPromptScoreSpec,
+    lines: Sequence[Prompt],
+    record: Path,
 ) -> dict[str, str]:
     """Scorers that fail their self-test, and why. Its pictures are real scenes, or else drawn shapes."""
     test = self_test(record, lines) or drawn_shapes(spec.image)
@@ -208,13 +237,13 @@ def _refused(
 def compute_metrics(
     protocol: PromptProtocol,
     scorers: Mapping[str, Scorer],
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[Any]],
     prompts: Sequence[Prompt],
 ) -> dict[str, float]:
     """The metrics that a protocol asks for, by name, of the scorers that there are.
 
     Args:
-        values: scorer -> its number of each image.
+        values: scorer -> its number, or row of numbers, of each image.
         prompts: of each image.
     """
     found: dict[str, float] = {}

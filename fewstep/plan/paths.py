@@ -18,6 +18,7 @@ OUTPUTS = {
     "images": {"npz": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.npz"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
+    "bounds": {"bounds": "<results>/references/{table}.json"},
     "export": {
         "lora": "<results>/{run}/{seed}/export/pytorch_lora_weights.safetensors",
         "target_embedder": "<results>/{run}/{seed}/export/target_embedder.safetensors",
@@ -50,6 +51,7 @@ SPECS = {
     "pipeline": "{run}",
     "sample": "{run}/{sampler}-{steps}/{images}",
     "reference": "{protocol}",
+    "bounds": "{table}",
     "score": "{run}/{seed}/{sampler}-{steps}/{protocol}",
     "table": "{table}",
     "claims": "{claims}",

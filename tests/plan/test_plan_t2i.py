@@ -20,10 +20,13 @@ from fewstep.config.specs import (
     TrainSpec,
     score_spec_class,
 )
+from fewstep.config.text import Scorer
 from fewstep.environment import machine
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker
 
+ABLATIONS = ("fm", "fm-cd", "fm-n2n", "no-normalisation", "arctan", "log", "freq-1", "freq-5")
+"""Variants of DE-CM in table3-t2i."""
 STUDENT = {"run": "decm-t2i/base", "seed": "0"}
 
 
@@ -72,7 +75,8 @@ def test_what_makes_a_model(scale):
         "sd35-medium/base": "adopt" if scale.protocol == "t2i-paper" else "train",
         "sd35-smooth/base": "reembed",
         "sd35-finetuned/base": "train",
-        "decm-t2i/base": "train",
+        **{f"decm-t2i/{variant}": "train" for variant in ABLATIONS},
+        **{f"{method}-t2i/base": "train" for method in ("cd", "decm", "meanflow", "rcgm", "twinflow")},
     }
     for name, stage in made.items():
         assert maker(scale.plan, scale.plan.file("model", run=name, seed=0)).stage == stage
@@ -169,13 +173,65 @@ def test_scores_of_table_2(paper_plan):
     assert not {*assets, "blip-large"} & set(make_plan(raw_config("demo")).assets(["table2"]))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "assets", "prompts", "images"),
+    [
+        ("t2i-geneval", ["mask2former-swin-small", "clip-vit-l14"], "geneval-prompts", 4 * 553),
+        ("t2i-dpg", ["qwen3-vl-8b"], "dpg-bench", 4 * 1065),
+        ("t2i-geneval2", ["qwen3-vl-8b"], "geneval2-prompts", 800),
+    ],
+)
+def test_scores_of_objects_and_questions(paper_plan, protocol, assets, prompts, images):
+    cell = {**STUDENT, "sampler": "mix", "steps": "4", "protocol": protocol}
+    found = paper_plan.inputs("score", cell)
+    assert found["scorers"] == [paper_plan.file("record", asset=asset) for asset in assets]
+    assert found["prompts"] == [paper_plan.file("record", asset=prompts)]
+    spec = paper_plan.spec("score", f"decm-t2i/base/0/mix-4/{protocol}")
+    assert isinstance(spec, PromptScoreSpec) and spec.scorers == {}
+    assert spec.sample.images == images and images % spec.prompts.prompts == 0
+
+
+def test_twinflows_table_takes_several_protocols(paper_plan):
+    """GenEval's own; DPG-Bench for its column; GenEval 2 for who asks for it."""
+    table = paper_plan.tables["twinflow-table1"]
+    assert table.protocols == ["t2i-geneval"] and table.extra_metrics["dpg"] == "t2i-dpg"
+    assert "geneval2-prompts" not in paper_plan.assets(["twinflow-table1"])
+    changes = {"tables": {"twinflow-table1": {"metrics": ["geneval2"]}}}
+    asked = make_plan(merge(raw_config(), {"overrides": changes}))
+    assert asked.tables["twinflow-table1"].extra_metrics == {"geneval2": "t2i-geneval2"}
+    assert "geneval2-prompts" in asked.assets(["twinflow-table1"])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ({"kind": "questions", "weights": {"method": "x"}}, "kind: questions must be of assets"),
+        (
+            {
+                "kind": "mask2former",
+                "weights": {"asset": "x", "file": "y"},
+                "colours": {"method": "scenes-clip"},
+            },
+            "kind: mask2former must be of assets",
+        ),
+        ({"kind": "mask2former", "weights": {"asset": "x", "file": "y"}}, "needed by, kind: mask2former"),
+    ],
+)
+def test_published_networks_are_assets(scorer, message):
+    with pytest.raises(ValueError, match=message):
+        Scorer.model_validate(scorer)
+
+
 def test_scorers_are_ordered_by_name():
     raw = raw_config("demo")
     scorers = {"geneval": {"kind": "cells", "weights": {"method": "scenes-detector"}}}
     scorers |= {"clip": {"kind": "clip", "weights": {"method": "scenes-clip"}}}
     entry = {"kind": "prompt-scores", "prompts": "scenes-test", "images": 323, "metrics": ["geneval", "clip"]}
     protocols = {"mine": entry | {"scorers": scorers}}
-    settings = {"protocols": protocols, "recipes": {"scenes": {"protocols": ["scenes", "mine"]}}}
+    settings = {
+        "protocols": protocols,
+        "recipes": {"scenes": {"protocols": ["scenes", "scenes-fid", "mine"]}},
+    }
     changes = {"settings": settings, "tables": {"table2": {"metrics": ["clip"]}}}
     plan = make_plan(merge(raw, {"overrides": changes}))
     assert list(plan.parts.protocols["mine"].scorers) == ["geneval", "clip"]

@@ -88,36 +88,44 @@ class Scorer(ABC):
         name: of its metrics, as in the protocol.
         sha256: of the file of its weights.
         device: that its network is on.
+        rows: most images, or questions about them, that go through its network at once.
     """
 
     computes: str
     """What the number is, in words."""
+    differs: str = ""
+    """Why its numbers cannot be compared with published ones, in words; empty if they can."""
 
-    def __init__(self, name: str, sha256: str, device: torch.device | str) -> None:
+    def __init__(self, name: str, sha256: str, device: torch.device | str, rows: int = ROWS) -> None:
         self.name = name
         self.sha256 = sha256
         self.device = torch.device(device)
-        self._fitting = FittingBatches(f"scorer {name}", ROWS)
+        self._fitting = FittingBatches(f"scorer {name}", rows)
 
     @property
     def card(self) -> dict[str, str]:
         """What stands beside its numbers in a metrics file."""
-        return {"sha256": self.sha256, "computes": self.computes}
+        differs = {"differs": self.differs} if self.differs else {}
+        return {"sha256": self.sha256, "computes": self.computes, **differs}
+
+    def remarks(self, values: Sequence[Any]) -> dict[str, float]:
+        """What else of the images' numbers stands there."""
+        return {}
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """A number for each image, float32 (n,), on the CPU.
+        """A number for each image, float32 (n,), or a row of numbers (n, k), on the CPU.
 
         Args:
             images: uint8 (n, C, H, W) on the host.
             prompts: of each image.
         """
 
-    def overall(self, values: Sequence[float], prompts: Sequence[Prompt]) -> dict[str, float]:
+    def overall(self, values: Sequence[Any], prompts: Sequence[Prompt]) -> dict[str, float]:
         """The number of all images under "", and those of parts of them by name.
 
         Args:
-            values: of each image.
+            values: of each image, its number or row.
             prompts: of each image.
         """
         return {"": sum(values) / len(values)}
@@ -132,10 +140,10 @@ class Scorer(ABC):
             return f"its self-test: of {count} pictures only {right} score higher with their own prompt"
         return ""
 
-    def _batches(self, function: Callable[..., Any], *given: Tensor) -> list[Any]:
-        """``function`` of parts of the images, and of what else has a row for each, on the device, as many at
-        once as fit."""
-        there = [place(each, self.device) for each in given]
+    def _batches(self, function: Callable[..., Any], *given: Tensor | Sequence[Any]) -> list[Any]:
+        """``function`` of parts of the images, and of what else has an item for each, as many at once as fit;
+        tensors are on the device."""
+        there = [place(each, self.device) if isinstance(each, Tensor) else each for each in given]
         return self._fitting(
             lambda part: function(*(each[part.start : part.stop] for each in there)), range(len(given[0]))
         )

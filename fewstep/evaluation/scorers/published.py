@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ...backbones.model_file import check_weights
+from ...common.cli import first_few
+from ...common.files import reading
 
 COMPUTED = r"\.position_ids$"
 """Tensors that older files have, and that a network makes itself."""
@@ -78,3 +80,24 @@ def pixels(processor: Any, images: Tensor) -> Tensor:
     pictures = list(images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
     found: Tensor = processor(pictures, input_data_format="channels_last", return_tensors="pt").pixel_values
     return found.to(images.device)
+
+
+def load_folder(network: Any, folder: Path, what: str, dtype: Any = torch.float32) -> Any:
+    """A network of transformers from a folder in the hub's layout, frozen and in evaluation mode.
+
+    Args:
+        network: its class, which knows the names that weights had in earlier versions.
+        folder: with `config.json` and weights as safetensors, in one file or in several.
+        what: the network in words, with its article.
+        dtype: "auto": the one that its weights are stored in.
+
+    Raises:
+        ValueError: naming the folder: it is damaged, of another network, or lacks weights.
+    """
+    with reading(folder, what):
+        net, found = network.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{folder}: not {what}: weights are missing: {first_few(missing)}")
+    return net.eval().requires_grad_(False)
