@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .common.cli import parser, run
 from .config import ConfigError, read_spec_of
@@ -28,6 +29,9 @@ from .config.specs import (
     PromptScoreSpec,
     score_spec_class,
 )
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,17 +66,22 @@ def main(argv: list[str] | None = None) -> None:
         score_images(spec, given.images, given.extractor, reference, given.out, given.channels_last)
 
 
-def _foreign(given: Namespace) -> ForeignSpec:
-    """The spec of a protocol by its name; files that are not given are filled in from the plan."""
+def read_plan(preset: Path | None) -> Plan:
+    """The configuration of the repository, or of the working directory, with a preset laid over it."""
     from .plan import Plan
-    from .plan.stage_specs import foreign_score
 
     repository = Path(__file__).parents[1]
     if not (repository / "config").is_dir():
         repository = Path()
-    presets = [] if given.config is None else [given.config]
-    raw = {} if given.config is None else read_yaml(given.config)
-    plan = Plan(complete(raw, repository), repository, presets)
+    raw = {} if preset is None else read_yaml(preset)
+    return Plan(complete(raw, repository), repository, [] if preset is None else [preset])
+
+
+def _foreign(given: Namespace) -> ForeignSpec:
+    """The spec of a protocol by its name; files that are not given are filled in from the plan."""
+    from .plan.stage_specs import foreign_score
+
+    plan = read_plan(given.config)
     spec, files = foreign_score(plan, given.protocol)
     for name, paths in files.items():
         if not getattr(given, name):
