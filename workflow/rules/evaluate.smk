@@ -42,7 +42,7 @@ rule reference:
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
 
-# Of real scenes: on what a network would sample at best, and at worst.
+# Scores of real images: what a network could reach at best, and at worst.
 rule bounds:
     input:
         unpack(inputs("bounds")),
