@@ -213,7 +213,9 @@ class Attention(nn.Module):
             pair = self.q_norm.normalise(pair, pair.shape[-1:], eps=self.q_norm.eps)
             if self.q_norm.weight is not None and self.k_norm.weight is not None:
                 pair = pair * torch.stack([self.q_norm.weight, self.k_norm.weight]).view(2, 1, 1, 1, -1)
-        q, k = (pair if turns is None else rotate(pair, turns)).unbind(0)
+        if turns is not None:
+            pair = rotate(pair, turns)
+        q, k = pair.to(v.dtype).unbind(0)  # as autocast would cast each of the two
         mixed = F.scaled_dot_product_attention(q, k, v.squeeze(0))
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -256,7 +258,9 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor, turns: Tensor | None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        # In full precision at once: else each of the six is cast alone, in the backward too.
+        modulation = upcast(self.adaLN_modulation(c))[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), turns))
         return torch.addcmul(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
 

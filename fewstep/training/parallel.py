@@ -237,7 +237,7 @@ def agreed(accelerator: Accelerator, step: int, *flags: bool) -> list[bool]:
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be sharded, in the same memory, without a graph."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
