@@ -1,7 +1,8 @@
 """How a training uses its devices: replicated or sharded, blocks checkpointed or compiled.
 
 None of it changes what is computed, so none of it is in a spec. Blocks are the entries of the network's
-``blocks``; a network without them is sharded whole, and neither checkpointed nor compiled.
+``blocks``; a network without them (an autoencoder, a classifier) is sharded whole, and neither checkpointed
+nor compiled.
 """
 
 from __future__ import annotations
