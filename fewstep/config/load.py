@@ -77,6 +77,10 @@ class Root(Strict):
     targets: Annotated[list[str] | Literal["all"], Ref("targets")] = Field(
         description="what is made unasked: stems of config/tables, claims, report; or all of these"
     )
+    rows: Annotated[Literal["all"] | list[str], Ref("rows")] = Field(
+        default=[],
+        description="rows of tables, by id, that are made although they say by_name; or all of these",
+    )
     title: str = Field(description="heading of the report")
     command: str = Field(description="how to call the workflow, as the report prints it")
     text: Literal["stored", "live"] = Field(
@@ -248,6 +252,8 @@ class _Reader:
         names |= {f"files of {name}": asset.names for name, asset in assets.items()}
         names["extractors"] = [*EXTRACTORS, "identity", *SCORERS]
         names["targets"] = [*stems, *sorted(claimed), "report", *(["all"] if root.targets == "all" else [])]
+        dear = [row.id for table in tables.values() for row in table.rows if row.by_name]
+        names["rows"] = [*dear, *(["all"] if root.rows == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
         checked += [(method, method_files[name], name) for name, method in methods.items()]

@@ -18,6 +18,7 @@ Scale = Literal["paper", "small", "demo", "toy"]
 Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
+    "clip": ("embedding",),
     "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
     "vgg16": ("fc2", "fc2_relu"),
     **dict.fromkeys(
@@ -334,7 +335,9 @@ class Protocol(Precision):
         default=None, exclude_if=lambda value: value is None, description="of moon_distance, off_moons"
     )
     labels: Literal["balanced", "random"]
-    extractor: str = Field(description="torch-fidelity name, conv-classifier, or identity")
+    extractor: str = Field(
+        description="torch-fidelity name; conv-classifier or clip, which are trained here; or identity"
+    )
     features: str = Field(description="layer whose Gaussian is compared")
     logits: str | None = Field(default=None, description="layer for the Inception score")
     weights: Weights | None = Field(default=None, description="of the extractor; identity has none")

@@ -217,7 +217,9 @@ class TableSpec(Strict):
 
     name: str = Field(description="stem of config/tables/NAME.yaml")
     scale: str = Field(description="scale of its recipes; only `paper` stands under the paper's numbers")
-    protocols: list[str] = Field(default=[], description="first the paper's own, then the others")
+    protocols: list[str] = Field(
+        default=[], description="that compute the table's metric: first the paper's own, then the others"
+    )
     extra_metrics: dict[str, str] = Field(
         default={}, description="metric beside the table's own -> the protocol that it is of"
     )
@@ -238,7 +240,8 @@ class TableSpec(Strict):
             if row.id not in labels:
                 raise ValueError(f"cells for row {row.id}, which the table does not have")
             for protocol, columns in row.cells.items():
-                if len(columns) != labels[row.id] or protocol not in self.protocols:
+                known = protocol in (*self.protocols, *self.extra_metrics.values())
+                if len(columns) != labels[row.id] or not known:
                     raise ValueError(f"row {row.id}: {len(columns)} columns under {protocol}")
         return self
 
@@ -272,11 +275,11 @@ class Work(Strict):
 
 
 class CostLine(Strict):
-    """Jobs of one rule that cost the same; everything but ``jobs`` is of one of them."""
+    """What a job costs."""
 
     rule: str
     device: Device
-    jobs: int
+    run: str = Field(default="", description="method/variant that it is of")
     work: list[Work] = []
     models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
     kept: float = Field(default=0, description="other bytes that stay")
@@ -285,13 +288,20 @@ class CostLine(Strict):
     unknown: list[str] = []
 
 
+class PlannedJob(Strict):
+    line: int = Field(description="place among the lines: what it costs")
+    after: list[int] = Field(default=[], description="places of the jobs that make what it reads")
+
+
 class CostsSpec(Strict):
     """All that the targets' costs follow from, once networks are counted."""
 
     lines: list[CostLine]
+    jobs: list[PlannedJob]
     networks: dict[str, Backbone]
     operations: Operations
     start: float = Field(description="seconds of a job before its first image")
+    restart: float = Field(description="seconds that a time limit costs a job that goes on")
 
 
 class ReportItem(Strict):

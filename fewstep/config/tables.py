@@ -67,6 +67,11 @@ class Row(Strict):
     nfe_label: list[str] = Field(default=[], description="as printed, where it is not the number")
     reported: dict[str, Numbers] = Field(default={}, description="metric -> one number for each NFE")
     params: str = Field(default="", description="number of parameters, as printed")
+    by_name: bool = Field(
+        default=False,
+        description="reported only, unless the configuration's `rows` names it: a training that is dear, and "
+        "that the table's paper did not do itself",
+    )
     note: str = ""
 
 

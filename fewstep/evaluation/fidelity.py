@@ -1,7 +1,7 @@
 """Feature extractors and metrics of torch-fidelity.
 
 No other module imports torch_fidelity, and this one is imported where it is used: it takes seconds. The
-demo's classifier is registered there as `conv-classifier`, so that it and Inception are used alike.
+networks of the demo are registered there, so that they and Inception are used alike.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from torch_fidelity.utils import create_feature_extractor
 
 from ..backbones.model_file import load_network
 from ..common.tensor_files import load_torch
-from ..config.settings import KernelDistance
+from ..config.settings import EXTRACTORS, KernelDistance
 
-CLASSIFIER = "conv-classifier"
 DISTANCE_ROWS = 2_000
 """Rows of the distance matrix of precision and recall that are in memory: 400 MB at 50,000 images."""
 
 
-class ClassifierFeatures(FeatureExtractorBase):
-    """A ConvClassifier of this workflow behind torch-fidelity's interface.
+class TrainedFeatures(FeatureExtractorBase):
+    """A network of this workflow behind torch-fidelity's interface.
 
-    uint8 images (n, C, H, W) to `features` (n, F) and `logits` (n, classes).
+    uint8 images (n, C, H, W) to the vectors (n, F) that `vectors` makes.
     """
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
@@ -41,20 +40,45 @@ class ClassifierFeatures(FeatureExtractorBase):
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         if input.shape[1:] != self._shape:
             raise ValueError(f"{self.name} takes images {self._shape}, not {tuple(input.shape[1:])}")
-        features = self._net.features(input.float() / 127.5 - 1)
-        values = {"features": features, "logits": self._net.head(features)}
+        values = self.vectors(input.float() / 127.5 - 1)
         return tuple(values[name] for name in self.features_list)
+
+    def vectors(self, images: Tensor) -> dict[str, Tensor]:
+        """Layer -> vectors (n, F) of images (n, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        layers: tuple[str, ...] = cls.get_provided_features_list()
+        return layers[-1 if metric == "isc" else 0]
+
+
+class ClassifierFeatures(TrainedFeatures):
+    """A ConvClassifier: `features`, and `logits` (n, classes)."""
+
+    def vectors(self, images: Tensor) -> dict[str, Tensor]:
+        features = self._net.features(images)
+        return {"features": features, "logits": self._net.head(features)}
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("features", "logits")
+        return EXTRACTORS["conv-classifier"]
+
+
+class ClipFeatures(TrainedFeatures):
+    """A CLIP: `embedding`, of length 1."""
+
+    def vectors(self, images: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self._net.embed_images(images)}
 
     @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
+    def get_provided_features_list() -> tuple[str, ...]:
+        return EXTRACTORS["clip"]
 
 
-register_feature_extractor(CLASSIFIER, ClassifierFeatures)
+TRAINED = {"conv-classifier": ClassifierFeatures, "clip": ClipFeatures}
+for _name, _class in TRAINED.items():
+    register_feature_extractor(_name, _class)
 
 
 def create_extractor(name: str, layers: Sequence[str], weights: Path, cuda: bool) -> FeatureExtractorBase:
@@ -63,7 +87,7 @@ def create_extractor(name: str, layers: Sequence[str], weights: Path, cuda: bool
     Raises:
         ValueError: published weights that hold more than tensors.
     """
-    if name != CLASSIFIER:
+    if name not in TRAINED:
         load_torch(weights)  # refuses objects, which torch_fidelity would run
     return create_feature_extractor(
         name, list(layers), cuda=cuda, feature_extractor_weights_path=str(weights), verbose=False

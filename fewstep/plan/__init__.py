@@ -66,7 +66,7 @@ class Plan:
         weights += [encoder.weights for encoder in self.parts.text_encoders.values()]
         for protocol in self.parts.protocols.values():
             if isinstance(protocol, PromptProtocol):
-                weights += [given for scorer in protocol.scorers.values() for given in scorer.files]
+                weights += [given for scorer in protocol.scorers.values() for given in scorer.files.values()]
             else:
                 weights += [protocol.weights, protocol.reference]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}
@@ -240,9 +240,9 @@ class Plan:
         if stage == "costs":
             runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
             return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
-        if stage == "score":
-            prompts = isinstance(self.parts.protocols[key["protocol"]], PromptProtocol)
-            return "t2i" if prompts else "metrics"
+        if stage in ("reference", "score"):
+            entry = self.parts.protocols[key["protocol"]]
+            return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
         return "t2i" if self.runs[key["run"]].text_encoder else "torch"
 
     def assets(self, targets: Iterable[str] | None = None) -> list[str]:
@@ -251,8 +251,8 @@ class Plan:
         jobs = self.jobs() if files is None else dependencies(self, files)
         return [job.key["asset"] for job in jobs if job.stage == "fetch"]
 
-    def jobs(self) -> list[Job]:
-        """Every job behind the targets but the small ones that write specs."""
+    def jobs(self) -> dict[Job, list[Job]]:
+        """Every job behind the targets, with those that it waits for; without the ones that write specs."""
         return dependencies(self, self.targets())
 
     def spec(self, stage: str, name: str) -> Strict:

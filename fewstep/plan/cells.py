@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class ResolvedTable:
     seeds: dict[str, list[int]]
     """Row id -> seeds of its run."""
     protocols: list[str] = field(default_factory=list)
-    """Of the runs: first the paper's own, then the others."""
+    """Of the runs, that compute the table's metric: first the paper's own, then the others."""
     extra_metrics: dict[str, str] = field(default_factory=dict)
     """Metric beside the table's own -> its protocol: the first that has it, if possible for every run."""
     parameters: dict[str, float] = field(default_factory=dict)
@@ -97,36 +97,39 @@ class Resolver:
         """Resolve a table; its mistakes leave parts of it out."""
         config = self.config
         table, where = config.tables[name], f"{config.root.files.tables}/{name}.yaml"
-        cells: dict[str, dict[str, list[list[CellKey]]]] = {}
-        runs, seeds = {}, {}
+        cells: dict[str, dict[str, list[list[CellKey]]]] = {row.id: {} for row in table.rows}
+        runs, seeds, samplers = {}, {}, {}
         for row in table.rows:
-            cells[row.id] = {}
             run = self._run(row, f"{where}: rows.{row.id}") if row.method is not None else None
             if run is None:
                 continue
-            samplers = self._samplers(table, row, run, f"{where}: rows.{row.id}")
-            if not self.available(run):
+            samplers[row.id] = self._samplers(table, row, run, f"{where}: rows.{row.id}")
+            if not self.available(run) or not self._asked(row):
                 continue
+            seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             # Published weights come without the curve of their training.
             if not (table.kind == "training" and run.maker != "train"):
                 runs[row.id] = run
-            seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
-            for protocol in run.recipe.protocols:
-                cells[row.id][protocol] = [
-                    [run.cell(seed, sampler, steps, protocol) for seed in seeds[row.id]]
-                    for steps, sampler in samplers
-                ]
         found = ResolvedTable(table, runs, cells, seeds)
         scales = {run.recipe.scale for run in runs.values()}
         if "toy" in scales and len(scales) > 1:
             self.mistakes.add(f"{where}: rows: toys stand beside {', '.join(sorted(scales - {'toy'}))}")
-        found.protocols.extend(dict.fromkeys(key for run in runs.values() for key in run.recipe.protocols))
         with self.mistakes.caught():
             self._check_metric(found, where)
         with self.mistakes.caught():
             self._check_classes(found, where)
         with self.mistakes.caught():
             found.extra_metrics.update(self._extra_metrics(found, where))
+        found.protocols.extend(
+            dict.fromkeys(key for run in runs.values() for key in self._protocols(table, run))
+        )
+        for row_id, run in runs.items():
+            for protocol in run.recipe.protocols:
+                if protocol in (*found.protocols, *found.extra_metrics.values()):
+                    cells[row_id][protocol] = [
+                        [run.cell(seed, sampler, steps, protocol) for seed in seeds[row_id]]
+                        for steps, sampler in samplers[row_id]
+                    ]
         with self.mistakes.caught():
             found.parameters.update(_parameters(found, where))
         return found
@@ -135,10 +138,11 @@ class Resolver:
         """A claim of which every cell can be had."""
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
+        bases = [self.runs.get(f"{cell.method}/{BASE}") for cell in sides]
+        if claim.scales and not {run.recipe.scale for run in bases if run is not None} <= set(claim.scales):
+            return None
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
-            return None
-        if claim.scales and not {run.recipe.scale for run in runs} <= set(claim.scales):
             return None
         if len({run.recipe.scale == "toy" for run in runs}) > 1:
             self.mistakes.add(f"{where}: toys cannot be compared with others")
@@ -148,8 +152,7 @@ class Resolver:
         if not all(map(self.available, runs)):
             return None
         with self.mistakes.caught():
-            protocol = shared_protocol(runs, where)
-            self._require_metric(claim.metric, [protocol], f"{where}.metric")
+            protocol = self._having(claim.metric, shared_protocols(runs, where), f"{where}.metric")[0]
             asked = {"first": self.config.root.seeds, "all": self.config.claim_seeds}
             wanted = claim.seeds if isinstance(claim.seeds, list) else asked[claim.seeds]
             single = [self.single(run) for run in runs]
@@ -165,6 +168,11 @@ class Resolver:
                 ],
             )
         return None
+
+    def _asked(self, row: Row) -> bool:
+        """Whether the row is made, and not reported only."""
+        rows = self.config.root.rows
+        return not row.by_name or rows == "all" or row.id in rows
 
     def _run(self, named: Row | CellName, where: str) -> Run | None:
         """None if the run has mistakes."""
@@ -190,15 +198,24 @@ class Resolver:
                 found.append((steps, sampler))
         return found
 
-    def _require_metric(self, metric: str, protocols: Iterable[str], where: str) -> None:
-        """Refuse a metric that one of the protocols does not compute."""
-        for name in protocols:
-            entry = self.config.parts.protocols[name]
-            if metric not in entry.metrics:
-                raise ConfigError(
-                    f"{where}: protocol {name!r} computes {', '.join(entry.metrics)}, not {metric!r}; "
-                    "choose one of these, or add it to the protocol's metrics"
-                )
+    def _protocols(self, table: Table, run: Run) -> list[str]:
+        """Those that evaluate a run for a table: of measured ones, those that compute its metric."""
+        names = run.recipe.protocols
+        if table.kind in (*PICTURES, "training"):
+            return names
+        return [name for name in names if table.metric in self.config.parts.protocols[name].metrics]
+
+    def _having(self, metric: str, protocols: Sequence[str], where: str) -> list[str]:
+        """The protocols that compute a metric, of which there must be one."""
+        entries = {name: self.config.parts.protocols[name] for name in protocols}
+        having = [name for name, entry in entries.items() if metric in entry.metrics]
+        if not having:
+            computed = "; ".join(f"{name!r} computes {', '.join(e.metrics)}" for name, e in entries.items())
+            raise ConfigError(
+                f"{where}: protocol {computed}, not {metric!r}; choose one of these, or add it to the "
+                "protocol's metrics"
+            )
+        return having
 
     def _check_metric(self, found: ResolvedTable, where: str) -> None:
         """Refuse a metric that no metrics file, or no curve of a training, will have."""
@@ -208,7 +225,7 @@ class Resolver:
             if found.table.kind not in PICTURES:
                 for run in found.runs.values():
                     with self.mistakes.caught():
-                        self._require_metric(metric, run.recipe.protocols, file)
+                        self._having(metric, run.recipe.protocols, file)
             return
         losses = {run.loss.name for run in found.runs.values()}
         if found.runs and metric not in LOGGED and not any(logs(loss, metric) for loss in losses):
@@ -233,17 +250,11 @@ class Resolver:
 
     def _extra_metrics(self, found: ResolvedTable, where: str) -> dict[str, str]:
         chosen: dict[str, str] = {}
-        protocols = self.config.parts.protocols
-        for metric in found.table.metrics if found.runs else []:
-            having = [key for key in found.protocols if metric in protocols[key].metrics]
-            if not having:
-                raise ConfigError(
-                    f"{where}: metrics: none of the protocols {', '.join(found.protocols)} computes "
-                    f"{metric!r}; add it to the metrics of one"
-                )
-            shared = [
-                key for key in having if all(key in run.recipe.protocols for run in found.runs.values())
-            ]
+        runs = found.runs.values()
+        protocols = list(dict.fromkeys(key for run in runs for key in run.recipe.protocols))
+        for metric in found.table.metrics if runs else []:
+            having = self._having(metric, protocols, f"{where}: metrics")
+            shared = [key for key in having if all(key in run.recipe.protocols for run in runs)]
             chosen[metric] = (shared or having)[0]
         return chosen
 
@@ -267,8 +278,8 @@ def _parameters(found: ResolvedTable, where: str) -> dict[str, float]:
     return values
 
 
-def shared_protocol(runs: Iterable[Run], where: str) -> str:
-    """The protocol under which runs are compared: the first that all their recipes name."""
+def shared_protocols(runs: Iterable[Run], where: str) -> list[str]:
+    """The protocols under which runs can be compared: those that all their recipes name."""
     named = [run.recipe.protocols for run in runs]
     shared = [protocol for protocol in named[0] if all(protocol in others for others in named)]
     if not shared:
@@ -276,7 +287,7 @@ def shared_protocol(runs: Iterable[Run], where: str) -> str:
             f"{where}: no protocol evaluates all of its cells; "
             f"their recipes name {'; '.join(', '.join(protocols) or 'none' for protocols in named)}"
         )
-    return shared[0]
+    return shared
 
 
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:

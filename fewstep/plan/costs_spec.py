@@ -5,14 +5,13 @@ How large a network is and what its evaluation costs is counted from the network
 
 from __future__ import annotations
 
-from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
-from ..config.specs import CostLine, Work
+from ..config.specs import CostLine, PlannedJob, Work
 from ..config.text import IN_MEMORY, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
@@ -28,20 +27,25 @@ RULES = {"report": "report_page"}
 """Stage -> rule, where they have two names."""
 
 
-def cost_lines(plan: Plan) -> list[CostLine]:
-    """Lines of the wanted targets' jobs, one for each kind of job, in the order of the rules."""
-    jobs = plan.jobs()
-    counts: Counter[CostLine] = Counter()
-    for stage in _ORDER:
-        for job in (job for job in jobs if job.stage == stage):
-            counts[_LINES[stage](plan, job) if stage in _LINES else _line(RULES.get(stage, stage))] += 1
-    return [line.model_copy(update={"jobs": count}) for line, count in counts.items()]
+def planned(plan: Plan) -> tuple[list[CostLine], list[PlannedJob]]:
+    """The wanted targets' jobs in the order of the rules, and what each costs: equal costs stand once."""
+    waits = plan.jobs()
+    jobs = sorted(waits, key=lambda job: _ORDER.index(job.stage))
+    numbers = {job: number for number, job in enumerate(jobs)}
+    lines: dict[CostLine, int] = {}
+    found = []
+    for job in jobs:
+        line = _LINES[job.stage](plan, job) if job.stage in _LINES else _line(RULES.get(job.stage, job.stage))
+        line = line.model_copy(update={"run": job.key.get("run", "")})
+        after = sorted(numbers[other] for other in waits[job])
+        found.append(PlannedJob(line=lines.setdefault(line, len(lines)), after=after))
+    return list(lines), found
 
 
 def _line(rule: str, *work: Work, device: Device = "cpu", **values: Any) -> CostLine:
     """A job of some work: on the device of the first declared rate, or ``device``."""
     devices = [each.rate.device for each in work if each.rate is not None]
-    return CostLine(rule=rule, device=[*devices, device][0], jobs=1, work=list(work), **values)
+    return CostLine(rule=rule, device=[*devices, device][0], work=list(work), **values)
 
 
 def _fetch(plan: Plan, job: Job) -> CostLine:

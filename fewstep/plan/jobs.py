@@ -25,22 +25,24 @@ class Job:
     key: dict[str, str]
     """The wildcards of its output."""
 
+    def __hash__(self) -> int:
+        return hash((self.stage, *sorted(self.key.items())))
 
-def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
-    """Every job behind some files, each once; the small ones that write specs are left out."""
-    found: dict[tuple[object, ...], Job] = {}
-    seen: set[str] = set()
+
+def dependencies(plan: Plan, files: Iterable[str]) -> dict[Job, list[Job]]:
+    """Every job behind some files, with the jobs that make what it reads; without those that write specs."""
+    reads: dict[Job, list[str]] = {}
+    makers: dict[str, Job] = {}
     queue = list(files)
     for file in queue:
-        if file in seen:
+        if file in makers:
             continue
-        seen.add(file)
-        job = maker(plan, file)
-        name = (job.stage, *sorted(job.key.items()))
-        if name not in found:
-            found[name] = job
-            queue += [each for group in inputs(plan, job.stage, job.key).values() for each in group]
-    return list(found.values())
+        job = makers[file] = maker(plan, file)
+        if job not in reads:
+            groups = inputs(plan, job.stage, job.key).values()
+            reads[job] = [each for group in groups for each in group]
+            queue += reads[job]
+    return {job: list(dict.fromkeys(makers[file] for file in read)) for job, read in reads.items()}
 
 
 def maker(plan: Plan, file: str) -> Job:
@@ -177,7 +179,7 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
         asset = plan.parts.prompts[entry.prompts].asset
-        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files]
+        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files.values()]
         return {
             "images": images,
             "extractor": [],

@@ -11,7 +11,7 @@ from ..config.base import ConfigError, Strict
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.text import PromptProtocol, PromptSet
 from .cells import check_sampler
-from .costs_spec import cost_lines
+from .costs_spec import planned
 from .marks import hyperparameter_sources
 from .runs import Run
 
@@ -309,15 +309,17 @@ def _report(plan: Plan) -> Strict:
 
 
 def _costs(plan: Plan) -> Strict:
-    lines = cost_lines(plan)
+    lines, jobs = planned(plan)
     named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
     named |= {name for line in lines for name in line.models}
     costs = plan.config.costs
     return specs.CostsSpec(
         lines=lines,
+        jobs=jobs,
         networks={name: plan.parts.backbones[name] for name in sorted(named)},
         operations=costs.operations,
         start=costs.start,
+        restart=costs.restart,
     )
 
 

@@ -30,11 +30,12 @@ from fewstep.data.text_store import captions_sha256
 from fewstep.evaluation.image_archive import write_images
 from fewstep.evaluation.prompt_scoring import check_prompts, places_of
 from fewstep.evaluation.scorers.cell_detector import CellDetector
-from fewstep.evaluation.scorers.clip_score import ClipScorer, Towers
+from fewstep.evaluation.scorers.cosine_score import CosineScorer
 from fewstep.evaluation.scorers.geneval import Detection, Prompt
 from fewstep.evaluation.scorers.geneval_score import GenEvalScorer
 from fewstep.evaluation.scorers.interface import Scorer, SelfTest
 from fewstep.evaluation.scorers.real_scenes import RealScenes, bounds, read_pictures, read_scenes, self_test
+from fewstep.evaluation.scorers.towers import Towers
 from fewstep.plan import Plan
 from fewstep.reporting.metrics import load_metrics
 
@@ -190,7 +191,7 @@ def words_seen(scenes: Scenes) -> Towers:
 
 
 def test_the_clip_score_is_a_cosine_and_falls_with_another_prompt(scenes):
-    scorer = ClipScorer("clip", "0" * 64, "cpu", words_seen(scenes))
+    scorer = CosineScorer("clip", "0" * 64, "cpu", words_seen(scenes), "a cosine")
     real = scenes.real()
     chosen = [place for place, prompt in enumerate(real.prompts) if prompt["tag"] == "single_object"][:3]
     prompts = [real.prompts[place] for place in chosen]
@@ -329,6 +330,34 @@ def test_a_refused_scorer_leaves_the_others(scenes, tmp_path):
     assert metrics["scorers"]["clip"]["sha256"] == sha256(path)
     call.out.unlink()
     refused(replaced(call, "--scorers", str(scenes.detector), str(path)), "holds backbone")
+
+
+def test_a_damaged_scorer_leaves_the_others(scenes, tmp_path):
+    """Its column alone is refused, in the words that say which file is wrong."""
+    pytest.importorskip("transformers")
+    from tiny_text import write_record
+
+    folder = tmp_path / "made-up"
+    folder.mkdir()
+    (folder / "blip.pth").write_bytes(b"some weights"), (folder / "vocab.txt").write_text("[PAD]")
+    record = write_record(folder)
+    (folder / "blip.pth").write_bytes(b"others")
+    files = {"weights": "blip.pth", "tokenizer": "vocab.txt"}
+    blip = {key: {"asset": "made-up", "file": file} for key, file in files.items()}
+    chosen = protocol(
+        scenes.prompts.prompts,
+        metrics=["geneval", "blip"],
+        scorers={
+            "geneval": {"kind": "cells", "weights": {"method": "detector"}},
+            "blip": {"kind": "blip", **blip},
+        },
+    )
+    call = replaced(call_of(scenes, tmp_path), "--scorers", str(record), str(record), str(scenes.detector))
+    (tmp_path / "spec.json").write_text(dump(spec_of(scenes, chosen)))
+    call()
+    metrics = json.loads(call.out.read_text())
+    assert metrics["geneval"] > 0.3 and "blip" not in metrics and list(metrics["scorers"]) == ["geneval"]
+    assert metrics["refused"]["blip"].startswith(f"{folder / 'blip.pth'}: differs from {record}")
 
 
 def test_every_prompt_as_often(scenes, tmp_path):

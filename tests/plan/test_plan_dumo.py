@@ -8,7 +8,7 @@ from configs import make_plan, raw_config, unmarked
 from fewstep.bench.estimate import parameters
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
-from fewstep.plan.cells import shared_protocol
+from fewstep.plan.cells import shared_protocols
 
 
 def over(**files):
@@ -96,6 +96,6 @@ def test_a_claim_needs_a_protocol_that_evaluates_all_of_its_cells(paper_plan):
     protocols = {name: entry.cells[0][0].protocol for name, entry in claims.items()}
     assert (protocols["decm-best-at-one"], protocols["dumo-one-step"]) == ("decm-fid50k", "common")
     ours, other, far = (paper_plan.run(name) for name in ("decm", "meanflow-sdvae", "dumo-512"))
-    assert shared_protocol([ours, other], "claims") == "common"
+    assert shared_protocols([ours, other], "claims") == ["common"]
     with pytest.raises(ConfigError, match=r"claims: no protocol .* common-512"):
-        shared_protocol([far, other], "claims")
+        shared_protocols([far, other], "claims")

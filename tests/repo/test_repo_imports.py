@@ -49,7 +49,9 @@ PLACES = {
     "accelerate": {"training."},
     "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
     "transformers": {
-        *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
+        *("data.text_encoders", "backbones.clip", "exporting.pipeline"),
+        *("evaluation.scorers.towers", "evaluation.scorers.blip_score"),
+        *("evaluation.scorers.coco_detector", "evaluation.scorers.answers"),
     },
     "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},

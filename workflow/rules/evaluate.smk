@@ -29,7 +29,7 @@ rule reference:
         "<logs>/reference/{protocol}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/metrics.yaml"
+        environment("reference")
     resources:
         gpu=0,
         gres="",

@@ -91,5 +91,7 @@ rule plan:
     localrule: True
     conda:
         environment("costs")
+    params:
+        profiles=profiles,
     shell:
-        "python -m fewstep.costs --spec {input.spec:q} --out {output:q} 2>&1 | tee {log:q}"
+        "python -m fewstep.costs --spec {input.spec:q} --profile {params.profiles:q} --out {output:q} 2>&1 | tee {log:q}"
