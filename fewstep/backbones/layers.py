@@ -258,8 +258,8 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor, turns: Tensor | None) -> Tensor:
-        # In full precision at once: else each of the six is cast alone, in the backward too.
-        modulation = upcast(self.adaLN_modulation(c))[:, None]
+        # Cast at once: autocast would cast each of the six alone, in the backward too.
+        modulation = self.adaLN_modulation(c).to(h.dtype)[:, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), turns))
         return torch.addcmul(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
