@@ -537,8 +537,8 @@ TOGETHER = {
             "did you mean 'sklearn'?",
             "config/settings.yaml: backbones.unet-cifar10.depth: must be a whole number, not 'four'",
             "config/settings.yaml: backbones.unet-cifar10-dual.depth: must be a whole number, not 'four'",
-            "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm, pipeline; "
-            "did you mean 'euler'?",
+            "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm, "
+            "pipeline; did you mean 'euler'?",
             "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
             "did you mean 'freq'?",
             "config/claims.yaml: claims.teacher-needs-steps.relation: '>>' is not one of <, <=, >, >=; "
