@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from html import unescape
@@ -13,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from configs import make_plan, raw_config
+from configs import dry_run, make_plan, raw_config
 from PIL import Image
 
 from fewstep import figure, report, table
@@ -136,6 +137,18 @@ def test_what_leads_to_files(made):
     assert "LightningDiT, 3 layers" in text
     ours = [line for line in text.splitlines() if "digits.json" in line and 'class="number' in line]
     assert ours and not any(word in line for line in ours for word in ("675M", "XL/", "SD3.5-Medium"))
+
+
+@pytest.mark.slow
+def test_dry_runs(made, tmp_path):
+    """Snakemake accepts the targets of all commands that the page prints, asked for at once."""
+    text = made.read_text(encoding="utf-8")
+    found = [shlex.split(unescape(line)) for line in re.findall(r"<pre><code>(.*?)</code></pre>", text)]
+    results = str(made.parent)
+    targets = [words[-1].replace(results, "results/demo") for words in found]
+    assert {tuple(words[:-1]) for words in found} == {("snakemake", "--profile", "profiles/demo")}
+    assert targets[-1] == "results/demo/report.html" and len(set(targets)) == len(targets) > 5
+    dry_run(["--profile", "profiles/demo", *targets], tmp_path)
 
 
 def browse(*options: str | Path) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,7 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
         "svg.hashsalt": "fewstep",
     }
     with rc_context(settings):
+        drawn: dict[str, list[float]] = {quantity: [] for quantity in QUANTITIES}
         figure, axes = style.panels(len(QUANTITIES), width=4.4, height=2.3)
         for index, (name, path) in enumerate(curves.items()):
             entries = [json.loads(line) for line in read_lines(path)]
@@ -52,12 +53,11 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
                     float(value) if (value := entry.get(quantity)) is not None else math.nan
                     for entry in chosen
                 ]
+                drawn[quantity] += values
                 axis.plot(steps, values, **look, alpha=0.3, lw=0.8)
                 axis.plot(steps, running_median(values), **look, lw=1.6, label=name)
-        for axis, title in zip(axes, QUANTITIES.values(), strict=True):
-            positive = all(
-                value > 0 for line in axis.lines for value in line.get_ydata() if math.isfinite(value)
-            )
+        for axis, (quantity, title) in zip(axes, QUANTITIES.items(), strict=True):
+            positive = all(value > 0 for value in drawn[quantity] if math.isfinite(value))
             axis.set(xlabel="Training step", title=title, yscale="log" if positive else "linear")
             axis.margins(x=0.01)
             if positive:
