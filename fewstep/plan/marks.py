@@ -39,7 +39,7 @@ def hyperparameters_by_scale(run: Run, published: Run | None) -> dict[str, list[
 
     A value of a smaller run has a mark where it is the paper's own, else it was chosen for that scale.
     """
-    found = {}
+    found: dict[str, list[HyperParameter]] = {}
     if published is not None and not published.adopted:
         found[published.recipe.scale] = hyperparameter_sources(published)
     scale = run.recipe.scale

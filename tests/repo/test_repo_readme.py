@@ -75,8 +75,9 @@ def test_snakemake_calls(page):
 def test_dry_runs(readme, tmp_path):
     """Snakemake accepts every call of the README, in a folder without results."""
     calls = {tuple(call) for call in commands(readme) if "--profile" in call}
-    for call in sorted(call for call in calls if "--report" not in call):  # a report is of what was made
-        dry_run(call, tmp_path)
+    for call in sorted(calls):
+        if "--report" not in call and "TARGET" not in call:  # a report is of what was made
+            dry_run(call, tmp_path)
 
 
 def test_extras_exist(page):

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 
@@ -30,7 +31,7 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
     Raises:
         json.JSONDecodeError: a line is no JSON.
     """
-    settings = {
+    settings: dict[Any, Any] = {
         **style.SETTINGS,
         **dict.fromkeys(
             ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY
