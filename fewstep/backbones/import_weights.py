@@ -67,12 +67,12 @@ def import_weights(
     return net, converted
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_weights(path: Path, key: str = "ema") -> tuple[dict[str, Tensor], str]:
     """Named weights of a published checkpoint, and the key that they were found under.
 
     A .safetensors file, or a torch file without pickled objects: that holds a post-hoc EMA under
-    ``emas`` (the second profile, sigma_rel 0.20, is taken), an EMA under ``ema``, or the weights
-    themselves (key ``""``).
+    ``emas`` (the second profile, sigma_rel 0.20, is taken), weights under ``key``, or the weights themselves
+    (key ``""``).
 
     Raises:
         ValueError: naming the file: it is damaged, is unsafe to open, or holds no such weights.
@@ -87,14 +87,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         tensors: Any = {name.removeprefix(EMA_PREFIX): value for name, value in named}
         found_under = "emas.ema_models.1"
     else:
-        found_under = "ema" if "ema" in content else ""
-        tensors = content["ema"] if found_under else content
+        found_under = key if key in content else ""
+        tensors = content[found_under] if found_under else content
     others = ["all"]
     if isinstance(tensors, dict):
         others = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(
-            f"{path}: expected tensors under emas or ema, or nothing but tensors; "
+            f"{path}: expected tensors under emas or {key}, or nothing but tensors; "
             f"not tensors: {', '.join(others[:8])}"
         )
     # DistributedDataParallel and torch.compile add prefixes.

@@ -204,15 +204,23 @@ def load_compatible(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
 
 def _load(net: nn.Module, full: Mapping[str, Tensor], origin: str) -> None:
     """Load all of a state dict; errors as for `load_compatible`."""
-    own = net.state_dict()
+    check_weights(net.state_dict(), full, origin)
+    net.load_state_dict(full)
+
+
+def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse tensors from ``origin`` (a name for messages) that are not those of a state dict.
+
+    Raises:
+        ValueError: naming missing and unexpected tensors, and those of another shape.
+    """
     faults = []
-    if missing := [name for name in own if name not in full]:
+    if missing := [name for name in own if name not in given]:
         faults.append(f"missing {first_few(missing)}")
-    if unexpected := [name for name in full if name not in own]:
+    if unexpected := [name for name in given if name not in own]:
         faults.append(f"unexpected {first_few(unexpected)}")
-    if other := [name for name in own if name in full and full[name].shape != own[name].shape]:
-        shapes = (f"{name} is {list(full[name].shape)}, not {list(own[name].shape)}" for name in other)
+    if other := [name for name in own if name in given and given[name].shape != own[name].shape]:
+        shapes = (f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}" for name in other)
         faults.append(f"shape of {first_few(shapes)}")
     if faults:
         raise ValueError(f"{origin} does not fit the backbone: {'; '.join(faults)}")
-    net.load_state_dict(full)

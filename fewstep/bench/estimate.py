@@ -1,4 +1,4 @@
-"""What the configured targets cost: jobs, device time and disk, by rule, before anything is run.
+"""What the configured targets cost: jobs, device time and disk, by rule and by run, before anything is run.
 
 Networks are built without memory (on the meta device), and their weights and operations counted. A training
 step costs as many evaluations of its network as the same method's step does on a tiny network of that kind,
@@ -10,9 +10,11 @@ Temporary bytes are those of all jobs together; a disk holds those of the jobs t
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import nn
@@ -45,9 +47,11 @@ UNITS: dict[Device, tuple[str, float]] = {"gpu": ("GPU-hours", 3600.0), "cpu": (
 
 @dataclass
 class Line:
-    """One rule on one kind of device."""
+    """Jobs on one kind of device."""
 
-    rule: str
+    kind: Literal["rule", "run", "total"]
+    name: str
+    """Of the rule, or method/variant of the run."""
     device: Device
     jobs: int = 0
     seconds: float = 0.0
@@ -59,9 +63,9 @@ class Line:
     sources: set[str] = field(default_factory=set)
     unknown: dict[str, None] = field(default_factory=dict)
 
-    def add(self, other: Line) -> None:
+    def add(self, other: Line, times: int = 1) -> None:
         for name in ("jobs", "seconds", "kept", "temporary"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
         self.longest = max(self.longest, other.longest)
         self.sources |= other.sources
         self.unknown |= other.unknown
@@ -91,21 +95,35 @@ class Line:
 
 def estimate(spec: CostsSpec) -> list[Line]:
     """A line for each rule and kind of device, with the networks counted."""
+    counts = Counter(job.line for job in spec.jobs)
     lines: dict[tuple[str, Device], Line] = {}
-    for asked in spec.lines:
-        lines.setdefault((asked.rule, asked.device), Line(asked.rule, asked.device)).add(_line(spec, asked))
+    for number, asked in enumerate(spec.lines):
+        empty = Line("rule", asked.rule, asked.device)
+        lines.setdefault((asked.rule, asked.device), empty).add(job_line(spec, asked), counts[number])
     return list(lines.values())
 
 
-def _line(spec: CostsSpec, asked: CostLine) -> Line:
-    """The jobs of a line, which are alike."""
-    line = Line(asked.rule, asked.device, asked.jobs)
+def by_run(spec: CostsSpec) -> list[Line]:
+    """A line for each run and kind of device, the dearest first."""
+    counts = Counter(job.line for job in spec.jobs)
+    lines: dict[tuple[str, Device], Line] = {}
+    for number, asked in enumerate(spec.lines):
+        if asked.run and asked.work:
+            empty = Line("run", asked.run, asked.device)
+            lines.setdefault((asked.run, asked.device), empty).add(job_line(spec, asked), counts[number])
+    order = list(UNITS)
+    return sorted(lines.values(), key=lambda line: (order.index(line.device), -line.seconds))
+
+
+def job_line(spec: CostsSpec, asked: CostLine) -> Line:
+    """What one job costs."""
+    line = Line("rule", asked.rule, asked.device, 1)
     line.sources |= set(asked.sources)
     line.unknown |= dict.fromkeys(asked.unknown)
     sizes = [4 * count * parameters(spec.networks[name]) for name, count in asked.models.items()]
     state = STATE * sum(sizes) if asked.rule == "train" else 0
-    line.kept = asked.jobs * (asked.kept + sum(sizes))
-    line.temporary = asked.jobs * (asked.temporary + state)
+    line.kept = asked.kept + sum(sizes)
+    line.temporary = asked.temporary + state
     if asked.work:
         line.longest += spec.start
     for work in asked.work:
@@ -119,7 +137,7 @@ def _line(spec: CostsSpec, asked: CostLine) -> Line:
             line.sources.add("counted")
         else:
             line.unknown[f"no rate for {work.name}"] = None
-    line.seconds = asked.jobs * line.longest
+    line.seconds = line.longest
     return line
 
 
@@ -279,17 +297,22 @@ def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
 
 def with_totals(lines: Sequence[Line]) -> list[Line]:
     """The lines, and a total of those of each device."""
-    totals = {line.device: Line("total", line.device) for line in lines}
+    totals = {line.device: Line("total", "", line.device) for line in lines}
     for line in lines:
         totals[line.device].add(line)
     return [*lines, *(totals[device] for device in UNITS if device in totals)]
 
 
-def csv_of(lines: Sequence[Line]) -> str:
-    """The table as CSV: time in ``unit``, that of the longest job too, on one device; sizes in bytes."""
+def csv_of(lines: Sequence[Line], days: Mapping[str, float]) -> str:
+    """The table as CSV: time in ``unit``, that of the longest job too, on one device; sizes in bytes.
+
+    Args:
+        days: until all is done, by the devices that there are.
+    """
     rows = [
         {
-            "rule": line.rule,
+            "kind": line.kind,
+            "name": line.name,
             "jobs": str(line.jobs),
             "time": "" if line.time is None else f"{line.time:.4g}",
             "unit": line.unit,
@@ -301,14 +324,17 @@ def csv_of(lines: Sequence[Line]) -> str:
         }
         for line in lines
     ]
-    return as_csv(rows)
+    ends = [
+        {"kind": "end", "name": name, "time": f"{time:.4g}", "unit": "days"} for name, time in days.items()
+    ]
+    return as_csv([*rows, *(dict.fromkeys(rows[0], "") | end for end in ends)])
 
 
 def text_of(lines: Sequence[Line]) -> str:
     """The table for a terminal."""
     rows = [
         {
-            "rule": line.rule,
+            "": line.name if line.kind != "total" else "total",
             "jobs": str(line.jobs),
             "time": "-" if line.time is None else f"{line.time:.4g} {line.unit}",
             "longest": "-" if line.longest_time is None else f"{line.longest_time:.4g}",
@@ -320,6 +346,22 @@ def text_of(lines: Sequence[Line]) -> str:
         for line in lines
     ]
     return as_text(rows, right=("jobs", "time", "longest", "kept", "temporary"))
+
+
+def text_of_ends(days: Mapping[str, float]) -> str:
+    """Sentences about the days until all is done, as `csv_of` takes them."""
+    told = [f"{_time(time)} on {name}" for name, time in days.items()]
+    return f"All is done after {', '.join(told)}, if no job waits in a queue."
+
+
+def _time(days: float) -> str:
+    return (
+        f"{days:.1f} days"
+        if days >= 1
+        else f"{24 * 60 * days:.0f} minutes"
+        if days < 0.1
+        else f"{24 * days:.1f} hours"
+    )
 
 
 def _size(count: float) -> str:

@@ -77,6 +77,10 @@ class Root(Strict):
     targets: Annotated[list[str] | Literal["all"], Ref("targets")] = Field(
         description="what is made unasked: stems of config/tables, claims, report; or all of these"
     )
+    rows: Annotated[Literal["all"] | list[str], Ref("rows")] = Field(
+        default=[],
+        description="rows of tables, by id, that are made although they say by_name; or all of these",
+    )
     title: str = Field(description="heading of the report")
     command: str = Field(description="how to call the workflow, as the report prints it")
     text: Literal["stored", "live"] = Field(
@@ -86,6 +90,9 @@ class Root(Strict):
     )
     weights: Literal["trained", "released"] = Field(
         default="trained", description="released: adopt published few-step models, and train nothing"
+    )
+    container: str | None = Field(
+        default=None, description="image with every package, for --software-deployment-method apptainer"
     )
     bench: Bench
     replace_recipes: Annotated[dict[str, str], Ref("recipes")] = Field(
@@ -248,6 +255,8 @@ class _Reader:
         names |= {f"files of {name}": asset.names for name, asset in assets.items()}
         names["extractors"] = [*EXTRACTORS, "identity", *SCORERS]
         names["targets"] = [*stems, *sorted(claimed), "report", *(["all"] if root.targets == "all" else [])]
+        dear = [row.id for table in tables.values() for row in table.rows if row.by_name]
+        names["rows"] = [*dear, *(["all"] if root.rows == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
         checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
         checked += [(method, method_files[name], name) for name, method in methods.items()]
@@ -394,15 +403,21 @@ class _Reader:
         return found
 
     def _tables(self, over: Mapping[str, Any]) -> tuple[list[str], dict[str, Table]]:
-        """Stems of all files, and the tables that the preset leaves."""
+        """Stems of all files and names that the preset adds, and the tables that it leaves."""
         folder = self.root.files.tables
         stems = [path.stem for path in self._folder(folder, "tables")]
-        for name in over:
-            self._known(name, stems, SOMEWHERE, f"overrides.tables.{name}")
+        known = self._changed(dict.fromkeys(stems), over, "overrides.tables", Table)
+        added = [name for name in known if name not in stems]
+        stems += added
         changes = {
             name: self._mapping(over.get(name), SOMEWHERE, f"overrides.tables.{name}") for name in stems
         }
-        merged = {name: self._merged(f"{folder}/{name}.yaml", name, changes[name]) for name in stems}
+        merged = {
+            name: self._added(f"{folder}/{name}.yaml", name, changes[name])
+            if name in added
+            else self._merged(f"{folder}/{name}.yaml", name, changes[name])
+            for name in stems
+        }
         tables = {}
         for name in stems:
             file, raw = f"{folder}/{name}.yaml", merged[name]
@@ -422,6 +437,11 @@ class _Reader:
             with self.mistakes.caught():
                 tables[name] = parse(Table, raw, file)
         return stems, tables
+
+    def _added(self, file: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A table that a preset adds, as if it stood in a file of the folder: its rows are a list."""
+        self.origins.add(file, None, "tables", name)
+        return {**content, "rows": content.get("rows", [])}
 
     def _merged(self, file: str, name: str, over: Mapping[str, Any]) -> dict[str, Any]:
         """A table with a preset laid over it, whose rows are a mapping from row id to what differs."""

@@ -40,6 +40,11 @@ class Costs(Strict):
     """Work of networks that has no rate of its own costs its counted operations at the device's rate."""
 
     start: float = Field(ge=0, description="seconds of a job before its first image")
+    restart: float = Field(
+        ge=0,
+        description="seconds that a time limit costs a job that goes on in another one: saving, the "
+        "queue's own delay, loading, compiling",
+    )
     operations: Operations
     read: Rate = Field(description="images read by a tokenizer without a network")
     encode: Annotated[dict[str, Rate], Ref("tokenizers", keys=True)] = Field(
@@ -56,6 +61,9 @@ class Costs(Strict):
     )
     forward: Annotated[dict[str, Rate], Ref("backbones", keys=True)] = Field(
         default={}, description="backbone -> evaluations of one image"
+    )
+    pipelines: Annotated[dict[str, Rate], Ref("assets", keys=True)] = Field(
+        default={}, description="asset of a pipeline of diffusers -> evaluations of one image"
     )
     score: Annotated[dict[str, Rate], Ref("extractors", keys=True)] = Field(
         default={}, description="extractor -> images"

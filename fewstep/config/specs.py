@@ -7,14 +7,15 @@ process count, no caption. Its digest therefore tells whether a result is still 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from .assets import Asset
+from .assets import Asset, Scenes
 from .backbones import Backbone, FlowBackbone, Sd3
 from .base import Strict
 from .methods import AnyLossParams, Reembed
+from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
@@ -152,6 +153,35 @@ class SampleSpec(Precision):
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
+class PipelineSampleSpec(Strict):
+    """Images of a released pipeline of diffusers."""
+
+    pipeline: DiffusersPipeline = Field(description="as it is for this number of steps")
+    steps: int
+    images: int
+    labels: str
+    uint8: str
+    seed: int
+    prompts: PromptSet
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of its images")
+
+
+def _sample_kind(value: Any) -> str:
+    known = isinstance(value, PipelineSampleSpec) or (isinstance(value, Mapping) and "pipeline" in value)
+    return "pipeline" if known else "network"
+
+
+AnySampleSpec = Annotated[
+    Annotated[SampleSpec, Tag("network")] | Annotated[PipelineSampleSpec, Tag("pipeline")],
+    Discriminator(_sample_kind),
+]
+
+
+def sample_spec_class(raw: Mapping[str, Any]) -> type[SampleSpec | PipelineSampleSpec]:
+    """Which of both the content of a spec's file is."""
+    return PipelineSampleSpec if _sample_kind(raw) == "pipeline" else SampleSpec
+
+
 class ReferenceSpec(Strict):
     """Statistics, and perhaps features, of real images under a protocol."""
 
@@ -176,14 +206,28 @@ class ScoreSpec(Strict):
     sample: SampleSpec = Field(description="how the images were sampled")
 
 
-class PromptScoreSpec(Strict):
-    """Scores of images with their prompts."""
+class PromptScorers(Strict):
+    """What scores images with their prompts."""
 
-    cell: CellKey
     protocol: PromptProtocol
     prompts: PromptSet
     scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
-    sample: SampleSpec = Field(description="how the images were sampled")
+
+
+class PromptScoreSpec(PromptScorers):
+    """Scores of images with their prompts."""
+
+    cell: CellKey
+    sample: AnySampleSpec = Field(description="how the images were sampled")
+
+
+class BoundsSpec(PromptScorers):
+    """Scores of real scenes: the bounds of the scores of sampled ones."""
+
+    scenes: Scenes = Field(description="how the asset of the prompts was drawn")
+    scenes_of_each: int = Field(description="scenes of each prompt")
+    tokenizer: Tokenizer = Field(description="that the real scenes go through")
+    decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
 AnyScoreSpec = ScoreSpec | PromptScoreSpec
@@ -208,7 +252,7 @@ class RunName(Strict):
 
     method: str
     variant: str
-    loss: str = Field(description="name of the loss, which is its folder in fewstep/methods")
+    loss: str = Field(description="name of the loss, its folder in fewstep/methods; of a pipeline none")
     seeds: list[int]
 
 
@@ -275,11 +319,11 @@ class Work(Strict):
 
 
 class CostLine(Strict):
-    """Jobs of one rule that cost the same; everything but ``jobs`` is of one of them."""
+    """What a job costs."""
 
     rule: str
     device: Device
-    jobs: int
+    run: str = Field(default="", description="method/variant that it is of")
     work: list[Work] = []
     models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
     kept: float = Field(default=0, description="other bytes that stay")
@@ -288,13 +332,20 @@ class CostLine(Strict):
     unknown: list[str] = []
 
 
+class PlannedJob(Strict):
+    line: int = Field(description="place among the lines: what it costs")
+    after: list[int] = Field(default=[], description="places of the jobs that make what it reads")
+
+
 class CostsSpec(Strict):
     """All that the targets' costs follow from, once networks are counted."""
 
     lines: list[CostLine]
+    jobs: list[PlannedJob]
     networks: dict[str, Backbone]
     operations: Operations
     start: float = Field(description="seconds of a job before its first image")
+    restart: float = Field(description="seconds that a time limit costs a job that goes on")
 
 
 class ReportItem(Strict):
@@ -335,7 +386,7 @@ class HyperParameter(Strict):
 class ReportMethod(Strict):
     title: str
     paper: str
-    loss: str = Field(description="its folder in fewstep/methods")
+    loss: str = Field(description="its folder in fewstep/methods; of a pipeline none")
     network: str = ""
     parameters: dict[str, list[HyperParameter]] = Field(default={}, description="by scale")
     trainings: list[ReportTraining] = Field(default=[], description="that the report's tables show")

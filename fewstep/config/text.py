@@ -102,6 +102,12 @@ def split_metric(metric: str) -> tuple[str, str]:
     return name, metric[len(name) + 1 :]
 
 
+OF_OTHERS: tuple[ScorerKind, ...] = ("pickscore", "hps", "blip", "image-reward")
+"""Published networks whose authors publish no tokenizer with them."""
+PUBLISHED: tuple[ScorerKind, ...] = ("mask2former", "questions")
+"""Networks that are not trained here, nor could be."""
+
+
 class Scorer(Strict):
     """A network that scores images with their prompts."""
 
@@ -113,7 +119,9 @@ class Scorer(Strict):
     )
     weights: Weights
     tokenizer: Weights | None = Field(
-        default=None, description="blip, image-reward, hps: of prompts, where it is not beside the weights"
+        default=None,
+        description="blip, image-reward: BERT's vocabulary; pickscore, hps: a file beside the tokenizer and "
+        "the image processor of a CLIP, and for hps its config.json",
     )
     colours: Weights | None = Field(default=None, description="mask2former: the CLIP that names colours")
 
@@ -129,8 +137,12 @@ class Scorer(Strict):
             raise ValueError("weights: kind: cells must be of a method that is trained here")
         if (self.colours is not None) != (self.kind == "mask2former"):
             raise ValueError("colours belongs to, and is needed by, kind: mask2former")
-        if self.tokenizer is not None and self.kind not in ("blip", "image-reward", "hps"):
-            raise ValueError("tokenizer is for kind: blip, image-reward, hps")
+        if self.kind in PUBLISHED and not all(given.asset for given in self.files.values()):
+            raise ValueError(f"weights and colours of kind: {self.kind} must be of assets")
+        if (self.tokenizer is not None) != (self.kind in OF_OTHERS):
+            raise ValueError(f"tokenizer belongs to, and is needed by, kind: {', '.join(OF_OTHERS)}")
+        if self.kind in OF_OTHERS and not all(given.asset for given in self.files.values()):
+            raise ValueError(f"weights and tokenizer of kind: {self.kind} must be of assets")
         return self
 
 

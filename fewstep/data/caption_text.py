@@ -15,14 +15,25 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is none; ``where`` names it.
     """
+    found: dict[str, Any] = _json(content, dict, "object", where)
+    return found
+
+
+def json_list(content: bytes, where: str) -> list[Any]:
+    """The JSON list that ``content`` is; raises as `json_object`."""
+    found: list[Any] = _json(content, list, "list", where)
+    return found
+
+
+def _json(content: bytes, kind: type, called: str, where: str) -> Any:
     try:
         found = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8: byte 0x{content[error.start]:02x}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where}: must be a JSON object, not {type(found).__name__}")
+    if not isinstance(found, kind):
+        raise ConfigError(f"{where}: must be a JSON {called}, not {type(found).__name__}")
     return found
 
 

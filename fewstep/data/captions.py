@@ -14,8 +14,9 @@ from ..config.settings import Dataset
 from ..config.text import PromptSet
 from .archives import CaptionedTars
 from .asset_files import read_record
-from .caption_text import caption_of, json_object
+from .caption_text import caption_of, json_list, json_object
 from .image_files import check_number
+from .question_table import read_question_table
 
 
 class Wanted(Strict):
@@ -35,6 +36,7 @@ class Prompt(Strict):
     model_config = ConfigDict(extra="allow")
 
     prompt: str
+    id: str | int | None = None
     tag: str = ""
     include: list[Wanted] = []
     exclude: list[Wanted] = []
@@ -66,36 +68,60 @@ def read_captions(dataset: Dataset, record: Path) -> list[str]:
 
 
 def read_prompts(prompts: PromptSet, record: Path) -> list[dict[str, Any]]:
-    """The prompts in the asset of ``record``: objects with the key `prompt`, and those of `Prompt` if any.
+    """The prompts in the asset of ``record``: objects with the key `prompt`, and those of `Prompt` if any, or
+    of `read_question_table`.
 
-    Several lines may have equal prompts.
+    Several may have equal texts.
 
     Raises:
         ConfigError: a missing or damaged file; a line that is no such object, or whose prompt is missing,
-            empty or not UTF-8; another number of prompts than ``prompts.prompts``.
+            empty or not UTF-8; an `id` that is there twice; another number of prompts than
+            ``prompts.prompts``; as for `read_question_table`.
     """
     paths = [read_record(record).verified(name)[0] for name in prompts.files]
-    found = [prompt for path in paths for prompt in _READERS[prompts.format](path)]
+    found: list[dict[str, Any]] = []
+    places: dict[str | int, str] = {}
+    for path in paths:
+        for where, content in _READERS[prompts.format](path):
+            prompt = _prompt(content, where)
+            if (name := content.get("id")) is not None:
+                if name in places:
+                    raise ConfigError(f"{where}: id: {name!r} is that of {places[name]}; ids must differ")
+                places[name] = where
+            found.append(prompt)
     if len(found) != prompts.prompts:
         where = ", ".join(map(str, paths))
         raise ConfigError(f"{where}: found {len(found)} prompts, the configuration says {prompts.prompts}")
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _prompt(content: dict[str, Any], where: str) -> dict[str, Any]:
+    caption_of(content, "prompt", where)
+    parsed = parse(Prompt, content, where)
+    for place, part in enumerate(parsed.include):
+        if part.position is not None and not 0 <= part.position[1] < place:
+            raise ConfigError(f"{where}: include.{place}.position: {part.position[1]} is no earlier entry")
+    return content
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, 1):
         where = f"{path}: line {number}"
-        content = json_object(line, where)
-        caption_of(content, "prompt", where)
-        parsed = parse(Prompt, content, where)
-        for place, part in enumerate(parsed.include):
-            if part.position is not None and not 0 <= part.position[1] < place:
-                raise ConfigError(
-                    f"{where}: include.{place}.position: {part.position[1]} is no earlier entry"
-                )
-        yield content
+        yield where, json_object(line, where)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"jsonl": _lines}
-"""Format of a set of prompts -> reader of one of its files."""
+def _list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, entry in enumerate(json_list(path.read_bytes(), str(path)), 1):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, str | dict):
+            raise ConfigError(f"{where}: must be text or a JSON object, not {type(entry).__name__}")
+        yield where, {"prompt": entry} if isinstance(entry, str) else entry
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+    "jsonl": _lines,
+    "json": _list,
+    "dpg-csv": read_question_table,
+}
+"""Format of a set of prompts -> reader of one of its files: places in it, for messages, and what is there."""

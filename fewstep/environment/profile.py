@@ -115,6 +115,11 @@ class Profile:
         return pairs(self.entries.get("default-resources"))
 
     @cached_property
+    def limits(self) -> dict[str, Any]:
+        """Of the resources of all jobs that run at one time, unevaluated."""
+        return pairs(self.entries.get("resources"))
+
+    @cached_property
     def by_rule(self) -> dict[str, dict[str, Any]]:
         """Rule -> its resources and its ``cores``, unevaluated; "" is any other rule."""
         given = self.entries.get("set-resources")

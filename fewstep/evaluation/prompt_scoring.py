@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..config.specs import PromptScoreSpec
+from ..config.specs import PromptScorers, PromptScoreSpec
 from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
@@ -18,15 +20,26 @@ from ..data.text_store import captions_sha256
 from .distributed_map import distributed_map, from_main, is_main, join_processes
 from .image_archive import ImageArchive, open_images
 from .metrics_file import check_images, write_metrics
-from .scorers import geneval
-from .scorers.clip_score import open_clip
+from .scorers import coco_detector, colour_names, geneval
+from .scorers.blip_score import open_blip, open_image_reward
+from .scorers.cosine_score import open_clip, open_hps, open_pickscore
 from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval import Prompt
-from .scorers.geneval_score import open_cells
+from .scorers.geneval_score import open_cells, open_mask2former
 from .scorers.interface import Opener, Parts, Scorer
+from .scorers.question_score import check_dpg, check_soft_tifa, open_questions
 from .scorers.real_scenes import self_test
 
-OPENERS: dict[ScorerKind, Opener] = {"clip": open_clip, "cells": open_cells}
+OPENERS: dict[ScorerKind, Opener] = {
+    "clip": open_clip,
+    "pickscore": open_pickscore,
+    "hps": open_hps,
+    "blip": open_blip,
+    "image-reward": open_image_reward,
+    "cells": open_cells,
+    "mask2former": open_mask2former,
+    "questions": open_questions,
+}
 """Kind of a scorer -> what opens it."""
 
 HELD_OUT = {"seen": False, "held_out": True}
@@ -38,15 +51,15 @@ def score_prompt_images(
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
-    A scorer that fails its self-test gives no metrics; the file says why.
+    A scorer that cannot be opened, or fails its self-test, gives no metrics; the file says why.
 
     Args:
         weights: of each scorer, in the order of their names.
         prompts: record of the asset of the prompts.
 
     Raises:
-        ValueError: images, prompts, scorers and protocol that do not belong together, or no scorer passes
-            its self-test.
+        ValueError: images, prompts, scorers and protocol that do not belong together, or every scorer is
+            refused.
     """
     protocol = spec.protocol
     archive = open_images(images)
@@ -56,13 +69,13 @@ def score_prompt_images(
     check_captions(archive, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
-    scorers = open_scorers(spec, weights, prompts, device)
-    refused = from_main(_refused(scorers, spec, lines, prompts) if is_main() else {})
+    scorers, unopened = open_scorers(spec, weights, prompts, device)
+    refused = from_main(unopened | _refused(scorers, spec, lines, prompts) if is_main() else {})
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
-    if refused.keys() == scorers.keys():
-        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
     passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
+    if not passed:
+        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
     starts = [0, *accumulate(archive.sizes)]
 
     def read(batch: int) -> tuple[Tensor, Sequence[Prompt]]:
@@ -82,17 +95,20 @@ def score_prompt_images(
         archive,
         compute_metrics(protocol, passed, values, shown),
         prompts_sha256={name: read_record(prompts).verified(name)[1] for name in spec.prompts.files},
-        scorers={name: scorer.card for name, scorer in scorers.items()},
+        scorers={
+            name: {**scorer.card, **(scorer.remarks(values[name]) if name in passed else {})}
+            for name, scorer in scorers.items()
+        },
         refused=refused,
     )
 
 
-def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) -> None:
+def check_prompts(spec: PromptScorers, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse prompts that the protocol cannot use.
 
     Raises:
         ValueError: naming the file and the key: images that are not a multiple of the prompts, a metric over
-            prompts of which there are none, or a line that GenEval's rules cannot judge.
+            prompts of which there are none, or a line that a scorer cannot judge.
     """
     protocol = spec.protocol
     where = f"{record}: {', '.join(spec.prompts.files)}"
@@ -101,13 +117,25 @@ def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) 
             f"{where}: {len(lines)} prompts, but the protocol has images: {protocol.images}; give a "
             "multiple of the prompts"
         )
-    if "geneval" in protocol.scorers:
+    checks = [_CHECKS.get((name, entry.kind)) for name, entry in protocol.scorers.items()]
+    for check in filter(None, checks):
         for number, line in enumerate(lines, start=1):
-            geneval.check_prompt(line, f"{where}: line {number}")
+            check(line, f"{where}: line {number}")
     for metric in protocol.metrics:
         part = split_metric(metric)[1]
-        if part and not places_of(part, lines):
+        if part and part != "atoms" and not places_of(part, lines):
             raise ValueError(f"{where}: no prompt is of {part}, which the protocol's metric {metric} is over")
+
+
+_CHECKS: dict[tuple[str, ScorerKind], Callable[[Prompt, str], None]] = {
+    ("geneval", "cells"): geneval.check_prompt,
+    ("geneval", "mask2former"): partial(
+        geneval.check_prompt, classes=coco_detector.CLASSES, colours=colour_names.COLOURS
+    ),
+    ("dpg", "questions"): check_dpg,
+    ("geneval2", "questions"): check_soft_tifa,
+}
+"""Name and kind of a scorer -> what refuses a prompt that it cannot judge, given where it stands."""
 
 
 def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path) -> None:
@@ -128,12 +156,12 @@ def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path)
 
 
 def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
-    """Which prompts are of a task of GenEval, or were seen or held out.
+    """Which prompts are of a task of GenEval, have a question of a category, or were seen or held out.
 
     The latter two are of the tasks of which there are both, so that their scores can be compared.
     """
     if part not in HELD_OUT:
-        return [place for place, prompt in enumerate(prompts) if prompt.get("tag") == part]
+        return [place for place, prompt in enumerate(prompts) if part in _parts(prompt)]
     kinds = [(prompt.get("tag"), bool(prompt.get("held_out", False))) for prompt in prompts]
     there = set(kinds)
     return [
@@ -141,6 +169,10 @@ def places_of(part: str, prompts: Sequence[Prompt]) -> list[int]:
         for place, (tag, held_out) in enumerate(kinds)
         if held_out == HELD_OUT[part] and (tag, not held_out) in there
     ]
+
+
+def _parts(prompt: Prompt) -> set[str | None]:
+    return {prompt.get("tag"), *(one["category"] for one in prompt.get("questions") or [])}
 
 
 def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
@@ -155,9 +187,9 @@ def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -
 
 
 def open_scorers(
-    spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
-) -> dict[str, Scorer]:
-    """The scorers of the protocol, by their names.
+    spec: PromptScorers, weights: Sequence[Path], prompts: Path, device: torch.device
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """The scorers of the protocol by their names, and of those that cannot be opened the reasons.
 
     Args:
         weights: of each, in the order of the names, all it is made of: model files, or records of fetched
@@ -166,7 +198,6 @@ def open_scorers(
 
     Raises:
         ConfigError: another number of files than scorers are made of.
-        ValueError: the weights are of another network than the spec's.
     """
     entries = dict(sorted(spec.protocol.scorers.items()))
     needed = sum(len(entry.files) for entry in entries.values())
@@ -175,11 +206,16 @@ def open_scorers(
             f"--scorers: {len(weights)} files for the scorers {', '.join(entries)}, made of {needed}"
         )
     given = iter(weights)
-    found: dict[str, Scorer] = {}
+    opened: dict[str, Scorer] = {}
+    unopened: dict[str, str] = {}
     for name, entry in entries.items():
         paths = dict(zip(entry.files, given, strict=False))
-        found[name] = OPENERS[entry.kind](Parts(name, entry, paths, spec.scorers.get(name), prompts, device))
-    return found
+        parts = Parts(name, entry, paths, spec.scorers.get(name), prompts, device)
+        try:
+            opened[name] = OPENERS[entry.kind](parts)
+        except (ConfigError, ValueError) as error:
+            unopened[name] = str(error)
+    return opened, unopened
 
 
 def _refused(
@@ -194,13 +230,13 @@ def _refused(
 def compute_metrics(
     protocol: PromptProtocol,
     scorers: Mapping[str, Scorer],
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[Any]],
     prompts: Sequence[Prompt],
 ) -> dict[str, float]:
     """The metrics that a protocol asks for, by name, of the scorers that there are.
 
     Args:
-        values: scorer -> its number of each image.
+        values: scorer -> its number, or row of numbers, of each image.
         prompts: of each image.
     """
     found: dict[str, float] = {}

@@ -9,12 +9,13 @@ from typing import Any
 from ..config.backbones import FlowNetwork
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
+from ..config.pipelines import SAMPLER
 from ..config.settings import Guidance
 from ..config.specs import CellKey
-from ..config.tables import MEASURED, CellName, Claim, Row, Table
+from ..config.tables import MEASURED, Bounds, CellName, Claim, Row, Table
 from ..config.text import PromptProtocol
 from ..methods import logs
-from .runs import BASE, Run
+from .runs import BASE, Run, pipeline_at
 
 PICTURES = ("grid", "samples", "scatter")
 """Kinds of figures that show samples, not metrics."""
@@ -80,6 +81,8 @@ class Resolver:
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
+        if run.only_pipeline or run.pipeline:
+            return run.pipeline is not None
         passed: list[str] = []
         while run.entry.reembed is not None and not run.adopted:
             passed.append(run.name)
@@ -101,16 +104,22 @@ class Resolver:
         runs, seeds, samplers = {}, {}, {}
         for row in table.rows:
             run = self._run(row, f"{where}: rows.{row.id}") if row.method is not None else None
-            if run is None:
+            if run is None or (run.only_pipeline and not self.available(run)):
                 continue
             samplers[row.id] = self._samplers(table, row, run, f"{where}: rows.{row.id}")
-            if not self.available(run):
+            if not self.available(run) or not self._asked(row):
                 continue
             seeds[row.id] = [0] if self.single(run) else table.seeds or config.root.seeds
             # Published weights come without the curve of their training.
             if not (table.kind == "training" and run.maker != "train"):
                 runs[row.id] = run
         found = ResolvedTable(table, runs, cells, seeds)
+        if table.bounds is not None:
+            with self.mistakes.caught():
+                self._check_bounds(table, table.bounds, where)
+            found.protocols.append(table.bounds.protocol)
+            found.extra_metrics.update(dict.fromkeys(table.metrics, table.bounds.protocol))
+            return found
         scales = {run.recipe.scale for run in runs.values()}
         if "toy" in scales and len(scales) > 1:
             self.mistakes.add(f"{where}: rows: toys stand beside {', '.join(sorted(scales - {'toy'}))}")
@@ -138,10 +147,11 @@ class Resolver:
         """A claim of which every cell can be had."""
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
+        bases = [self.runs.get(f"{cell.method}/{BASE}") for cell in sides]
+        if claim.scales and not {run.recipe.scale for run in bases if run is not None} <= set(claim.scales):
+            return None
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
-            return None
-        if claim.scales and not {run.recipe.scale for run in runs} <= set(claim.scales):
             return None
         if len({run.recipe.scale == "toy" for run in runs}) > 1:
             self.mistakes.add(f"{where}: toys cannot be compared with others")
@@ -168,6 +178,11 @@ class Resolver:
             )
         return None
 
+    def _asked(self, row: Row) -> bool:
+        """Whether the row is made, and not reported only."""
+        rows = self.config.root.rows
+        return not row.by_name or rows == "all" or row.id in rows
+
     def _run(self, named: Row | CellName, where: str) -> Run | None:
         """None if the run has mistakes."""
         assert named.method is not None
@@ -180,7 +195,7 @@ class Resolver:
     def _samplers(self, table: Table, row: Row, run: Run, where: str) -> list[tuple[int, str]]:
         """Numbers of steps of a row, and the sampler for each: its own, or the method's."""
         found = []
-        named = row.sampler or run.entry.samplers
+        named = (row.sampler if not run.pipeline else None) or run.samplers
         for steps in row.steps or table.steps or []:
             sampler = named if isinstance(named, str) else named.get(steps, named.get("default"))
             if sampler is None:
@@ -224,6 +239,18 @@ class Resolver:
         losses = {run.loss.name for run in found.runs.values()}
         if found.runs and metric not in LOGGED and not any(logs(loss, metric) for loss in losses):
             raise ConfigError(f"{file}: no training here logs {metric!r}{nearest(metric, LOGGED)}")
+
+    def _check_bounds(self, table: Table, bounds: Bounds, where: str) -> None:
+        """Refuse bounds of what no scenes are drawn for, or that the protocol does not compute."""
+        parts = self.config.parts
+        protocol = parts.protocols[bounds.protocol]
+        prompts = parts.prompts[protocol.prompts] if isinstance(protocol, PromptProtocol) else None
+        if prompts is None or self.config.assets[prompts.asset].scenes is None:
+            raise ConfigError(
+                f"{where}: bounds.protocol: {bounds.protocol!r} has no prompts of scenes, which can be drawn"
+            )
+        for metric in (table.metric, *table.metrics):
+            self._having(metric, [bounds.protocol], f"{where}: bounds.protocol")
 
     def _check_classes(self, found: ResolvedTable, where: str) -> None:
         """Refuse pictures of classes, or of prompts, that there are not."""
@@ -286,9 +313,23 @@ def shared_protocols(runs: Iterable[Run], where: str) -> list[str]:
 
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:
     """Refuse a number of steps that a sampler cannot do, and a sampler that the run's network cannot take."""
+    require_known(name, config.parts.samplers, config.root.files.settings, "samplers")
     sampler = config.parts.samplers[name]
     if not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"{where}: steps {steps} must be 1 to {MOST_STEPS}")
+    if not run.recipe.protocols:
+        raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")
+    if sampler.kind == "pipeline":
+        if run.pipeline is None:
+            raise ConfigError(
+                f"{where}: sampler {name!r} needs a released pipeline, which {run.name} has only with "
+                "weights=released, at the paper's scale"
+            )
+        file, _, key = run.place.partition(": ")
+        pipeline_at(run.pipeline, steps, file, f"{key}.pipeline")
+        return
+    if run.only_pipeline:
+        raise ConfigError(f"{where}: {run.name} is a pipeline of diffusers; its sampler is {SAMPLER!r}")
     if sampler.kind == "mix" and steps < 2:
         raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {steps}")
     if sampler.times is not None and steps != len(sampler.times):
@@ -318,5 +359,3 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
             f"{where}: sampler {name!r} jumps to inner times, which needs a backbone with "
             "target_time: true; use kind: euler or cm"
         )
-    if not run.recipe.protocols:
-        raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")

@@ -5,14 +5,13 @@ How large a network is and what its evaluation costs is counted from the network
 
 from __future__ import annotations
 
-from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
-from ..config.specs import CostLine, Work
+from ..config.specs import CostLine, PlannedJob, Work
 from ..config.text import IN_MEMORY, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
@@ -28,20 +27,25 @@ RULES = {"report": "report_page"}
 """Stage -> rule, where they have two names."""
 
 
-def cost_lines(plan: Plan) -> list[CostLine]:
-    """Lines of the wanted targets' jobs, one for each kind of job, in the order of the rules."""
-    jobs = plan.jobs()
-    counts: Counter[CostLine] = Counter()
-    for stage in _ORDER:
-        for job in (job for job in jobs if job.stage == stage):
-            counts[_LINES[stage](plan, job) if stage in _LINES else _line(RULES.get(stage, stage))] += 1
-    return [line.model_copy(update={"jobs": count}) for line, count in counts.items()]
+def planned(plan: Plan) -> tuple[list[CostLine], list[PlannedJob]]:
+    """The wanted targets' jobs in the order of the rules, and what each costs: equal costs stand once."""
+    waits = plan.jobs()
+    jobs = sorted(waits, key=lambda job: _ORDER.index(job.stage))
+    numbers = {job: number for number, job in enumerate(jobs)}
+    lines: dict[CostLine, int] = {}
+    found = []
+    for job in jobs:
+        line = _LINES[job.stage](plan, job) if job.stage in _LINES else _line(RULES.get(job.stage, job.stage))
+        line = line.model_copy(update={"run": job.key.get("run", "")})
+        after = sorted(numbers[other] for other in waits[job])
+        found.append(PlannedJob(line=lines.setdefault(line, len(lines)), after=after))
+    return list(lines), found
 
 
 def _line(rule: str, *work: Work, device: Device = "cpu", **values: Any) -> CostLine:
     """A job of some work: on the device of the first declared rate, or ``device``."""
     devices = [each.rate.device for each in work if each.rate is not None]
-    return CostLine(rule=rule, device=[*devices, device][0], jobs=1, work=list(work), **values)
+    return CostLine(rule=rule, device=[*devices, device][0], work=list(work), **values)
 
 
 def _fetch(plan: Plan, job: Job) -> CostLine:
@@ -154,6 +158,8 @@ def _tokens(plan: Plan, run: Run) -> int:
 
 def _sample(plan: Plan, job: Job) -> CostLine:
     run, protocol = plan.runs[job.key["run"]], plan.image_sets[job.key["images"]]
+    if plan.parts.samplers[job.key["sampler"]].kind == "pipeline":
+        return _pipeline_sample(plan, run, int(job.key["steps"]), protocol.images)
     latents = plan.parts.latents[run.recipe.latents]
     dataset = plan.parts.datasets[latents.dataset]
     both = 1 if plan.parts.samplers[job.key["sampler"]].guidance == "none" else 2
@@ -172,6 +178,16 @@ def _sample(plan: Plan, job: Job) -> CostLine:
         work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True, half=half))
     size = protocol.images * dataset.channels * dataset.resolution**2
     return _line("sample", *work, device=run.device, temporary=size)
+
+
+def _pipeline_sample(plan: Plan, run: Run, steps: int, images: int) -> CostLine:
+    pipeline = plan.pipeline(run, steps)
+    work = Work(
+        name=f"evaluations of {pipeline.asset}",
+        images=images * steps * pipeline.evaluations_per_step,
+        rate=plan.config.costs.pipelines.get(pipeline.asset),
+    )
+    return _line("sample", work, device="gpu", temporary=3 * images * pipeline.image**2)
 
 
 def _reference(plan: Plan, job: Job) -> CostLine:
@@ -195,6 +211,16 @@ def _score(plan: Plan, job: Job) -> CostLine:
         work = [_scorer(plan, name, scorer, protocol.images) for name, scorer in scorers]
         return _line("score", *work, device="gpu")
     return _line("score", _scoring(plan, protocol, protocol.images), device="gpu")
+
+
+def _bounds(plan: Plan, job: Job) -> CostLine:
+    entry, protocol = plan.bounds_of(job.key["table"])
+    scenes = entry.scenes_of_each * plan.parts.prompts[protocol.prompts].prompts
+    # Real scenes with three captions, and those that come back from the tokenizer.
+    work = [_scorer(plan, name, scorer, 4 * scenes) for name, scorer in protocol.scorers.items()]
+    if not plan.parts.tokenizers[entry.tokenizer].plain:
+        work += [_tokenizing(plan, entry.tokenizer, scenes, decode=decode) for decode in (False, True)]
+    return _line("bounds", *work)
 
 
 def _scorer(plan: Plan, name: str, scorer: Scorer, images: int) -> Work:
@@ -242,6 +268,7 @@ _LINES = {
     "train": _train,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
 }
 _ORDER = [*_LINES, "table", "figure", "claims", "report"]

@@ -25,22 +25,24 @@ class Job:
     key: dict[str, str]
     """The wildcards of its output."""
 
+    def __hash__(self) -> int:
+        return hash((self.stage, *sorted(self.key.items())))
 
-def dependencies(plan: Plan, files: Iterable[str]) -> list[Job]:
-    """Every job behind some files, each once; the small ones that write specs are left out."""
-    found: dict[tuple[object, ...], Job] = {}
-    seen: set[str] = set()
+
+def dependencies(plan: Plan, files: Iterable[str]) -> dict[Job, list[Job]]:
+    """Every job behind some files, with the jobs that make what it reads; without those that write specs."""
+    reads: dict[Job, list[str]] = {}
+    makers: dict[str, Job] = {}
     queue = list(files)
     for file in queue:
-        if file in seen:
+        if file in makers:
             continue
-        seen.add(file)
-        job = maker(plan, file)
-        name = (job.stage, *sorted(job.key.items()))
-        if name not in found:
-            found[name] = job
-            queue += [each for group in inputs(plan, job.stage, job.key).values() for each in group]
-    return list(found.values())
+        job = makers[file] = maker(plan, file)
+        if job not in reads:
+            groups = inputs(plan, job.stage, job.key).values()
+            reads[job] = [each for group in groups for each in group]
+            queue += reads[job]
+    return {job: list(dict.fromkeys(makers[file] for file in read)) for job, read in reads.items()}
 
 
 def maker(plan: Plan, file: str) -> Job:
@@ -56,6 +58,8 @@ def maker(plan: Plan, file: str) -> Job:
         key, stage = match.groupdict(), paths.MAKERS[kind]
         if kind == "model":
             stage = plan.runs[key["run"]].maker
+            if stage == "nothing":
+                break
         if kind == "csv" and plan.tables[key["table"]].table.kind != "table":
             stage = "figure"
         return Job(stage, key)
@@ -143,16 +147,24 @@ def _pipeline(plan: Plan, run: str, seed: str) -> Files:
     }
 
 
-def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
+def _sample(plan: Plan, run: str, seed: str, sampler: str, steps: str, images: str) -> Files:
     entry = plan.runs[run]
+    protocol = plan.image_sets[images]
+    if plan.parts.samplers[sampler].kind == "pipeline":
+        records = [plan.file("record", asset=name) for name in plan.pipeline(entry, int(steps)).assets]
+        prompts = plan.parts.prompts[plan.prompts_of(entry, protocol)]
+        ours: Files = {option: [] for option in ("model", "base", "text", "latents", "tokenizer")}
+        return {**ours, "pipeline": records, "prompts": [plan.file("record", asset=prompts.asset)]}
     # Elsewhere the tokenizer's own files say how its latents are normalised.
     manifest = [plan.file("manifest", latents=entry.recipe.latents)] if entry.tokenizer.measured else []
     return {
         "model": [plan.file("model", run=run, seed=seed)],
         "base": [plan.model(entry.base)] if entry.base else [],
-        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images])),
+        "text": text(plan, entry, plan.prompts_of(entry, protocol)),
         "latents": manifest,
         "tokenizer": weights(plan, entry.tokenizer.weights),
+        "pipeline": [],
+        "prompts": [],
     }
 
 
@@ -172,19 +184,29 @@ def reference(plan: Plan, protocol: str) -> list[str]:
     return weights(plan, entry.reference) if entry.stored else [plan.file("statistics", protocol=protocol)]
 
 
+def _scorers(plan: Plan, protocol: PromptProtocol) -> Files:
+    """What images are scored with by a protocol of prompts."""
+    asset = plan.parts.prompts[protocol.prompts].asset
+    files = [given for name in sorted(protocol.scorers) for given in protocol.scorers[name].files.values()]
+    return {
+        "prompts": [plan.file("record", asset=asset)],
+        "scorers": [path for given in files for path in weights(plan, given)],
+    }
+
+
+def _bounds(plan: Plan, table: str) -> Files:
+    entry, protocol = plan.bounds_of(table)
+    return {
+        **_scorers(plan, protocol),
+        "tokenizer": weights(plan, plan.parts.tokenizers[entry.tokenizer].weights),
+    }
+
+
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     entry = plan.parts.protocols[protocol]
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
-        asset = plan.parts.prompts[entry.prompts].asset
-        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files.values()]
-        return {
-            "images": images,
-            "extractor": [],
-            "reference": [],
-            "prompts": [plan.file("record", asset=asset)],
-            "scorers": [path for given in files for path in weights(plan, given)],
-        }
+        return {"images": images, "extractor": [], "reference": [], **_scorers(plan, entry)}
     return {
         "images": images,
         "extractor": weights(plan, entry.weights),
@@ -197,7 +219,10 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
 def _table(plan: Plan, table: str) -> Files:
     entry = plan.tables[table]
     shown = entry.table.kind in (*PICTURES, "training")
-    return {"metrics": [] if shown else [plan.metrics(key) for key in entry.all_cells]}
+    return {
+        "metrics": [] if shown else [plan.metrics(key) for key in entry.all_cells],
+        "bounds": [plan.file("bounds", table=table)] if entry.table.bounds else [],
+    }
 
 
 def _figure(plan: Plan, table: str) -> Files:
@@ -207,7 +232,7 @@ def _figure(plan: Plan, table: str) -> Files:
     images = dict.fromkeys(plan.images(key) for key in entry.picture_cells)
     real = entry.protocols[:1] if entry.table.kind == "scatter" else []
     return {
-        **_table(plan, table),
+        "metrics": _table(plan, table)["metrics"],
         "curves": [
             plan.file("curve", run=run.name, seed=seed) for row, run in trained for seed in entry.seeds[row]
         ],
@@ -250,6 +275,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
     "table": _table,
     "figure": _figure,

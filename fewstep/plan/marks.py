@@ -22,6 +22,8 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
     The marks of recipe and entry come first, then those that the method's folder gives to the defaults of its
     loss. The latter also hold for what a table's variant changes.
     """
+    if run.only_pipeline:
+        return []
     marks = {**run.recipe.provenance, **run.entry.provenance}
     defaults = dict(_leaves("loss", type(run.loss).model_validate({}).model_dump()))
     found = []
@@ -40,10 +42,10 @@ def hyperparameters_by_scale(run: Run, published: Run | None) -> dict[str, list[
     A value of a smaller run has a mark where it is the paper's own, else it was chosen for that scale.
     """
     found: dict[str, list[HyperParameter]] = {}
-    if published is not None and not published.adopted:
+    if published is not None and not (published.adopted or published.pipeline):
         found[published.recipe.scale] = hyperparameter_sources(published)
     scale = run.recipe.scale
-    if scale not in found and not run.adopted:
+    if scale not in found and not (run.adopted or run.pipeline):
         marked = {(entry.key, entry.value): entry.mark for entries in found.values() for entry in entries}
         texts = [(key, _text(value)) for key, value in values(run)]
         found[scale] = [
@@ -72,7 +74,7 @@ def values(run: Run) -> Iterator[tuple[str, Any]]:
     trained = {"loss", "train", "lora", *(["guidance"] if run.has_teacher else [])}
     used = {"reembed"} if run.reembedded else trained
     for part, model in parts(run).items():
-        if part not in used:
+        if part not in used or run.only_pipeline:
             continue
         for key, value in _leaves(part, model.model_dump() if model else {}):
             if value is not None and key not in BOOKKEEPING:

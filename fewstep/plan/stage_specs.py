@@ -6,17 +6,18 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import specs
 from ..config.backbones import Sd3
 from ..config.base import ConfigError, Strict
+from ..config.pipelines import NEVER_RUN
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.tables import Row
-from ..config.text import PromptProtocol, PromptSet
+from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import paths
-from .cells import check_sampler
-from .costs_spec import cost_lines
+from .cells import ResolvedTable, check_sampler
+from .costs_spec import planned
 from .jobs import report_trainings
 from .marks import hyperparameters_by_scale
 from .runs import BASE, Run
@@ -172,11 +173,15 @@ def _bench(plan: Plan) -> Strict:
     )
 
 
-def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> specs.SampleSpec:
+def _sample(
+    plan: Plan, run: str, sampler: str, steps: str, images: str
+) -> specs.SampleSpec | specs.PipelineSampleSpec:
     entry = plan.runs[run]
     check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
     protocol = plan.image_sets[images]
     chosen = plan.parts.samplers[sampler]
+    if chosen.kind == "pipeline":
+        return _pipeline_sample(plan, entry, int(steps), protocol)
     return specs.SampleSpec(
         backbone=entry.backbone,
         expanded=entry.expanded,
@@ -195,6 +200,22 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
         else None,
         image=_image(plan, entry),
         decoder=plan.network(entry.tokenizer.weights),
+    )
+
+
+def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
+    pipeline = plan.pipeline(run, steps)
+    if not isinstance(protocol, PromptProtocol):
+        raise ConfigError(f"{run.place}.pipeline: it is sampled from prompts, which the protocol has none of")
+    return specs.PipelineSampleSpec(
+        pipeline=pipeline,
+        steps=steps,
+        images=protocol.images,
+        labels=protocol.labels,
+        uint8=protocol.uint8,
+        seed=protocol.seed,
+        prompts=plan.parts.prompts[protocol.prompts],
+        image=[3, pipeline.image, pipeline.image],
     )
 
 
@@ -221,18 +242,39 @@ def _reference(plan: Plan, protocol: str) -> Strict:
     )
 
 
+def _scorers(plan: Plan, protocol: PromptProtocol) -> dict[str, Any]:
+    """The fields of `specs.PromptScorers`."""
+    networks = {name: plan.network(scorer.weights) for name, scorer in protocol.scorers.items()}
+    return {
+        "protocol": protocol,
+        "prompts": plan.parts.prompts[protocol.prompts],
+        "scorers": {name: network for name, network in networks.items() if network is not None},
+    }
+
+
+def _bounds(plan: Plan, table: str) -> Strict:
+    entry, protocol = plan.bounds_of(table)
+    scenes = plan.config.assets[plan.parts.prompts[protocol.prompts].asset].scenes
+    assert scenes is not None
+    tokenizer = plan.parts.tokenizers[entry.tokenizer]
+    return specs.BoundsSpec(
+        scenes=scenes,
+        scenes_of_each=entry.scenes_of_each,
+        tokenizer=tokenizer,
+        decoder=plan.network(tokenizer.weights),
+        **_scorers(plan, protocol),
+    )
+
+
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     cell = plan.runs[run].cell(int(seed), sampler, int(steps), protocol)
     sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
     if isinstance(entry, PromptProtocol):
-        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
-        return specs.PromptScoreSpec(
-            cell=cell,
-            protocol=entry,
-            prompts=plan.parts.prompts[entry.prompts],
-            scorers={name: network for name, network in networks.items() if network is not None},
-            sample=sample,
+        return specs.PromptScoreSpec(cell=cell, sample=sample, **_scorers(plan, entry))
+    if isinstance(sample, specs.PipelineSampleSpec):
+        raise ConfigError(
+            f"{plan.runs[run].place}.pipeline: protocol {protocol} has no prompts to sample from"
         )
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
@@ -251,9 +293,14 @@ def _table(plan: Plan, table: str) -> Strict:
         row.model_copy(update=_own_network(row, runs[row.id]) if row.id in runs else {"method": None})
         for row in rows
     ]
+    untried = {row for row, run in runs.items() if run.pipeline and not run.pipeline.tried}
+    shown = [
+        row.model_copy(update={"note": f"{row.note} {NEVER_RUN}".strip()}) if row.id in untried else row
+        for row in shown
+    ]
     return specs.TableSpec(
         name=table,
-        scale=_scale(runs.values()),
+        scale=_scale(_behind(plan, entry)),
         protocols=entry.protocols,
         extra_metrics=entry.extra_metrics,
         table=entry.table.model_copy(update={"rows": shown}),
@@ -276,6 +323,17 @@ def _own_network(row: Row, run: Run) -> dict[str, str]:
     words = {key: _PRINTED.sub(name, getattr(row, key)) for key in ("group", "label")}
     words = {key: re.sub(r"-XL/\d", "", text) for key, text in words.items()}
     return {**words, "params": run.network_text if row.params else ""}
+
+
+def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
+    """The runs of a table's numbers: its rows', or those that score real scenes."""
+    if entry.table.bounds is None:
+        return list(entry.runs.values())
+    protocol = plan.parts.protocols[entry.table.bounds.protocol]
+    assert isinstance(protocol, PromptProtocol)
+    given = [weights for scorer in protocol.scorers.values() for weights in scorer.files.values()]
+    given += [weights for weights in [plan.parts.tokenizers[entry.table.bounds.tokenizer].weights] if weights]
+    return [plan.run(weights.method) for weights in given if weights.method]
 
 
 def _scale(runs: Iterable[Run]) -> str:
@@ -303,11 +361,12 @@ def _report(plan: Plan) -> Strict:
     runs = [run for name in names for run in plan.tables[name].runs.values()]
     methods = {run.method: run for run in runs}
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
+    protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
     shown = {name: _shown_cells(plan, name) for name in names}
     return specs.ReportSpec(
         title=root.title,
-        scale=_scale(runs),
+        scale=_scale(run for name in names for run in _behind(plan, plan.tables[name])),
         command=root.command,
         target=plan.file("page"),
         sources={
@@ -390,15 +449,17 @@ def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
 
 
 def _costs(plan: Plan) -> Strict:
-    lines = cost_lines(plan)
+    lines, jobs = planned(plan)
     named = {name for line in lines for work in line.work for name in (work.network, work.teacher) if name}
     named |= {name for line in lines for name in line.models}
     costs = plan.config.costs
     return specs.CostsSpec(
         lines=lines,
+        jobs=jobs,
         networks={name: plan.parts.backbones[name] for name in sorted(named)},
         operations=costs.operations,
         start=costs.start,
+        restart=costs.restart,
     )
 
 
@@ -414,6 +475,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
     "table": _table,
     "claims": _claims,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
-from .metrics import metric_name
+from .metrics import REPORTED, metric_name
 from .rows import FULL_SCALES, FilledTable, TableRow
 
 MINIATURE = (
@@ -17,11 +17,12 @@ MINIATURE = (
     "Only orderings can be compared with the paper, never the numbers."
 )
 COST = "Cost of a step"
-STATUS_SIGNS = {"stale": "°", "released weights": "‡"}
+STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
 WARNING_SIGN = "†"
 SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
+    "another scorer": "§ by another scorer than the published numbers, and not comparable with them.",
 }
 
 
@@ -134,7 +135,7 @@ def _with_reported(row: TableRow) -> str:
 
 def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
     """Tables with a column for each number of steps, one below the other, each with its heading."""
-    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, REPORTED))
     if spec.scale in FULL_SCALES:
         blocks: list[Column] = [(f"{metric}: ours (reported)", _with_reported)]
     else:
@@ -163,14 +164,14 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
 
 def _long(spec: TableSpec, table: FilledTable) -> str:
     """One line for each number."""
-    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, "paper"))
+    metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, REPORTED))
     paper = spec.scale in FULL_SCALES
     of_method: list[Column] = [("Method", lambda row: _label(table, row))]
     if table.distinct("params"):
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
     columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{_metric(name, 'paper')}, reported", _number(f"reported_{name}", name, significant=6))
+        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", name, significant=6))
         for name in table.reported_metrics
     ]
     columns.append(

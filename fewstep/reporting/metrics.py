@@ -76,7 +76,16 @@ def gather(metrics: Metrics, keys: Sequence[CellKey], metric: str) -> CellMetric
 
 def is_measured(entry: Entry, metric: str) -> bool:
     """Whether the scorer of a metric passed its self-test; of other metrics always."""
-    return metric.partition("_")[0] not in entry.get("refused", {})
+    return _scorer(metric) not in entry.get("refused", {})
+
+
+def differs(entry: Entry, metric: str) -> bool:
+    """Whether the metric's scorer is another one than that of published numbers, as its card says."""
+    return "differs" in entry.get("scorers", {}).get(_scorer(metric), {})
+
+
+def _scorer(metric: str) -> str:
+    return split_metric(metric)[0] if metric in PROMPT_METRICS else metric
 
 
 def value_of(entry: Entry, metric: str) -> float:
@@ -96,6 +105,9 @@ def warnings_of(entry: Entry) -> list[str]:
     found = []
     if skipped := entry.get("model", {}).get("skipped_updates"):
         found.append(f"{skipped} updates of the training were not finite and were skipped")
+    model = entry.get("model", {})
+    if (made_for := model.get("made_for")) and model["steps"] not in made_for:
+        found.append(f"sampled in {model['steps']} steps, made for {', '.join(map(str, made_for))}")
     images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
     found += [f"no {name}: {reason}" for name, reason in entry.get("refused", {}).items()]
     if "fid" in entry and images <= dimensions:
@@ -103,21 +115,30 @@ def warnings_of(entry: Entry) -> list[str]:
     return found
 
 
+REPORTED = "reported"
+"""In the place of a scale: the number is a paper's own."""
+
+
 def metric_name(metric: str, scale: str) -> str:
-    """What a reader calls a metric. A Fréchet distance is an FID only on the paper's data and features."""
+    """What a reader calls a metric of a scale, or one that is REPORTED.
+
+    A Fréchet distance is an FID only on the paper's data and features. Scores by another network than the
+    published ones say by which.
+    """
+    full = scale in ("paper", REPORTED)
     names = {
-        "fid": "FID" if scale == "paper" else "Fréchet distance",
+        "fid": "FID" if full else "Fréchet distance",
         "is": "Inception score",
         "mmd": "MMD²",
         "moon_distance": "Distance to the moons (σ of the noise)",
         "off_moons": "Share off the moons",
-        "kid": "KID" if scale == "paper" else "Kernel distance",
+        "kid": "KID" if full else "Kernel distance",
         "grad_norm": "Gradient norm",
-        "geneval": "GenEval",
+        "geneval": "GenEval (HF detector)" if scale == "paper" else "GenEval",
         "clip": "CLIP score",
         "blip": "BLIP score",
         "image_reward": "ImageReward",
-        "dpg": "DPG-Bench",
+        "dpg": "DPG-Bench" if scale == REPORTED else "DPG-Bench (Qwen3-VL)",
         "geneval2": "GenEval 2",
         "pickscore": "PickScore",
         "hps": "HPSv2.1",
@@ -128,6 +149,7 @@ def metric_name(metric: str, scale: str) -> str:
         "color_attr": "two colors",
         "seen": "captions of the training",
         "held_out": "captions held out",
+        "atoms": "mean over questions",
     }
     if metric in PROMPT_METRICS:
         name, part = split_metric(metric)

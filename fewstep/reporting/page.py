@@ -28,6 +28,7 @@ from .rows import TableRow, read_table
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
+    "another scorer": "measured here by another scorer than the paper's number; not comparable",
     "miniature": "trained and measured here on the demo's data; not comparable with the paper's number",
     "stale": "the code of the training or of the score has changed since",
     "missing": "asked for, not measured yet",

@@ -12,7 +12,7 @@ from ..common.csv_files import read_csv
 from ..config.specs import TableSpec
 from ..config.tables import LARGER_IS_BETTER, Row
 from .formatting import Number, NumberList, WholeNumber, parse_rows, rounded, to_csv
-from .metrics import CellMetric, Entry, Metrics, gather, warnings_of
+from .metrics import CellMetric, Entry, Metrics, differs, gather, warnings_of
 
 FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
@@ -174,10 +174,10 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTa
             for row in rows
         ]
     if not table.ranked:
-        return FilledTable(_columns(spec), rows)
+        return FilledTable(columns_of(spec), rows)
     rows = [replace(row, rank=_rank(row, rows)) for row in rows]
-    ranked = FilledTable(_columns(spec), rows).best_first()
-    return FilledTable(_columns(spec), [row for group in ranked for row in group])
+    ranked = FilledTable(columns_of(spec), rows).best_first()
+    return FilledTable(columns_of(spec), [row for group in ranked for row in group])
 
 
 def _rank(row: TableRow, rows: Sequence[TableRow]) -> int | None:
@@ -194,7 +194,8 @@ def badness(row: TableRow) -> float:
     return -row.ours if row.metric in LARGER_IS_BETTER else row.ours
 
 
-def _columns(spec: TableSpec) -> list[str]:
+def columns_of(spec: TableSpec) -> list[str]:
+    """The columns of a table's CSV file."""
     after = {
         "reported": [f"reported_{name}" for name in _also_reported(spec)],
         "evaluations": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],
@@ -227,7 +228,9 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     more = {f"reported_{name}": reported.get(name) for name in _also_reported(spec)}
     more |= {name: measured(name, table.metric) if name != first else None for name in spec.protocols[1:]}
     more |= {f"ours_{name}": measured(protocol, name) for name, protocol in spec.extra_metrics.items()}
-    difference, tolerance, agrees = _agreement(spec, ours.mean, reported.get(table.metric))
+    other = any(differs(entry, table.metric) for entry in ours.entries)
+    target = None if other else reported.get(table.metric)
+    difference, tolerance, agrees = _agreement(spec, ours.mean, target)
     return TableRow(
         table=spec.name,
         row=row.id,
@@ -248,7 +251,7 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
         evaluations=ours.common("evaluations"),
         more=more,
         flops_per_step=rounded(ours.flops_per_step) if table.unit is not None else None,
-        status=_status(spec, row, ours, is_stale),
+        status=_status(spec, row, ours, is_stale, other),
         difference=difference,
         tolerance=tolerance,
         agrees=agrees,
@@ -260,7 +263,8 @@ def _fill_row(spec: TableSpec, row: Row, column: int, metrics: Metrics, is_stale
     )
 
 
-def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale) -> str:
+def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale, other: bool) -> str:
+    """What stands behind a number; ``other``: not the published numbers' scorer."""
     if row.method is None:
         return "reported only"
     if not ours.values:
@@ -271,7 +275,7 @@ def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale) -> s
         return "miniature"
     if any(entry.get("status") == "released" for entry in ours.entries):
         return "released weights"
-    return "reproduced"
+    return "another scorer" if other else "reproduced"
 
 
 def _agreement(

@@ -253,6 +253,51 @@ def test_lines_that_are_no_prompts_are_named(tmp_path: Path, line: bytes, messag
     assert "\n" not in str(caught.value)
 
 
+def listed(folder: Path, *files: Any, count: int) -> list[dict[str, Any]]:
+    contents = {
+        f"{number}.json": entry if isinstance(entry, bytes) else json.dumps(entry).encode()
+        for number, entry in enumerate(files)
+    }
+    chosen = PromptSet(asset="mine", files=list(contents), format="json", prompts=count)
+    return read_prompts(chosen, record_of(folder, contents).path)
+
+
+def test_prompts_are_lists_of_json(tmp_path: Path) -> None:
+    """Of texts, or of objects with an id, in several files, one after the other."""
+    objects = [{"id": "005-1", "prompt": "a dog"}, {"id": 7, "prompt": "a cat", "tag": "counting"}]
+    expected = [{"prompt": "two dogs"}, {"prompt": "two dogs"}, *objects]
+    assert listed(tmp_path, ["two dogs", "two dogs"], objects, count=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[", "not JSON: Expecting value"),
+        (b"\xff", "not UTF-8: byte 0xff"),
+        ({"prompt": "x"}, "must be a JSON list, not dict"),
+        (["x", 7], "entry 2: must be text or a JSON object, not int"),
+        (["x", ""], "entry 2: prompt: is empty"),
+        (["x", {"text": "x"}], "entry 2: has no key 'prompt'"),
+        ([{"prompt": "x", "id": [1]}], "entry 1: id"),
+        ([{"prompt": "x", "id": "a"}, {"prompt": "y", "id": "a"}], "entry 2: id: 'a' is that of {}: entry 1"),
+    ],
+)
+def test_lists_that_are_no_prompts_are_named(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "assets/mine/0.json"
+    with pytest.raises(ConfigError) as caught:
+        listed(tmp_path, content, count=2)
+    assert str(caught.value).startswith(f"{path}: {message.format(path)}"), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repeated_id_is_refused(tmp_path: Path) -> None:
+    """In another file of the same set, and in lines."""
+    with pytest.raises(ConfigError, match=r"1\.json: entry 1: id: 3 is that of .*0\.json: entry 1; ids must"):
+        listed(tmp_path, [{"id": 3, "prompt": "x"}], [{"id": 3, "prompt": "y"}], count=2)
+    with pytest.raises(ConfigError, match=r"line 2: id: 'a' is that of .*line 1"):
+        prompts(tmp_path / "lines", b'{"prompt": "x", "id": "a"}\n{"prompt": "y", "id": "a"}', 2)
+
+
 def test_another_number_of_prompts_or_another_file_is_refused(tmp_path: Path) -> None:
     content = b'{"prompt": "a dog"}\n'
     with pytest.raises(ConfigError, match=r"prompts\.jsonl: found 1 prompts, .* says 2"):

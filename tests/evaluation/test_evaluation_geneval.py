@@ -193,6 +193,28 @@ def test_prompts_that_cannot_be_judged(prompt, message):
         check_prompt(prompt, "x.jsonl: line 3")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (asked("single_object", {"class": "tree"}), r"include\.0\.class: 'tree' is unknown to the detector"),
+        (
+            asked("colors", {"class": "dog", "color": "rod"}),
+            r"include\.0\.color: 'rod' .*; did you mean 'red'",
+        ),
+        (
+            asked("counting", {"class": "dog"}, exclude=[{"class": "dog", "count": 2}, {"class": "dig"}]),
+            r"exclude\.1\.class: 'dig' is unknown to the detector; did you mean 'dog'\?",
+        ),
+    ],
+)
+def test_prompts_of_objects_that_a_detector_does_not_know(prompt, message):
+    known = {"classes": ("dog", "cat"), "colours": ("red", "blue")}
+    with pytest.raises(ValueError, match=rf"x\.jsonl: line 3: {message}"):
+        check_prompt(prompt, "x.jsonl: line 3", **known)
+    check_prompt(prompt, "any is known")
+    check_prompt(asked("colors", {"class": "cat", "color": "blue"}), "here", **known)
+
+
 @pytest.mark.parametrize("prompt", [SINGLE, TWO, THREE, BLUE, RIGHT, BOTH])
 def test_prompts_that_can(prompt):
     check_prompt(prompt, "here")

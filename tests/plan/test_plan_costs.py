@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ SMALL = {"shape": [4, 8, 8], "classes": 10, "depth": 2, "width": 64, "heads": 2}
 
 def table(plan) -> dict[str, estimate.Line]:
     """The row of each rule on its main device, the last one; see `jobs` for all."""
-    return {row.rule: row for row in rows(plan) if row.rule != "total"}
+    return {row.name: row for row in rows(plan) if row.kind == "rule"}
 
 
 def rows(plan) -> list[estimate.Line]:
@@ -35,10 +36,8 @@ def rows(plan) -> list[estimate.Line]:
 
 def jobs(plan) -> dict[str, int]:
     """Jobs of each rule, on all devices."""
-    found: dict[str, int] = {}
-    for line in plan.spec("costs", "costs").lines:
-        found[line.rule] = found.get(line.rule, 0) + line.jobs
-    return found
+    spec = plan.spec("costs", "costs")
+    return dict(Counter(spec.lines[job.line].rule for job in spec.jobs))
 
 
 def of(*targets: str, **more):
@@ -91,13 +90,12 @@ def test_what_has_no_rate_is_counted():
     found = evaluations(student.loss, student.backbone, teacher.backbone, True)
     assert found == pytest.approx(5, rel=0.05)
     rate = plan.config.costs.operations.half.rate
-    lines = [
-        line
-        for line in plan.spec("costs", "costs").lines
+    spec = plan.spec("costs", "costs").model_copy(update={"start": 0.0})
+    (counted,) = [
+        estimate.job_line(spec, line)
+        for line in spec.lines
         if any(work.name.startswith("flow_matching on lightningdit-b1-t") for work in line.work)
     ]
-    spec = plan.spec("costs", "costs").model_copy(update={"lines": lines, "start": 0.0})
-    (counted,) = estimate.estimate(spec)
     images = teacher.train.steps * teacher.train.global_batch_size
     cost = evaluations(teacher.loss, teacher.backbone, None, False) * operations(teacher.backbone)
     assert counted.seconds == pytest.approx(images * cost / rate) and counted.sources == {"counted"}
@@ -118,15 +116,24 @@ def test_tokenizers_are_counted(paper_plan):
 
 
 def test_the_longest_job_of_a_rule(paper_plan):
-    """Alike jobs are one line of the spec; the longest of a rule is as long as the longest of its lines."""
     spec = paper_plan.spec("costs", "costs")
+    jobs = [(spec.lines[job.line], estimate.job_line(spec, spec.lines[job.line])) for job in spec.jobs]
+    rules = {(line.name, line.device): line for line in estimate.estimate(spec)}
     for rule in ("train", "sample", "score"):
-        lines = [line for line in spec.lines if (line.rule, line.device) == (rule, "gpu")]
-        each = [estimate.estimate(spec.model_copy(update={"lines": [line]}))[0] for line in lines]
-        (whole,) = estimate.estimate(spec.model_copy(update={"lines": lines}))
-        assert whole.longest == max(line.seconds / line.jobs for line in each)
-        assert whole.seconds == pytest.approx(sum(line.seconds for line in each))
-        assert whole.jobs == sum(line.jobs for line in each)
+        each = [cost.seconds for line, cost in jobs if (line.rule, line.device) == (rule, "gpu")]
+        whole = rules[rule, "gpu"]
+        assert whole.longest == max(each) and whole.jobs == len(each)
+        assert whole.seconds == pytest.approx(sum(each))
+
+
+def test_costs_by_run(demo_plan):
+    spec = demo_plan.spec("costs", "costs")
+    runs = {line.name: line for line in estimate.by_run(spec)}
+    rules = {line.name: line for line in estimate.estimate(spec)}
+    assert next(iter(runs)) == max(runs, key=lambda name: runs[name].seconds)
+    parts = sum(rules[rule].seconds for rule in ("train", "sample", "score"))
+    assert sum(line.seconds for line in runs.values()) == pytest.approx(parts)
+    assert "decm/freq-5" in runs and runs["decm/freq-5"].jobs == 1 + 4 + 4
 
 
 def test_guided_sampling_counts_twice():
@@ -167,11 +174,14 @@ def test_the_stage_prints_what_it_writes(demo_plan, tmp_path, capsys):
     (tmp_path / "spec.json").write_text(demo_plan.spec_text("costs", "costs"))
     stage.main(["--spec", str(tmp_path / "spec.json"), "--out", str(tmp_path / "plan.csv")])
     lines = list(csv.DictReader(io.StringIO((tmp_path / "plan.csv").read_text())))
-    shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == len(lines) + 1
-    for line, text in zip(lines, shown[1:], strict=True):
-        assert text.split()[:2] == [line["rule"], line["jobs"]]
-    assert {line["unit"] for line in lines} == {"CPU-seconds", ""}
+    shown = capsys.readouterr().out.strip().splitlines()
+    counted = [line for line in lines if line["kind"] != "end"]
+    tables = [text.split()[:2] for text in shown[:-1] if text and not text.startswith(" ")]
+    assert tables == [[line["name"] or "total", line["jobs"]] for line in counted]
+    assert {line["unit"] for line in counted} == {"CPU-seconds", ""}
+    ends = {line["name"]: float(line["time"]) for line in lines if line["kind"] == "end"}
+    assert list(ends) == ["1 cores", "any number of cores"] and ends["1 cores"] > ends["any number of cores"]
+    assert shown[-1].startswith("All is done after ")
 
 
 def test_without_torch_it_is_one_line(demo_plan, tmp_path):
@@ -265,7 +275,7 @@ def test_plan_is_printed_and_written_without_any_other_job(tmp_path):
         *("--config", *over, "--", f"{tmp_path}/plan.csv"),
     )
     assert re.search(r"^train +41 .* GPU-hours", out, re.MULTILINE)
-    assert (tmp_path / "plan.csv").read_text().startswith("rule,jobs,time,unit,longest,kept_bytes")
+    assert (tmp_path / "plan.csv").read_text().startswith("kind,name,jobs,time,unit,longest,kept_bytes")
     assert [path.name for path in (tmp_path / "specs").iterdir()] == ["costs"]
 
 

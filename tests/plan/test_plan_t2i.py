@@ -20,10 +20,13 @@ from fewstep.config.specs import (
     TrainSpec,
     score_spec_class,
 )
+from fewstep.config.text import Scorer
 from fewstep.environment import machine
 from fewstep.plan import Plan
 from fewstep.plan.jobs import maker
 
+ABLATIONS = ("fm", "fm-cd", "fm-n2n", "no-normalisation", "arctan", "log", "freq-1", "freq-5")
+"""Variants of DE-CM in table3-t2i."""
 STUDENT = {"run": "decm-t2i/base", "seed": "0"}
 
 
@@ -56,7 +59,7 @@ class Scale:
 @pytest.fixture(params=["paper", "demo"])
 def scale(request, paper_plan, demo_plan) -> Scale:
     if request.param == "paper":
-        return Scale(paper_plan, "results", "t2i-sd3", "sd3", "t2i-2m", "geneval", "t2i-common")
+        return Scale(paper_plan, "results", "t2i-sd3", "sd3", "t2i-2m", "image-reward", "t2i-paper")
     names = ("results/demo", "scenes-latents", "scenes-clip", "scenes", "scenes-test", "scenes")
     return Scale(demo_plan, *names)
 
@@ -69,10 +72,11 @@ def live_plan() -> Plan:
 def test_what_makes_a_model(scale):
     made = {name: run.maker for name, run in scale.plan.runs.items() if run.text_encoder == scale.encoder}
     assert made == {
-        "sd35-medium/base": "adopt" if scale.protocol == "t2i-common" else "train",
+        "sd35-medium/base": "adopt" if scale.protocol == "t2i-paper" else "train",
         "sd35-smooth/base": "reembed",
         "sd35-finetuned/base": "train",
-        "decm-t2i/base": "train",
+        **{f"decm-t2i/{variant}": "train" for variant in ABLATIONS},
+        **{f"{method}-t2i/base": "train" for method in ("cd", "decm", "meanflow", "rcgm", "twinflow")},
     }
     for name, stage in made.items():
         assert maker(scale.plan, scale.plan.file("model", run=name, seed=0)).stage == stage
@@ -140,8 +144,82 @@ def test_inputs_of_scores(scale):
     found = scale.plan.inputs("score", {**scale.cell, "protocol": scale.protocol})
     assert found["prompts"] == scale.record(scale.plan.parts.prompts[scale.prompts].asset)
     assert (found["extractor"], found["reference"]) == ([], [])
-    both = [*scale.model("scenes-clip"), *scale.model("scenes-detector")]
-    assert found["scorers"] == (both if scale.protocol == "scenes" else scale.record("clip-vit-l14"))
+    if scale.protocol == "scenes":
+        assert found["scorers"] == [*scale.model("scenes-clip"), *scale.model("scenes-detector")]
+    else:
+        blip, clip, reward = "blip-large", "clip-vit-l14", "image-reward"
+        assets = [blip, "bert-base-uncased", clip, reward, "bert-base-uncased"]
+        assert found["scorers"] == [path for asset in assets for path in scale.record(asset)]
+
+
+def test_scores_of_table_2(paper_plan):
+    """Its three columns under the inferred protocol; those that readers expect today under the common one."""
+    table = paper_plan.tables["table2"]
+    assert table.protocols == ["t2i-paper", "t2i-common"]
+    given = {name: paper_plan.parts.protocols[name] for name in table.protocols}
+    assert given["t2i-paper"].metrics == ["clip", "blip", "image_reward"]
+    assert {*given["t2i-common"].metrics} == {*given["t2i-paper"].metrics, "pickscore", "hps"}
+    reported = {metric for row in table.table.rows for metric in row.reported}
+    assert reported == set(given["t2i-paper"].metrics) <= {table.table.metric, *table.table.metrics}
+    found = [
+        paper_plan.inputs("score", {**STUDENT, "sampler": "mix", "steps": "4", "protocol": name})["scorers"]
+        for name in table.protocols
+    ]
+    assert set(found[0]) < set(found[1])
+    assets = {"clip-vit-h14", "pickscore-v1", "hps-v2.1"}
+    assert set(found[1]) - set(found[0]) == {paper_plan.file("record", asset=asset) for asset in assets}
+    assert {*assets, "hpsv2-prompts", "image-reward-prompts"} <= set(paper_plan.assets(["table2"]))
+    # The miniature has a CLIP and a detector of its own.
+    assert not {*assets, "blip-large"} & set(make_plan(raw_config("demo")).assets(["table2"]))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "assets", "prompts", "images"),
+    [
+        ("t2i-geneval", ["mask2former-swin-small", "clip-vit-l14"], "geneval-prompts", 4 * 553),
+        ("t2i-dpg", ["qwen3-vl-8b"], "dpg-bench", 4 * 1065),
+        ("t2i-geneval2", ["qwen3-vl-8b"], "geneval2-prompts", 800),
+    ],
+)
+def test_scores_of_objects_and_questions(paper_plan, protocol, assets, prompts, images):
+    cell = {**STUDENT, "sampler": "mix", "steps": "4", "protocol": protocol}
+    found = paper_plan.inputs("score", cell)
+    assert found["scorers"] == [paper_plan.file("record", asset=asset) for asset in assets]
+    assert found["prompts"] == [paper_plan.file("record", asset=prompts)]
+    spec = paper_plan.spec("score", f"decm-t2i/base/0/mix-4/{protocol}")
+    assert isinstance(spec, PromptScoreSpec) and spec.scorers == {}
+    assert spec.sample.images == images and images % spec.prompts.prompts == 0
+
+
+def test_twinflows_table_takes_several_protocols(paper_plan):
+    """GenEval's own; DPG-Bench for its column; GenEval 2 for who asks for it."""
+    table = paper_plan.tables["twinflow-table1"]
+    assert table.protocols == ["t2i-geneval"] and table.extra_metrics["dpg"] == "t2i-dpg"
+    assert "geneval2-prompts" not in paper_plan.assets(["twinflow-table1"])
+    changes = {"tables": {"twinflow-table1": {"metrics": ["geneval2"]}}}
+    asked = make_plan(merge(raw_config(), {"overrides": changes}))
+    assert asked.tables["twinflow-table1"].extra_metrics == {"geneval2": "t2i-geneval2"}
+    assert "geneval2-prompts" in asked.assets(["twinflow-table1"])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ({"kind": "questions", "weights": {"method": "x"}}, "kind: questions must be of assets"),
+        (
+            {
+                "kind": "mask2former",
+                "weights": {"asset": "x", "file": "y"},
+                "colours": {"method": "scenes-clip"},
+            },
+            "kind: mask2former must be of assets",
+        ),
+        ({"kind": "mask2former", "weights": {"asset": "x", "file": "y"}}, "needed by, kind: mask2former"),
+    ],
+)
+def test_published_networks_are_assets(scorer, message):
+    with pytest.raises(ValueError, match=message):
+        Scorer.model_validate(scorer)
 
 
 def test_scorers_are_ordered_by_name():
@@ -150,7 +228,10 @@ def test_scorers_are_ordered_by_name():
     scorers |= {"clip": {"kind": "clip", "weights": {"method": "scenes-clip"}}}
     entry = {"kind": "prompt-scores", "prompts": "scenes-test", "images": 323, "metrics": ["geneval", "clip"]}
     protocols = {"mine": entry | {"scorers": scorers}}
-    settings = {"protocols": protocols, "recipes": {"scenes": {"protocols": ["scenes", "mine"]}}}
+    settings = {
+        "protocols": protocols,
+        "recipes": {"scenes": {"protocols": ["scenes", "scenes-fid", "mine"]}},
+    }
     changes = {"settings": settings, "tables": {"table2": {"metrics": ["clip"]}}}
     plan = make_plan(merge(raw, {"overrides": changes}))
     assert list(plan.parts.protocols["mine"].scorers) == ["geneval", "clip"]
@@ -266,7 +347,7 @@ def test_a_spec_of_an_export_has_the_licence_of_its_base(scale):
     spec = scale.plan.spec("export", "decm-t2i/base")
     assert isinstance(spec, ExportSpec)
     # What was trained here stands under the licence of its data.
-    licence = "Stability AI Community License" if scale.protocol == "t2i-common" else "CC BY-SA 4.0"
+    licence = "Stability AI Community License" if scale.protocol == "t2i-paper" else "CC BY-SA 4.0"
     assert spec.licence == licence
     assert spec.guidance == scale.plan.run("decm-t2i").guidance
     assert spec.backbone == scale.plan.run("decm-t2i").backbone

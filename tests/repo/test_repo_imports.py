@@ -12,7 +12,7 @@ from fewstep.backbones import NETWORKS
 
 COMMANDS = {"fetch", "encode", "text", "adopt", "train", "sample", "reference", "score"}
 COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
-COMMANDS |= {"reembed", "export", "pipeline"}
+COMMANDS |= {"reembed", "export", "pipeline", "bounds"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.
@@ -47,9 +47,14 @@ PARTIES = {
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
     "accelerate": {"training."},
-    "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
+    "diffusers": {
+        *("data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."),
+        "evaluation.pipeline_generation",
+    },
     "transformers": {
-        *("data.text_encoders", "backbones.clip", "exporting.pipeline", "evaluation.scorers.clip_score"),
+        *("data.text_encoders", "backbones.clip", "exporting.pipeline"),
+        *("evaluation.scorers.towers", "evaluation.scorers.blip_score"),
+        *("evaluation.scorers.coco_detector", "evaluation.scorers.answers"),
     },
     "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},

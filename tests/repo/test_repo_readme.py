@@ -88,7 +88,7 @@ def test_the_price_of_table_1(readme):
     """As results/plan.csv has it."""
     raw = raw_config()
     lines = estimate(make_plan({**raw, "targets": ["table1"]}).spec("costs", "costs"))
-    totals = [row for row in with_totals(lines) if row.rule == "total"]
+    totals = [row for row in with_totals(lines) if row.kind == "total"]
     (hours,) = [row.time for row in totals if row.unit == "GPU-hours"]
     kept = sum(row.kept for row in totals) / 1e9
     told = re.search(r"about ([\d,]+) GPU-hours \(H100\) and keeps (\d+) GB", readme)

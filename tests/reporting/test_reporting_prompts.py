@@ -13,7 +13,7 @@ from fewstep.figure import main as figure
 from fewstep.reporting.claim_checks import check_claims
 from fewstep.reporting.formatting import format_mean, format_number
 from fewstep.reporting.markdown import table_markdown
-from fewstep.reporting.metrics import metric_name
+from fewstep.reporting.metrics import is_measured, metric_name
 from fewstep.reporting.rows import fill_table
 
 VALUES = {"decm": 0.57, "meanflow": 0.4, "scm": 0.0, "flow-matching": 0.0345}
@@ -61,6 +61,39 @@ def test_numbers_have_the_papers_decimals(spec, scored):
     assert format_mean(0.0123, 0.001, "geneval") == "0.012 ± 0.001"
     assert format_number(86.54, "dpg") == "86.54" and format_number(2.7749, "fid") == "2.77"
     assert metric_name("geneval_held_out", "demo") == "GenEval: captions held out"
+
+
+def test_scores_by_another_scorer_say_so(spec, scored, metric):
+    """By name, and they have no verdict beside a paper's number."""
+    assert metric_name("geneval", "paper") == "GenEval (HF detector)"
+    assert metric_name("geneval_colors", "paper") == "GenEval (HF detector): colors"
+    assert metric_name("geneval", "demo") == metric_name("geneval", "reported") == "GenEval"
+    assert metric_name("dpg_entity", "paper") == "DPG-Bench (Qwen3-VL): entity"
+    assert metric_name("dpg", "reported") == "DPG-Bench" and metric_name("fid", "reported") == "FID"
+    assert metric_name("geneval2_atoms", "paper") == "GenEval 2: mean over questions"
+    found = spec().model_copy(update={"scale": "paper"})
+    rows = [
+        row.model_copy(update={"reported": {"geneval": [0.6] * len(row.steps or found.table.steps)}})
+        for row in found.table.rows
+    ]
+    found = found.model_copy(update={"table": found.table.model_copy(update={"rows": rows})})
+    for scorers, status, agrees in (
+        ({"geneval": {"sha256": "0"}}, "reproduced", "yes"),
+        ({"geneval": {"sha256": "0", "differs": "another detector"}}, "another scorer", ""),
+        ({"clip": {"sha256": "0", "differs": "another"}}, "reproduced", "yes"),
+    ):
+        table = fill_table(found, scored(found, scorers=scorers), lambda _: False)
+        row = next(row for row in table.rows if row.row == "decm")
+        assert (row.ours, row.reported, row.status, row.agrees) == (0.57, 0.6, status, agrees)
+        text = table_markdown(found, table)
+        assert ("§ by another scorer than the published" in text) == (status == "another scorer")
+    assert "**GenEval (HF detector): ours (reported)**" in text
+
+
+def test_a_refused_scorer_of_two_words(spec, scored):
+    entry = {"image_reward": 0.5, "refused": {"image_reward": "it guesses"}}
+    assert not is_measured(entry, "image_reward") and is_measured(entry, "fid")
+    assert is_measured({"refused": {"geneval2": ""}}, "geneval_colors")
 
 
 def test_a_refused_scorer_has_no_number_and_the_table_says_why(spec, scored):

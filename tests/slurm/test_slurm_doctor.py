@@ -218,9 +218,9 @@ def test_odd_values_on_a_cluster(a_cluster):
 
 
 LINES = {
-    "train": {"rule": "train", "longest": "960", "unit": "GPU-hours"},
-    "score": {"rule": "score", "longest": "2", "unit": "GPU-hours"},
-    "table": {"rule": "table", "longest": "", "unit": ""},
+    "train": {"name": "train", "longest": "960", "unit": "GPU-hours"},
+    "score": {"name": "score", "longest": "2", "unit": "GPU-hours"},
+    "table": {"name": "table", "longest": "", "unit": ""},
 }
 
 
@@ -261,7 +261,7 @@ def test_table_1_ends_with_the_shipped_profile(overlays):
     plan = make_plan(raw_config() | {"targets": ["table1"]})
     profile = Profile.read([ROOT / f"profiles/{name}" for name in ["slurm", *overlays]])
     lines = machine.costs(plan)
-    assert {line["rule"] for line in lines} >= {"encode", "train", "sample", "score", "reference"}
+    assert {line["name"] for line in lines} >= {"encode", "train", "sample", "score", "reference"}
     assert [check.text for check in durations.check_durations(profile, lines) if check.state != "ok"] == []
 
 

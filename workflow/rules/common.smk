@@ -2,7 +2,7 @@
 from fewstep.common import preloaded
 from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
-from fewstep.environment import MOST_RETRIES
+from fewstep.environment import MOST_RETRIES, profiles_of
 from fewstep.plan import Plan
 from fewstep.plan.paths import BENCHMARK, FILES, LOGS
 
@@ -34,6 +34,12 @@ def environment(stage):
     return (
         lambda wildcards: f"../../envs/{plan.environment(stage, dict(wildcards.items()))}.yaml"
     )
+
+
+def profiles(wildcards):
+    """The profiles of this call, or else that of a cluster."""
+    places = [Path(os.environ.get("PWD", "")), repository]
+    return profiles_of(sys.argv, places) or [repository / "profiles/slurm"]
 
 
 wildcard_constraints:

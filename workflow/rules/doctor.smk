@@ -1,9 +1,4 @@
 # Whether the machine, the profile and the cluster fit, before anything is submitted.
-import sys
-
-from fewstep.environment import profiles_of
-
-
 rule doctor:
     log:
         "<logs>/doctor.log",
@@ -12,10 +7,7 @@ rule doctor:
     conda:
         "../../envs/workflow.yaml"
     params:
-        profiles=lambda wildcards: profiles_of(
-            sys.argv, [Path(os.environ.get("PWD", "")), repository]
-        )
-        or [repository / "profiles/slurm"],
+        profiles=profiles,
         repository=repository,
     shell:
         "python -m fewstep.doctor --profile {params.profiles:q} --repository {params.repository:q} 2>&1 | tee {log:q}"

@@ -17,7 +17,8 @@ rule sample:
         " --attempt {resources.attempt} fewstep.sample"
         " --spec {input.spec:q} --model {input.model:q} --base {input.base:q}"
         " --text {input.text:q} --latents {input.latents:q}"
-        " --tokenizer {input.tokenizer:q} --out {output:q} {resources.options} > {log:q} 2>&1"
+        " --tokenizer {input.tokenizer:q} --pipeline {input.pipeline:q} --prompts {input.prompts:q}"
+        " --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
 rule reference:
@@ -39,6 +40,25 @@ rule reference:
         " --attempt {resources.attempt} fewstep.reference"
         " --spec {input.spec:q} --latents {input.latents:q} --published {input.published:q}"
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
+
+
+# Of real scenes: on what a network would sample at best, and at worst.
+rule bounds:
+    input:
+        unpack(inputs("bounds")),
+    output:
+        FILES["bounds"],
+    log:
+        "<logs>/bounds/{table}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.bounds"
+        " --spec {input.spec:q} --prompts {input.prompts:q} --scorers {input.scorers:q}"
+        " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule score:

@@ -18,7 +18,7 @@ rule table:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "python -m fewstep.table --spec {input.spec:q} --metrics {input.metrics:q}"
+        "python -m fewstep.table --spec {input.spec:q} --metrics {input.metrics:q} --bounds {input.bounds:q}"
         " --out {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
 
 
@@ -92,5 +92,7 @@ rule plan:
     localrule: True
     conda:
         environment("costs")
+    params:
+        profiles=profiles,
     shell:
-        "python -m fewstep.costs --spec {input.spec:q} --out {output:q} 2>&1 | tee {log:q}"
+        "python -m fewstep.costs --spec {input.spec:q} --profile {params.profiles:q} --out {output:q} 2>&1 | tee {log:q}"

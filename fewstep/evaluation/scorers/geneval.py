@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
+
+from ...config.base import nearest
 
 Prompt = Mapping[str, Any]
 """A line of a set of prompts: `prompt`, and as in GenEval's evaluation_metadata.jsonl `tag`, `include` and
@@ -43,6 +47,8 @@ class Detection:
     score: float
     colour: str | None = None
     """None: not one that is known."""
+    mask: Tensor | None = field(default=None, compare=False, repr=False)
+    """Its pixels, bool (H, W), where the detector knows them."""
 
 
 def faults(prompt: Prompt, detections: Iterable[Detection]) -> list[str]:
@@ -128,14 +134,19 @@ def _centre_and_size(box: tuple[float, float, float, float]) -> tuple[tuple[floa
     return ((x0 + x1) / 2, (y0 + y1) / 2), (abs(x1 - x0), abs(y1 - y0))
 
 
-def check_prompt(prompt: Prompt, where: str) -> None:
+def check_prompt(
+    prompt: Prompt, where: str, classes: Collection[str] = (), colours: Collection[str] = ()
+) -> None:
     """Refuse a prompt that these rules cannot judge; names, counts and relations are those of `read_prompts`.
 
     Args:
         where: file and line, for the message.
+        classes: that the detector knows; empty: any.
+        colours: that are told apart; empty: any.
 
     Raises:
-        ValueError: no task, no object, or a position relative to no earlier group.
+        ValueError: no task, no object, a position relative to no earlier group, or an object or colour that
+            is never found.
     """
     if prompt.get("tag") not in TAGS:
         raise ValueError(f"{where}: tag: {prompt.get('tag')!r} is not one of {', '.join(TAGS)}")
@@ -147,6 +158,15 @@ def check_prompt(prompt: Prompt, where: str) -> None:
                 f"{where}: include.{number}.position: {group['position'][1]} is not the number of an earlier "
                 "group"
             )
+    for key in ("include", "exclude"):
+        for number, group in enumerate(prompt.get(key) or []):
+            for what, known in (("class", classes), ("color", colours)):
+                found = group.get(what)
+                if known and found is not None and found not in known:
+                    raise ValueError(
+                        f"{where}: {key}.{number}.{what}: {found!r} is unknown to the detector"
+                        f"{nearest(found, known)}"
+                    )
 
 
 def score_by_task(correct: Sequence[float], prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -54,14 +54,27 @@ class Parts:
     device: torch.device
 
     @cached_property
-    def sha256(self) -> str:
-        """Of the file of its weights.
+    def weights(self) -> tuple[Path, str]:
+        """The file of its weights and its SHA-256.
 
         Raises:
             ConfigError: it is missing, or not the one that was fetched.
         """
         path, file = self.paths["weights"], self.entry.weights.file
-        return sha256(path) if file is None else read_record(path).verified(file)[1]
+        return (path, sha256(path)) if file is None else read_record(path).verified(file)
+
+    def file(self, key: str) -> Path:
+        """The published file under ``key``, verified; raises as `weights`."""
+        return read_record(self.paths[key]).verified(self.entry.files[key].file)[0]
+
+    def folder(self, key: str) -> Path:
+        """The folder of that file, in which every file is verified.
+
+        Raises:
+            ConfigError: a file is missing, or not the one that was fetched, or no part of the asset.
+        """
+        name = self.entry.files[key].file or ""
+        return read_record(self.paths[key]).verified_folder(name.rpartition("/")[0])
 
 
 Opener = Callable[[Parts], "Scorer"]
@@ -75,36 +88,44 @@ class Scorer(ABC):
         name: of its metrics, as in the protocol.
         sha256: of the file of its weights.
         device: that its network is on.
+        rows: most images, or questions about them, that go through its network at once.
     """
 
     computes: str
     """What the number is, in words."""
+    differs: str = ""
+    """Why its numbers cannot be compared with published ones, in words; empty if they can."""
 
-    def __init__(self, name: str, sha256: str, device: torch.device | str) -> None:
+    def __init__(self, name: str, sha256: str, device: torch.device | str, rows: int = ROWS) -> None:
         self.name = name
         self.sha256 = sha256
         self.device = torch.device(device)
-        self._fitting = FittingBatches(f"scorer {name}", ROWS)
+        self._fitting = FittingBatches(f"scorer {name}", rows)
 
     @property
     def card(self) -> dict[str, str]:
         """What stands beside its numbers in a metrics file."""
-        return {"sha256": self.sha256, "computes": self.computes}
+        differs = {"differs": self.differs} if self.differs else {}
+        return {"sha256": self.sha256, "computes": self.computes, **differs}
+
+    def remarks(self, values: Sequence[Any]) -> dict[str, float]:
+        """What else of the images' numbers stands there."""
+        return {}
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """A number for each image, float32 (n,), on the CPU.
+        """A number for each image, float32 (n,), or a row of numbers (n, k), on the CPU.
 
         Args:
             images: uint8 (n, C, H, W) on the host.
             prompts: of each image.
         """
 
-    def overall(self, values: Sequence[float], prompts: Sequence[Prompt]) -> dict[str, float]:
+    def overall(self, values: Sequence[Any], prompts: Sequence[Prompt]) -> dict[str, float]:
         """The number of all images under "", and those of parts of them by name.
 
         Args:
-            values: of each image.
+            values: of each image, its number or row.
             prompts: of each image.
         """
         return {"": sum(values) / len(values)}
@@ -119,10 +140,13 @@ class Scorer(ABC):
             return f"its self-test: of {count} pictures only {right} score higher with their own prompt"
         return ""
 
-    def _batches(self, function: Callable[[Tensor], Any], images: Tensor) -> list[Any]:
-        """``function`` of parts of the images, on the device, as many at once as fit."""
-        given = place(images, self.device)
-        return self._fitting(lambda part: function(given[part.start : part.stop]), range(len(images)))
+    def _batches(self, function: Callable[..., Any], *given: Tensor | Sequence[Any]) -> list[Any]:
+        """``function`` of parts of the images, and of what else has an item for each, as many at once as fit;
+        tensors are on the device."""
+        there = [place(each, self.device) if isinstance(each, Tensor) else each for each in given]
+        return self._fitting(
+            lambda part: function(*(each[part.start : part.stop] for each in there)), range(len(given[0]))
+        )
 
 
 def in_shape(images: Tensor, shape: Sequence[int], what: str) -> Tensor:
