@@ -67,7 +67,7 @@ rule score:
     output:
         FILES["metrics"],
     log:
-        "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+        LOGS["score"],
     retries: FEW_RETRIES
     conda:
         environment("score")
