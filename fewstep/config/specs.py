@@ -396,6 +396,22 @@ class ReportItem(Strict):
     paper: str
     caption: str = ""
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
+    cells: dict[str, list[list[str]]] = Field(
+        default={}, description="row id -> for each number of steps, the cells behind our number"
+    )
+
+
+class SourceFiles(Strict):
+    """Files behind a number or a training, relative to the page."""
+
+    result: str = Field(description="of a cell its metrics, of a training its curve")
+    spec: str
+    log: str
+
+
+class ReportTraining(SourceFiles):
+    name: str = Field(description="method, variant and seed")
+    benchmark: str = Field(description="run time and CPU time, as Snakemake measures them")
 
 
 class HyperParameter(Strict):
@@ -403,20 +419,24 @@ class HyperParameter(Strict):
 
     key: str
     value: str
-    mark: Mark
+    mark: Mark | None = Field(description="none: chosen for this scale")
 
 
 class ReportMethod(Strict):
     title: str
     paper: str
     loss: str = Field(description="its folder in fewstep/methods; of a pipeline none")
-    parameters: list[HyperParameter] = Field(default=[], description="of a training at the paper's scale")
+    network: str = ""
+    parameters: dict[str, list[HyperParameter]] = Field(default={}, description="by scale")
+    trainings: list[ReportTraining] = Field(default=[], description="that the report's tables show")
 
 
 class ReportSpec(Strict):
     title: str
     scale: str
     command: str = Field(description="how to call the workflow, without the target")
+    target: str = Field(default="report.html", description="what to ask the workflow for to make this page")
+    sources: dict[str, SourceFiles] = Field(default={}, description="cell -> files behind its number")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
     protocols: dict[str, Protocol | PromptProtocol] = {}

@@ -255,8 +255,20 @@ def _claims(plan: Plan, claims: str) -> Files:
 
 
 def _report(plan: Plan) -> Files:
-    """The files of every target but the page itself."""
-    return {"parts": [file for target in plan.wanted if target != "report" for file in plan.parts_of(target)]}
+    """The files of every target but the page itself, and the curves of the trainings that the page shows."""
+    return {
+        "parts": [file for target in plan.wanted if target != "report" for file in plan.parts_of(target)],
+        "curves": [plan.file("curve", run=run, seed=seed) for run, seed in report_trainings(plan)],
+    }
+
+
+def report_trainings(plan: Plan) -> list[tuple[str, int]]:
+    """Run and first seed of every training behind the tables and figures of the report; of a run once."""
+    shown = [plan.tables[name] for name in plan.wanted if name in plan.tables]
+    runs = {
+        run.name: seeds for entry in shown for row, run in entry.runs.items() for seeds in [entry.seeds[row]]
+    }
+    return [(run, seeds[0]) for run, seeds in runs.items() if seeds and plan.runs[run].maker == "train"]
 
 
 # Of stages that read more than their spec.

@@ -38,6 +38,14 @@ FILES = {kind: template for files in OUTPUTS.values() for kind, template in file
 """Kind of file -> path."""
 MAKERS = {kind: stage for stage, files in OUTPUTS.items() for kind in files}
 
+LOGS = {
+    "train": "<logs>/train/{run}/{seed}.log",
+    "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+}
+"""Stage -> its log, of those that the report leads to."""
+BENCHMARK = "<results>/{run}/{seed}/benchmark.tsv"
+"""Run time of a training, as Snakemake measures it."""
+
 SPECS = {
     "fetch": "{asset}",
     "encode": "{latents}",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..config import specs
@@ -11,15 +14,21 @@ from ..config.base import ConfigError, Strict, require_known
 from ..config.pipelines import NEVER_RUN
 from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
+from ..config.tables import Row
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
+from . import paths
 from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
-from .jobs import score_files, weights
-from .marks import hyperparameter_sources
-from .runs import Run
+from .jobs import report_trainings, score_files, weights
+from .marks import hyperparameters_by_scale
+from .runs import BASE, Run
 
 if TYPE_CHECKING:
     from . import Plan
+
+
+_PRINTED = re.compile(r"(?:LightningDiT|SiT|DiT)-[A-Z]+/\d|SD3\.5-Medium")
+"""Names of the papers' networks in the labels of rows."""
 
 
 def _latents(plan: Plan, name: str) -> specs.LatentCard:
@@ -341,7 +350,10 @@ def _table(plan: Plan, table: str) -> Strict:
     entry = plan.tables[table]
     runs, rows = entry.runs, entry.table.rows
     # A run that cannot be had is, in this table, a reported number.
-    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
+    shown = [
+        row.model_copy(update=_own_network(row, runs[row.id]) if row.id in runs else {"method": None})
+        for row in rows
+    ]
     untried = {row for row, run in runs.items() if run.pipeline and not run.pipeline.tried}
     shown = [
         row.model_copy(update={"note": f"{row.note} {NEVER_RUN}".strip()}) if row.id in untried else row
@@ -362,6 +374,16 @@ def _table(plan: Plan, table: str) -> Strict:
             for row, run in runs.items()
         },
     )
+
+
+def _own_network(row: Row, run: Run) -> dict[str, str]:
+    """Words of a row in which the paper's network is replaced by the row's own, where that is smaller."""
+    if run.recipe.scale not in ("demo", "small"):
+        return {}
+    name = run.network_text.partition(",")[0]
+    words = {key: _PRINTED.sub(name, getattr(row, key)) for key in ("group", "label")}
+    words = {key: re.sub(r"-XL/\d", "", text) for key, text in words.items()}
+    return {**words, "params": run.network_text if row.params else ""}
 
 
 def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
@@ -402,14 +424,27 @@ def _report(plan: Plan) -> Strict:
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
+    shown = {name: _shown_cells(plan, name) for name in names}
     return specs.ReportSpec(
         title=root.title,
         scale=_scale(run for name in names for run in _behind(plan, plan.tables[name])),
         command=root.command,
+        target=plan.file("page"),
+        sources={
+            _cell_name(key): _cell_files(plan, key)
+            for rows in shown.values()
+            for columns in rows.values()
+            for keys in columns
+            for key in keys
+        },
         items=[
             specs.ReportItem(
                 name=name,
                 target=f"{root.pathvars['results']}/{name}.csv",
+                cells={
+                    row: [[_cell_name(key) for key in keys] for keys in columns]
+                    for row, columns in shown[name].items()
+                },
                 **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()
@@ -419,13 +454,58 @@ def _report(plan: Plan) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=hyperparameter_sources(run)
-                if run.recipe.scale in ("paper", "toy") and not (run.adopted or run.pipeline)
-                else [],
+                network=run.network_text,
+                parameters=hyperparameters_by_scale(plan.run(name), plan.published.get(f"{name}/{BASE}")),
+                trainings=[
+                    _training(plan, run, seed)
+                    for run, seed in report_trainings(plan)
+                    if plan.runs[run].method == name
+                ],
             )
             for name, run in methods.items()
         },
         protocols={key: plan.parts.protocols[key] for key in protocols},
+    )
+
+
+def _cell_name(key: specs.CellKey) -> str:
+    return f"{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}/{key.protocol}"
+
+
+def _shown_cells(plan: Plan, table: str) -> dict[str, list[list[specs.CellKey]]]:
+    """Row id -> for each number of steps, the cells behind our number: those of the first protocol."""
+    entry = plan.tables[table]
+    if entry.table.kind != "table":
+        return {}
+    protocols = {
+        row: [name for name in entry.protocols if name in cells] for row, cells in entry.cells.items()
+    }
+    return {row: entry.cells[row][names[0]] for row, names in protocols.items() if names}
+
+
+def _source_files(plan: Plan, stage: str, result: str, **key: str) -> dict[str, str]:
+    """Files behind a result, relative to the page."""
+    folder = PurePosixPath(plan.file("page")).parent
+    found = {
+        "result": result,
+        "spec": plan.spec_file(stage, **key),
+        "log": plan.path(paths.LOGS[stage], **key),
+    }
+    return {name: posixpath.relpath(path, folder) for name, path in found.items()}
+
+
+def _cell_files(plan: Plan, key: specs.CellKey) -> specs.SourceFiles:
+    wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json")}
+    return specs.SourceFiles(**_source_files(plan, "score", plan.metrics(key), **wildcards))
+
+
+def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
+    key = {"run": run, "seed": str(seed)}
+    benchmark = plan.path(paths.BENCHMARK, **key)
+    return specs.ReportTraining(
+        name=f"{run}/{seed}",
+        benchmark=posixpath.relpath(benchmark, PurePosixPath(plan.file("page")).parent),
+        **_source_files(plan, "train", plan.file("curve", **key), **key),
     )
 
 

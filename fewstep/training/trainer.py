@@ -109,9 +109,7 @@ class Trainer:
             parallel.keep_compiled_code(options.out.parent / "inductor")
         self.captured: CapturedSteps | None = None
         if options.capture:
-            parallel.check_capture(
-                self.layout, spec.train.precision, spec.train.optimizer.name, self.device.type
-            )
+            parallel.check_capture(self.layout, spec.train.precision, self.device.type)
             self.captured = CapturedSteps(self.device, WARM_UP_DDP if self.layout == "ddp" else WARM_UP)
 
         shards = LatentShards(options.latents)

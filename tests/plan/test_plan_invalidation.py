@@ -22,6 +22,8 @@ def all_specs(plan: Plan) -> dict[str, str]:
         if run.reembedded:
             names.add(("reembed", run.name))
             continue
+        if run.maker == "nothing":
+            continue
         names |= {("train", f"{run.name}/{seed}") for seed in plan.config.claim_seeds}
     cells: list[CellKey] = [key for claim in plan.claims for keys in claim.cells for key in keys]
     for table in plan.config.tables:

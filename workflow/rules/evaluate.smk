@@ -60,7 +60,7 @@ rule reference:
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
 
-# Of real scenes: on what a network would sample at best, and at worst.
+# Scores of real images: what a network could reach at best, and at worst.
 rule bounds:
     input:
         unpack(inputs("bounds")),
@@ -85,7 +85,7 @@ rule score:
     output:
         FILES["metrics"],
     log:
-        "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+        LOGS["score"],
     retries: FEW_RETRIES
     conda:
         environment("score")

@@ -56,9 +56,9 @@ rule train:
             labels={"run": "{run}", "seed": "{seed}"},
         ),
     log:
-        "<logs>/train/{run}/{seed}.log",
+        LOGS["train"],
     benchmark:
-        "<results>/{run}/{seed}/benchmark.tsv"
+        BENCHMARK,
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     conda:
