@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         arguments.add_argument(f"--{name}", type=Path, nargs="*", default=[], help=meaning)
     arguments.add_argument("--reference", type=Path, nargs="?", help="kind scatter: npz with the real points")
+    arguments.add_argument("--real", type=Path, nargs="?", help="kind samples: tar of real images")
     arguments.add_argument("--csv", type=Path, required=True, help="the numbers behind the picture")
     given = arguments.parse_args(argv)
     draw_figure(
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         logs=given.curves,
         images=given.images,
         reference=given.reference,
+        real=given.real,
     )
 
 

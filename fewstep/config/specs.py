@@ -254,6 +254,16 @@ class BoundsSpec(PromptScorers):
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
+class ExamplesSpec(Strict):
+    """Real images to stand beside samples."""
+
+    dataset: Dataset
+    labels: list[int] = Field(description="one image of each: classes, or numbers of prompts")
+    prompts: PromptSet | None = Field(
+        default=None, description="found among the captions of the data set; None: labels are its classes"
+    )
+
+
 class ForeignScoreSpec(Strict):
     """Metrics of images from elsewhere."""
 

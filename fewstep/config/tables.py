@@ -134,6 +134,12 @@ class Table(Strict):
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = Field(
         default=None, description="grid, samples: which classes, or numbers of prompts; default the first ten"
     )
+    real: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="samples: above them the first real image of each class or caption, of the data set that "
+        "rows are trained on",
+    )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
     bounds: Bounds | None = Field(
@@ -159,6 +165,8 @@ class Table(Strict):
             raise ValueError(f"metrics are columns of kind: table, sweep, not of {self.kind}")
         if len({self.metric, *self.metrics}) != 1 + len(self.metrics):
             raise ValueError(f"metrics {self.metrics} name one twice, or the table's own metric")
+        if self.real and self.kind != "samples":
+            raise ValueError(f"real images stand above kind: samples, not {self.kind}")
         if (self.kind == "sweep") != (self.parameter is not None):
             raise ValueError("parameter belongs to, and is needed by, kind: sweep")
         if len(ids) != len(set(ids)):

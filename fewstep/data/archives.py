@@ -80,6 +80,9 @@ class _TarFiles(ImageFiles):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def labels(self, start: int, stop: int) -> list[int]:
+        return [TarEntry(*row).label for row in self._entries[start:stop].tolist()]
+
     def files(self, start: int, stop: int) -> list[ImageFile]:
         result = []
         for entry in (TarEntry(*row) for row in self._entries[start:stop].tolist()):

@@ -55,6 +55,10 @@ class ImageFiles(ABC):
     def files(self, start: int, stop: int) -> list[ImageFile]:
         """The files of positions start..stop-1."""
 
+    def labels(self, start: int, stop: int) -> list[int]:
+        """Labels alone of positions start..stop-1; no image is decoded."""
+        return [file.label for file in self.files(start, stop)]
+
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images float32 (n, C, H, W) in [-1, 1] and labels int64 (n,) of positions start..stop-1.
 

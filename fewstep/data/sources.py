@@ -35,6 +35,10 @@ class DataSource(Protocol):
         """
         ...
 
+    def labels(self, start: int, stop: int) -> list[int]:
+        """Labels alone of positions start..stop-1; no image is decoded."""
+        ...
+
 
 def open_source(dataset: Dataset, record: Record) -> DataSource:
     """The images of ``dataset`` in the asset that ``record`` describes.
@@ -80,6 +84,9 @@ class ArraySource:
         data = self._data[start:stop]
         data = data.clone() if data.is_floating_point() else data.float().div_(127.5).sub_(1)
         return data, self._labels[start:stop].clone()
+
+    def labels(self, start: int, stop: int) -> list[int]:
+        return [int(label) for label in self._labels[start:stop]]
 
 
 def read_digits(dataset: Dataset, record: Record) -> ArraySource:
@@ -148,6 +155,9 @@ class ImageFolder(ImageFiles):
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def labels(self, start: int, stop: int) -> list[int]:
+        return [self._classes[folder] for folder, _ in self._images[start:stop]]
 
     def files(self, start: int, stop: int) -> list[ImageFile]:
         found = []

@@ -222,6 +222,30 @@ class Plan:
             raise ConfigError(f"{self.config.root.files.tables}/{table}.yaml: bounds: it has none")
         return found, protocol
 
+    def has_examples(self, table: str) -> bool:
+        """Whether real images stand above a figure's samples: it asks for them, and some are here."""
+        return self.tables[table].table.real and self._example_dataset(table) is not None
+
+    def examples_of(self, table: str) -> tuple[str, str | None]:
+        """The data set whose images stand above a figure's samples, and its set of prompts if it has one.
+
+        Raises:
+            ConfigError: none do.
+        """
+        dataset = self._example_dataset(table)
+        if dataset is None or not self.tables[table].table.real:
+            raise ConfigError(f"{self.config.root.files.tables}/{table}.yaml: real: it shows no real images")
+        protocol = self.parts.protocols[self.tables[table].picture_cells[0].protocol]
+        return dataset, protocol.prompts if isinstance(protocol, PromptProtocol) else None
+
+    def _example_dataset(self, table: str) -> str | None:
+        """The first data set of images behind a training. That of published weights may not be here."""
+        for run in self.tables[table].runs.values():
+            name = self.parts.latents[run.recipe.latents].dataset
+            if run.maker == "train" and self.parts.datasets[name].format != "latents-safetensors":
+                return name
+        return None
+
     def claims_of(self, target: str) -> list[ResolvedClaim]:
         """The claims whose results stand in one file."""
         return [entry for entry in self.claims if entry.claim.target == target]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
-from ..config.specs import CostLine, PlannedJob, Work
+from ..config.specs import CostLine, ExamplesSpec, PlannedJob, Work
 from ..config.text import IN_MEMORY, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
@@ -223,6 +223,12 @@ def _bounds(plan: Plan, job: Job) -> CostLine:
     return _line("bounds", *work)
 
 
+def _examples(plan: Plan, job: Job) -> CostLine:
+    spec = plan.spec("examples", job.key["table"])
+    assert isinstance(spec, ExamplesSpec)
+    return _line("examples", kept=len(spec.labels) * spec.dataset.channels * spec.dataset.resolution**2)
+
+
 def _scorer(plan: Plan, name: str, scorer: Scorer, images: int) -> Work:
     network = _network(plan, scorer.weights)
     return Work(
@@ -269,6 +275,7 @@ _LINES = {
     "sample": _sample,
     "reference": _reference,
     "bounds": _bounds,
+    "examples": _examples,
     "score": _score,
 }
 _ORDER = [*_LINES, "table", "figure", "claims", "report"]

@@ -202,6 +202,15 @@ def _bounds(plan: Plan, table: str) -> Files:
     }
 
 
+def _examples(plan: Plan, table: str) -> Files:
+    dataset, prompts = plan.examples_of(table)
+    sources = [] if prompts is None else [plan.file("record", asset=plan.parts.prompts[prompts].asset)]
+    return {
+        "source": [plan.file("record", asset=plan.parts.datasets[dataset].asset)],
+        "prompts": sources,
+    }
+
+
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     return {"images": images, **score_files(plan, protocol)}
@@ -246,6 +255,7 @@ def _figure(plan: Plan, table: str) -> Files:
         ],
         "images": list(images),
         "reference": [file for protocol in real for file in reference(plan, protocol)],
+        "real": [plan.file("examples", table=table)] if plan.has_examples(table) else [],
     }
 
 
@@ -285,6 +295,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "reference": _reference,
     "images": _images,
     "bounds": _bounds,
+    "examples": _examples,
     "score": _score,
     "table": _table,
     "figure": _figure,

@@ -19,6 +19,7 @@ OUTPUTS = {
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
     "bounds": {"bounds": "<results>/references/{table}.json"},
+    "examples": {"examples": "<results>/examples/{table}.tar"},
     "export": {
         "lora": "<results>/{run}/{seed}/export/pytorch_lora_weights.safetensors",
         "target_embedder": "<results>/{run}/{seed}/export/target_embedder.safetensors",
@@ -60,6 +61,7 @@ SPECS = {
     "sample": "{run}/{sampler}-{steps}/{images}",
     "reference": "{protocol}",
     "bounds": "{table}",
+    "examples": "{table}",
     "score": "{run}/{seed}/{sampler}-{steps}/{protocol}",
     "table": "{table}",
     "claims": "{claims}",

@@ -298,6 +298,18 @@ def _bounds(plan: Plan, table: str) -> Strict:
     )
 
 
+def _examples(plan: Plan, table: str) -> Strict:
+    dataset, prompts = plan.examples_of(table)
+    found = plan.parts.datasets[dataset]
+    chosen = plan.parts.prompts[prompts] if prompts else None
+    labels = plan.tables[table].table.classes
+    return specs.ExamplesSpec(
+        dataset=found,
+        labels=labels or [*range(min(10, chosen.prompts if chosen else found.classes))],
+        prompts=chosen,
+    )
+
+
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     cell = plan.runs[run].cell(int(seed), sampler, int(steps), protocol)
@@ -538,6 +550,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "sample": _sample,
     "reference": _reference,
     "bounds": _bounds,
+    "examples": _examples,
     "score": _score,
     "table": _table,
     "claims": _claims,

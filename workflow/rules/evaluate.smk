@@ -79,6 +79,25 @@ rule bounds:
         " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
 
+# Real images of a few classes, to stand beside samples.
+rule examples:
+    input:
+        unpack(inputs("examples")),
+    output:
+        FILES["examples"],
+    log:
+        "<logs>/examples/{table}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.examples"
+        " --spec {input.spec:q} --source {input.source:q} --prompts {input.prompts:q}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
 rule score:
     input:
         unpack(inputs("score")),

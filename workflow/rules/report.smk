@@ -44,6 +44,7 @@ rule figure:
     shell:
         "python -m fewstep.figure --spec {input.spec:q} --metrics {input.metrics:q}"
         " --curves {input.curves:q} --images {input.images:q} --reference {input.reference:q}"
+        " --real {input.real:q}"
         " --out {output.png:q} --csv {output.csv:q} > {log:q} 2>&1"
 
 

@@ -33,6 +33,7 @@ def draw_figure(
     logs: Sequence[Path] = (),
     images: Sequence[Path] = (),
     reference: Path | None = None,
+    real: Path | None = None,
 ) -> None:
     """Write a picture (PNG) and its numbers (CSV). Each kind of figure uses some of the files.
 
@@ -41,6 +42,7 @@ def draw_figure(
         logs: train.jsonl files.
         images: Tars of samples.
         reference: npz with real points.
+        real: Tar of real images.
 
     Raises:
         ValueError: not a figure, or inputs that do not fit its kind.
@@ -58,7 +60,7 @@ def draw_figure(
         elif kind == "grid":
             drawn, text = grid.draw(spec, images)
         elif kind == "samples":
-            drawn, text = samples.draw(spec, images)
+            drawn, text = samples.draw(spec, images, real)
         else:
             raise ValueError(f"{spec.name}: kind {kind!r} is not a figure; use fewstep.table")
         with atomic(picture) as temporary:
