@@ -18,6 +18,7 @@ def all_specs(plan: Plan) -> dict[str, str]:
     names |= {("fetch", name) for name in plan.config.assets}
     names |= {("encode", name) for name in plan.parts.latents}
     names |= {("table", name) for name in plan.config.tables}
+    names |= {("examples", name) for name in plan.config.tables if plan.has_examples(name)}
     for run in plan.runs.values():
         if run.reembedded:
             names.add(("reembed", run.name))
@@ -90,6 +91,16 @@ def tables(**changes) -> dict:
             tables(table3={"caption": "x"}),
             ["table/table3", "report/report"],
             id="a caption: table and report",
+        ),
+        pytest.param(
+            tables(samples={"caption": "x"}),
+            ["table/samples", "report/report"],
+            id="a caption of a figure of samples: no real images",
+        ),
+        pytest.param(
+            tables(samples={"classes": [3, 1]}),
+            ["table/samples", "examples/samples"],
+            id="other classes: other real images, no other samples",
         ),
         pytest.param(
             settings(protocols={"digits": {"feature_scale": 1.0}}),

@@ -14,6 +14,7 @@ from fewstep.config.tables import Table
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.figures import samples
 from fewstep.reporting.figures.grid import GAP
+from fewstep.reporting.figures.samples import BREAK
 
 SIDE = 32
 CAPTIONS = ["a dog", "a cat and a pizza", "three apples", "a red book and a blue circle left of it"]
@@ -60,12 +61,14 @@ def files(tmp_path):
 
 
 def places(picture: Image.Image, lines: int, columns: int, side: int) -> list[list[tuple[int, int]]]:
-    """Upper left corners of the tiles, reckoned from the lower right."""
+    """Upper left corners of the tiles, reckoned from the lower right.
+
+    The last two lines are the student's, above them the teacher's, and real images if there are five lines.
+    """
     right, low = picture.size
-    return [
-        [(right - (columns - x) * (side + GAP), low - (lines - y) * (side + GAP)) for x in range(columns)]
-        for y in range(lines)
-    ]
+    breaks = [BREAK * (y < lines - 2) + BREAK * (y < lines - 4) for y in range(lines)]
+    downs = [low - (lines - y) * (side + GAP) - breaks[y] for y in range(lines)]
+    return [[(right - (columns - x) * (side + GAP), down) for x in range(columns)] for down in downs]
 
 
 def ink(picture: Image.Image, box: tuple[int, int, int, int]) -> int:
@@ -92,7 +95,7 @@ def test_numbers_beside_it(files, tmp_path):
     """By the command: which image of which file stands where."""
     path, out, numbers = tmp_path / "spec.json", tmp_path / "mine.png", tmp_path / "mine.csv"
     path.write_text(dump(spec_of()))
-    words = ["--spec", path, "--images", *files, "--out", out, "--csv", numbers]
+    words = ["--spec", path, "--images", *files, "--real", "--out", out, "--csv", numbers]
     stage.main([str(word) for word in words])
     Image.open(out).verify()
     header, lines = read_csv(numbers)
@@ -122,8 +125,37 @@ def test_captions_stand_above_their_columns(files, tmp_path):
     assert ink(picture, (0, 0, picture.width, 1)) == 0 and ink(picture, (0, 0, x - GAP, top)) == 0
     # Names of lines stand to the left.
     for line in range(4):
-        down = top + line * (96 + GAP)
+        down = top + line * (96 + GAP) + BREAK * (line >= 2)
         assert ink(picture, (0, down, x - 1, down + 96)) > 50 and ink(picture, (0, down, 1, down + 96)) == 0
+
+
+def test_real_images_stand_above(files, tmp_path):
+    """Under the same captions; where there is none, the place is white."""
+    real = tmp_path / "real.tar"
+    tones = np.array([200, 210], np.uint8)[:, None, None, None]
+    write_images(real, {}, [(np.tile(tones, (1, 3, SIDE, SIDE)), np.array([3, 2]))])
+    picture, text = samples.draw(spec_of(), files, real)
+    lines = [line.split(",") for line in text.splitlines()[1:]]
+    assert [[line[0], line[1], *line[2:4], line[-1]] for line in lines[:2]] == [
+        ["Real images", "", "0", "2", "1"],
+        ["Real images", "", "2", "3", "0"],
+    ]
+    assert len(lines) == 2 + 4 * 3
+    corners = places(picture, 5, 3, 96)
+    assert [picture.getpixel(place)[0] for place in corners[0]] == [210, 255, 200]
+    assert picture.getpixel(corners[1][1]) == (tone(0, 0),) * 3
+    x, down = corners[0][0]
+    assert ink(picture, (0, down, x - 1, down + 96)) > 50
+    none = tmp_path / "none.tar"
+    write_images(none, {}, [(np.empty((0, 3, SIDE, SIDE), np.uint8), np.empty(0, np.int64))])
+    picture, _ = samples.draw(spec_of(), files, none)
+    assert {picture.getpixel(place)[0] for place in places(picture, 5, 3, 96)[0]} == {255}
+
+
+def test_real_images_of_another_size_are_refused(files, tmp_path):
+    real = write(tmp_path / "real.tar", 0, SIDE // 2)
+    with pytest.raises(ValueError, match=r"real\.tar: real images are uint8 \(3, 16, 16\), samples uint8"):
+        samples.draw(spec_of(), files, real)
 
 
 def test_class_labels_without_captions(tmp_path):

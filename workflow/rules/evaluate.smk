@@ -79,7 +79,7 @@ rule bounds:
         " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
 
 
-# Real images of a few classes, to stand beside samples.
+# Real images of a few classes, to stand beside sampled ones.
 rule examples:
     input:
         unpack(inputs("examples")),
