@@ -73,8 +73,8 @@ def test_gpus_that_are_not_there(monkeypatch):
         (
             ["Tesla V100-SXM2-16GB, 16384, 7.0"] * 2,
             "warn",
-            "2 visible, the profile uses 2; Tesla V100-SXM2-16GB with 16 GiB; Tesla V100-SXM2-16GB computes bf16 "
-            "slowly or not at all: set precision: fp16 in the recipes that you train (settings.yaml)",
+            "2 visible, the profile uses 2; Tesla V100-SXM2-16GB with 16 GiB; Tesla V100-SXM2-16GB computes "
+            "bf16 slowly or not at all: set precision: fp16 in the recipes that you train (settings.yaml)",
         ),
         (["NVIDIA GB10, [N/A], 12.1"] * 2, "ok", "2 visible, the profile uses 2"),
         (
