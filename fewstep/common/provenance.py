@@ -79,6 +79,12 @@ def score_digest(backbone: str, protocol: str, package: Path = PACKAGE) -> str:
     return _digest(package, [*SAMPLING, SCORING[protocol], _backbone(package, backbone)])
 
 
+@cache
+def bounds_digest(package: Path = PACKAGE) -> str:
+    """Digest of the code that scores real scenes: 16 hex digits."""
+    return _digest(package, ["evaluation.scene_bounds"])
+
+
 def is_stale(metrics: Mapping[str, Any]) -> bool:
     """Whether the code behind a metrics file, of its training or its score, has changed since.
 

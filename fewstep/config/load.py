@@ -400,15 +400,21 @@ class _Reader:
         return found
 
     def _tables(self, over: Mapping[str, Any]) -> tuple[list[str], dict[str, Table]]:
-        """Stems of all files, and the tables that the preset leaves."""
+        """Stems of all files and names that the preset adds, and the tables that it leaves."""
         folder = self.root.files.tables
         stems = [path.stem for path in self._folder(folder, "tables")]
-        for name in over:
-            self._known(name, stems, SOMEWHERE, f"overrides.tables.{name}")
+        known = self._changed(dict.fromkeys(stems), over, "overrides.tables", Table)
+        added = [name for name in known if name not in stems]
+        stems += added
         changes = {
             name: self._mapping(over.get(name), SOMEWHERE, f"overrides.tables.{name}") for name in stems
         }
-        merged = {name: self._merged(f"{folder}/{name}.yaml", name, changes[name]) for name in stems}
+        merged = {
+            name: self._added(f"{folder}/{name}.yaml", name, changes[name])
+            if name in added
+            else self._merged(f"{folder}/{name}.yaml", name, changes[name])
+            for name in stems
+        }
         tables = {}
         for name in stems:
             file, raw = f"{folder}/{name}.yaml", merged[name]
@@ -428,6 +434,11 @@ class _Reader:
             with self.mistakes.caught():
                 tables[name] = parse(Table, raw, file)
         return stems, tables
+
+    def _added(self, file: str, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A table that a preset adds, as if it stood in a file of the folder: its rows are a list."""
+        self.origins.add(file, None, "tables", name)
+        return {**content, "rows": content.get("rows", [])}
 
     def _merged(self, file: str, name: str, over: Mapping[str, Any]) -> dict[str, Any]:
         """A table with a preset laid over it, whose rows are a mapping from row id to what differs."""

@@ -20,16 +20,22 @@ class Origins:
     def __init__(self, layers: Sequence[tuple[str, Mapping[str, Any]]], given: Mapping[str, Any]) -> None:
         self._layers = list(layers)
         self._given = given
-        self._files: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {}
+        self._files: dict[str, tuple[tuple[str, ...], Mapping[str, Any] | None]] = {}
 
-    def add(self, file: str, content: Mapping[str, Any], *section: str) -> None:
-        """Note a file that presets lay something over, below ``overrides`` and ``section``."""
+    def add(self, file: str, content: Mapping[str, Any] | None, *section: str) -> None:
+        """Note a file that presets lay something over, below ``overrides`` and ``section``.
+
+        ``content`` is None where there is no such file, and a preset has all of it.
+        """
         self._files[file] = (section, content)
 
     def locate(self, line: str) -> str:
         """A line of a ConfigError (file: key: message) under the file that gives the key."""
         file, _, rest = line.partition(": ")
         key, colon, message = rest.partition(": ")
+        section, content = self._files.get(file, ((), {}))
+        if content is None:
+            return self._in_preset(".".join(["overrides", *section]), key, rest)
         if not colon:
             return line
         if file == SOMEWHERE:
@@ -37,7 +43,6 @@ class Origins:
             return f"{name if reach else self._layers[0][0]}: {key}: {message}"
         if file not in self._files:
             return line
-        section, content = self._files[file]
         below = ".".join(["overrides", *section, key])
         name, reach = self._layer(below)
         reach -= len(below) - len(key)
@@ -45,6 +50,11 @@ class Origins:
         if reach > own or (reach == own == len(key)):
             return f"{name}: {below}: {message}"
         return line
+
+    def _in_preset(self, place: str, key: str, rest: str) -> str:
+        """A line about what only a preset has, at ``place``; it may begin with a key that is there."""
+        name, reach = self._layer(f"{place}.{key}")
+        return f"{name}: {place}{'.' if reach > len(place) + 1 else ': '}{rest}"
 
     def _layer(self, key: str) -> tuple[str, int]:
         """The last layer that has the most of a dotted key, with the value that counts; and how much."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from .assets import Asset
+from .assets import Asset, Scenes
 from .backbones import Backbone, FlowBackbone, Sd3
 from .base import Strict
 from .methods import AnyLossParams, Reembed
@@ -176,14 +176,28 @@ class ScoreSpec(Strict):
     sample: SampleSpec = Field(description="how the images were sampled")
 
 
-class PromptScoreSpec(Strict):
-    """Scores of images with their prompts."""
+class PromptScorers(Strict):
+    """What scores images with their prompts."""
 
-    cell: CellKey
     protocol: PromptProtocol
     prompts: PromptSet
     scorers: dict[str, Backbone] = Field(description="networks of the scorers that are trained here, by name")
+
+
+class PromptScoreSpec(PromptScorers):
+    """Scores of images with their prompts."""
+
+    cell: CellKey
     sample: SampleSpec = Field(description="how the images were sampled")
+
+
+class BoundsSpec(PromptScorers):
+    """Scores of real scenes: the bounds of the scores of sampled ones."""
+
+    scenes: Scenes = Field(description="how the asset of the prompts was drawn")
+    scenes_of_each: int = Field(description="scenes of each prompt")
+    tokenizer: Tokenizer = Field(description="that the real scenes go through")
+    decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
 AnyScoreSpec = ScoreSpec | PromptScoreSpec

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from .base import Distinct, Name, Seeds, Steps, Strict, nearest
+from .base import Count, Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
 from .settings import Metric, Scale
@@ -85,6 +85,18 @@ class Tolerance(Strict):
     relative: float = Field(default=0.05, ge=0)
 
 
+class Bounds(Strict):
+    """What real scenes score, with their own captions and with others: bounds of the scores of samples."""
+
+    protocol: Annotated[str, Ref("protocols")] = Field(description="of prompts of scenes")
+    tokenizer: Annotated[str, Ref("tokenizers")] = Field(description="that real scenes go through")
+    scenes_of_each: Count = Field(default=8, le=1000, description="scenes of each prompt")
+    real: float = Field(default=0.98, description="the metric of real scenes; a lower one is a warning")
+    others: float = Field(
+        default=0.05, description="the metric of real scenes with others' captions; a higher one is a warning"
+    )
+
+
 class Table(Strict):
     kind: Kind = Field(
         description="table; curve: metric against NFE; ranking: rows by metric; price: metric against "
@@ -124,12 +136,21 @@ class Table(Strict):
     )
     rows: list[Row] = []
     rows_of: str | None = Field(default=None, description="the rows of another table instead, by its stem")
+    bounds: Bounds | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="kind: table: the rows are real scenes, not methods",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Table:
         ids = [row.id for row in self.rows]
-        if not ids and self.rows_of is None:
-            raise ValueError("no rows: give rows, or rows_of")
+        if not ids and self.rows_of is None and self.bounds is None:
+            raise ValueError("no rows: give rows, rows_of or bounds")
+        if self.bounds and (ids or self.rows_of or self.kind != "table" or self.ranked or self.unit):
+            raise ValueError(
+                "bounds make the rows of a table; leave out rows, rows_of, ranked, unit, other kinds"
+            )
         if self.kind == "price" and self.unit is None:
             raise ValueError("kind: price needs unit, the row that costs are relative to")
         if ids and self.unit is not None and self.unit not in ids:

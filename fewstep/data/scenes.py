@@ -93,6 +93,27 @@ class Caption:
             shown = dict(zip(cells, self.pictures, strict=True))
             yield tuple(shown.get(cell, len(PICTURES) - 1) for cell in range(4))
 
+    def swaps(self) -> list[Caption]:
+        """Captions of its kind that differ from it only in what the kind is about; perhaps none.
+
+        position: the opposite relation; counting: another number; colors: another colour; color_attr: the two
+        colours exchanged; single_object and two_object: another object in the place of the last one.
+        """
+        return [other for other in captions() if other.kind == self.kind and self._is_swap(other)]
+
+    def _is_swap(self, other: Caption) -> bool:
+        own, others = ([PICTURES[picture] for picture in one.pictures] for one in (self, other))
+        if self.relation is not None:
+            return own == others and other.relation == OPPOSITE[self.relation]
+        if self.kind == "counting":
+            return own[0] == others[0] and len(own) != len(others)
+        if self.kind == "color_attr":
+            (first, one), (second, two) = own
+            return others == [(first, two), (second, one)]
+        if self.kind == "colors":
+            return own[0][0] == others[0][0] and own != others
+        return own[:-1] == others[:-1] and own[-1] != others[-1]
+
     def metadata(self) -> dict[str, Any]:
         """The caption as a line of GenEval's evaluation_metadata.jsonl."""
         parts = []

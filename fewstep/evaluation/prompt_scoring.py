@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..config.specs import PromptScoreSpec
+from ..config.specs import PromptScorers, PromptScoreSpec
 from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
@@ -103,7 +103,7 @@ def score_prompt_images(
     )
 
 
-def check_prompts(spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path) -> None:
+def check_prompts(spec: PromptScorers, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse prompts that the protocol cannot use.
 
     Raises:
@@ -187,7 +187,7 @@ def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -
 
 
 def open_scorers(
-    spec: PromptScoreSpec, weights: Sequence[Path], prompts: Path, device: torch.device
+    spec: PromptScorers, weights: Sequence[Path], prompts: Path, device: torch.device
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """The scorers of the protocol by their names, and of those that cannot be opened the reasons.
 

@@ -17,6 +17,7 @@ from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
 from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
+from ..config.tables import Bounds
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
@@ -189,6 +190,18 @@ class Plan:
         if isinstance(entry, PromptProtocol):
             raise ConfigError(f"{self.config.root.files.settings}: protocols.{name}: it has no reference")
         return entry
+
+    def bounds_of(self, table: str) -> tuple[Bounds, PromptProtocol]:
+        """The bounds that a table shows, and their protocol.
+
+        Raises:
+            ConfigError: it shows none.
+        """
+        found = self.config.tables[table].bounds
+        protocol = self.parts.protocols[found.protocol] if found else None
+        if found is None or not isinstance(protocol, PromptProtocol):
+            raise ConfigError(f"{self.config.root.files.tables}/{table}.yaml: bounds: it has none")
+        return found, protocol
 
     def claims_of(self, target: str) -> list[ResolvedClaim]:
         """The claims whose results stand in one file."""

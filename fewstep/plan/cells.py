@@ -11,7 +11,7 @@ from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_kn
 from ..config.load import Config
 from ..config.settings import Guidance
 from ..config.specs import CellKey
-from ..config.tables import MEASURED, CellName, Claim, Row, Table
+from ..config.tables import MEASURED, Bounds, CellName, Claim, Row, Table
 from ..config.text import PromptProtocol
 from ..methods import logs
 from .runs import BASE, Run
@@ -111,6 +111,12 @@ class Resolver:
             if not (table.kind == "training" and run.maker != "train"):
                 runs[row.id] = run
         found = ResolvedTable(table, runs, cells, seeds)
+        if table.bounds is not None:
+            with self.mistakes.caught():
+                self._check_bounds(table, table.bounds, where)
+            found.protocols.append(table.bounds.protocol)
+            found.extra_metrics.update(dict.fromkeys(table.metrics, table.bounds.protocol))
+            return found
         scales = {run.recipe.scale for run in runs.values()}
         if "toy" in scales and len(scales) > 1:
             self.mistakes.add(f"{where}: rows: toys stand beside {', '.join(sorted(scales - {'toy'}))}")
@@ -230,6 +236,18 @@ class Resolver:
         losses = {run.loss.name for run in found.runs.values()}
         if found.runs and metric not in LOGGED and not any(logs(loss, metric) for loss in losses):
             raise ConfigError(f"{file}: no training here logs {metric!r}{nearest(metric, LOGGED)}")
+
+    def _check_bounds(self, table: Table, bounds: Bounds, where: str) -> None:
+        """Refuse bounds of what no scenes are drawn for, or that the protocol does not compute."""
+        parts = self.config.parts
+        protocol = parts.protocols[bounds.protocol]
+        prompts = parts.prompts[protocol.prompts] if isinstance(protocol, PromptProtocol) else None
+        if prompts is None or self.config.assets[prompts.asset].scenes is None:
+            raise ConfigError(
+                f"{where}: bounds.protocol: {bounds.protocol!r} has no prompts of scenes, which can be drawn"
+            )
+        for metric in (table.metric, *table.metrics):
+            self._having(metric, [bounds.protocol], f"{where}: bounds.protocol")
 
     def _check_classes(self, found: ResolvedTable, where: str) -> None:
         """Refuse pictures of classes, or of prompts, that there are not."""

@@ -201,6 +201,16 @@ def _score(plan: Plan, job: Job) -> CostLine:
     return _line("score", _scoring(plan, protocol, protocol.images), device="gpu")
 
 
+def _bounds(plan: Plan, job: Job) -> CostLine:
+    entry, protocol = plan.bounds_of(job.key["table"])
+    scenes = entry.scenes_of_each * plan.parts.prompts[protocol.prompts].prompts
+    # Real scenes with three captions, and those that come back from the tokenizer.
+    work = [_scorer(plan, name, scorer, 4 * scenes) for name, scorer in protocol.scorers.items()]
+    if not plan.parts.tokenizers[entry.tokenizer].plain:
+        work += [_tokenizing(plan, entry.tokenizer, scenes, decode=decode) for decode in (False, True)]
+    return _line("bounds", *work)
+
+
 def _scorer(plan: Plan, name: str, scorer: Scorer, images: int) -> Work:
     network = _network(plan, scorer.weights)
     return Work(
@@ -246,6 +256,7 @@ _LINES = {
     "train": _train,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
 }
 _ORDER = [*_LINES, "table", "figure", "claims", "report"]

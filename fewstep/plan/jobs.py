@@ -174,19 +174,29 @@ def reference(plan: Plan, protocol: str) -> list[str]:
     return weights(plan, entry.reference) if entry.stored else [plan.file("statistics", protocol=protocol)]
 
 
+def _scorers(plan: Plan, protocol: PromptProtocol) -> Files:
+    """What images are scored with by a protocol of prompts."""
+    asset = plan.parts.prompts[protocol.prompts].asset
+    files = [given for name in sorted(protocol.scorers) for given in protocol.scorers[name].files.values()]
+    return {
+        "prompts": [plan.file("record", asset=asset)],
+        "scorers": [path for given in files for path in weights(plan, given)],
+    }
+
+
+def _bounds(plan: Plan, table: str) -> Files:
+    entry, protocol = plan.bounds_of(table)
+    return {
+        **_scorers(plan, protocol),
+        "tokenizer": weights(plan, plan.parts.tokenizers[entry.tokenizer].weights),
+    }
+
+
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
     entry = plan.parts.protocols[protocol]
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
     if isinstance(entry, PromptProtocol):
-        asset = plan.parts.prompts[entry.prompts].asset
-        files = [given for name in sorted(entry.scorers) for given in entry.scorers[name].files.values()]
-        return {
-            "images": images,
-            "extractor": [],
-            "reference": [],
-            "prompts": [plan.file("record", asset=asset)],
-            "scorers": [path for given in files for path in weights(plan, given)],
-        }
+        return {"images": images, "extractor": [], "reference": [], **_scorers(plan, entry)}
     return {
         "images": images,
         "extractor": weights(plan, entry.weights),
@@ -199,7 +209,10 @@ def _score(plan: Plan, protocol: str, **cell: str) -> Files:
 def _table(plan: Plan, table: str) -> Files:
     entry = plan.tables[table]
     shown = entry.table.kind in (*PICTURES, "training")
-    return {"metrics": [] if shown else [plan.metrics(key) for key in entry.all_cells]}
+    return {
+        "metrics": [] if shown else [plan.metrics(key) for key in entry.all_cells],
+        "bounds": [plan.file("bounds", table=table)] if entry.table.bounds else [],
+    }
 
 
 def _figure(plan: Plan, table: str) -> Files:
@@ -209,7 +222,7 @@ def _figure(plan: Plan, table: str) -> Files:
     images = dict.fromkeys(plan.images(key) for key in entry.picture_cells)
     real = entry.protocols[:1] if entry.table.kind == "scatter" else []
     return {
-        **_table(plan, table),
+        "metrics": _table(plan, table)["metrics"],
         "curves": [
             plan.file("curve", run=run.name, seed=seed) for row, run in trained for seed in entry.seeds[row]
         ],
@@ -240,6 +253,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
     "table": _table,
     "figure": _figure,

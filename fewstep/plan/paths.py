@@ -17,6 +17,7 @@ OUTPUTS = {
     "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
+    "bounds": {"bounds": "<results>/references/{table}.json"},
     "export": {
         "lora": "<results>/{run}/{seed}/export/pytorch_lora_weights.safetensors",
         "target_embedder": "<results>/{run}/{seed}/export/target_embedder.safetensors",
@@ -48,6 +49,7 @@ SPECS = {
     "pipeline": "{run}",
     "sample": "{run}/{sampler}-{steps}/{images}",
     "reference": "{protocol}",
+    "bounds": "{table}",
     "score": "{run}/{seed}/{sampler}-{steps}/{protocol}",
     "table": "{table}",
     "claims": "{claims}",

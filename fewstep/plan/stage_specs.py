@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import specs
 from ..config.backbones import Sd3
 from ..config.base import ConfigError, Strict
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.text import PromptProtocol, PromptSet
-from .cells import check_sampler
+from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
 from .marks import hyperparameter_sources
 from .runs import Run
@@ -211,19 +211,36 @@ def _reference(plan: Plan, protocol: str) -> Strict:
     )
 
 
+def _scorers(plan: Plan, protocol: PromptProtocol) -> dict[str, Any]:
+    """The fields of `specs.PromptScorers`."""
+    networks = {name: plan.network(scorer.weights) for name, scorer in protocol.scorers.items()}
+    return {
+        "protocol": protocol,
+        "prompts": plan.parts.prompts[protocol.prompts],
+        "scorers": {name: network for name, network in networks.items() if network is not None},
+    }
+
+
+def _bounds(plan: Plan, table: str) -> Strict:
+    entry, protocol = plan.bounds_of(table)
+    scenes = plan.config.assets[plan.parts.prompts[protocol.prompts].asset].scenes
+    assert scenes is not None
+    tokenizer = plan.parts.tokenizers[entry.tokenizer]
+    return specs.BoundsSpec(
+        scenes=scenes,
+        scenes_of_each=entry.scenes_of_each,
+        tokenizer=tokenizer,
+        decoder=plan.network(tokenizer.weights),
+        **_scorers(plan, protocol),
+    )
+
+
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     cell = plan.runs[run].cell(int(seed), sampler, int(steps), protocol)
     sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
     if isinstance(entry, PromptProtocol):
-        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
-        return specs.PromptScoreSpec(
-            cell=cell,
-            protocol=entry,
-            prompts=plan.parts.prompts[entry.prompts],
-            scorers={name: network for name, network in networks.items() if network is not None},
-            sample=sample,
-        )
+        return specs.PromptScoreSpec(cell=cell, sample=sample, **_scorers(plan, entry))
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
 
@@ -240,7 +257,7 @@ def _table(plan: Plan, table: str) -> Strict:
     shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
     return specs.TableSpec(
         name=table,
-        scale=_scale(runs.values()),
+        scale=_scale(_behind(plan, entry)),
         protocols=entry.protocols,
         extra_metrics=entry.extra_metrics,
         table=entry.table.model_copy(update={"rows": shown}),
@@ -253,6 +270,17 @@ def _table(plan: Plan, table: str) -> Strict:
             for row, run in runs.items()
         },
     )
+
+
+def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
+    """The runs of a table's numbers: its rows', or those that score real scenes."""
+    if entry.table.bounds is None:
+        return list(entry.runs.values())
+    protocol = plan.parts.protocols[entry.table.bounds.protocol]
+    assert isinstance(protocol, PromptProtocol)
+    given = [weights for scorer in protocol.scorers.values() for weights in scorer.files.values()]
+    given += [weights for weights in [plan.parts.tokenizers[entry.table.bounds.tokenizer].weights] if weights]
+    return [plan.run(weights.method) for weights in given if weights.method]
 
 
 def _scale(runs: Iterable[Run]) -> str:
@@ -280,10 +308,11 @@ def _report(plan: Plan) -> Strict:
     runs = [run for name in names for run in plan.tables[name].runs.values()]
     methods = {run.method: run for run in runs}
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
+    protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
     return specs.ReportSpec(
         title=root.title,
-        scale=_scale(runs),
+        scale=_scale(run for name in names for run in _behind(plan, plan.tables[name])),
         command=root.command,
         items=[
             specs.ReportItem(
@@ -335,6 +364,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "bounds": _bounds,
     "score": _score,
     "table": _table,
     "claims": _claims,

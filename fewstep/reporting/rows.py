@@ -174,10 +174,10 @@ def fill_table(spec: TableSpec, metrics: Metrics, is_stale: IsStale) -> FilledTa
             for row in rows
         ]
     if not table.ranked:
-        return FilledTable(_columns(spec), rows)
+        return FilledTable(columns_of(spec), rows)
     rows = [replace(row, rank=_rank(row, rows)) for row in rows]
-    ranked = FilledTable(_columns(spec), rows).best_first()
-    return FilledTable(_columns(spec), [row for group in ranked for row in group])
+    ranked = FilledTable(columns_of(spec), rows).best_first()
+    return FilledTable(columns_of(spec), [row for group in ranked for row in group])
 
 
 def _rank(row: TableRow, rows: Sequence[TableRow]) -> int | None:
@@ -194,7 +194,8 @@ def badness(row: TableRow) -> float:
     return -row.ours if row.metric in LARGER_IS_BETTER else row.ours
 
 
-def _columns(spec: TableSpec) -> list[str]:
+def columns_of(spec: TableSpec) -> list[str]:
+    """The columns of a table's CSV file."""
     after = {
         "reported": [f"reported_{name}" for name in _also_reported(spec)],
         "evaluations": [*spec.protocols[1:], *(f"ours_{name}" for name in spec.extra_metrics)],

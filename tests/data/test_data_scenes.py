@@ -49,6 +49,25 @@ HUES = {
 """Degrees."""
 
 
+def test_a_swapped_caption_differs_only_in_what_its_kind_is_about():
+    texts = {caption.text: [other.text for other in caption.swaps()] for caption in captions()}
+    assert texts["a dog left of a cat"] == ["a dog right of a cat"]
+    assert texts["a dog above a cat"] == ["a dog below a cat"]
+    assert texts["two buses"] == ["three buses", "four buses"]
+    assert texts["a red book"] == ["an orange book", "a green book", "a blue book"]
+    assert texts["a red heart and a blue circle"] == ["a blue heart and a red circle"]
+    assert texts["a purple heart and a red book"] == []  # there is no purple book
+    assert len(texts["a dog"]) == len(OBJECTS) - 1
+    assert len(texts["a dog and a cat"]) == len(OBJECTS) - 2 and "a dog and a bus" in texts["a dog and a cat"]
+
+
+def test_no_scene_shows_a_swapped_caption():
+    for caption in captions()[::7]:
+        own = set(caption.arrangements())
+        for other in caption.swaps():
+            assert other.kind == caption.kind and own.isdisjoint(other.arrangements())
+
+
 def asset(scenes: Scenes = SMALL) -> Asset:
     return Asset(kind="openmoji", licence="CC BY-SA 4.0", scenes=scenes)
 

@@ -20,21 +20,23 @@ from fewstep.backbones import build
 from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import sha256
 from fewstep.common.provenance import is_stale
-from fewstep.config import dump
+from fewstep.config import ConfigError, dump
 from fewstep.config.backbones import ConvClassifier
-from fewstep.config.specs import CellKey, PromptScoreSpec, score_spec_class
+from fewstep.config.base import read_sealed
+from fewstep.config.specs import BoundsSpec, CellKey, PromptScoreSpec, score_spec_class
 from fewstep.config.text import PromptProtocol, PromptSet
 from fewstep.data.captions import read_prompts
 from fewstep.data.fetching import fetch_asset
 from fewstep.data.text_store import captions_sha256
 from fewstep.evaluation.image_archive import write_images
 from fewstep.evaluation.prompt_scoring import check_prompts, places_of
+from fewstep.evaluation.scene_bounds import draw_scenes, reconstructed, shares_above_swapped
 from fewstep.evaluation.scorers.cell_detector import CellDetector
 from fewstep.evaluation.scorers.cosine_score import CosineScorer
 from fewstep.evaluation.scorers.geneval import Detection, Prompt
 from fewstep.evaluation.scorers.geneval_score import GenEvalScorer
 from fewstep.evaluation.scorers.interface import Scorer, SelfTest
-from fewstep.evaluation.scorers.real_scenes import RealScenes, bounds, read_pictures, read_scenes, self_test
+from fewstep.evaluation.scorers.real_scenes import read_pictures, read_scenes, self_test
 from fewstep.evaluation.scorers.towers import Towers
 from fewstep.plan import Plan
 from fewstep.reporting.metrics import load_metrics
@@ -63,9 +65,6 @@ class Scenes:
         path = weights or self.detector
         found = CellDetector(path, self.backbone, read_pictures(self.record), "cpu")
         return GenEvalScorer("geneval", sha256(path), "cpu", found, "a test")
-
-    def real(self) -> RealScenes:
-        return read_scenes(self.record, self.lines)
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +104,73 @@ def train(backbone: ConvClassifier, cells: Tensor, pictures: Tensor, out: Path) 
     save_model(out, net.state_dict(), backbone, {})
 
 
-def test_real_scenes_bound_the_score(scenes):
-    """Own captions: nearly all right; others': nearly none."""
-    own, others = bounds(scenes.open(), scenes.real())
-    assert own >= 0.98
-    assert others <= 0.05
+def bounds_spec(scenes: Scenes, **tokenizer: Any) -> BoundsSpec:
+    return BoundsSpec.model_validate(
+        {
+            "protocol": protocol(scenes.prompts.prompts),
+            "prompts": scenes.prompts,
+            "scorers": {"geneval": scenes.backbone},
+            "scenes": {"count": 3000, "seed": 0, "held_out": 0.15},
+            "scenes_of_each": 2,
+            "tokenizer": {"kind": "pixels", "shape": [3, 32, 32]} | tokenizer,
+        }
+    )
+
+
+def bounds_call(scenes: Scenes, folder: Path, spec: BoundsSpec) -> Call:
+    (folder / "spec.json").write_text(dump(spec))
+    words = ["--spec", str(folder / "spec.json"), "--scorers", str(scenes.detector)]
+    out = folder / "bounds.json"
+    words += ["--prompts", str(scenes.record), "--tokenizer", "--out", str(out)]
+    return Call("bounds", words, [out])
+
+
+def test_real_scenes_bound_the_score(scenes, tmp_path):
+    """Own captions: nearly all right, held-out ones too; others': nearly none. Each swap is noticed."""
+    call = bounds_call(scenes, tmp_path, bounds_spec(scenes))
+    call()
+    found = read_sealed(call.out, "bounds")
+    metrics = found["metrics"]
+    assert set(metrics["real"]) == set(METRICS)
+    assert min(metrics["real"].values()) >= 0.98
+    assert metrics["others"]["geneval"] <= 0.05 and metrics["others"]["geneval_held_out"] <= 0.05
+    assert metrics["reconstructed"] == metrics["real"]  # pixels are their own latents
+    assert found["images"] == 2 * scenes.prompts.prompts and found["refused"] == {}
+    assert set(found["above_swapped"]["geneval"]) == {prompt["tag"] for prompt in scenes.lines}
+    assert min(found["above_swapped"]["geneval"].values()) >= 0.98
+    first = call.out.read_bytes()
+    call()
+    assert call.out.read_bytes() == first
+
+
+def test_bounds_without_a_scorer_that_passes_its_test(scenes, tmp_path):
+    blind = torch.zeros(41)
+    blind[-1] = 1e4
+    weights = changed_detector(scenes, tmp_path / "blind.safetensors", **{"head.bias": blind})
+    call = replaced(bounds_call(scenes, tmp_path, bounds_spec(scenes)), "--scorers", str(weights))
+    refused(call, "bounds.json: scorer geneval: its detector finds nothing")
+
+
+def test_a_tokenizer_that_loses_the_image_lowers_the_score(scenes):
+    class Halving:
+        """Says what it was given, darker, with a second half of its encoding that is no latent."""
+
+        def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
+            return torch.cat([images, torch.full_like(images, torch.nan)], dim=1)
+
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents / 2 - 0.5
+
+    images = torch.tensor([0, 100, 255], dtype=torch.uint8).expand(1, 3, 1, 3)
+    assert reconstructed(images, Halving(), 3, "round")[0, 0].tolist() == [[0, 50, 128]]
+    with pytest.raises(ValueError, match="an image holds NaN"):
+        reconstructed(images, Halving(), 6, "round")
+
+
+def test_scenes_of_a_prompt_that_is_no_caption(scenes):
+    lines = [*scenes.lines[:2], {"prompt": "a dog on a bus"}]
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: line 3: prompt: 'a dog on a bus' is no caption"):
+        draw_scenes(bounds_spec(scenes).scenes, lines, 1, "prompts.jsonl")
 
 
 def test_what_the_detector_finds_is_in_the_scenes(scenes):
@@ -192,13 +253,16 @@ def words_seen(scenes: Scenes) -> Towers:
 
 def test_the_clip_score_is_a_cosine_and_falls_with_another_prompt(scenes):
     scorer = CosineScorer("clip", "0" * 64, "cpu", words_seen(scenes), "a cosine")
-    real = scenes.real()
+    real = read_scenes(scenes.record, scenes.lines, of_each=1)
     chosen = [place for place, prompt in enumerate(real.prompts) if prompt["tag"] == "single_object"][:3]
     prompts = [real.prompts[place] for place in chosen]
     # "a dog" has two words, of which the picture shows one.
     assert scorer(real.images[chosen], prompts).tolist() == pytest.approx([0.5**0.5] * 3)
-    own, others = bounds(scorer, real)
-    assert own > others + 0.2
+    drawn = draw_scenes(bounds_spec(scenes).scenes, scenes.lines, 2, "prompts.jsonl")
+    assert scorer(drawn.images, drawn.own).mean() > scorer(drawn.images, drawn.others).mean() + 0.2
+    # It sees which objects there are, and not where.
+    shares = shares_above_swapped(scorer, drawn)
+    assert shares["single_object"] == shares["two_object"] == 1 and shares["position"] == 0
     assert scorer.faults(self_test(scenes.record, scenes.lines)) == ""
 
 

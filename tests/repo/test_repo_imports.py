@@ -12,7 +12,7 @@ from fewstep.backbones import NETWORKS
 
 COMMANDS = {"fetch", "encode", "text", "adopt", "train", "sample", "reference", "score"}
 COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
-COMMANDS |= {"reembed", "export", "pipeline"}
+COMMANDS |= {"reembed", "export", "pipeline", "bounds"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.

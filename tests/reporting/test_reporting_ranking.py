@@ -107,7 +107,7 @@ def test_names_do_not_cover_each_other():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": []}, "no rows: give rows, or rows_of"),
+        ({"rows": []}, "no rows: give rows, rows_of or bounds"),
         ({"unit": "decmm"}, "no row has the id 'decmm'"),
         ({"kind": "price", "unit": None}, "price needs unit"),
     ],

@@ -41,6 +41,25 @@ rule reference:
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
 
+# Of real scenes: on what a network would sample at best, and at worst.
+rule bounds:
+    input:
+        unpack(inputs("bounds")),
+    output:
+        FILES["bounds"],
+    log:
+        "<logs>/bounds/{table}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/t2i.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.bounds"
+        " --spec {input.spec:q} --prompts {input.prompts:q} --scorers {input.scorers:q}"
+        " --tokenizer {input.tokenizer:q} --out {output:q} > {log:q} 2>&1"
+
+
 rule score:
     input:
         unpack(inputs("score")),

@@ -18,7 +18,7 @@ rule table:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "python -m fewstep.table --spec {input.spec:q} --metrics {input.metrics:q}"
+        "python -m fewstep.table --spec {input.spec:q} --metrics {input.metrics:q} --bounds {input.bounds:q}"
         " --out {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
 
 

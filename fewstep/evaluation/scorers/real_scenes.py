@@ -1,4 +1,4 @@
-"""Real scenes with their prompts: what scorers are tested on before use, and the bounds of their numbers."""
+"""Real scenes with their prompts: what scorers are tested on before use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...config import ConfigError
 from ...data.asset_files import Record, read_record
 from .cell_detector import Picture
 from .geneval import Prompt
-from .interface import Scorer, SelfTest
+from .interface import SelfTest
 
 SCENES = "scenes.npz"
 PICTURES = 32
@@ -44,12 +44,12 @@ def read_pictures(record: Path) -> list[Picture]:
     return [None if name == EMPTY else (name, colour) for name, colour in pictures]
 
 
-def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = None) -> RealScenes:
-    """The scenes of the asset of the prompts whose caption is one of them, in the asset's order.
+def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int) -> RealScenes:
+    """The first scenes of each of the prompts in their asset, prompt by prompt; of some there are none.
 
     Args:
         prompts: the lines of the set.
-        of_each: the most scenes of a prompt; they then come prompt by prompt.
+        of_each: the most scenes of a prompt.
 
     Raises:
         ConfigError: the asset has no scenes, or a file of it is damaged.
@@ -60,9 +60,7 @@ def read_scenes(record: Path, prompts: Sequence[Prompt], of_each: int | None = N
     by_label = {numbers[line["prompt"]]: line for line in reversed(prompts) if line["prompt"] in numbers}
     with open_npz(opened.verified(SCENES)[0]) as content:
         labels = content["labels"]
-        chosen = np.flatnonzero(np.isin(labels, list(by_label)))
-        if of_each is not None:
-            chosen = np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in by_label])
+        chosen = np.concatenate([np.flatnonzero(labels == label)[:of_each] for label in by_label])
         images = torch.from_numpy(content["images"][chosen]).permute(0, 3, 1, 2).contiguous()
     return RealScenes(images, [by_label[label] for label in labels[chosen].tolist()])
 
@@ -91,17 +89,6 @@ def self_test(record: Path, prompts: Sequence[Prompt]) -> SelfTest | None:
     if not places:
         raise ConfigError(f"{record}: has no scenes of two prompts without a common object, to test scorers")
     return SelfTest(scenes.images[places], [scenes.prompts[place] for place in places], others)
-
-
-def bounds(scorer: Scorer, scenes: RealScenes) -> tuple[float, float]:
-    """The score of real scenes with their own prompts, and with those of others: a ceiling and a floor."""
-    half = len(scenes.prompts) // 2
-    rolled = [*scenes.prompts[half:], *scenes.prompts[:half]]
-    own, other = (
-        scorer.overall(scorer(scenes.images, prompts).tolist(), prompts)[""]
-        for prompts in (scenes.prompts, rolled)
-    )
-    return own, other
 
 
 def _objects(prompt: Prompt) -> set[str]:
