@@ -100,10 +100,12 @@ def awake(net: nn.Module, frozen: bool = False) -> nn.Module:
     return net
 
 
-def network(spec: Sd3, dtype: torch.dtype = torch.float32, store: Store | None = None) -> nn.Module:
-    """A network, always the same, with nothing at zero."""
+def network(
+    spec: Sd3, dtype: torch.dtype = torch.float32, store: Store | None = None, seed: int = 3
+) -> nn.Module:
+    """A network, for a seed always the same, with nothing at zero."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         net = build(spec)
         awake(net, frozen=True)
     use_text(net, store or Store())

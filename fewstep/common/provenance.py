@@ -27,6 +27,8 @@ CAPTIONED = ("sd3", "clip")
 LIVE_TEXT = "data.text_encoding"
 """Encodes captions in a training of one of these; it is not followed for others."""
 SAMPLING = ("evaluation.generation", "data.tokenizers")
+PIPELINE = "pipeline"
+"""What stands for the kind of network of images that a pipeline of diffusers has made."""
 FEATURES, PROMPTS = "feature-metrics", "prompt-scores"
 """Kinds of protocols; one that does not say it is of the first."""
 SCORING = {FEATURES: "evaluation.scoring", PROMPTS: "evaluation.prompt_scoring"}
@@ -61,7 +63,7 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
 @cache
 def sampling_digest(backbone: str, package: Path = PACKAGE) -> str:
     """Digest of sampling and decoding with a backbone; errors as for `score_digest`."""
-    return _digest(package, [*SAMPLING, _backbone(package, backbone)])
+    return _digest(package, _sampling(package, backbone))
 
 
 @cache
@@ -76,7 +78,7 @@ def score_digest(backbone: str, protocol: str, package: Path = PACKAGE) -> str:
     Raises:
         ValueError: no such backbone.
     """
-    return _digest(package, [*SAMPLING, SCORING[protocol], _backbone(package, backbone)])
+    return _digest(package, [*_sampling(package, backbone), SCORING[protocol]])
 
 
 @cache
@@ -96,6 +98,12 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
         return True
     protocol = metrics.get("protocol", {}).get("kind", FEATURES)
     return score is not None and score != score_digest(kind, protocol)
+
+
+def _sampling(package: Path, backbone: str) -> list[str]:
+    if backbone == PIPELINE:
+        return ["evaluation.pipeline_generation"]
+    return [*SAMPLING, _backbone(package, backbone)]
 
 
 def _backbone(package: Path, kind: str) -> str:

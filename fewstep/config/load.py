@@ -91,6 +91,9 @@ class Root(Strict):
     weights: Literal["trained", "released"] = Field(
         default="trained", description="released: adopt published few-step models, and train nothing"
     )
+    container: str | None = Field(
+        default=None, description="image with every package, for --software-deployment-method apptainer"
+    )
     bench: Bench
     replace_recipes: Annotated[dict[str, str], Ref("recipes")] = Field(
         default={},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..methods import parameter_classes
 from .base import Count, Seed, Steps, Strict
 from .objectives import LossParams
+from .pipelines import DiffusersPipeline
 from .references import Ref
 from .settings import Mark
 
@@ -68,8 +69,10 @@ class Method(Strict):
     title: str
     paper: str = ""
     recipe: Annotated[str, Ref("recipes")]
-    loss: AnyLossParams = Field(
-        description="of a method in fewstep/methods: its name, and what differs from its defaults"
+    loss: AnyLossParams | None = Field(
+        default=None,
+        description="of a method in fewstep/methods: its name, and what differs from its defaults; an entry "
+        "that is but a pipeline has none",
     )
     teacher: Annotated[bool | str, Ref("methods")] = Field(
         default=True, description="learn from, and start as, the recipe's teacher, or the method named here"
@@ -79,6 +82,9 @@ class Method(Strict):
     )
     released: Published | None = Field(
         default=None, description="the same, but only when the whole workflow runs with weights=released"
+    )
+    pipeline: DiffusersPipeline | None = Field(
+        default=None, description="with weights=released, sample from this pipeline of diffusers"
     )
     reembed: Reembed | None = Field(default=None, description="fit a time embedding instead of training")
     train: dict[str, Any] = {}
@@ -94,6 +100,19 @@ class Method(Strict):
         description="mark of a hyper-parameter, or of all below a key: loss, loss.times, train.steps; "
         "params.py marks the defaults of the loss",
     )
+
+    @model_validator(mode="after")
+    def _something(self) -> Method:
+        if self.loss is None:
+            if self.pipeline is None:
+                raise ValueError("loss is missing; only a pipeline of diffusers goes without one")
+            given = sorted(
+                {"teacher", "weights", "released", "reembed", "train", "guidance", "backbone", "samplers"}
+                & self.model_fields_set
+            )
+            if given:
+                raise ValueError(f"{given[0]} belongs to networks of ours; a pipeline without loss has none")
+        return self
 
 
 class Variant(Strict):

@@ -62,6 +62,9 @@ class Costs(Strict):
     forward: Annotated[dict[str, Rate], Ref("backbones", keys=True)] = Field(
         default={}, description="backbone -> evaluations of one image"
     )
+    pipelines: Annotated[dict[str, Rate], Ref("assets", keys=True)] = Field(
+        default={}, description="asset of a pipeline of diffusers -> evaluations of one image"
+    )
     score: Annotated[dict[str, Rate], Ref("extractors", keys=True)] = Field(
         default={}, description="extractor -> images"
     )

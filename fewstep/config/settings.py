@@ -256,7 +256,9 @@ class UCGMSampling(Strict):
 
 
 class Sampler(Strict):
-    kind: Literal["euler", "cm", "mix", "jump", "ucgm"]
+    kind: Literal["euler", "cm", "mix", "jump", "ucgm", "pipeline"] = Field(
+        description="pipeline: the scheduler of a released pipeline of diffusers"
+    )
     guidance: Literal["none", "recipe"] | Guidance = "none"
     shift: float = Field(default=1.0, gt=0, le=1000, description="timestep shift of the grid; 1 is uniform")
     switch: float = Field(

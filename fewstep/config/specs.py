@@ -7,14 +7,15 @@ process count, no caption. Its digest therefore tells whether a result is still 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from .assets import Asset, Scenes
 from .backbones import Backbone, FlowBackbone, Sd3
 from .base import Strict
 from .methods import AnyLossParams, Reembed
+from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
@@ -160,6 +161,35 @@ class SampleSpec(Precision):
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
+class PipelineSampleSpec(Strict):
+    """Images of a released pipeline of diffusers."""
+
+    pipeline: DiffusersPipeline = Field(description="as it is for this number of steps")
+    steps: int
+    images: int
+    labels: str
+    uint8: str
+    seed: int
+    prompts: PromptSet
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W) of its images")
+
+
+def _sample_kind(value: Any) -> str:
+    known = isinstance(value, PipelineSampleSpec) or (isinstance(value, Mapping) and "pipeline" in value)
+    return "pipeline" if known else "network"
+
+
+AnySampleSpec = Annotated[
+    Annotated[SampleSpec, Tag("network")] | Annotated[PipelineSampleSpec, Tag("pipeline")],
+    Discriminator(_sample_kind),
+]
+
+
+def sample_spec_class(raw: Mapping[str, Any]) -> type[SampleSpec | PipelineSampleSpec]:
+    """Which of both the content of a spec's file is."""
+    return PipelineSampleSpec if _sample_kind(raw) == "pipeline" else SampleSpec
+
+
 class ReferenceSpec(Strict):
     """Statistics, and perhaps features, of real images under a protocol."""
 
@@ -196,7 +226,7 @@ class PromptScoreSpec(PromptScorers):
     """Scores of images with their prompts."""
 
     cell: CellKey
-    sample: SampleSpec = Field(description="how the images were sampled")
+    sample: AnySampleSpec = Field(description="how the images were sampled")
 
 
 class BoundsSpec(PromptScorers):
@@ -230,7 +260,7 @@ class RunName(Strict):
 
     method: str
     variant: str
-    loss: str = Field(description="name of the loss, which is its folder in fewstep/methods")
+    loss: str = Field(description="name of the loss, its folder in fewstep/methods; of a pipeline none")
     seeds: list[int]
 
 
@@ -351,7 +381,7 @@ class HyperParameter(Strict):
 class ReportMethod(Strict):
     title: str
     paper: str
-    loss: str = Field(description="its folder in fewstep/methods")
+    loss: str = Field(description="its folder in fewstep/methods; of a pipeline none")
     parameters: list[HyperParameter] = Field(default=[], description="of a training at the paper's scale")
 
 

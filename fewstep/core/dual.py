@@ -249,7 +249,7 @@ def vector_norm(
 ) -> Tensor:
     if ord != 2:
         raise ValueError(f"vector_norm of order {ord} has no rule for tangents")
-    return ((x * dx).sum(dim, keepdim) / y).masked_fill_(y == 0, 0)
+    return ((x.conj() * dx).real.sum(dim, keepdim) / y).masked_fill_(y == 0, 0)
 
 
 def _normalised(dx: Tensor, unit: Tensor, scale: Tensor, axes: list[int]) -> Tensor:
@@ -270,6 +270,8 @@ def layer_norm(
 def rms_norm(
     dx: Tensor, x: Tensor, y: Tensor, shape: Any, weight: Any = None, eps: float | None = None
 ) -> Tensor:
+    if x.is_complex():
+        raise ValueError("rms_norm of complex numbers has no rule for tangents")
     axes, wide = [*range(-len(shape), 0)], upcast(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     norm = torch.linalg.vector_norm(wide, dim=axes, keepdim=True)
@@ -426,13 +428,13 @@ TABLE: dict[str, Function] = {
     "sin": unary(lambda dx, x, y: x.cos() * dx),
     "cos": unary(lambda dx, x, y: -x.sin() * dx),
     "erf": unary(lambda dx, x, y: 2 / torch.pi**0.5 * (-x.square()).exp() * dx),
-    "abs": unary(lambda dx, x, y: x.sgn() * dx),
+    "abs": unary(lambda dx, x, y: (x.sgn().conj() * dx).real),
     "relu": unary(lambda dx, x, y, inplace=False: dx * (y > 0)),
-    "clamp": unary(lambda dx, x, y, min=None, max=None: dx * (x == y)),
-    # Their Jacobians are their own transposes.
-    "tanh": unary(lambda dx, x, y: aten.tanh_backward(dx, y)),
-    "sigmoid": unary(lambda dx, x, y: aten.sigmoid_backward(dx, y)),
-    "silu": unary(lambda dx, x, y, inplace=False: aten.silu_backward(dx, x)),
+    **dict.fromkeys(("clamp", "clip"), unary(lambda dx, x, y, min=None, max=None: dx * (x == y))),
+    # Their Jacobians are their own transposes; of complex numbers, those of the conjugates are.
+    "tanh": unary(lambda dx, x, y: aten.tanh_backward(dx, y.conj())),
+    "sigmoid": unary(lambda dx, x, y: aten.sigmoid_backward(dx, y.conj())),
+    "silu": unary(lambda dx, x, y, inplace=False: aten.silu_backward(dx, x.conj())),
     "gelu": unary(lambda dx, x, y, approximate="none": aten.gelu_backward(dx, x, approximate=approximate)),
     "softplus": unary(lambda dx, x, y, beta=1, threshold=20: aten.softplus_backward(dx, x, beta, threshold)),
     "softmax": unary(lambda dx, x, y, dim, **_: aten._softmax_backward_data(dx.to(y.dtype), y, dim, y.dtype)),

@@ -11,7 +11,7 @@ from ..common.files import write_text
 from ..common.provenance import score_digest
 from ..config import digest
 from ..config.base import sealed
-from ..config.specs import AnyScoreSpec, SampleSpec
+from ..config.specs import AnyScoreSpec
 from .image_archive import ImageArchive
 
 
@@ -22,7 +22,8 @@ def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
         ValueError: naming the file, what differs, and both values.
     """
     card, protocol, image = archive.card, spec.protocol, tuple(spec.sample.image)
-    unsaid = {name: field.default for name, field in SampleSpec.model_fields.items() if field.exclude_if}
+    fields = type(spec.sample).model_fields
+    unsaid = {name: field.default for name, field in fields.items() if field.exclude_if}
     asked = unsaid | spec.sample.model_dump(mode="json")
     pairs = [(key, (unsaid | card).get(key), value) for key, value in asked.items()]
     # Published weights carry no run's name.

@@ -15,6 +15,7 @@ from typing import Any
 from ..config.backbones import Backbone
 from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
 from ..config.load import load
+from ..config.pipelines import DiffusersPipeline
 from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
 from ..config.tables import Bounds
@@ -22,7 +23,7 @@ from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
 from .jobs import Job, dependencies, inputs
-from .runs import BASE, Run, check_prediction, find_variants, resolve_runs
+from .runs import BASE, Run, check_prediction, find_variants, pipeline_at, resolve_runs
 from .stage_specs import BUILDERS
 from .targets import SPEC_OF
 
@@ -122,6 +123,17 @@ class Plan:
     def network(self, weights: Weights | None) -> Backbone | None:
         """Backbone of a network that this workflow trains; None for published weights."""
         return None if weights is None or weights.method is None else self.run(weights.method).backbone
+
+    def pipeline(self, run: Run, steps: int) -> DiffusersPipeline:
+        """A run's pipeline of diffusers as it is for one number of steps.
+
+        Raises:
+            ConfigError: it has none, or not for so many.
+        """
+        if run.pipeline is None:
+            raise ConfigError(f"{run.place}.pipeline: is only sampled from with weights=released")
+        file, _, key = run.place.partition(": ")
+        return pipeline_at(run.pipeline, steps, file, f"{key}.pipeline")
 
     # Paths, as strings relative to the working directory
 
@@ -252,11 +264,14 @@ class Plan:
             return "workflow" if self.config.assets[key["asset"]].scenes is None else "t2i"
         if stage == "costs":
             runs = {job.key["run"] for job in self.jobs() if "run" in job.key}
-            return "t2i" if any(self.runs[run].text_encoder for run in runs) else "torch"
+            return "t2i" if any(map(self._captioned, runs)) else "torch"
         if stage in ("reference", "score"):
             entry = self.parts.protocols[key["protocol"]]
             return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
-        return "t2i" if self.runs[key["run"]].text_encoder else "torch"
+        return "t2i" if self._captioned(key["run"]) else "torch"
+
+    def _captioned(self, run: str) -> bool:
+        return self.runs[run].text_encoder is not None or self.runs[run].pipeline is not None
 
     def assets(self, targets: Iterable[str] | None = None) -> list[str]:
         """Everything from outside that some targets need; without ``targets``, those that are wanted."""

@@ -9,12 +9,13 @@ from typing import Any
 from ..config.backbones import FlowNetwork
 from ..config.base import MOST_STEPS, ConfigError, Mistakes, nearest, require_known
 from ..config.load import Config
+from ..config.pipelines import SAMPLER
 from ..config.settings import Guidance
 from ..config.specs import CellKey
 from ..config.tables import MEASURED, Bounds, CellName, Claim, Row, Table
 from ..config.text import PromptProtocol
 from ..methods import logs
-from .runs import BASE, Run
+from .runs import BASE, Run, pipeline_at
 
 PICTURES = ("grid", "samples", "scatter")
 """Kinds of figures that show samples, not metrics."""
@@ -80,6 +81,8 @@ class Resolver:
 
     def available(self, run: Run) -> bool:
         """Whether the run's weights may be had: with ``weights: released`` nothing is trained."""
+        if run.only_pipeline or run.pipeline:
+            return run.pipeline is not None
         passed: list[str] = []
         while run.entry.reembed is not None and not run.adopted:
             passed.append(run.name)
@@ -101,7 +104,7 @@ class Resolver:
         runs, seeds, samplers = {}, {}, {}
         for row in table.rows:
             run = self._run(row, f"{where}: rows.{row.id}") if row.method is not None else None
-            if run is None:
+            if run is None or (run.only_pipeline and not self.available(run)):
                 continue
             samplers[row.id] = self._samplers(table, row, run, f"{where}: rows.{row.id}")
             if not self.available(run) or not self._asked(row):
@@ -192,7 +195,7 @@ class Resolver:
     def _samplers(self, table: Table, row: Row, run: Run, where: str) -> list[tuple[int, str]]:
         """Numbers of steps of a row, and the sampler for each: its own, or the method's."""
         found = []
-        named = row.sampler or run.entry.samplers
+        named = (row.sampler if not run.pipeline else None) or run.samplers
         for steps in row.steps or table.steps or []:
             sampler = named if isinstance(named, str) else named.get(steps, named.get("default"))
             if sampler is None:
@@ -310,9 +313,23 @@ def shared_protocols(runs: Iterable[Run], where: str) -> list[str]:
 
 def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -> None:
     """Refuse a number of steps that a sampler cannot do, and a sampler that the run's network cannot take."""
+    require_known(name, config.parts.samplers, config.root.files.settings, "samplers")
     sampler = config.parts.samplers[name]
     if not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"{where}: steps {steps} must be 1 to {MOST_STEPS}")
+    if not run.recipe.protocols:
+        raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")
+    if sampler.kind == "pipeline":
+        if run.pipeline is None:
+            raise ConfigError(
+                f"{where}: sampler {name!r} needs a released pipeline, which {run.name} has only with "
+                "weights=released, at the paper's scale"
+            )
+        file, _, key = run.place.partition(": ")
+        pipeline_at(run.pipeline, steps, file, f"{key}.pipeline")
+        return
+    if run.only_pipeline:
+        raise ConfigError(f"{where}: {run.name} is a pipeline of diffusers; its sampler is {SAMPLER!r}")
     if sampler.kind == "mix" and steps < 2:
         raise ConfigError(f"{where}: sampler {name!r} needs at least 2 steps, not {steps}")
     if sampler.times is not None and steps != len(sampler.times):
@@ -342,5 +359,3 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
             f"{where}: sampler {name!r} jumps to inner times, which needs a backbone with "
             "target_time: true; use kind: euler or cm"
         )
-    if not run.recipe.protocols:
-        raise ConfigError(f"{where}: recipe {run.entry.recipe} names no protocol to evaluate by")

@@ -158,6 +158,8 @@ def _tokens(plan: Plan, run: Run) -> int:
 
 def _sample(plan: Plan, job: Job) -> CostLine:
     run, protocol = plan.runs[job.key["run"]], plan.image_sets[job.key["images"]]
+    if plan.parts.samplers[job.key["sampler"]].kind == "pipeline":
+        return _pipeline_sample(plan, run, int(job.key["steps"]), protocol.images)
     latents = plan.parts.latents[run.recipe.latents]
     dataset = plan.parts.datasets[latents.dataset]
     both = 1 if plan.parts.samplers[job.key["sampler"]].guidance == "none" else 2
@@ -176,6 +178,16 @@ def _sample(plan: Plan, job: Job) -> CostLine:
         work.append(_tokenizing(plan, latents.tokenizer, protocol.images, decode=True, half=half))
     size = protocol.images * dataset.channels * dataset.resolution**2
     return _line("sample", *work, device=run.device, temporary=size)
+
+
+def _pipeline_sample(plan: Plan, run: Run, steps: int, images: int) -> CostLine:
+    pipeline = plan.pipeline(run, steps)
+    work = Work(
+        name=f"evaluations of {pipeline.asset}",
+        images=images * steps * pipeline.evaluations_per_step,
+        rate=plan.config.costs.pipelines.get(pipeline.asset),
+    )
+    return _line("sample", work, device="gpu", temporary=3 * images * pipeline.image**2)
 
 
 def _reference(plan: Plan, job: Job) -> CostLine:

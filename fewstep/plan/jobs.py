@@ -58,6 +58,8 @@ def maker(plan: Plan, file: str) -> Job:
         key, stage = match.groupdict(), paths.MAKERS[kind]
         if kind == "model":
             stage = plan.runs[key["run"]].maker
+            if stage == "nothing":
+                break
         if kind == "csv" and plan.tables[key["table"]].table.kind != "table":
             stage = "figure"
         return Job(stage, key)
@@ -145,16 +147,24 @@ def _pipeline(plan: Plan, run: str, seed: str) -> Files:
     }
 
 
-def _sample(plan: Plan, run: str, seed: str, images: str, **_: str) -> Files:
+def _sample(plan: Plan, run: str, seed: str, sampler: str, steps: str, images: str) -> Files:
     entry = plan.runs[run]
+    protocol = plan.image_sets[images]
+    if plan.parts.samplers[sampler].kind == "pipeline":
+        records = [plan.file("record", asset=name) for name in plan.pipeline(entry, int(steps)).assets]
+        prompts = plan.parts.prompts[plan.prompts_of(entry, protocol)]
+        ours: Files = {option: [] for option in ("model", "base", "text", "latents", "tokenizer")}
+        return {**ours, "pipeline": records, "prompts": [plan.file("record", asset=prompts.asset)]}
     # Elsewhere the tokenizer's own files say how its latents are normalised.
     manifest = [plan.file("manifest", latents=entry.recipe.latents)] if entry.tokenizer.measured else []
     return {
         "model": [plan.file("model", run=run, seed=seed)],
         "base": [plan.model(entry.base)] if entry.base else [],
-        "text": text(plan, entry, plan.prompts_of(entry, plan.image_sets[images])),
+        "text": text(plan, entry, plan.prompts_of(entry, protocol)),
         "latents": manifest,
         "tokenizer": weights(plan, entry.tokenizer.weights),
+        "pipeline": [],
+        "prompts": [],
     }
 
 

@@ -22,6 +22,8 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
     The marks of recipe and entry come first, then those that the method's folder gives to the defaults of its
     loss. The latter also hold for what a table's variant changes.
     """
+    if run.only_pipeline:
+        return []
     marks = {**run.recipe.provenance, **run.entry.provenance}
     defaults = dict(_leaves("loss", type(run.loss).model_validate({}).model_dump()))
     found = []
@@ -51,7 +53,7 @@ def values(run: Run) -> Iterator[tuple[str, Any]]:
     trained = {"loss", "train", "lora", *(["guidance"] if run.has_teacher else [])}
     used = {"reembed"} if run.reembedded else trained
     for part, model in parts(run).items():
-        if part not in used:
+        if part not in used or run.only_pipeline:
             continue
         for key, value in _leaves(part, model.model_dump() if model else {}):
             if value is not None and key not in BOOKKEEPING:

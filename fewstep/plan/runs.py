@@ -11,6 +11,7 @@ from ..config.base import ConfigError, Mistakes, merge, parse
 from ..config.load import Config
 from ..config.methods import Method, Published, Variant
 from ..config.objectives import LossParams, Problems
+from ..config.pipelines import SAMPLER, DiffusersPipeline
 from ..config.rates import Device
 from ..config.references import check_references
 from ..config.settings import Guidance, Recipe, Tokenizer, Train
@@ -38,6 +39,8 @@ class Run:
     tokenizer: Tokenizer
     published: Published | None
     """The weights that take the place of training."""
+    pipeline: DiffusersPipeline | None
+    """What is sampled from instead of a network of ours."""
 
     @property
     def name(self) -> str:
@@ -54,8 +57,20 @@ class Run:
         return self.entry.reembed is not None and not self.adopted
 
     @property
-    def maker(self) -> Literal["adopt", "reembed", "train"]:
-        """The stage that makes the model."""
+    def only_pipeline(self) -> bool:
+        """Whether it is a pipeline of diffusers and no network of ours."""
+        return self.entry.loss is None
+
+    @property
+    def samplers(self) -> Mapping[int | Literal["default"], str]:
+        """Sampler for each number of steps."""
+        return {"default": SAMPLER} if self.pipeline else self.entry.samplers
+
+    @property
+    def maker(self) -> Literal["adopt", "reembed", "train", "nothing"]:
+        """The stage that makes the model; a pipeline is sampled from as it is."""
+        if self.only_pipeline:
+            return "nothing"
         return "adopt" if self.adopted else "reembed" if self.reembedded else "train"
 
     @property
@@ -71,7 +86,8 @@ class Run:
     @property
     def text_encoder(self) -> str | None:
         """Of the captions that the network is given."""
-        return self.recipe.text_encoder if isinstance(self.backbone, Sd3 | Clip) else None
+        conditioned = isinstance(self.backbone, Sd3 | Clip) and not self.only_pipeline
+        return self.recipe.text_encoder if conditioned else None
 
     @property
     def has_teacher(self) -> bool:
@@ -99,7 +115,7 @@ def named_teacher(entry: Method, recipe: Recipe) -> str | None:
         return entry.reembed.of
     if isinstance(entry.teacher, str):
         return entry.teacher
-    return recipe.teacher if entry.teacher else None
+    return recipe.teacher if entry.teacher and entry.loss is not None else None
 
 
 def _teacher_key(entry: Method) -> str:
@@ -164,7 +180,8 @@ def _resolve(
     elif method.guidance:
         raise ConfigError(f"{where}.guidance: recipe {method.recipe} has no guidance")
     teacher = named_teacher(method, recipe)
-    if method.teacher and teacher is None:
+    only_pipeline = method.loss is None
+    if method.teacher and teacher is None and not only_pipeline:
         raise ConfigError(f"{where}.teacher: recipe {method.recipe} names no teacher")
     if teacher == name:
         told = (
@@ -172,6 +189,7 @@ def _resolve(
         )
         raise ConfigError(f"{where}.{_teacher_key(method)}: {name} {told}")
     released = method.released if config.root.weights == "released" and variant == BASE else None
+    piped = config.root.weights == "released" and variant == BASE and recipe.scale == "paper"
     network = method.backbone or recipe.backbone
     run = Run(
         method=name,
@@ -179,14 +197,19 @@ def _resolve(
         place=where,
         entry=method,
         recipe=recipe,
-        loss=method.loss,
+        loss=method.loss or LossParams(name=""),
         train=train,
         guidance=guidance,
         network=network,
         backbone=parts.backbones[network],
         tokenizer=parts.tokenizers[parts.latents[recipe.latents].tokenizer],
         published=method.weights or released,
+        pipeline=method.pipeline if piped else None,
     )
+    if method.pipeline is not None:
+        _check_pipeline(config, method.pipeline, file, f"{key}.pipeline")
+    if only_pipeline:
+        return run
     if method.reembed is not None and not isinstance(run.backbone, Sd3):
         raise ConfigError(f"{where}.reembed: backbone {network} is of kind {run.backbone.kind}, not sd3")
     if isinstance(run.backbone, Sd3) and run.backbone.lora and run.base is None:
@@ -227,8 +250,32 @@ def _resolve(
     return run
 
 
+def pipeline_at(pipeline: DiffusersPipeline, steps: int, file: str, key: str) -> DiffusersPipeline:
+    """A pipeline as it is for one number of steps.
+
+    Raises:
+        ConfigError: what its `at` says cannot be.
+    """
+    found = parse(DiffusersPipeline, pipeline.raw_at(steps), file, f"{key}.at.{steps}")
+    if problem := found.check_steps(steps):
+        raise ConfigError(f"{file}: {key}: {problem}")
+    return found
+
+
+def _check_pipeline(config: Config, pipeline: DiffusersPipeline, file: str, key: str) -> None:
+    """Refuse a change at a number of steps that cannot be, or names what is not there."""
+    found = Mistakes()
+    for steps in pipeline.at:
+        with found.caught():
+            changed = pipeline_at(pipeline, steps, file, key)
+            check_references(changed, file, f"{key}.at.{steps}", config.names, found)
+    found.refuse()
+
+
 def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
     """Refuse teachers that go in a circle, and losses whose needs they, network or schedule do not meet."""
+    if run.only_pipeline:
+        return
     line = [run]
     while (name := named_teacher(line[-1].entry, line[-1].recipe)) is not None:
         names = [each.method for each in line]

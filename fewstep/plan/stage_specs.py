@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ..config import specs
 from ..config.backbones import Sd3
 from ..config.base import ConfigError, Strict
+from ..config.pipelines import NEVER_RUN
 from ..config.settings import Dataset, Guidance, Sampler
-from ..config.text import PromptProtocol, PromptSet
+from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
 from .marks import hyperparameter_sources
@@ -162,11 +163,15 @@ def _bench(plan: Plan) -> Strict:
     )
 
 
-def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> specs.SampleSpec:
+def _sample(
+    plan: Plan, run: str, sampler: str, steps: str, images: str
+) -> specs.SampleSpec | specs.PipelineSampleSpec:
     entry = plan.runs[run]
     check_sampler(plan.config, entry, sampler, int(steps), f"cell {run}/{sampler}-{steps}")
     protocol = plan.image_sets[images]
     chosen = plan.parts.samplers[sampler]
+    if chosen.kind == "pipeline":
+        return _pipeline_sample(plan, entry, int(steps), protocol)
     return specs.SampleSpec(
         backbone=entry.backbone,
         expanded=entry.expanded,
@@ -185,6 +190,22 @@ def _sample(plan: Plan, run: str, sampler: str, steps: str, images: str) -> spec
         else None,
         image=_image(plan, entry),
         decoder=plan.network(entry.tokenizer.weights),
+    )
+
+
+def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
+    pipeline = plan.pipeline(run, steps)
+    if not isinstance(protocol, PromptProtocol):
+        raise ConfigError(f"{run.place}.pipeline: it is sampled from prompts, which the protocol has none of")
+    return specs.PipelineSampleSpec(
+        pipeline=pipeline,
+        steps=steps,
+        images=protocol.images,
+        labels=protocol.labels,
+        uint8=protocol.uint8,
+        seed=protocol.seed,
+        prompts=plan.parts.prompts[protocol.prompts],
+        image=[3, pipeline.image, pipeline.image],
     )
 
 
@@ -241,6 +262,10 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
     sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
     if isinstance(entry, PromptProtocol):
         return specs.PromptScoreSpec(cell=cell, sample=sample, **_scorers(plan, entry))
+    if isinstance(sample, specs.PipelineSampleSpec):
+        raise ConfigError(
+            f"{plan.runs[run].place}.pipeline: protocol {protocol} has no prompts to sample from"
+        )
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
 
@@ -255,6 +280,11 @@ def _table(plan: Plan, table: str) -> Strict:
     runs, rows = entry.runs, entry.table.rows
     # A run that cannot be had is, in this table, a reported number.
     shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
+    untried = {row for row, run in runs.items() if run.pipeline and not run.pipeline.tried}
+    shown = [
+        row.model_copy(update={"note": f"{row.note} {NEVER_RUN}".strip()}) if row.id in untried else row
+        for row in shown
+    ]
     return specs.TableSpec(
         name=table,
         scale=_scale(_behind(plan, entry)),
@@ -328,7 +358,7 @@ def _report(plan: Plan) -> Strict:
                 paper=run.entry.paper,
                 loss=run.loss.name,
                 parameters=hyperparameter_sources(run)
-                if run.recipe.scale in ("paper", "toy") and not run.adopted
+                if run.recipe.scale in ("paper", "toy") and not (run.adopted or run.pipeline)
                 else [],
             )
             for name, run in methods.items()

@@ -105,6 +105,9 @@ def warnings_of(entry: Entry) -> list[str]:
     found = []
     if skipped := entry.get("model", {}).get("skipped_updates"):
         found.append(f"{skipped} updates of the training were not finite and were skipped")
+    model = entry.get("model", {})
+    if (made_for := model.get("made_for")) and model["steps"] not in made_for:
+        found.append(f"sampled in {model['steps']} steps, made for {', '.join(map(str, made_for))}")
     images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
     found += [f"no {name}: {reason}" for name, reason in entry.get("refused", {}).items()]
     if "fid" in entry and images <= dimensions:

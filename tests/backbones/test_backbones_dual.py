@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from tangents import saved_sizes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build, layers
@@ -147,14 +148,8 @@ def test_the_graph_is_that_of_the_value_alone(flags, spec, active, inputs):
     one = spec(**flags, target_time=True)
     net = active(one, target=True)
     x, t, s, y = inputs(one)
-
-    def saved(*given):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda z: sizes.append(z.numel()) or z, lambda z: z):
-            net(*given, y)
-        return sizes
-
-    assert saved(*map(Dual, (x, t, s), directions(x, t, s))) == saved(x, t, s)
+    duals = map(Dual, (x, t, s), directions(x, t, s))
+    assert saved_sizes(lambda: net(*duals, y)) == saved_sizes(lambda: net(x, t, s, y))
 
 
 def test_patches_of_an_image_reach_a_fresh_network_as_zero(spec, inputs):

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tangents import relative
 from test_backbones_dual import FLAGS, as_pair, directions
 from torch import Tensor
 
@@ -41,14 +42,6 @@ def evaluate(net, given, formulation: str, precision: str) -> dict[str, list[Ten
     return {"value": [value.detach() for value in values], "tangent": tangents, "gradient": gradients}
 
 
-def distance(ours, theirs) -> float:
-    """Of all tensors together, relative to their norm."""
-    pairs = list(zip(ours, theirs, strict=True))
-    assert all(a.isfinite().all() and a.shape == b.shape for a, b in pairs)
-    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    return (difference / sum(float(b.double().square().sum()) for _, b in pairs)) ** 0.5
-
-
 @pytest.fixture(scope="module")
 def references() -> dict[str, dict[str, list[Tensor]]]:
     return {}
@@ -76,4 +69,4 @@ def test_equal_to_functorch(
         references[key] = evaluate(net, given, "functorch", precision)
     found = evaluate(net, given, formulation, precision)
     for name, limit in TOLERANCES[formulation][precision].items():
-        assert distance(found[name], references[key][name]) <= limit, name
+        assert relative(found[name], references[key][name]) <= limit, name

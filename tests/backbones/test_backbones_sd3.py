@@ -1,48 +1,26 @@
-"""SD3 by diffusers: its clock, its second time, its adapters, and its tangents."""
+"""SD3 by diffusers: its clock, its second time, its adapters; its tangents in two processes."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from child_processes import in_two_processes
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
+from tangents import evaluate, relative, trained
 from tiny_sd3 import ADAPTERS, Store, inputs, network, sd3
 
 from fewstep.backbones import build
 from fewstep.backbones.lora import AdaptersOff
 from fewstep.backbones.model_file import load_compatible
 from fewstep.config.backbones import Lora, Sd3
-from fewstep.core.dual import Dual
-from fewstep.core.jvp import value_and_tangent
 from fewstep.core.precision import cast_blocks
 from fewstep.core.wrappers import trained_state
 from fewstep.training import parallel
-
-FLAGS = {
-    "sd3.5": {},
-    "sd3.5 with adapters": {"lora": ADAPTERS},
-    "sd3": {"dual_attention": 0, "qk_norm": False},
-    "one time": {"target_time": False},
-    "sd3's own time": {"time_scale": 1000.0, "lora": ADAPTERS},
-}
-
-
-def trained(net: nn.Module) -> list[torch.Tensor]:
-    return [weight for weight in net.parameters() if weight.requires_grad]
-
-
-def relative(ours, theirs) -> float:
-    """Distance of all tensors together, relative to their norm."""
-    ours, theirs = (torch.cat([z.detach().double().flatten() for z in each]) for each in (ours, theirs))
-    assert ours.isfinite().all()
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 def test_it_is_diffusers_network_at_sd3s_clock():
@@ -178,82 +156,6 @@ def test_cast_blocks_leaves_adapters():
     assert net.blocks[0].attn.to_q.base_layer.weight.dtype == torch.bfloat16
 
 
-def evaluate(net, spec, formulation: str, dtype=torch.float32, rows: slice = slice(None), autocast=False):
-    """Value, tangent, and gradients of a loss of both."""
-    x, t, s, y = inputs(spec, 8, dtype)
-    draws = torch.Generator().manual_seed(6)
-    direction = [torch.randn(z.shape, generator=draws, dtype=torch.float64).to(dtype) for z in (x, t, s)]
-    given = (x[rows], t[rows], s[rows]), tuple(z[rows] for z in direction), y[rows]
-    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-        value, tangent = value_and_tangent(net, *given, formulation)
-    loss = (value.float() if autocast else value).square().mean() + (value * tangent).mean()
-    loss.backward()
-    gradients = [weight.grad for weight in trained(net)]
-    net.zero_grad()
-    return value, tangent, gradients
-
-
-@pytest.mark.parametrize("formulation", ["fused", "split"])
-@pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"]
-)
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
-def test_tangents_are_functorchs(flags, dtype, limit, formulation):
-    spec = sd3(**flags)
-    net = network(spec, dtype)
-    value, tangent, gradients = evaluate(net, spec, formulation, dtype)
-    expected = evaluate(net, spec, "functorch", dtype)
-    assert tangent.abs().max() > 0.1 and not tangent.requires_grad
-    assert relative([value], [expected[0]]) <= limit
-    assert relative([tangent], [expected[1]]) <= limit
-    assert relative(gradients, expected[2]) <= limit
-    x, t, s, y = inputs(spec, 8, dtype)
-    assert torch.equal(value, net(x, t, s, y))
-
-
-def test_tangents_under_bf16_autocast():
-    """As near to float32's as functorch is."""
-    spec = sd3(lora=ADAPTERS)
-    net = network(spec)
-    exact = evaluate(net, spec, "functorch")
-    rough = evaluate(net, spec, "functorch", autocast=True)
-    ours = evaluate(net, spec, "fused", autocast=True)
-    for found, reference, right in zip(ours, rough, exact, strict=True):
-        found, reference, right = ([z] if torch.is_tensor(z) else z for z in (found, reference, right))
-        assert 0 < relative(found, right) <= 1.1 * relative(reference, right) < 0.1
-
-
-def test_the_graph_is_that_of_the_value_alone():
-    spec = sd3(lora=ADAPTERS)
-    net = network(spec)
-    x, t, s, y = inputs(spec)
-
-    def saved(*given):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda z: sizes.append(z.numel()) or z, lambda z: z):
-            net(*given, y)
-        return sizes
-
-    given = [Dual(z, torch.ones_like(z)) for z in (x, t, s)]
-    assert saved(*given) == saved(x, t, s)
-
-
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])
-def test_compiled_block_by_block(checkpoint):
-    spec = sd3(lora=ADAPTERS)
-    net, plain = network(spec), network(spec)
-    expected = evaluate(plain, spec, "fused")
-    parallel.apply_compile_and_checkpointing(net, checkpoint, "aot_eager")
-    value, tangent, gradients = evaluate(net, spec, "fused")
-    assert relative([value], [expected[0]]) < 1e-5
-    assert relative([tangent], [expected[1]]) < 1e-5
-    assert relative(gradients, expected[2]) < 1e-5
-    given = inputs(spec)
-    teacher = AdaptersOff(net)(*given)
-    assert relative([teacher], [AdaptersOff(plain)(*given)]) < 1e-5
-    assert relative([net(*given)], [plain(*given)]) < 1e-5
-
-
 SHARED = {"lora": ADAPTERS, "layers": 2}
 CASES = [
     (layout, formulation, checkpoint, compiler)
@@ -275,7 +177,7 @@ def _share(rank, folder):
         teacher = AdaptersOff(net)
         x, t, s, y = (z[rank * 4 : rank * 4 + 4] for z in inputs(spec, 8, torch.float64))
         before = parallel.full_tensor(teacher(x, t, s, y))
-        found = evaluate(net, spec, formulation, torch.float64, slice(rank * 4, rank * 4 + 4))
+        found = evaluate(net, inputs(spec, 8, torch.float64), formulation, slice(rank * 4, rank * 4 + 4))
         assert torch.equal(teacher(x, t, s, y), before)
         gradients = [parallel.full_tensor(gradient) for gradient in found[2]]
         if rank == 0:
@@ -288,7 +190,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
     in_two_processes(_share, tmp_path)
     spec = sd3(**SHARED)
     net = network(spec, torch.float64)
-    expected = evaluate(net, spec, "fused", torch.float64)
+    expected = evaluate(net, inputs(spec, 8, torch.float64), "fused")
     teacher = AdaptersOff(net)(*inputs(spec, 8, torch.float64))
     for number, case in enumerate(CASES):
         before, value, tangent, *gradients = torch.load(tmp_path / f"{number}.pt", weights_only=True)
@@ -312,5 +214,6 @@ def test_why_a_difference_of_sd3s_own_time_is_refused():
     parallel.check_supported("central", "none", False, False, time_scale=20.0)
     spec = sd3(time_scale=1000.0)
     net = network(spec, torch.float64)
-    exact, difference = (evaluate(net, spec, kind, torch.float64)[1] for kind in ("fused", "central"))
+    given = inputs(spec, 8, torch.float64)
+    exact, difference = (evaluate(net, given, kind)[1] for kind in ("fused", "central"))
     assert relative([difference], [exact]) > 0.1

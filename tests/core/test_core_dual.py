@@ -22,15 +22,15 @@ def reference(function, values, tangents):
         return torch.func.jvp(function, tuple(values), tuple(tangents))[1]
 
 
-def random(*shapes, seed=5):
-    """Values and tangents of these shapes, float64."""
+def random(*shapes, dtype=torch.float64, seed=5):
+    """Values and tangents of these shapes."""
     draws = torch.Generator().manual_seed(seed)
-    return zip(*(torch.randn(2, *shape, generator=draws, dtype=torch.float64) for shape in shapes))
+    return zip(*(torch.randn(2, *shape, generator=draws, dtype=dtype) for shape in shapes))
 
 
-def check(function, *shapes, positive=False):
+def check(function, *shapes, positive=False, dtype=torch.float64):
     """``function`` on duals of random values: the value of plain tensors, the tangent of the reference."""
-    values, tangents = random(*shapes)
+    values, tangents = random(*shapes, dtype=dtype)
     if positive:
         values = [value.abs() / 4 + 0.1 for value in values]
     found = function(*map(Dual, values, tangents))
@@ -61,6 +61,39 @@ def test_functions_of_a_number(name):
     check(function, A, positive=True)
     if name not in ("sqrt", "rsqrt", "log", "log1p", "logit"):
         check(function, A)
+
+
+COMPLEX = """
+    reciprocal square sqrt rsqrt exp log log1p sin cos abs tanh sigmoid neg silu real imag
+    view_as_real sum mean
+"""
+
+
+@pytest.mark.parametrize("name", COMPLEX.split())
+def test_functions_of_a_complex_number(name):
+    check(getattr(torch, name, None) or getattr(F, name), A, dtype=torch.complex128)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div"])
+def test_arithmetic_of_complex_numbers(name):
+    """Of two, and of a real and a complex one, as where queries are rotated; broadcast."""
+    function, wide = getattr(torch, name), torch.complex128
+    check(function, A, B, dtype=wide)
+    check(lambda x, y: function(x.real, y), A, C, dtype=wide)
+    check(lambda x, y: function(x, y.imag), B, A, dtype=wide)
+    turn = torch.polar(torch.ones(B), torch.rand(B))
+    check(lambda x: function(x, turn), A)
+    check(lambda x: function(turn, x), A, positive=True)
+
+
+def test_products_and_shapes_of_complex_numbers():
+    for function, *shapes in (
+        (torch.matmul, A, (4, 5)),
+        (lambda x: torch.linalg.vector_norm(x, dim=-1), A),
+        (lambda x: x**3 + torch.where(x.real.detach() > 0, x, 0.0).masked_fill(x.detach() == 0, 1), A),
+        (lambda x: torch.cat([x.real, x]).cumsum(0)[1:].unflatten(-1, (2, 2)).to(torch.complex64), A),
+    ):
+        check(function, *shapes, dtype=torch.complex128)
 
 
 def test_powers():
@@ -151,7 +184,8 @@ def test_the_norm_of_zero_has_no_slope():
         lambda x: F.interpolate(x[None], scale_factor=2.0, mode="nearest"),
         lambda x: F.avg_pool2d(F.pad(x, (1, 1, 0, 0), value=3.0), 2),
         lambda x: torch.where(x > 0, x, 0.0) + x.where(x > 0, 2 * x) + x.masked_fill(x > 1, 7.0),
-        lambda x: x.clamp(-0.5, 0.5) + x.clamp(min=0),
+        lambda x: x.clamp(-0.5, 0.5) + x.clamp(min=0) + torch.clip(x, max=0.2) + x.clip(-2, 1),
+        lambda x: x[0].clip(torch.full(A, -0.5), torch.ones(4)).float() + x[:, :1].clip(torch.zeros(A)),
         lambda x: x.softmax(-1) + F.softmax(x, dim=1) + torch.softmax(x, 0),
         lambda x: x * (x > 0) + x.detach() * x + torch.zeros_like(x) + x.size(1) * x + x.floor(),
         lambda x: F.dropout(x, 0.5, training=False) + F.dropout(x, 0.0),
@@ -227,6 +261,8 @@ X = Dual(torch.randn(3, 4), torch.randn(3, 4))
         (lambda: float(X.sum().item()), r"torch.Tensor.item has no rule"),
         (lambda: torch.linalg.vector_norm(X, 1), "order 1 has no rule"),
         (lambda: F.dropout(X, 0.5), "dropout draws random numbers"),
+        (lambda: F.rms_norm(X * 1j, (4,)), "rms_norm of complex numbers has no rule"),
+        (lambda: torch.polar(X, X), r"torch.polar has no rule .* TABLE in fewstep/core/dual.py"),
         (lambda: attend(X[None], X[None], X[None], dropout_p=0.5), "attention with dropout"),
         (lambda: X.view(torch.int32), "another dtype has no rule"),
         (lambda: F.linear(torch.ones(4), X), "only its first argument"),
@@ -292,5 +328,5 @@ def test_what_would_lose_the_graph_is_refused():
 
 def test_half_precision_stays():
     x = Dual(torch.randn(3, 4).bfloat16(), torch.randn(3, 4).bfloat16())
-    for y in (F.layer_norm(x, (4,)), F.rms_norm(x, (4,)), F.silu(x) * x, x + torch.ones(4)):
+    for y in (F.layer_norm(x, (4,)), F.rms_norm(x, (4,)), F.silu(x) * x, x + torch.ones(4), x.clip(-1, 1)):
         assert y.tangent.dtype == y.value.dtype

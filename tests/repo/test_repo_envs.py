@@ -42,7 +42,14 @@ UNUSED["score"] = NO_EXTRACTORS | (
 
 # Rules whose environment the plan chooses (plan.environment): what they need without captions. What only
 # t2i.yaml has is loaded for captions, and may be missing there.
-CHOSEN = {"fetch": "workflow", "train": "torch", "sample": "torch", "score": "metrics", "costs": "torch"}
+CHOSEN = {
+    "fetch": "workflow",
+    "train": "torch",
+    "sample": "torch",
+    "score": "metrics",
+    "reference": "metrics",
+    "costs": "torch",
+}
 
 
 def pins(lines: list[str]) -> dict[str, SpecifierSet]:
@@ -142,3 +149,40 @@ def gigabytes(path: Path) -> int:
 def test_every_environment_is_used():
     used = {(ROOT / "workflow/rules" / env).resolve() for _, env, _ in rules()}
     assert used == set(ENVS)
+
+
+LOCKS = sorted((ROOT / "envs").glob("*.lock"))
+
+
+def lock_of(path: Path) -> dict[str, str]:
+    """Package -> version, of lines that all have a checksum."""
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(rf"# {path.stem}: Python 3\.1\d, Linux x86_64\. Made by envs/lock\.py\.", head)
+    found = [re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
+    versions = {re.sub(r"[-_.]+", "-", match[1]): match[2] for match in found if match}
+    assert len(versions) == len(lines)
+    return versions
+
+
+def test_every_environment_has_a_lock():
+    assert [path.stem for path in LOCKS] == sorted(["container", *(path.stem for path in ENVS)])
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_holds_what_its_environment_asks_for(path):
+    """Versions within the pins; `python envs/lock.py` makes the file anew."""
+    if path.stem == "container":
+        wanted = pins([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["t2i"]])
+    else:
+        wanted = env_of(path.with_suffix(".yaml"))[1]
+    versions = lock_of(path)
+    for name, specifier in wanted.items():
+        assert versions[re.sub(r"[-_.]+", "-", name.lower())] in specifier, name
+
+
+def test_the_container_is_of_its_lock():
+    text = (ROOT / "envs/Containerfile").read_text(encoding="utf-8")
+    assert "COPY envs/container.lock" in text and "--require-hashes" in text
+    python = re.search(r"^FROM docker\.io/library/python:(3\.\d+)-", text, re.MULTILINE)[1]
+    assert f"Python {python}," in (ROOT / "envs/container.lock").read_text(encoding="utf-8").splitlines()[0]

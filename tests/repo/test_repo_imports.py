@@ -47,7 +47,10 @@ PARTIES = {
 # Third party -> the only modules that know it; a trailing dot means everything below.
 PLACES = {
     "accelerate": {"training."},
-    "diffusers": {"data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."},
+    "diffusers": {
+        *("data.tokenizers", "data.vavae", "data.text_encoders", "backbones.", "exporting."),
+        "evaluation.pipeline_generation",
+    },
     "transformers": {
         *("data.text_encoders", "backbones.clip", "exporting.pipeline"),
         *("evaluation.scorers.towers", "evaluation.scorers.blip_score"),

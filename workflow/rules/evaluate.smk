@@ -17,7 +17,8 @@ rule sample:
         " --attempt {resources.attempt} fewstep.sample"
         " --spec {input.spec:q} --model {input.model:q} --base {input.base:q}"
         " --text {input.text:q} --latents {input.latents:q}"
-        " --tokenizer {input.tokenizer:q} --out {output:q} {resources.options} > {log:q} 2>&1"
+        " --tokenizer {input.tokenizer:q} --pipeline {input.pipeline:q} --prompts {input.prompts:q}"
+        " --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
 rule reference:
