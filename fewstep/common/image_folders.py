@@ -146,7 +146,9 @@ def _of_tables(folder: Path, tables: list[str], columns: Sequence[str]) -> dict[
             f"{folder} has Parquet files, which pyarrow counts: install it, or give format, images, classes "
             "and resolution of the data set"
         ) from None
-    rows, labels, names, cells = 0, 0, [], []
+    rows, labels = 0, 0
+    names: list[str] = []
+    cells: list[bytes] = []
     for name in (name for name in tables if name.startswith(prefix)):
         try:
             with parquet.ParquetFile(folder / name) as file:

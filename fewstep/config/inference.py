@@ -17,6 +17,8 @@ INFERRED = {
 """Section of settings.yaml -> the keys that an entry may leave out."""
 LATENTS = {"pixels": (None, 1), "sd-vae": (4, 8), "vavae": (32, 16)}
 """Kind of tokenizer -> channels of its latents (None: the images'), and pixels of a side to one of theirs."""
+CLASS_NETWORKS = ("lightningdit", "mlp", "unet")
+"""Kinds of networks whose condition is a class."""
 Entries = dict[str, Any]
 
 
@@ -47,8 +49,8 @@ class Inference:
             ConfigError: a folder that is missing or holds something else, or images of several sizes.
         """
         for name, entry in self._entries("datasets"):
-            asset = self._assets.get(entry.get("asset"))
-            if isinstance(asset, Mapping) and asset.get("kind") == "local" and self._open("datasets", entry):
+            asset = _named(self._assets, entry.get("asset"))
+            if asset.get("kind") == "local" and self._open("datasets", entry):
                 self._parts["datasets"][name] = self._dataset(name, entry, asset)
         for name, entry in self._entries("tokenizers"):
             if self._open("tokenizers", entry):
@@ -56,7 +58,8 @@ class Inference:
         for name, entry in self._entries("backbones"):
             if self._open("backbones", entry):
                 shapes, classes = self._of_latents(name)
-                self._fill("backbones", name, entry, shape=shapes, classes=classes)
+                conditional = {"classes": classes} if entry.get("kind") in CLASS_NETWORKS else {}
+                self._fill("backbones", name, entry, shape=shapes, **conditional)
 
     def _entries(self, part: str) -> list[tuple[str, Mapping[str, Any]]]:
         return [(name, entry) for name, entry in self._parts.get(part, {}).items() if isinstance(entry, Mapping)]
@@ -122,41 +125,44 @@ class Inference:
 
     def _shapes_of_tokenizer(self, name: str, entry: Mapping[str, Any]) -> list[list[int]]:
         """Of the latents of each data set that goes through a tokenizer."""
-        if entry.get("kind") not in LATENTS:
+        if str(entry.get("kind")) not in LATENTS:
             return []
         channels, factor = LATENTS[str(entry["kind"])]
         shapes = []
         for _, latents in self._entries("latents"):
-            dataset = self._parts["datasets"].get(latents.get("dataset"))
-            if latents.get("tokenizer") == name and isinstance(dataset, Mapping):
-                side = dataset.get("resolution")
-                if isinstance(side, int) and side % factor:
+            dataset = self._named("datasets", latents.get("dataset"))
+            side = dataset.get("resolution")
+            if latents.get("tokenizer") == name and isinstance(side, int):
+                if side % factor:
                     raise ConfigError(
-                        f"{self._settings_file}: datasets.{latents['dataset']}.resolution: {side} is no multiple of "
-                        f"{factor}, which tokenizer {name} needs"
+                        f"{self._settings_file}: datasets.{latents['dataset']}.resolution: {side} is no multiple "
+                        f"of {factor}, which tokenizer {name} needs"
                     )
-                if isinstance(side, int):
-                    shapes.append([channels or dataset.get("channels", 3), side // factor, side // factor])
+                shapes.append([channels or dataset.get("channels", 3), side // factor, side // factor])
         return shapes
 
     def _of_latents(self, backbone: str) -> tuple[list[Any], list[Any]]:
         """Shapes of the latents, and numbers of classes, of all recipes under which a network is used."""
-        recipes = self._parts.get("recipes", {})
         used = [entry for _, entry in self._entries("recipes") if entry.get("backbone") == backbone]
-        for method in self._methods.values():
-            if isinstance(method, Mapping) and method.get("backbone") == backbone:
-                used.append(recipes.get(method.get("recipe")))
-        shapes, classes = [], []
-        for recipe in used:
-            latents = self._parts["latents"].get(recipe.get("latents")) if isinstance(recipe, Mapping) else None
-            if isinstance(latents, Mapping):
-                shapes.append(_value(self._parts["tokenizers"].get(latents.get("tokenizer")), "shape"))
-                classes.append(_value(self._parts["datasets"].get(latents.get("dataset")), "classes"))
+        methods = [_named(self._methods, name) for name in self._methods]
+        used += [
+            self._named("recipes", method.get("recipe"))
+            for method in methods
+            if method.get("backbone") == backbone
+        ]
+        latents = [self._named("latents", recipe.get("latents")) for recipe in used]
+        shapes = [self._named("tokenizers", each.get("tokenizer")).get("shape") for each in latents]
+        classes = [self._named("datasets", each.get("dataset")).get("classes") for each in latents]
         return [one for one in shapes if one is not None], [one for one in classes if one is not None]
 
+    def _named(self, part: str, name: Any) -> Mapping[str, Any]:
+        return _named(self._parts.get(part, {}), name)
 
-def _value(entry: Any, key: str) -> Any:
-    return entry.get(key) if isinstance(entry, Mapping) else None
+
+def _named(entries: Mapping[str, Any], name: Any) -> Mapping[str, Any]:
+    """An entry by its name; nothing if there is none, which is told elsewhere."""
+    entry = entries.get(name) if isinstance(name, str) else None
+    return entry if isinstance(entry, Mapping) else {}
 
 
 def _note(name: str, folder: Path, found: ImageFolder, resolution: int) -> str:

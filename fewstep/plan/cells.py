@@ -148,7 +148,8 @@ class Resolver:
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
         bases = [self.runs.get(f"{cell.method}/{BASE}") for cell in sides]
-        if claim.scales and not {run.recipe.scale for run in bases if run is not None} <= set(claim.scales):
+        scales = {run.recipe.scale for run in bases if run is not None}
+        if "own" in scales or (claim.scales and not scales <= set(claim.scales)):
             return None
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):

@@ -30,6 +30,7 @@ def _latents(plan: Plan, name: str) -> specs.LatentCard:
         classes=dataset.classes,
         images=dataset.images,
         tokenizer=tokenizer,
+        names=dataset.names,
     )
 
 
@@ -80,6 +81,7 @@ def _adopt(plan: Plan, run: str) -> Strict:
         file=weights.file,
         tokenizer=plan.parts.tokenizers[weights.tokenizer],
         reverse=weights.reverse,
+        new_labels=weights.new_labels,
         sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
     )
 
@@ -299,7 +301,17 @@ def _table(plan: Plan, table: str) -> Strict:
             )
             for row, run in runs.items()
         },
+        class_names=_class_names(plan, entry),
     )
+
+
+def _class_names(plan: Plan, entry: ResolvedTable) -> list[str]:
+    """Of a figure of samples whose runs have the same classes, if these have names."""
+    if entry.table.kind not in ("grid", "samples"):
+        return []
+    latents = (plan.parts.latents[run.recipe.latents] for run in entry.runs.values())
+    named = [plan.parts.datasets[each.dataset].names or [] for each in latents]
+    return named[0] if all(names == named[0] for names in named) and named else []
 
 
 def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
