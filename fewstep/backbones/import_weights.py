@@ -69,8 +69,8 @@ def import_weights(
         table[-1] = theirs[-1]
         tensors[LABELS] = table
         converted.append(
-            f"embeddings of {len(table) - 1} classes drawn anew, in place of {len(theirs) - 1}; the unconditional "
-            "one kept"
+            f"embeddings of {len(table) - 1} classes drawn anew, in place of {len(theirs) - 1}; the "
+            "unconditional one kept"
         )
     load_compatible(net, tensors, str(path))
     if isinstance(backbone, Sd3):

@@ -119,8 +119,8 @@ def _of_images(folder: Path, images: list[str]) -> dict[str, Any]:
     elif "." in folders:
         alone = next(name for name in chosen if "/" not in name)
         raise ValueError(
-            f"{folder / prefix} has images ({alone}) beside folders of images ({folders[1]}); either all images "
-            "lie in it, as one class, or a folder for each class"
+            f"{folder / prefix} has images ({alone}) beside folders of images ({folders[1]}); either all "
+            "images lie in it, as one class, or a folder for each class"
         )
     else:
         names = folders
@@ -182,7 +182,9 @@ def _training_prefix(folder: Path, tables: list[str]) -> str:
     divided = {PurePosixPath(name).name.split("-")[0].split(".")[0] for name in tables}
     if "train" not in divided or divided == {"train"} or not divided <= SPLITS:
         return ""
-    found = {name[: name.rindex("train") + 5] for name in tables if PurePosixPath(name).name.startswith("train")}
+    found = {
+        name[: name.rindex("train") + 5] for name in tables if PurePosixPath(name).name.startswith("train")
+    }
     if len(found) > 1:
         raise ValueError(f"{folder} has training files in several folders; give the data set's prefix")
     return found.pop()

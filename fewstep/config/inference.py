@@ -62,7 +62,9 @@ class Inference:
                 self._fill("backbones", name, entry, shape=shapes, **conditional)
 
     def _entries(self, part: str) -> list[tuple[str, Mapping[str, Any]]]:
-        return [(name, entry) for name, entry in self._parts.get(part, {}).items() if isinstance(entry, Mapping)]
+        return [
+            (name, entry) for name, entry in self._parts.get(part, {}).items() if isinstance(entry, Mapping)
+        ]
 
     @staticmethod
     def _open(part: str, entry: Mapping[str, Any]) -> bool:
@@ -135,8 +137,8 @@ class Inference:
             if latents.get("tokenizer") == name and isinstance(side, int):
                 if side % factor:
                     raise ConfigError(
-                        f"{self._settings_file}: datasets.{latents['dataset']}.resolution: {side} is no multiple "
-                        f"of {factor}, which tokenizer {name} needs"
+                        f"{self._settings_file}: datasets.{latents['dataset']}.resolution: {side} is no "
+                        f"multiple of {factor}, which tokenizer {name} needs"
                     )
                 shapes.append([channels or dataset.get("channels", 3), side // factor, side // factor])
         return shapes
@@ -172,4 +174,6 @@ def _note(name: str, folder: Path, found: ImageFolder, resolution: int) -> str:
     sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in found.sizes))
     square = f"{resolution}x{resolution}"
     fit = "" if sizes == square else f", cropped to the centre and resized to {square}"
-    return f"data set {name}: {found.images} images of {classes} in {folder / found.prefix}; {sizes} pixels{fit}"
+    return (
+        f"data set {name}: {found.images} images of {classes} in {folder / found.prefix}; {sizes} pixels{fit}"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -427,9 +427,7 @@ class _Reader:
         """Stems of all files and names that the preset adds, and the tables that it leaves."""
         folder = self.root.files.tables
         stems = [path.stem for path in self._folder(folder, "tables")]
-        patterns = [name for name, content in over.items() if "*" in name and content is None]
-        out = {stem for stem in stems if any(fnmatch(stem, pattern) for pattern in patterns)}
-        over = {name: content for name, content in over.items() if name not in {*out, *patterns}}
+        over, out = _without_patterns(over, stems)
         known = self._changed(dict.fromkeys(stems), over, "overrides.tables", Table)
         added = [name for name in known if name not in stems]
         stems += added
@@ -562,6 +560,18 @@ class _Reader:
                         f"{file}: protocols.{key}.images: {protocol.images} balanced images "
                         f"do not divide into {classes} classes"
                     )
+
+
+def _without_patterns(over: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """Changes of entries without what their patterns (``"*": null``) take out, and the names of that.
+
+    A pattern takes out what is in the files and in presets below, which stand before it.
+    """
+    out: set[str] = set()
+    for place, (pattern, content) in enumerate(over.items()):
+        if "*" in pattern and content is None:
+            out |= {pattern, *(name for name in [*names, *list(over)[:place]] if fnmatch(name, pattern))}
+    return {name: content for name, content in over.items() if name not in out}, out
 
 
 def _present(entries: Any) -> Any:

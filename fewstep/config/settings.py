@@ -354,7 +354,8 @@ class Protocol(Precision):
     )
     labels: Literal["balanced", "random"]
     extractor: str = Field(
-        description="torch-fidelity name; conv-classifier or clip, which are trained here; pixels, averaged; or identity"
+        description="torch-fidelity name; conv-classifier or clip, which are trained here; pixels, averaged; "
+        "or identity"
     )
     features: str = Field(description="layer whose Gaussian is compared")
     logits: str | None = Field(default=None, description="layer for the Inception score")

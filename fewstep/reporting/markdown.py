@@ -177,7 +177,10 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
     ]
     if not own:
         columns.append(
-            (f"{full}, reported" + ("" if paper else " at full scale"), _number("reported", spec.table.metric))
+            (
+                f"{full}, reported" + ("" if paper else " at full scale"),
+                _number("reported", spec.table.metric),
+            )
         )
     columns.append((metric if own else f"{metric}, ours", ours_text))
     columns += _other_numbers(spec, table, ", ")
