@@ -84,8 +84,8 @@ def test_images_of_several_sizes():
         "60x40 pixels; give the side that they are cropped and resized to"
     )
     assert own_plan().config.notes == [
-        "data set own: 5 images of 1 class (own) in data/own; 24x24 to 60x40 pixels, cropped to the centre and "
-        "resized to 32x32"
+        "data set own: 5 images of 1 class (own) in data/own; 24x24 to 60x40 pixels, cropped to the centre "
+        "and resized to 32x32"
     ]
 
 
