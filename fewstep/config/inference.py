@@ -58,6 +58,9 @@ class Inference:
         for name, entry in self._entries("backbones"):
             if self._open("backbones", entry):
                 shapes, classes = self._of_latents(name)
+                if shapes is None:
+                    del self._parts["backbones"][name]  # used by nothing, it has no shape
+                    continue
                 conditional = {"classes": classes} if entry.get("kind") in CLASS_NETWORKS else {}
                 self._fill("backbones", name, entry, shape=shapes, **conditional)
 
@@ -143,8 +146,11 @@ class Inference:
                 shapes.append([channels or dataset.get("channels", 3), side // factor, side // factor])
         return shapes
 
-    def _of_latents(self, backbone: str) -> tuple[list[Any], list[Any]]:
-        """Shapes of the latents, and numbers of classes, of all recipes under which a network is used."""
+    def _of_latents(self, backbone: str) -> tuple[list[Any] | None, list[Any]]:
+        """Shapes of the latents, and numbers of classes, of all recipes under which a network is used.
+
+        None in place of the shapes: it is not used.
+        """
         used = [entry for _, entry in self._entries("recipes") if entry.get("backbone") == backbone]
         methods = [_named(self._methods, name) for name in self._methods]
         used += [
@@ -152,6 +158,8 @@ class Inference:
             for method in methods
             if method.get("backbone") == backbone
         ]
+        if not used:
+            return None, []
         latents = [self._named("latents", recipe.get("latents")) for recipe in used]
         shapes = [self._named("tokenizers", each.get("tokenizer")).get("shape") for each in latents]
         classes = [self._named("datasets", each.get("dataset")).get("classes") for each in latents]

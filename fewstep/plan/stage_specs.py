@@ -143,7 +143,7 @@ def _train(plan: Plan, run: str, seed: str) -> Strict:
         text=_text_card(plan, entry.text_encoder, captions) if entry.text_encoder else None,
         teacher=taught,
         guidance=entry.guidance if taught else None,
-        label_dropout=0.0 if taught else entry.recipe.label_dropout,
+        label_dropout=0.0 if taught and not entry.loss.follows_data else entry.recipe.label_dropout,
         train=entry.train,
     )
 

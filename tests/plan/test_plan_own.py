@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from configs import ROOT, behind, raw_config
 from own_images import draw, draw_parquet, own_plan
 
@@ -218,6 +219,19 @@ def test_the_preset_for_one_gpu():
     assert refused(resolution=100, based_on="config/own-gpu.yaml") == (
         "settings.datasets.own.resolution: 100 is no multiple of 8, which tokenizer own needs"
     )
+
+
+def test_a_published_teacher_of_other_classes():
+    """As the guide has it."""
+    draw({"a": 20, "b": 1})
+    guide = (ROOT / "config/README.md").read_text()
+    example = yaml.safe_load(re.findall(r"```yaml\n(settings:.*?)```", guide, re.DOTALL)[0])
+    plan = own_plan(example, resolution=256, based_on="config/own-gpu.yaml")
+    adopted, tuned = plan.spec("adopt", "published/base"), plan.spec("train", "teacher/base/0")
+    assert (adopted.new_labels, adopted.backbone.classes) == (True, 2)
+    assert tuned.teacher and tuned.loss.data and tuned.label_dropout == 0.1
+    assert plan.runs["decm/base"].teacher == "teacher"
+    assert plan.inputs("train", {"run": "teacher/base", "seed": "0"})["teacher"] == [plan.model("published")]
 
 
 def test_a_network_of_two_recipes_says_its_shape():

@@ -96,7 +96,12 @@ def test_every_configuration_file_is_used(paper_plan):
     used = {"config/README.md", "config/config.yaml", files.assets, files.settings, files.claims, files.costs}
     used |= {f"{files.methods}/{path.name}" for path in (ROOT / files.methods).glob("*.yaml")}
     used |= {f"{files.tables}/{name}.yaml" for name in paper_plan.config.tables}
-    used |= {"config/demo.yaml", "config/small.yaml", "config/reduced.yaml", "config/own.yaml"}  # see test_profiles
+    used |= {
+        "config/demo.yaml",
+        "config/small.yaml",
+        "config/reduced.yaml",
+        "config/own.yaml",
+    }  # see test_profiles
     used |= {"config/own-cpu.yaml", "config/own-gpu.yaml"}  # see test_plan_own
     assert there == used
 

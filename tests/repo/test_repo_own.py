@@ -1,4 +1,4 @@
-"""From a folder of images to a table and a grid of samples, by the preset for own images and the real workflow."""
+"""From a folder of images to a table and a grid of samples, by the real workflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ overrides:
     backbones: {own-teacher: &small {depth: 1, width: 16, heads: 2}, own: *small, own-dual: *small}
     protocols: {pixels-8x8: {images: 30, features: "4"}}
     recipes: {own: {train: &short {steps: 4, optimizer: {warmup: 1}}, guidance: {calibration: 64}}}
-  methods: {teacher: {train: *short}}
+  methods: {teacher: {train: *short}, ayf: &warm {loss: {warmup: 1}}, scm: *warm}
   tables:
     table: &table
       {steps: [1], rows: [
