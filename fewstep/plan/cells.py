@@ -339,7 +339,8 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
-    learned = run.guidance.scale if run.has_teacher and run.guidance else 1.0
+    taught = run.has_teacher and run.loss is not None and not run.loss.follows_data
+    learned = run.guidance.scale if taught and run.guidance else 1.0
     scale = sampler.guidance.scale if isinstance(sampler.guidance, Guidance) else sampler.guidance
     if learned != 1 and scale not in ("none", 1):
         raise ConfigError(
