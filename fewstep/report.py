@@ -26,11 +26,15 @@ def main(argv: list[str] | None = None) -> None:
         default=[],
         help="CSV files of tables, PNG files of figures, claims.csv",
     )
+    arguments.add_argument(
+        "--curves", type=Path, nargs="*", default=[], help="train.jsonl files of the trainings in the spec"
+    )
     given = arguments.parse_args(argv)
     parts = {path.name: path for path in given.parts}
     if len(parts) != len(given.parts):
         raise ValueError("--parts: two files have the same name; give each table and figure once")
-    write_text(given.out, render_page(read_spec(ReportSpec, given.spec), parts, deviations))
+    spec = read_spec(ReportSpec, given.spec)
+    write_text(given.out, render_page(spec, parts, deviations, given.out.parent, given.curves))
 
 
 if __name__ == "__main__":

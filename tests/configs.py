@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,10 @@ def told(folder: Path, preset: str = "", **given) -> list[str]:
     with pytest.raises(ConfigError) as error:
         Plan(complete(raw, folder), folder, [mine] if preset else [])
     return str(error.value).split("\n")
+
+
+def dry_run(words: Iterable[str], folder: Path) -> None:
+    """What a user would type after `snakemake`, as a dry run with its files in a folder."""
+    call = [sys.executable, "-m", "snakemake", *words, "-n", "--quiet", "--directory", str(folder)]
+    ended = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, f"snakemake {' '.join(words)}\n{ended.stdout}{ended.stderr}"

@@ -179,21 +179,24 @@ class RotaryTable(nn.Module):
         self.register_buffer("freqs_cos", angles.cos().to(torch.get_default_dtype()))
         self.register_buffer("freqs_sin", angles.sin().to(torch.get_default_dtype()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate (..., N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
-        cos, sin = self.freqs_cos, self.freqs_sin
-        if torch.compiler.is_compiling():  # compilers have real numbers alone
-            a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([-b, a], dim=-1).flatten(-2)
-            return (x * cos + turned * sin).to(x.dtype)
-        # As products of complex numbers: one kernel, the same bits.
-        pairs = torch.view_as_complex(upcast(x).unflatten(-1, (-1, 2)))
-        turns = torch.complex(upcast(cos[:, ::2]), upcast(sin[:, ::2]))
-        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    def forward(self) -> Tensor:
+        """Cosine and sine of each pair of dimensions, for `rotate`: (N, head_dim / 2, 2)."""
+        return upcast(torch.stack([self.freqs_cos[:, ::2], self.freqs_sin[:, ::2]], dim=-1))
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn (..., N, head_dim): adjacent (a, b) become (a cos - b sin, b cos + a sin)."""
+    pairs = upcast(x).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers have real numbers alone
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    else:  # as products of complex numbers: one kernel, the same bits
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Self-attention of (B, N, width) tokens with rotary positions, unless ``rope`` is an identity."""
+    """Self-attention of (B, N, width) tokens with rotary positions where ``turns`` are given."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool, norm: str) -> None:
         super().__init__()
@@ -203,14 +206,16 @@ class Attention(nn.Module):
         self.k_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: nn.Module) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None) -> Tensor:
         # Queries and keys go through norm and rotation as one tensor (2, B, heads, N, D).
         pair, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).split([2, 1])
         if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
             pair = self.q_norm.normalise(pair, pair.shape[-1:], eps=self.q_norm.eps)
             if self.q_norm.weight is not None and self.k_norm.weight is not None:
-                pair = pair * torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None, None, None]
-        q, k = rope(pair).unbind(0)
+                pair = pair * torch.stack([self.q_norm.weight, self.k_norm.weight]).view(2, 1, 1, 1, -1)
+        if turns is not None:
+            pair = rotate(pair, turns)
+        q, k = pair.to(v.dtype).unbind(0)  # as autocast would cast each of the two
         mixed = F.scaled_dot_product_attention(q, k, v.squeeze(0))
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -252,9 +257,11 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, 8 * width // 3) if mlp == "swiglu" else Gelu(width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, h: Tensor, c: Tensor, rope: nn.Module) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
-        h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), rope))
+    def forward(self, h: Tensor, c: Tensor, turns: Tensor | None) -> Tensor:
+        # Cast at once: autocast would cast each of the six alone, in the backward too.
+        modulation = self.adaLN_modulation(c).to(h.dtype)[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        h = torch.addcmul(h, gate1, self.attn(self.norm1(h, shift1, scale1), turns))
         return torch.addcmul(h, gate2, self.mlp(self.norm2(h, shift2, scale2)))
 
 

@@ -52,7 +52,7 @@ class LightningDiT(Conditioned):
         self.pos_embed = nn.Parameter(sincos_table(*self.grid, spec.width), requires_grad=False)
         self.x_embedder = PatchEmbedding(channels, spec.width, spec.patch)
         self.embed(spec, spec.width, labels=True)
-        self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads) if spec.rope else nn.Identity()
+        self.feat_rope = RotaryTable(*self.grid, spec.width // spec.heads) if spec.rope else None
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.qk_norm, spec.norm, spec.mlp) for _ in range(spec.depth)
         )
@@ -96,8 +96,9 @@ class LightningDiT(Conditioned):
         """
         c = self.condition(t, s, y)
         h = self.x_embedder(x) + self.pos_embed
+        turns = self.feat_rope() if self.feat_rope is not None else None
         for block in self.blocks:
-            h = block(h, c, self.feat_rope)
+            h = block(h, c, turns)
         velocity = self.unpatchify(self.final_layer(h, c)).to(x.dtype)
         if self.final_layer_u is None:
             return velocity

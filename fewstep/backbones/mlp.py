@@ -31,6 +31,11 @@ class Mlp(Conditioned):
         self.final_layer_u = nn.Linear(spec.width, size) if spec.outputs == 2 else None
         zero(self.final_layer, self.final_layer_u)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled, recomputed and sharded."""
+        return [self.trunk]
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network; arguments and result as of `lightningdit.LightningDiT.forward`."""
         h = self.trunk(self.x_embedder(x.flatten(1)) + self.condition(t, s, y))

@@ -48,6 +48,11 @@ class UNet(Conditioned):
             self.final_layer_u = nn.Conv2d(trunk.conv_out.in_channels, spec.shape[0], 3, padding=1)
         zero(self.final_layer, self.final_layer_u)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled, recomputed and sharded one by one."""
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network at x (B, C, H, W), t and s (B,) in [0, 1], labels y (B,).
 

@@ -258,7 +258,7 @@ def _possible(spec: BenchSpec, kind: str, formulation: str = "fused") -> bool:
     try:
         parallel.check_supported(formulation, "none", checkpoint, compiled, spec.precision, DEVICE.type)
         if captured:
-            parallel.check_capture("none", spec.precision, "adamw", DEVICE.type)
+            parallel.check_capture("none", spec.precision, DEVICE.type)
     except ValueError:
         return False
     return True

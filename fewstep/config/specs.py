@@ -17,6 +17,7 @@ from .base import Strict
 from .methods import AnyLossParams, Reembed
 from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
+from .sampling import Sampling
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
 from .text import PromptProtocol, PromptSet, TextEncoder
@@ -116,6 +117,19 @@ class PipelineSpec(Strict):
     encoder: Backbone = Field(description="network of the text encoder")
 
 
+class ClassPipelineSpec(Strict):
+    """A class-conditional model, to be written as a folder of `fewstep.Pipeline`."""
+
+    method: str
+    variant: str
+    sampling: Sampling
+
+
+def pipeline_spec_class(raw: Mapping[str, Any]) -> type[PipelineSpec | ClassPipelineSpec]:
+    """Which of both the content of a spec's file is."""
+    return ClassPipelineSpec if "sampling" in raw else PipelineSpec
+
+
 class TrainSpec(Strict):
     method: str
     variant: str
@@ -213,6 +227,11 @@ class ScoreSpec(Strict):
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
     sample: SampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
 
 class PromptScorers(Strict):
     """What scores images with their prompts."""
@@ -228,6 +247,11 @@ class PromptScoreSpec(PromptScorers):
     cell: CellKey
     sample: AnySampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
 
 class BoundsSpec(PromptScorers):
     """Scores of real scenes: the bounds of the scores of sampled ones."""
@@ -238,7 +262,22 @@ class BoundsSpec(PromptScorers):
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
+class ForeignScoreSpec(Strict):
+    """Metrics of images from elsewhere."""
+
+    protocol: Protocol
+    extractor: Backbone | None = Field(description="network of a trained feature extractor")
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
+
+class ForeignPromptScoreSpec(PromptScorers):
+    """Scores of images from elsewhere, image i of prompt i modulo their number."""
+
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
+
 AnyScoreSpec = ScoreSpec | PromptScoreSpec
+ForeignSpec = ForeignScoreSpec | ForeignPromptScoreSpec
 
 
 def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:
@@ -368,6 +407,22 @@ class ReportItem(Strict):
     paper: str
     caption: str = ""
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
+    cells: dict[str, list[list[str]]] = Field(
+        default={}, description="row id -> for each number of steps, the cells behind our number"
+    )
+
+
+class SourceFiles(Strict):
+    """Files behind a number or a training, relative to the page."""
+
+    result: str = Field(description="of a cell its metrics, of a training its curve")
+    spec: str
+    log: str
+
+
+class ReportTraining(SourceFiles):
+    name: str = Field(description="method, variant and seed")
+    benchmark: str = Field(description="run time and CPU time, as Snakemake measures them")
 
 
 class HyperParameter(Strict):
@@ -375,20 +430,24 @@ class HyperParameter(Strict):
 
     key: str
     value: str
-    mark: Mark
+    mark: Mark | None = Field(description="none: chosen for this scale")
 
 
 class ReportMethod(Strict):
     title: str
     paper: str
     loss: str = Field(description="its folder in fewstep/methods; of a pipeline none")
-    parameters: list[HyperParameter] = Field(default=[], description="of a training at the paper's scale")
+    network: str = ""
+    parameters: dict[str, list[HyperParameter]] = Field(default={}, description="by scale")
+    trainings: list[ReportTraining] = Field(default=[], description="that the report's tables show")
 
 
 class ReportSpec(Strict):
     title: str
     scale: str
     command: str = Field(description="how to call the workflow, without the target")
+    target: str = Field(default="report.html", description="what to ask the workflow for to make this page")
+    sources: dict[str, SourceFiles] = Field(default={}, description="cell -> files behind its number")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
     protocols: dict[str, Protocol | PromptProtocol] = {}

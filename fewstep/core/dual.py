@@ -190,7 +190,12 @@ def add(_: Function, y: Tensor, input: Any, other: Any, alpha: float = 1) -> Ten
     """y = input + alpha other."""
     if isinstance(input, Dual) and isinstance(other, Dual):
         return torch.add(input.tangent, other.tangent, alpha=alpha)
-    return (input.tangent if isinstance(input, Dual) else alpha * other.tangent).expand(y.shape)
+    return _as_large(input.tangent if isinstance(input, Dual) else alpha * other.tangent, y)
+
+
+def _as_large(tangent: Tensor, y: Tensor) -> Tensor:
+    """The tangent in the shape of its value, to which others were broadcast."""
+    return tangent if tangent.shape == y.shape else tangent.expand(y.shape)
 
 
 def mul(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
@@ -209,7 +214,7 @@ def addcmul(_: Function, y: Tensor, input: Any, tensor1: Any, tensor2: Any, valu
         # In place where the sum is our own.
         into = Tensor.addcmul_ if isinstance(tensor1, Dual) else torch.addcmul
         total = into(total, value_of(tensor1), tensor2.tangent, value=value)
-    return total.expand(y.shape)
+    return _as_large(total, y)
 
 
 def div(_: Function, y: Tensor, input: Any, other: Any) -> Tensor:
@@ -358,8 +363,11 @@ def attention(
         attn_mask = torch.ones(tokens, keys, dtype=torch.bool, device=y.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=y.dtype).masked_fill_(~attn_mask, -torch.inf)
+    whole = [z.to(y.dtype) for z in (y, *inputs)]
+    if attn_mask is None and y.shape[:-1].numel() * keys <= most:  # in one slice
+        return attention_slice(None, scale, *(z.flatten(0, -3) for z in whole)).view(y.shape)
     # First what is sliced by query, then what is sliced by head alone.
-    whole = [z.to(y.dtype) for z in (torch.empty_like(y), y, *inputs)]
+    whole = [torch.empty_like(y), *whole]
     whole += [] if attn_mask is None else [attn_mask.expand(*y.shape[:-1], keys)]
     whole = [z.reshape(-1, *z.shape[-3:]) for z in whole]
     heads, rows = max(1, most // (tokens * keys)), max(1, min(tokens, most // keys))

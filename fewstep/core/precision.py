@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def upcast(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 if it is that already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.backbones import Backbone
-from ..config.base import ConfigError, Mistakes, Strict, dump, require_known
+from ..config.backbones import Backbone, FlowNetwork
+from ..config.base import ConfigError, Mistakes, Strict, complete, dump, require_known
 from ..config.load import load
 from ..config.pipelines import DiffusersPipeline
 from ..config.settings import Dataset, Protocol, Weights
@@ -47,6 +47,7 @@ class Plan:
         files: Iterable[str | Path] = (),
         command_line: Mapping[str, Any] | None = None,
     ) -> None:
+        self._base = base
         self.config = config = load(raw, base, files, command_line)
         self.parts = config.parts
         mistakes = Mistakes(config.origins.locate)
@@ -60,6 +61,12 @@ class Plan:
         mistakes.refuse()
         self.wanted = self._wanted()
         self.image_sets = {self.image_set(name): entry for name, entry in self.parts.protocols.items()}
+
+    @cached_property
+    def published(self) -> dict[str, Run]:
+        """Every run as config/ has it without presets: at the paper's scale."""
+        config, mistakes = load(complete({}, self._base), self._base), Mistakes()
+        return resolve_runs(config, find_variants(config, mistakes), mistakes)
 
     @cached_property
     def shared_models(self) -> set[str]:
@@ -244,6 +251,9 @@ class Plan:
         if encoder is not None:
             captions = self.parts.latents[self.runs[key["run"]].recipe.latents].dataset
             files["text"] = [self.spec_file("text", encoder=encoder, captions=captions)]
+        if stage in ("train", "adopt"):
+            sampled = isinstance(self.runs[key["run"]].backbone, FlowNetwork)
+            files["sampling"] = [self.spec_file("sampling", run=key["run"])] if sampled else []
         return files
 
     def spec_file(self, stage: str, **key: str) -> str:

@@ -32,9 +32,30 @@ def hyperparameter_sources(run: Run) -> list[HyperParameter]:
         if mark is None and (run.variant != BASE or defaults.get(key) == value):
             mark = mark_of(key, run.loss.provenance)
         if mark is not None:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append(HyperParameter(key=key, value=text, mark=mark))
+            found.append(HyperParameter(key=key, value=_text(value), mark=mark))
     return found
+
+
+def hyperparameters_by_scale(run: Run, published: Run | None) -> dict[str, list[HyperParameter]]:
+    """Those of the same method at the paper's scale with their sources, and all of this run's, if smaller.
+
+    A value of a smaller run has a mark where it is the paper's own, else it was chosen for that scale.
+    """
+    found: dict[str, list[HyperParameter]] = {}
+    if published is not None and not (published.adopted or published.pipeline):
+        found[published.recipe.scale] = hyperparameter_sources(published)
+    scale = run.recipe.scale
+    if scale not in found and not (run.adopted or run.pipeline):
+        marked = {(entry.key, entry.value): entry.mark for entries in found.values() for entry in entries}
+        texts = [(key, _text(value)) for key, value in values(run)]
+        found[scale] = [
+            HyperParameter(key=key, value=text, mark=marked.get((key, text))) for key, text in texts
+        ]
+    return found
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def parts(run: Run) -> dict[str, Strict | None]:

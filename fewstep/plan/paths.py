@@ -15,6 +15,7 @@ OUTPUTS = {
         "curve": "<results>/{run}/{seed}/train.jsonl",
     },
     "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
+    "images": {"npz": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.npz"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
     "bounds": {"bounds": "<results>/references/{table}.json"},
@@ -37,12 +38,21 @@ FILES = {kind: template for files in OUTPUTS.values() for kind, template in file
 """Kind of file -> path."""
 MAKERS = {kind: stage for stage, files in OUTPUTS.items() for kind in files}
 
+LOGS = {
+    "train": "<logs>/train/{run}/{seed}.log",
+    "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+}
+"""Stage -> its log, of those that the report leads to."""
+BENCHMARK = "<results>/{run}/{seed}/benchmark.tsv"
+"""Run time of a training, as Snakemake measures it."""
+
 SPECS = {
     "fetch": "{asset}",
     "encode": "{latents}",
     "text": "{encoder}/{captions}",
     "adopt": "{run}",
     "reembed": "{run}",
+    "sampling": "{run}",
     "train": "{run}/{seed}",
     "bench": "bench",
     "export": "{run}",

@@ -47,6 +47,14 @@ class Run:
         return f"{self.method}/{self.variant}"
 
     @property
+    def network_text(self) -> str:
+        """Kind and depth of the network, as a reader names them."""
+        names = {"lightningdit": "LightningDiT", "sd3": "SD3", "mlp": "MLP", "unet": "U-Net"}
+        kind = self.backbone.kind
+        depth = getattr(self.backbone, "depth", None) or getattr(self.backbone, "layers", None)
+        return names.get(kind, kind) + (f", {depth} layers" if depth else "")
+
+    @property
     def adopted(self) -> bool:
         """Whether published weights take the place of training."""
         return self.published is not None

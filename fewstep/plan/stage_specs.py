@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..config import specs
-from ..config.backbones import Sd3
-from ..config.base import ConfigError, Strict
+from ..config.backbones import ClassNetwork, Sd3
+from ..config.base import ConfigError, Strict, require_known
 from ..config.pipelines import NEVER_RUN
+from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
+from ..config.tables import Row
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
+from . import paths
 from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
-from .marks import hyperparameter_sources
-from .runs import Run
+from .jobs import report_trainings, score_files, weights
+from .marks import hyperparameters_by_scale
+from .runs import BASE, Run
 
 if TYPE_CHECKING:
     from . import Plan
+
+
+_PRINTED = re.compile(r"(?:LightningDiT|SiT|DiT)-[A-Z]+/\d|SD3\.5-Medium")
+"""Names of the papers' networks in the labels of rows."""
 
 
 def _latents(plan: Plan, name: str) -> specs.LatentCard:
@@ -70,19 +81,19 @@ def _encode(plan: Plan, latents: str) -> Strict:
 
 def _adopt(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
-    weights = entry.published
-    if weights is None:
+    published = entry.published
+    if published is None:
         file = plan.config.method_files[entry.method]
         raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
     return specs.AdoptSpec(
         method=entry.method,
         backbone=entry.backbone,
-        asset=weights.asset,
-        file=weights.file,
-        tokenizer=plan.parts.tokenizers[weights.tokenizer],
-        reverse=weights.reverse,
-        new_labels=weights.new_labels,
-        sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
+        asset=published.asset,
+        file=published.file,
+        tokenizer=plan.parts.tokenizers[published.tokenizer],
+        reverse=published.reverse,
+        new_labels=published.new_labels,
+        sampler=plan.parts.samplers[published.sampler] if published.sampler else None,
     )
 
 
@@ -111,6 +122,9 @@ def _export(plan: Plan, run: str) -> Strict:
 def _pipeline(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
     where = f"{entry.place}.backbone"
+    if isinstance(entry.backbone, ClassNetwork):
+        sampling = _sampling(plan, run)
+        return specs.ClassPipelineSpec(method=entry.method, variant=entry.variant, sampling=sampling)
     if entry.adopted:
         raise ConfigError(f"{where}: published weights have a folder of diffusers already; use that")
     if not isinstance(entry.backbone, Sd3) or entry.backbone.lora or entry.backbone.target_time:
@@ -195,6 +209,34 @@ def _sample(
     )
 
 
+def _sampling(plan: Plan, run: str) -> Sampling:
+    """How a run's images are made where nothing else is asked for."""
+    entry = plan.runs[run]
+    published = entry.published.sampler if entry.published else None
+    named = entry.entry.samplers or ({"default": published} if published else {})
+    samplers = {str(steps): plan.parts.samplers[name] for steps, name in named.items()}
+    protocols = [plan.parts.protocols[name] for name in entry.recipe.protocols]
+    dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
+    files = weights(plan, entry.tokenizer.weights)
+    return Sampling(
+        title=entry.entry.title,
+        paper=entry.entry.paper,
+        licence=plan.config.assets[entry.published.asset if entry.published else dataset.asset].licence,
+        samplers={
+            steps: Choice(
+                sampler=sampler.model_copy(update={"guidance": "none"}),
+                guidance=_sampling_guidance(entry, sampler),
+            )
+            for steps, sampler in samplers.items()
+        },
+        expanded=entry.expanded,
+        image=_image(plan, entry),
+        uint8=protocols[0].uint8 if protocols else "round",
+        decoder=plan.network(entry.tokenizer.weights),
+        tokenizer_file=files[0] if files else None,
+    )
+
+
 def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
     pipeline = plan.pipeline(run, steps)
     if not isinstance(protocol, PromptProtocol):
@@ -271,6 +313,35 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
 
+def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[str, list[str]]]:
+    """Spec of a score of images from elsewhere under a protocol, and the files that it reads.
+
+    Raises:
+        ConfigError: no such protocol, or images of several sizes are scored by it.
+    """
+    require_known(protocol, plan.parts.protocols, plan.config.root.files.settings, "protocol")
+    entry = plan.parts.protocols[protocol]
+    recipes = [recipe for recipe in plan.parts.recipes.values() if protocol in recipe.protocols]
+    datasets = [plan.parts.datasets[plan.parts.latents[recipe.latents].dataset] for recipe in recipes]
+    shapes = {(each.channels, each.resolution, each.resolution) for each in datasets}
+    if len(shapes) != 1:
+        raise ConfigError(f"protocols.{protocol}: recipes use it for images of {len(shapes)} sizes, not one")
+    (image,) = shapes
+    networks = {}
+    spec: specs.ForeignSpec
+    if isinstance(entry, PromptProtocol):
+        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
+        spec = specs.ForeignPromptScoreSpec(
+            protocol=entry,
+            prompts=plan.parts.prompts[entry.prompts],
+            scorers={name: network for name, network in networks.items() if network is not None},
+            image=[*image],
+        )
+    else:
+        spec = specs.ForeignScoreSpec(protocol=entry, extractor=plan.network(entry.weights), image=[*image])
+    return spec, score_files(plan, protocol)
+
+
 def _image(plan: Plan, run: Run) -> list[int]:
     """(C, H, W) of the images of a run's data set."""
     dataset = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset]
@@ -281,7 +352,10 @@ def _table(plan: Plan, table: str) -> Strict:
     entry = plan.tables[table]
     runs, rows = entry.runs, entry.table.rows
     # A run that cannot be had is, in this table, a reported number.
-    shown = [row if row.id in runs else row.model_copy(update={"method": None}) for row in rows]
+    shown = [
+        row.model_copy(update=_own_network(row, runs[row.id]) if row.id in runs else {"method": None})
+        for row in rows
+    ]
     untried = {row for row, run in runs.items() if run.pipeline and not run.pipeline.tried}
     shown = [
         row.model_copy(update={"note": f"{row.note} {NEVER_RUN}".strip()}) if row.id in untried else row
@@ -312,6 +386,16 @@ def _class_names(plan: Plan, entry: ResolvedTable) -> list[str]:
     latents = (plan.parts.latents[run.recipe.latents] for run in entry.runs.values())
     named = [plan.parts.datasets[each.dataset].names or [] for each in latents]
     return named[0] if all(names == named[0] for names in named) and named else []
+
+
+def _own_network(row: Row, run: Run) -> dict[str, str]:
+    """Words of a row in which the paper's network is replaced by the row's own, where that is smaller."""
+    if run.recipe.scale not in ("demo", "small"):
+        return {}
+    name = run.network_text.partition(",")[0]
+    words = {key: _PRINTED.sub(name, getattr(row, key)) for key in ("group", "label")}
+    words = {key: re.sub(r"-XL/\d", "", text) for key, text in words.items()}
+    return {**words, "params": run.network_text if row.params else ""}
 
 
 def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
@@ -352,14 +436,27 @@ def _report(plan: Plan) -> Strict:
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
+    shown = {name: _shown_cells(plan, name) for name in names}
     return specs.ReportSpec(
         title=root.title,
         scale=_scale(run for name in names for run in _behind(plan, plan.tables[name])),
         command=root.command,
+        target=plan.file("page"),
+        sources={
+            _cell_name(key): _cell_files(plan, key)
+            for rows in shown.values()
+            for columns in rows.values()
+            for keys in columns
+            for key in keys
+        },
         items=[
             specs.ReportItem(
                 name=name,
                 target=f"{root.pathvars['results']}/{name}.csv",
+                cells={
+                    row: [[_cell_name(key) for key in keys] for keys in columns]
+                    for row, columns in shown[name].items()
+                },
                 **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()
@@ -369,13 +466,58 @@ def _report(plan: Plan) -> Strict:
                 title=run.entry.title,
                 paper=run.entry.paper,
                 loss=run.loss.name,
-                parameters=hyperparameter_sources(run)
-                if run.recipe.scale in ("paper", "toy") and not (run.adopted or run.pipeline)
-                else [],
+                network=run.network_text,
+                parameters=hyperparameters_by_scale(plan.run(name), plan.published.get(f"{name}/{BASE}")),
+                trainings=[
+                    _training(plan, run, seed)
+                    for run, seed in report_trainings(plan)
+                    if plan.runs[run].method == name
+                ],
             )
             for name, run in methods.items()
         },
         protocols={key: plan.parts.protocols[key] for key in protocols},
+    )
+
+
+def _cell_name(key: specs.CellKey) -> str:
+    return f"{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}/{key.protocol}"
+
+
+def _shown_cells(plan: Plan, table: str) -> dict[str, list[list[specs.CellKey]]]:
+    """Row id -> for each number of steps, the cells behind our number: those of the first protocol."""
+    entry = plan.tables[table]
+    if entry.table.kind != "table":
+        return {}
+    protocols = {
+        row: [name for name in entry.protocols if name in cells] for row, cells in entry.cells.items()
+    }
+    return {row: entry.cells[row][names[0]] for row, names in protocols.items() if names}
+
+
+def _source_files(plan: Plan, stage: str, result: str, **key: str) -> dict[str, str]:
+    """Files behind a result, relative to the page."""
+    folder = PurePosixPath(plan.file("page")).parent
+    found = {
+        "result": result,
+        "spec": plan.spec_file(stage, **key),
+        "log": plan.path(paths.LOGS[stage], **key),
+    }
+    return {name: posixpath.relpath(path, folder) for name, path in found.items()}
+
+
+def _cell_files(plan: Plan, key: specs.CellKey) -> specs.SourceFiles:
+    wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json")}
+    return specs.SourceFiles(**_source_files(plan, "score", plan.metrics(key), **wildcards))
+
+
+def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
+    key = {"run": run, "seed": str(seed)}
+    benchmark = plan.path(paths.BENCHMARK, **key)
+    return specs.ReportTraining(
+        name=f"{run}/{seed}",
+        benchmark=posixpath.relpath(benchmark, PurePosixPath(plan.file("page")).parent),
+        **_source_files(plan, "train", plan.file("curve", **key), **key),
     )
 
 
@@ -400,6 +542,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "text": _text,
     "adopt": _adopt,
     "reembed": _reembed,
+    "sampling": _sampling,
     "train": _train,
     "bench": _bench,
     "export": _export,

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from PIL import Image
 
 from .. import __version__
 from ..common.files import reading
-from ..config.specs import ReportSpec
+from ..config.specs import HyperParameter, ReportSpec
 from .claim_checks import read_claims
+from .figures.overview import draw_overview
 from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
+from .origin import describe_origin, read_benchmark
 from .rows import OWN, TableRow, read_table
 
 STATUS_TEXTS = {
@@ -35,13 +37,24 @@ STATUS_TEXTS = {
 }
 
 
-def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callable[[str], list[str]]) -> str:
+def render_page(
+    spec: ReportSpec,
+    parts: Mapping[str, Path],
+    deviations: Callable[[str], list[str]],
+    folder: Path,
+    curves: Sequence[Path] = (),
+) -> str:
     """The page as HTML text.
 
     Args:
         spec: What to show, in which order.
         parts: File name -> file: ``NAME.csv`` of tables, ``NAME.png`` of figures, ``claims.csv``.
         deviations: Name of a loss -> where it deviates from its paper, an item each.
+        folder: Where the page will be. Links lead from there, to files that exist.
+        curves: Of the trainings in the spec, train.jsonl.
+
+    Raises:
+        ValueError: a part is damaged.
     """
     tables, pictures = {}, {}
     for item in spec.items:
@@ -51,6 +64,19 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
             pictures[item.name] = _picture(parts[f"{item.name}.png"])
     rows = [row for table in tables.values() for row in table.rows]
     claims = read_claims(parts["claims.csv"]) if "claims.csv" in parts else []
+    given = {path.resolve() for path in curves}
+    drawn, times = {}, {}
+    for name, method in spec.methods.items():
+        logged = {
+            training.name: folder / training.result
+            for training in method.trainings
+            if (folder / training.result).resolve() in given
+        }
+        if logged:
+            drawn[name] = base64.b64encode(draw_overview(logged)).decode()
+        for training in method.trainings:
+            if (measured := read_benchmark(folder / training.benchmark)) is not None:
+                times[training.name] = measured
     statuses = Counter(row.status for row in rows)
     environment = Environment(
         loader=PackageLoader("fewstep.reporting"),
@@ -61,6 +87,7 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
     )
     environment.filters |= {"number": format_number, "ours": ours_text, "hint": hint, "inline": inline}
     environment.filters |= {"metric_name": metric_name, "sign_texts": sign_texts, "in_words": in_words}
+    environment.filters |= {"linked_papers": linked_papers, "duration": duration, "by_key": by_key}
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
@@ -75,6 +102,12 @@ def render_page(spec: ReportSpec, parts: Mapping[str, Path], deviations: Callabl
         agreeing=sum(row.agrees == "yes" for row in rows),
         compared=sum(row.agrees != "" for row in rows),
         deviations=deviations,
+        is_there=lambda path: (folder / path).is_file(),
+        curves=drawn,
+        times=times,
+        total_hours=sum(time.seconds for time in times.values()) / 3600,
+        cpu_hours=sum(time.cpu_seconds for time in times.values()) / 3600,
+        origin=describe_origin(),
     )
 
 
@@ -84,6 +117,29 @@ def _picture(path: Path) -> str:
         content = path.read_bytes()
         Image.open(io.BytesIO(content), formats=["PNG"]).verify()
     return base64.b64encode(content).decode()
+
+
+def linked_papers(text: str) -> Markup:
+    """Escaped text in which numbers of arXiv are links, as in `arXiv:2602.10764` and `arXiv 2602.10764`."""
+    pattern = r"(arXiv[: ])(\d{4}\.\d{4,5})"
+    return Markup(re.sub(pattern, r'<a href="https://arxiv.org/abs/\2">\1\2</a>', str(inline(text))))
+
+
+def duration(seconds: float) -> str:
+    """As `40 s`, `12 min` or `31.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def by_key(parameters: Mapping[str, Sequence[HyperParameter]]) -> dict[str, dict[str, HyperParameter]]:
+    """Hyper-parameters by key and then by scale, in the order in which the keys first stand."""
+    keys = dict.fromkeys(entry.key for entries in parameters.values() for entry in entries)
+    found: dict[str, dict[str, HyperParameter]] = {key: {} for key in keys}
+    for scale, entries in parameters.items():
+        for entry in entries:
+            found[entry.key][scale] = entry
+    return found
 
 
 def hint(row: TableRow) -> str:

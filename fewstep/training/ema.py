@@ -109,11 +109,12 @@ class Ema:
         share = 1 - self.beta(self.updates)
         if taken is not None:
             share = share.where(taken, 0)
+        shares = {dtype: share.to(dtype) for dtype in {own[name].dtype for name in self._names & own.keys()}}
         with torch.no_grad():
             for name in own:
                 if name in self._names:
                     average, live = local_tensor(own[name]), local_tensor(state[name])
-                    average.lerp_(live.to(average.dtype), share.to(average.dtype))
+                    average.lerp_(live.to(average.dtype), shares[average.dtype])
                 else:
                     own[name].copy_(state[name])
         self.updates += 1 if taken is None else taken.long()

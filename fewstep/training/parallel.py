@@ -1,7 +1,8 @@
 """How a training uses its devices: replicated or sharded, blocks checkpointed or compiled.
 
 None of it changes what is computed, so none of it is in a spec. Blocks are the entries of the network's
-``blocks``; a network without them is sharded whole, and neither checkpointed nor compiled.
+``blocks``; a network without them (an autoencoder, a classifier) is sharded whole, and neither checkpointed
+nor compiled.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def check_supported(
         raise ValueError(f"--tangent {formulation}, layout {layout}, precision {precision}{extras}: {reason}")
 
 
-def check_capture(layout: str, precision: str, optimizer: str, device: str) -> None:
+def check_capture(layout: str, precision: str, device: str) -> None:
     """Refuse CUDA graphs where a step would wait for the host.
 
     Raises:
@@ -96,7 +97,6 @@ def check_capture(layout: str, precision: str, optimizer: str, device: str) -> N
         "a CUDA graph needs a GPU": device != "cuda",
         "FSDP2 gathers its weights anew in every step": layout == "fsdp2",
         "the loss scaler of fp16 reads from the device; use bf16": precision == "fp16",
-        f"{optimizer} waits for the device before it skips an update; use adamw": optimizer != "adamw",
     }
     for reason, holds in reasons.items():
         if holds:
@@ -237,7 +237,7 @@ def agreed(accelerator: Accelerator, step: int, *flags: bool) -> list[bool]:
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be sharded, in the same memory, without a graph."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -222,8 +222,7 @@ class TrainingState:
                 if f"optimizer.{kind}.{name}" in saved:
                     moment = torch.zeros_like(weight.detach())
                     if kind == "step":
-                        fused = self._optimizer.defaults.get("fused")
-                        moment = torch.zeros((), device=weight.device if fused else "cpu")
+                        moment = torch.zeros((), device=weight.device)
                     self._optimizer.state[weight][kind] = moment
 
     def remove(self) -> None:

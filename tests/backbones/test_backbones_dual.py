@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -43,12 +44,15 @@ def reference(function, values, tangents):
         (layers.Gelu(6, 9), (2, 3, 6)),
         (layers.TimeEmbedding(6, 8, 2.0, 50.0), (4,)),
         (layers.PatchEmbedding(2, 5, 2), (2, 2, 4, 6)),
-        (layers.RotaryTable(2, 3, 8), (2, 2, 6, 8)),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, torch.nn.Module) else "",
 )
 def test_layers(layer, shape):
     check(layer.double(), shape)
+
+
+def test_rotations():
+    check(partial(layers.rotate, turns=layers.RotaryTable(2, 3, 8).double()()), (2, 2, 6, 8))
 
 
 @pytest.mark.parametrize("kind", ["rms", "rms-plain", "layer"])

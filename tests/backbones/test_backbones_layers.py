@@ -7,27 +7,26 @@ import math
 import pytest
 import torch
 
-from fewstep.backbones.layers import Norm, RotaryTable, SwiGLU, TimeEmbedding, sincos_table
+from fewstep.backbones.layers import Norm, RotaryTable, SwiGLU, TimeEmbedding, rotate, sincos_table
 
 
-def rotary(rows: int, columns: int, head_dim: int) -> RotaryTable:
-    return RotaryTable(rows, columns, head_dim).double()
+def turned(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    return rotate(x, RotaryTable(rows, columns, x.shape[-1]).double()())
 
 
 def test_rotation_keeps_the_norm_of_adjacent_pairs():
     x = torch.randn(2, 3, 20, 24, dtype=torch.float64)
-    turned = rotary(5, 4, 24)(x)
-    before, after = (v.unflatten(-1, (12, 2)).norm(dim=-1) for v in (x, turned))
+    found = turned(x, 5, 4)
+    before, after = (v.unflatten(-1, (12, 2)).norm(dim=-1) for v in (x, found))
     torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    assert torch.equal(found[:, :, 0], x[:, :, 0])
 
 
 def test_rotary_scores_depend_on_the_displacement_alone():
     rows, columns = 5, 4
-    rope = rotary(rows, columns, 24)
     q, k = torch.randn(2, 24, dtype=torch.float64)
     everywhere = torch.stack([q, k])[:, None].expand(2, rows * columns, 24)
-    q, k = rope(everywhere)
+    q, k = turned(everywhere, rows, columns)
     scores = (q @ k.T).reshape(rows, columns, rows, columns)
     torch.testing.assert_close(scores[0, 1, 2, 2], scores[2, 2, 4, 3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores[3, 3, 0, 0], scores[4, 3, 1, 0], rtol=1e-5, atol=1e-5)
@@ -48,10 +47,9 @@ def test_rotary_table_at_xl():
 
 
 def test_rotation_direction():
-    rope = rotary(2, 1, 4)
     x = torch.tensor([[0.0, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
     expected = torch.tensor([math.cos(1), math.sin(1), 0, 0], dtype=torch.float64)
-    torch.testing.assert_close(rope(x)[1], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(turned(x, 2, 1)[1], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_sincos_table_codes_the_column_first():

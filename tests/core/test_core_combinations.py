@@ -10,7 +10,9 @@ from child_processes import in_two_processes
 from test_core_fused import ROWS, distance, gradients, in_one_process, loss, student
 from torch.nn.parallel import DistributedDataParallel
 
-from fewstep.core.jvp import FORMULATIONS
+from fewstep.backbones import build
+from fewstep.config.backbones import Mlp, UNet
+from fewstep.core.jvp import FORMULATIONS, value_and_tangent
 from fewstep.training.parallel import (
     LAYOUTS,
     apply_compile_and_checkpointing,
@@ -123,3 +125,33 @@ def test_checkpointed_and_compiled_in_one_process():
     assert list(net.state_dict()) == names
     loss("facm", 0, net, slice(0, ROWS)).backward()
     assert distance(gradients(net), in_one_process("facm", 0, slice(0, ROWS))) < 1e-10
+
+
+NETWORKS = {
+    "unet": UNet(
+        kind="unet", shape=[4, 8, 8], classes=3, width=32, multipliers=[1, 1], depth=1, attention=[8]
+    ),
+    "mlp": Mlp(kind="mlp", shape=[2, 1, 1], classes=3, width=16, depth=3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_networks_are_compiled_and_checkpointed_too(name):
+    """Value and tangent, and a plain forward, through blocks of another kind than a transformer's."""
+    torch.compiler.reset()
+    found = []
+    for checkpoint, compiler in ((False, ""), (True, "eager")):
+        torch.manual_seed(0)
+        net = build(NETWORKS[name]).double()
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+        apply_compile_and_checkpointing(net, checkpoint, compiler)
+        x, t = torch.randn(2, *NETWORKS[name].shape, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+        labels = torch.tensor([0, 2])
+        value, tangent = value_and_tangent(net, (x, t, 0 * t + 1), (x, 1 - t, 0 * t), labels)
+        ((value - tangent).square().mean() + net(x, t, t, labels).square().mean()).backward()
+        found.append([tangent, *(weight.grad for weight in net.parameters())])
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs >= 2 * len(net.blocks)
+    for plain, arranged in zip(*found, strict=True):
+        torch.testing.assert_close(arranged, plain, rtol=1e-9, atol=1e-12)

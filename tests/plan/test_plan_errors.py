@@ -537,8 +537,8 @@ TOGETHER = {
             "did you mean 'sklearn'?",
             "config/settings.yaml: backbones.unet-cifar10.depth: must be a whole number, not 'four'",
             "config/settings.yaml: backbones.unet-cifar10-dual.depth: must be a whole number, not 'four'",
-            "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm; "
-            "did you mean 'euler'?",
+            "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm, "
+            "pipeline; did you mean 'euler'?",
             "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
             "did you mean 'freq'?",
             "config/claims.yaml: claims.teacher-needs-steps.relation: '>>' is not one of <, <=, >, >=; "
@@ -699,11 +699,12 @@ def test_a_tokenizer_that_its_own_training_needs():
 
 
 def test_extractors_are_those_of_torch_fidelity():
-    """But those whose weights cannot be given as a file."""
-    ours = {name: layers for name, layers in EXTRACTORS.items() if name != "conv-classifier"}
+    """But those whose weights cannot be given as a file, and beside the networks that are trained here."""
+    trained = {"conv-classifier", "clip"}
+    ours = {name: layers for name, layers in EXTRACTORS.items() if name not in trained}
     theirs = {name: found for name, found in FEATURE_EXTRACTORS_REGISTRY.items() if "dinov2" not in name}
-    theirs.pop("conv-classifier", None)  # registered by scoring
-    assert ours == {name: found.get_provided_features_list() for name, found in theirs.items()}
+    found = {name: each.get_provided_features_list() for name, each in theirs.items() if name not in trained}
+    assert ours == found
 
 
 TARGETS = {

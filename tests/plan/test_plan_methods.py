@@ -14,6 +14,7 @@ ENTRIES = {
     name: entry
     for path in sorted((ROOT / "config/methods").glob("*.yaml"))
     for name, entry in read_yaml(path).items()
+    if "loss" in entry
 }
 
 

@@ -50,7 +50,25 @@ def test_from_scratch_at_paper_scale_and_from_the_teacher_in_the_demo(paper_plan
 def test_table1_trains_the_same_methods_in_the_demo_as_before(paper_plan, demo_plan):
     ours = {"lightningdit", "lightningdit-guided", "meanflow", "facm", "scm", "decm"}
     assert set(demo_plan.tables["table1"].runs) == ours
-    assert set(paper_plan.tables["table1"].runs) == ours | {"imm", "shortcut"}
+    assert set(paper_plan.tables["table1"].runs) == ours
+
+
+@pytest.mark.parametrize(
+    ("rows", "made"),
+    [("all", {"imm", "shortcut"}), (["imm"], {"imm"}), ([], set())],
+    ids=["all", "one", "none"],
+)
+def test_dear_rows_are_made_when_they_are_named(rows, made):
+    """IMM and Shortcut cost twice as much as all other rows of table 1; DE-CM did not train them itself."""
+    plan = make_plan({**raw_config(), "rows": rows})
+    assert set(plan.tables["table1"].runs) & {"imm", "shortcut"} == made
+    shown = {row.id: row.method for row in plan.spec("table", "table1").table.rows}
+    assert {name for name in ("imm", "shortcut") if shown[name]} == made
+
+
+def test_an_unknown_dear_row():
+    with pytest.raises(ConfigError, match=r"rows: unknown name 'im'; did you mean 'imm'\?"):
+        make_plan({**raw_config(), "rows": ["im"]})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from configs import ROOT, make_plan, raw_config
+from configs import ROOT, dry_run, make_plan, raw_config
 from own_images import draw
 from source_files import modules, text, tracked
 
@@ -72,6 +72,17 @@ def test_snakemake_calls(page, tmp_path, monkeypatch):
         for word in call:
             if word.startswith("results/") and word not in made:
                 assert maker(plan, word).stage in ("export", "pipeline"), f"snakemake {' '.join(call)}"
+
+
+@pytest.mark.slow
+def test_dry_runs(readme, tmp_path, monkeypatch):
+    """Snakemake accepts every call of the README, in a folder without results."""
+    monkeypatch.chdir(tmp_path)
+    draw({".": 1})
+    calls = {tuple(call) for call in commands(readme) if "--profile" in call}
+    for call in sorted(calls):
+        if "--report" not in call and "TARGET" not in call:  # a report is of what was made
+            dry_run(call, tmp_path)
 
 
 def test_extras_exist(page):

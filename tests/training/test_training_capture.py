@@ -118,16 +118,15 @@ def test_autocast_casts_each_weight_once_in_an_update(pipeline, tmp_path, monkey
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("none", "no", "adamw", "cpu"), "needs a GPU"),
-        (("fsdp2", "no", "adamw", "cuda"), "FSDP2"),
-        (("ddp", "fp16", "adamw", "cuda"), "loss scaler"),
-        (("none", "bf16", "radam", "cuda"), "radam waits"),
+        (("none", "no", "cpu"), "needs a GPU"),
+        (("fsdp2", "no", "cuda"), "FSDP2"),
+        (("ddp", "fp16", "cuda"), "loss scaler"),
     ],
 )
 def test_capture_is_refused_with_its_reason(given, words):
     with pytest.raises(ValueError, match=f"--capture: .*{words}"):
         check_capture(*given)
-    check_capture("ddp", "bf16", "adamw", "cuda")
+    check_capture("ddp", "bf16", "cuda")
 
 
 def test_capture_on_a_cpu_is_refused_before_anything_is_written(pipeline, tmp_path):

@@ -4,7 +4,7 @@ from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
 from fewstep.environment import MOST_RETRIES, profiles_of
 from fewstep.plan import Plan
-from fewstep.plan.paths import FILES
+from fewstep.plan.paths import BENCHMARK, FILES, LOGS
 
 # With `config:` in a module statement, the files and the command line are those of another workflow.
 outer = workflow.modifier.skip_configfile
@@ -27,8 +27,14 @@ except ConfigError as error:
 
 
 def inputs(stage):
-    """The input files of a stage's job, by name."""
-    return lambda wildcards: plan.inputs(stage, dict(wildcards.items()))
+    """The input files of a stage's job, by name. What is only told of a result does not make it anew."""
+
+    def found(wildcards):
+        files = plan.inputs(stage, dict(wildcards.items()))
+        told = [ancient(file) for file in files.get("sampling", [])]
+        return files | ({"sampling": told} if told else {})
+
+    return found
 
 
 def environment(stage):

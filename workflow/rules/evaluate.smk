@@ -21,6 +21,24 @@ rule sample:
         " --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
+# Samples that are kept, for other evaluators: asked for by name.
+rule images:
+    input:
+        unpack(inputs("images")),
+    output:
+        FILES["npz"],
+    log:
+        "<logs>/images/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.images"
+        " --spec {input.spec:q} --images {input.images:q} --out {output:q} > {log:q} 2>&1"
+
+
 rule reference:
     input:
         unpack(inputs("reference")),
@@ -42,7 +60,7 @@ rule reference:
         " --extractor {input.extractor:q} --out {output:q} > {log:q} 2>&1"
 
 
-# Of real scenes: on what a network would sample at best, and at worst.
+# Scores of real images: what a network could reach at best, and at worst.
 rule bounds:
     input:
         unpack(inputs("bounds")),
@@ -67,7 +85,7 @@ rule score:
     output:
         FILES["metrics"],
     log:
-        "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
+        LOGS["score"],
     retries: FEW_RETRIES
     conda:
         environment("score")

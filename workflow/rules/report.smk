@@ -76,7 +76,8 @@ rule report_page:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "python -m fewstep.report --spec {input.spec:q} --parts {input.parts:q} --out {output:q} > {log:q} 2>&1"
+        "python -m fewstep.report --spec {input.spec:q} --parts {input.parts:q}"
+        " --curves {input.curves:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Needs nothing but the configuration; `-f` prints it again.

@@ -44,7 +44,7 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
         names = [("Ours, miniature", spec.scale), ("Reported by the paper, full scale", "paper")]
     linear = spec.table.metric in DECIMALS
     for axis, (title, scale) in zip(axes, names, strict=True):
-        axis.set(xscale="log", yscale="linear" if linear else "log", xlabel="Number of steps", title=title)
+        axis.set(xscale="log", yscale="linear" if linear else "log", xlabel=_steps_axis(table), title=title)
         axis.set_ylabel(metric_name(spec.table.metric, scale))
         axis.margins(x=0.06, y=0.08)
         steps = sorted({row.steps for row in table.rows})
@@ -58,6 +58,19 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=columns)
     figure.tight_layout(w_pad=3)
     return figure
+
+
+def _steps_axis(table: FilledTable) -> str:
+    """What the axis counts: steps, and how often a step of each line calls the network."""
+    calls: dict[int, list[str]] = {}
+    for rows in table.by_method():
+        found = {int(row.evaluations) / row.steps for row in rows if row.evaluations.isdigit()}
+        if len(found) == 1 and (each := found.pop()).is_integer():
+            calls.setdefault(int(each), []).append(rows[0].label)
+    if set(calls) <= {1}:
+        return "Sampling steps (one network evaluation each)" if calls else "Sampling steps"
+    told = [f"{count} for {', '.join(labels)}" for count, labels in sorted(calls.items()) if count > 1]
+    return "Sampling steps; network evaluations of a step: " + "; ".join(told) + "; else 1"
 
 
 def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:

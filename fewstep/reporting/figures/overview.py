@@ -1,0 +1,71 @@
+"""Loss and gradient norm of a method's trainings, for the page: one small picture for each method."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+
+from ...common.files import read_lines
+from . import style
+from .learning_curves import running_median
+
+POINTS = 400
+"""At most so many of a curve are drawn."""
+GREY = "#808894"
+"""Of text and axes: readable on white and on black."""
+QUANTITIES = {"loss": "Loss", "grad_norm": "Gradient norm"}
+
+
+def draw_overview(curves: Mapping[str, Path]) -> bytes:
+    """SVG with a panel for the loss and one for the norm of the gradient against the training step.
+
+    Args:
+        curves: name of a training -> its train.jsonl. Of steps with several updates, the first is drawn.
+
+    Raises:
+        json.JSONDecodeError: a line is no JSON.
+    """
+    settings: dict[Any, Any] = {
+        **style.SETTINGS,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY
+        ),
+        "grid.color": "#80889455",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fewstep",
+    }
+    with rc_context(settings):
+        drawn: dict[str, list[float]] = {quantity: [] for quantity in QUANTITIES}
+        figure, axes = style.panels(len(QUANTITIES), width=4.4, height=2.3)
+        for index, (name, path) in enumerate(curves.items()):
+            entries = [json.loads(line) for line in read_lines(path)]
+            first = [entry for entry in entries if entry.get("update", 0) == 0]
+            chosen = first[:: max(1, math.ceil(len(first) / POINTS))]
+            steps = [entry["step"] for entry in chosen]
+            look = {"color": style.look(index)["color"]}
+            for axis, quantity in zip(axes, QUANTITIES, strict=True):
+                values = [
+                    float(value) if (value := entry.get(quantity)) is not None else math.nan
+                    for entry in chosen
+                ]
+                drawn[quantity] += values
+                axis.plot(steps, values, **look, alpha=0.3, lw=0.8)
+                axis.plot(steps, running_median(values), **look, lw=1.6, label=name)
+        for axis, (quantity, title) in zip(axes, QUANTITIES.items(), strict=True):
+            positive = all(value > 0 for value in drawn[quantity] if math.isfinite(value))
+            axis.set(xlabel="Training step", title=title, yscale="log" if positive else "linear")
+            axis.margins(x=0.01)
+            if positive:
+                style.plain_numbers(axis)
+        if len(curves) > 1:
+            axes[0].legend(loc="upper right", fontsize=7)
+        figure.tight_layout()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
