@@ -212,11 +212,11 @@ def test_every_method_of_the_miniature_can_stand_in_the_table():
 
 def test_the_preset_for_one_gpu():
     draw({"a": 20})
-    plan = own_plan(resolution=256, based_on="config/own-gpu.yaml")
+    plan = own_plan(resolution=256, based_on="config/own-latents.yaml")
     assert plan.parts.tokenizers["own"].shape == plan.runs["decm/base"].backbone.shape == [4, 32, 32]
     assert plan.runs["decm/base"].device == "gpu"
     assert {"sd-vae-ft-ema", "own"} == {job["asset"] for job in behind(plan, "table", "samples")["fetch"]}
-    assert refused(resolution=100, based_on="config/own-gpu.yaml") == (
+    assert refused(resolution=100, based_on="config/own-latents.yaml") == (
         "settings.datasets.own.resolution: 100 is no multiple of 8, which tokenizer own needs"
     )
 
@@ -226,7 +226,7 @@ def test_a_published_teacher_of_other_classes():
     draw({"a": 20, "b": 1})
     guide = (ROOT / "config/README.md").read_text()
     example = yaml.safe_load(re.findall(r"```yaml\n(settings:.*?)```", guide, re.DOTALL)[0])
-    plan = own_plan(example, resolution=256, based_on="config/own-gpu.yaml")
+    plan = own_plan(example, resolution=256, based_on="config/own-latents.yaml")
     adopted, tuned = plan.spec("adopt", "published/base"), plan.spec("train", "teacher/base/0")
     assert (adopted.new_labels, adopted.backbone.classes) == (True, 2)
     assert tuned.teacher and tuned.loss.data and tuned.label_dropout == 0.1
@@ -238,7 +238,7 @@ def test_a_network_of_two_recipes_says_its_shape():
     draw({"a": 2})
     parts = {"recipes": {"digits": {"backbone": "own"}}}
     assert refused({"settings": parts}) == (
-        "config/own-cpu.yaml: overrides.settings.backbones.own.shape: is left out, and what it is used for "
+        "config/own-pixels.yaml: overrides.settings.backbones.own.shape: is left out, and what it is used for "
         "has [4, 4, 4] and [3, 32, 32]; give it"
     )
 

@@ -102,7 +102,7 @@ def test_every_configuration_file_is_used(paper_plan):
         "config/reduced.yaml",
         "config/own.yaml",
     }  # see test_profiles
-    used |= {"config/own-cpu.yaml", "config/own-gpu.yaml"}  # see test_plan_own
+    used |= {"config/own-pixels.yaml", "config/own-latents.yaml"}  # see test_plan_own
     assert there == used
 
 
