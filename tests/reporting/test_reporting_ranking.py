@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from configs import make_plan, raw_config
 from PIL import Image
 from reporting_helpers import ROOT
 

@@ -31,7 +31,7 @@ rule images:
         "<logs>/images/{run}/{seed}/{sampler}-{steps}/{images}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/torch.yaml"
+        "../../envs/workflow.yaml"
     resources:
         attempt=which_attempt,
     shell:
