@@ -238,8 +238,8 @@ def test_a_network_of_two_recipes_says_its_shape():
     draw({"a": 2})
     parts = {"recipes": {"digits": {"backbone": "own"}}}
     assert refused({"settings": parts}) == (
-        "config/own-pixels.yaml: overrides.settings.backbones.own.shape: is left out, and what it is used for "
-        "has [4, 4, 4] and [3, 32, 32]; give it"
+        "config/own-pixels.yaml: overrides.settings.backbones.own.shape: is left out, and what it is used "
+        "for has [4, 4, 4] and [3, 32, 32]; give it"
     )
 
 
