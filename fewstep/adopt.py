@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     path, checksum = record.verified(spec.file)
     tensors, found_under = read_weights(path)
-    net, converted = import_weights(tensors, spec.backbone, path, spec.reverse)
+    net, converted = import_weights(tensors, spec.backbone, path, spec.reverse, spec.new_labels)
+    for change in converted:
+        print(f"{path}: {change}")
     source = {"asset": spec.asset, "file": spec.file, "sha256": checksum}
     card = {
         "status": "released",

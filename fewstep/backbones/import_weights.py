@@ -29,33 +29,49 @@ TELLING = {
 """What a tensor's presence tells of the backbone: key, tensor, its value with and without it."""
 HEADS = ("final_layer", "final_layer_u")
 OUTPUTS = [f"{head}.linear.{part}" for head in HEADS for part in ("weight", "bias")]
+LABELS = "y_embedder.embedding_table.weight"
 EMA_PREFIX = "ema_models.1.ema_model."
 
 
 def import_weights(
-    published: dict[str, Tensor], backbone: LightningDiT | Sd3, path: Path, reverse: bool = False
+    published: dict[str, Tensor],
+    backbone: LightningDiT | Sd3,
+    path: Path,
+    reverse: bool = False,
+    new_labels: bool = False,
 ) -> tuple[nn.Module, list[str]]:
     """The network of ``backbone`` with published weights, in float32, and what was converted.
 
     SD3's are those of diffusers' transformer, whose clock its own module converts.
 
-    ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise.
+    ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise; ``new_labels``:
+    they know other classes, whose embeddings ours do not take over.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
     tensors = {name: _to_float32(tensor, f"{path}: {name}") for name, tensor in published.items()}
     converted: list[str] = []
+    theirs = _taken_labels(tensors, backbone, path) if new_labels else None
     if isinstance(backbone, Sd3):
         _compare_sd3(tensors, backbone, path, reverse)
         tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
     else:
         _compare(tensors, backbone, path)
-        tensors, converted = convert_state_dict(tensors, backbone, reverse)
+        tensors, changes = convert_state_dict(tensors, backbone, reverse)
+        converted += changes
     # The target-time embedding that published teachers lack starts at random, but always the same.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold_in(0, "adopt"))
         net = build(backbone)
+    if theirs is not None:
+        table = net.state_dict()[LABELS].clone()
+        table[-1] = theirs[-1]
+        tensors[LABELS] = table
+        converted.append(
+            f"embeddings of {len(table) - 1} classes drawn anew, in place of {len(theirs) - 1}; the "
+            "unconditional one kept"
+        )
     load_compatible(net, tensors, str(path))
     if isinstance(backbone, Sd3):
         use_text(net, lambda _: (torch.ones(1, 1, backbone.context), torch.ones(1, backbone.pooled)))
@@ -110,6 +126,15 @@ def _to_float32(tensor: Tensor, where: str) -> Tensor:
     return tensor.float()
 
 
+def _taken_labels(tensors: dict[str, Tensor], backbone: LightningDiT | Sd3, path: Path) -> Tensor:
+    """Take the embeddings of other classes out of the tensors."""
+    table = tensors.pop(LABELS, None)
+    if isinstance(backbone, Sd3) or table is None or table.ndim != 2 or table.shape[1] != backbone.width:
+        width = "" if isinstance(backbone, Sd3) else f" of width {backbone.width}"
+        raise ValueError(f"{path}: new_labels: there are no embeddings of classes{width}; set it to false")
+    return table
+
+
 def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> None:
     """Name the key of the backbone that is wrong, where the weights tell it."""
     for key, (name, present, absent) in TELLING.items():
@@ -122,11 +147,11 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
                 f"{path}: has {has} {name}, but the backbone says {key}: {str(said).lower()}; "
                 f"set {key}: {remedy}"
             )
-    labels = tensors.get("y_embedder.embedding_table.weight")
+    labels = tensors.get(LABELS)
     if labels is not None and len(labels) != backbone.classes + 1:
         raise ValueError(
             f"{path}: has labels for {len(labels) - 1} classes and the unconditional one, but the "
-            f"backbone says classes: {backbone.classes}"
+            f"backbone says classes: {backbone.classes}; of your own classes, set weights.new_labels: true"
         )
     if not backbone.target_time and any(name.startswith("r_embedder.") for name in tensors):
         raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")

@@ -65,6 +65,12 @@ class Asset(Strict):
         default=None, exclude_if=lambda value: value is None, description="kind: openmoji: what is drawn"
     )
     path: str | None = Field(default=None, description="folder on this machine (kind: local)")
+    listing: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="not to be given: SHA-256 over names and sizes of what the folder holds, where a data "
+        "set is inferred from it",
+    )
     gated: bool = Field(default=False, description="needs a token and an accepted licence")
     page: str = Field(default="", description="where a person accepts the licence")
     unverified: str = Field(default="", description="why a checksum is missing")

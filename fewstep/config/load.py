@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -34,6 +34,7 @@ from .base import (
     require_known,
     shown,
 )
+from .inference import INFERRED, Inference
 from .methods import Method
 from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
@@ -60,7 +61,7 @@ class Files(Strict):
     settings: FileName
     methods: FileName = Field(description="folder; its files together name every method once")
     tables: FileName = Field(description="folder with one file per table or figure")
-    claims: FileName
+    claims: FileName | None = Field(description="null: none")
     costs: FileName
 
 
@@ -174,6 +175,8 @@ class Config:
     """Kind of entry -> the names there are, for references."""
     origins: Origins
     """By which a mistake is told where it was made."""
+    notes: list[str] = field(default_factory=list)
+    """What was found in folders of images, a line for each data set that is inferred."""
 
     @property
     def claim_seeds(self) -> list[int]:
@@ -221,7 +224,7 @@ class _Reader:
             self.mistakes.add(*str(error).splitlines())
             self.mistakes.refuse()
             raise
-        files_of = root.files.model_dump().items()
+        files_of = root.files.model_dump(exclude_none=True).items()
         absent = {key: path for key, path in files_of if not is_there(self.base / path)}
         for key, path in absent.items():
             self.mistakes.add(f"{SOMEWHERE}: files.{key}: there is no {shown(path)} in {self.base.resolve()}")
@@ -232,20 +235,23 @@ class _Reader:
             self._known(name, SECTIONS, SOMEWHERE, f"overrides.{name}")
 
         raw_assets = self._laid_over(root.files.assets, "assets", over, Asset)
-        assets = parse_entries(AssetsFile, raw_assets, root.files.assets, self.mistakes).root
         raw_parts = self._parts(over.get("settings", {}))
-        parts = parse_entries(Parts, raw_parts, root.files.settings, self.mistakes, depth=2)
         raw_methods, method_files = self._methods(over.get("methods", {}))
+        notes = self._infer(raw_assets, raw_parts, raw_methods)
+        assets = parse_entries(AssetsFile, raw_assets, root.files.assets, self.mistakes).root
+        parts = parse_entries(Parts, raw_parts, root.files.settings, self.mistakes, depth=2)
         methods: dict[str, Method] = {}
         for name, entry in raw_methods.items():
             methods |= parse_entries(MethodsFile, {name: entry}, method_files[name], self.mistakes).root
-        claims = parse_entries(ClaimsFile, self._read(root.files.claims), root.files.claims, self.mistakes)
+        file_of_claims = root.files.claims or "no claims"
+        raw_claims = self._read(file_of_claims) if root.files.claims else {}
+        claims = parse_entries(ClaimsFile, raw_claims, file_of_claims, self.mistakes)
         stems, tables = self._tables(over.get("tables", {}))
         claimed = {"claims", *(claim.target for claim in claims.claims)}
         for claim in claims.claims:
             if claim.target in (*stems, *OTHER_TARGETS):
                 self.mistakes.add(
-                    f"{root.files.claims}: {claim.id}.target: {claim.target!r} is the name of another "
+                    f"{file_of_claims}: {claim.id}.target: {claim.target!r} is the name of another "
                     "target; choose one of its own"
                 )
         costs = parse_entries(Costs, self._read(root.files.costs), root.files.costs, self.mistakes)
@@ -258,7 +264,7 @@ class _Reader:
         dear = [row.id for table in tables.values() for row in table.rows if row.by_name]
         names["rows"] = [*dear, *(["all"] if root.rows == "all" else [])]
         checked = [(root, SOMEWHERE, ""), (AssetsFile(assets), root.files.assets, "")]
-        checked += [(parts, root.files.settings, ""), (claims, root.files.claims, "")]
+        checked += [(parts, root.files.settings, ""), (claims, file_of_claims, "")]
         checked += [(method, method_files[name], name) for name, method in methods.items()]
         checked += [(table, f"{root.files.tables}/{name}.yaml", "") for name, table in tables.items()]
         for model, file, key in [*checked, (costs, root.files.costs, "")]:
@@ -279,7 +285,20 @@ class _Reader:
             costs,
             names,
             self.origins,
+            notes,
         )
+
+    def _infer(
+        self, assets: dict[str, Any], parts: dict[str, dict[str, Any]], methods: dict[str, Any]
+    ) -> list[str]:
+        """Fill in what entries leave out; a line for each data set that was looked at."""
+        files, kept = self.root.files, Path(self.root.pathvars["assets"])
+        inference = Inference(assets, parts, methods, (files.assets, files.settings), kept)
+        with self.mistakes.caught():
+            inference.run()
+            return inference.notes
+        self.mistakes.refuse()  # all that is missing then would be told, too
+        return []
 
     def _name(self, file: Path) -> str:
         """What messages call a preset: its path below the repository or the working directory, if there."""
@@ -324,7 +343,9 @@ class _Reader:
             models: of the kinds of entries; complete is what has all that one of them requires.
         """
         needed = [
-            {name for name, field in model.model_fields.items() if field.is_required()} for model in models
+            {name for name, entry in model.model_fields.items() if entry.is_required()}
+            - INFERRED.get(key.rpartition(".")[2], set())
+            for model in models
         ]
         taken = {}
         for name, entry in over.items():
@@ -406,6 +427,7 @@ class _Reader:
         """Stems of all files and names that the preset adds, and the tables that it leaves."""
         folder = self.root.files.tables
         stems = [path.stem for path in self._folder(folder, "tables")]
+        over, out = _without_patterns(over, stems)
         known = self._changed(dict.fromkeys(stems), over, "overrides.tables", Table)
         added = [name for name in known if name not in stems]
         stems += added
@@ -425,7 +447,7 @@ class _Reader:
                 self.mistakes.add(f"{file}: the file's {name!r} {NAME_RULE}")
             if name in (*OTHER_TARGETS, "claims"):
                 self.mistakes.add(f"{file}: the file's name is that of another target; rename it")
-            if name in over and over[name] is None:
+            if name in out or (name in over and over[name] is None):
                 continue
             source = raw.get("rows_of")
             if source is not None and self._known(source, stems, file, "rows_of"):
@@ -538,6 +560,18 @@ class _Reader:
                         f"{file}: protocols.{key}.images: {protocol.images} balanced images "
                         f"do not divide into {classes} classes"
                     )
+
+
+def _without_patterns(over: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """Changes of entries without what their patterns (``"*": null``) take out, and the names of that.
+
+    A pattern takes out what is in the files and in presets below, which stand before it.
+    """
+    out: set[str] = set()
+    for place, (pattern, content) in enumerate(over.items()):
+        if "*" in pattern and content is None:
+            out |= {pattern, *(name for name in [*names, *list(over)[:place]] if fnmatch(name, pattern))}
+    return {name: content for name, content in over.items() if name not in out}, out
 
 
 def _present(entries: Any) -> Any:

@@ -30,6 +30,11 @@ class Published(Strict):
     reverse: bool = Field(
         default=False, description="their t is 1 at noise, and their velocity noise - data: converted"
     )
+    new_labels: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="they know other classes: the embeddings of ours start at random, to be trained",
+    )
     sampler: Annotated[str | None, Ref("samplers")] = Field(
         default=None, description="sampler that their authors evaluate them with"
     )

@@ -87,6 +87,11 @@ class LossParams(Strict):
         """Whether a network with one time has its velocity at the time condition 2 - t (FACM)."""
         return False
 
+    @property
+    def follows_data(self) -> bool:
+        """Whether a teacher lends its weights alone, and labels are dropped as without one."""
+        return False
+
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
         """Needs that are not met beside those above; ``teacher`` is the loss of the method's teacher."""
         yield from ()

@@ -14,10 +14,11 @@ Mark = Literal["paper", "code", "inferred"]
 """Where a hyper-parameter comes from: the paper's text, released code, or a choice made here."""
 
 
-Scale = Literal["paper", "small", "demo", "toy"]
-Metric = Literal["fid", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
+Scale = Literal["paper", "small", "demo", "toy", "own"]
+Metric = Literal["fid", "frechet", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
+    "pixels": ("4", "8", "16", "32"),
     "clip": ("embedding",),
     "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
     "vgg16": ("fc2", "fc2_relu"),
@@ -29,7 +30,10 @@ EXTRACTORS: dict[str, tuple[str, ...]] = {
         ("clip",),
     ),
 }
-"""Networks for features, by their names in torch-fidelity and here, and their layers."""
+"""Networks for features, by their names in torch-fidelity and here, and their layers.
+
+Of pixels, which are no network: images averaged over squares, so many of these to a side.
+"""
 PUBLISHED_IMAGES = 10_000
 """Images in a published reference, as in ADM's."""
 
@@ -64,9 +68,21 @@ class Dataset(Strict):
     class_ids: Literal["imagenet-1k"] | None = Field(
         default=None, description="refuse classes other than these, or in another order"
     )
+    names: list[str] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of the classes, in the order of their labels, for figures and cards",
+    )
+    prefix: str = Field(
+        default="",
+        exclude_if=lambda value: not value,
+        description="imagefolder, parquet: what the names of its files begin with that count, as train/",
+    )
 
     @model_validator(mode="after")
     def _a_caption_each(self) -> Dataset:
+        if self.names is not None and len(self.names) != self.classes:
+            raise ValueError(f"names: {len(self.names)} names for {self.classes} classes; give one for each")
         if self.distinct and self.classes != self.images:
             raise ValueError(
                 f"classes {self.classes}: every image is one with format: {self.format}, so {self.images}"
@@ -338,7 +354,8 @@ class Protocol(Precision):
     )
     labels: Literal["balanced", "random"]
     extractor: str = Field(
-        description="torch-fidelity name; conv-classifier or clip, which are trained here; or identity"
+        description="torch-fidelity name; conv-classifier or clip, which are trained here; pixels, averaged; "
+        "or identity"
     )
     features: str = Field(description="layer whose Gaussian is compared")
     logits: str | None = Field(default=None, description="layer for the Inception score")
@@ -359,6 +376,11 @@ class Protocol(Precision):
         """Whether the data are their own features, without an extractor."""
         return self.extractor == "identity"
 
+    @property
+    def weightless(self) -> bool:
+        """Whether features are computed without a network."""
+        return self.extractor in ("identity", "pixels")
+
     @model_validator(mode="after")
     def _reference(self) -> Protocol:
         if (self.reference is None) == (self.reference_latents is None):
@@ -372,10 +394,12 @@ class Protocol(Precision):
         if (self.moons is None) == bool({"moon_distance", "off_moons"} & set(self.metrics)):
             raise ValueError("metrics: moon_distance and off_moons go with moons")
         own = self.own_features
-        if own != (self.weights is None) or own != (self.uint8 == "none"):
+        if own != (self.uint8 == "none") or self.weightless != (self.weights is None):
             raise ValueError(
-                "extractor: identity goes with uint8: none and without weights, and they with it"
+                "extractor: identity goes with uint8: none, and it and pixels alone go without weights"
             )
+        if self.extractor == "pixels" and "fid" in self.metrics:
+            raise ValueError("metrics: fid is a distance in features of a network; of pixels say frechet")
         if self.extractor.startswith("dinov2"):
             raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
         layers = EXTRACTORS.get(self.extractor)
@@ -447,7 +471,8 @@ class Recipe(Strict):
     """Data, network, guidance, training budget and evaluation of a family of runs."""
 
     scale: Scale = Field(
-        description="toy: as small in the paper itself, and one and the same under every preset"
+        description="toy: as small in the paper itself, and one and the same under every preset; own: a "
+        "user's own images, of which no paper has numbers"
     )
     latents: Annotated[str, Ref("latents")]
     backbone: Annotated[str, Ref("backbones")]

@@ -45,6 +45,11 @@ class AdoptSpec(Strict):
     file: str
     tokenizer: Tokenizer = Field(description="of the latents that the weights were trained on")
     reverse: bool = Field(default=False, description="their t is 1 at noise, their velocity noise - data")
+    new_labels: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="embeddings of the classes start at random, as the weights know others",
+    )
     sampler: Sampler | None = Field(default=None, description="how their authors sample from them")
 
 
@@ -56,6 +61,9 @@ class LatentCard(Strict):
     classes: int
     images: int
     tokenizer: Tokenizer
+    names: list[str] | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of the classes"
+    )
 
 
 class TextCard(Strict):
@@ -320,6 +328,9 @@ class TableSpec(Strict):
     rows: list[RowCells] = []
     parameters: dict[str, float] = Field(default={}, description="sweep: row id -> value of its parameter")
     runs: dict[str, RunName] = Field(default={}, description="row id -> its training")
+    class_names: list[str] = Field(
+        default=[], exclude_if=lambda value: not value, description="of a figure of samples, by label"
+    )
 
     @property
     def ordered_runs(self) -> list[tuple[str, RunName]]:

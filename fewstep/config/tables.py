@@ -105,7 +105,7 @@ class Table(Strict):
         "the same noise in a column; scatter: samples that are points of the plane"
     )
     title: str
-    paper: str
+    paper: str = Field(default="", description="that has it; empty for a table of one's own")
     caption: str = ""
     metric: str = Field(default="fid", description="of a protocol; kind training: column of train.jsonl")
     metrics: list[AnyMetric] = Field(

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from ..common.array_files import open_npz
 from ..common.files import atomic, first_line
+from ..common.image_folders import SUFFIXES
 from ..common.tar_files import members
 from ..config import ConfigError
 from ..config.settings import Dataset
 from .asset_files import Record, VerifiedFile
 from .caption_text import caption_of, json_object
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
+from .image_files import ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -367,7 +368,7 @@ def _check_columns(path: Path, file: ParquetFile, wanted: list[str]) -> None:
 
 def _names(record: Record, dataset: Dataset, suffix: str) -> list[str]:
     """Names of the files of the record that end in ``suffix``, sorted."""
-    names = record.names(suffix)
+    names = [name for name in record.names(suffix) if name.startswith(dataset.prefix)]
     if not names:
         raise ConfigError(f"{record.path}: dataset.format: {dataset.format}, but there is no {suffix} file")
     return names

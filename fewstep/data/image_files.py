@@ -28,7 +28,6 @@ PIXELS = 89_478_485
 """The most that an image may have, from which on Pillow warns of a decompression bomb."""
 ASPECT = 100
 """The most that one side of an image may be of the other: the crop of a long line takes gigabytes."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 WORDNET = re.compile(r"(?:^|/)(n\d{8})[_/.]")
 """The class in a name such as n01440764_10026_n01440764.JPEG."""
 

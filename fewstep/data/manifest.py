@@ -106,12 +106,13 @@ class Manifest(Strict):
             classes=self.dataset.classes,
             images=self.images,
             tokenizer=self.tokenizer,
+            names=self.dataset.names,
         )
         ours, asked = _flat(own), _flat(card)
         differences = [
-            f"{path}: {key}: the latents have {ours[key]!r}, the spec asks for {asked[key]!r}"
-            for key in asked
-            if ours[key] != asked[key]
+            f"{path}: {key}: the latents have {ours.get(key)!r}, the spec asks for {asked.get(key)!r}"
+            for key in ours | asked
+            if ours.get(key) != asked.get(key)
         ]
         if differences:
             raise ValueError("\n".join(differences))

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..common.array_files import open_npz
+from ..common.image_folders import SUFFIXES
 from ..common.tensor_files import open_safetensors
 from ..config import ConfigError
 from ..config.settings import Dataset
 from . import moons, scenes
 from .archives import CaptionedTars, ClassTars, ParquetImages, WebDatasetTars
 from .asset_files import Record
-from .image_files import SUFFIXES, ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
+from .image_files import ImageFile, ImageFiles, check_folders, check_label, check_number, check_size
 
 VIEWS = ("latents", "latents_flip")
 """Tensors of latents that others encoded: of the images, and of the mirrored ones."""
@@ -135,7 +136,7 @@ def read_scene_cells(dataset: Dataset, record: Record) -> ArraySource:
 
 
 class ImageFolder(ImageFiles):
-    """One folder per class; classes are numbered in the sorted order of the folders' paths.
+    """One folder per class, numbered in the sorted order of the folders' paths; or no folders, and one class.
 
     The recorded files count, not what the folder holds today.
     """
@@ -143,12 +144,11 @@ class ImageFolder(ImageFiles):
     def __init__(self, dataset: Dataset, record: Record) -> None:
         super().__init__(dataset)
         self._record = record
-        paths = [PurePosixPath(file.name) for file in record.body.files]
-        self._images = sorted(
-            (str(path.parent), path.name)
-            for path in paths
-            if path.suffix.lower() in SUFFIXES and str(path.parent) != "."
-        )
+        names = [file.name for file in record.body.files if file.name.startswith(dataset.prefix)]
+        images = [PurePosixPath(name) for name in names if name.lower().endswith(SUFFIXES)]
+        top = PurePosixPath(dataset.prefix)
+        below = [path for path in images if path.parent != top]
+        self._images = sorted((str(path.parent), path.name) for path in below or images)
         folders = sorted({folder for folder, _ in self._images})
         self._classes = {folder: number for number, folder in enumerate(folders)}
         check_folders(record.path, dataset, folders)
@@ -162,7 +162,7 @@ class ImageFolder(ImageFiles):
     def files(self, start: int, stop: int) -> list[ImageFile]:
         found = []
         for folder, name in self._images[start:stop]:
-            with self._record.open(f"{folder}/{name}") as file:
+            with self._record.open(str(PurePosixPath(folder, name))) as file:
                 check_size(file.path, file.size)
                 found.append(ImageFile(file.read(), self._classes[folder], str(file.path)))
         return found

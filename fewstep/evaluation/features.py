@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ..backbones.model_file import load_network
 from ..common.files import sha256
@@ -48,6 +51,9 @@ class Extractor:
         self._fitting = FittingBatches("features", ROWS)
         if protocol.own_features:
             return
+        if protocol.extractor == "pixels":
+            self._net: Callable[[Tensor], tuple[Tensor, ...]] = partial(averaged, side=int(protocol.features))
+            return
         if weights is None or protocol.weights is None:
             raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
         if backbone is not None:
@@ -58,9 +64,10 @@ class Extractor:
         from . import fidelity  # takes seconds to import
 
         cuda = self._device.type == "cuda"
-        self._net = fidelity.create_extractor(protocol.extractor, self.layers, path, cuda)
+        net = fidelity.create_extractor(protocol.extractor, self.layers, path, cuda)
         if channels_last:
-            self._net.to(memory_format=torch.channels_last)
+            net.to(memory_format=torch.channels_last)
+        self._net = net
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -88,6 +95,14 @@ class Extractor:
 
     def _parts(self, images: Tensor) -> list[tuple[Tensor, ...]]:
         return self._fitting(lambda part: self._net(images[part.start : part.stop]), range(len(images)))
+
+
+def averaged(images: Tensor, side: int) -> tuple[Tensor]:
+    """Means (n, C side^2), in [0, 1], over ``side`` x ``side`` parts of uint8 images (n, C, H, W).
+
+    They see colours and coarse shapes: a blurred image and a sharp one are alike to them.
+    """
+    return (adaptive_avg_pool2d(images.float() / 255, side).flatten(1),)
 
 
 class FeatureCollector:

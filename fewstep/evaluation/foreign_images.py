@@ -19,9 +19,10 @@ from PIL import Image
 
 from ..common.files import first_line, reading, sha256
 from ..common.folders import visible_files
+from ..common.image_folders import SUFFIXES
 from ..common.tar_files import members
 from ..config import ConfigError
-from ..data.image_files import FORMATS, SUFFIXES, check_size
+from ..data.image_files import FORMATS, check_size
 from .image_archive import open_npz_images
 
 BATCH = 250

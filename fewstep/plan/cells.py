@@ -148,7 +148,8 @@ class Resolver:
         where = f"{self.config.root.files.claims}: {claim.id}"
         sides = [claim.left, *claim.right]
         bases = [self.runs.get(f"{cell.method}/{BASE}") for cell in sides]
-        if claim.scales and not {run.recipe.scale for run in bases if run is not None} <= set(claim.scales):
+        scales = {run.recipe.scale for run in bases if run is not None}
+        if "own" in scales or (claim.scales and not scales <= set(claim.scales)):
             return None
         runs = [run for run in (self._run(cell, where) for cell in sides) if run is not None]
         if len(runs) < len(sides):
@@ -338,7 +339,8 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
-    learned = run.guidance.scale if run.has_teacher and run.guidance else 1.0
+    taught = run.has_teacher and run.loss is not None and not run.loss.follows_data
+    learned = run.guidance.scale if taught and run.guidance else 1.0
     scale = sampler.guidance.scale if isinstance(sampler.guidance, Guidance) else sampler.guidance
     if learned != 1 and scale not in ("none", 1):
         raise ConfigError(

@@ -104,7 +104,8 @@ class Run:
     @property
     def device(self) -> Device:
         """Where networks of this size are trained and sampled from, unless a rate says otherwise."""
-        return "cpu" if self.recipe.scale in ("demo", "toy") else "gpu"
+        own = self.recipe.scale == "own" and self.train.precision == "no"
+        return "cpu" if self.recipe.scale in ("demo", "toy") or own else "gpu"
 
     @property
     def expanded(self) -> bool:

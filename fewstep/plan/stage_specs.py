@@ -41,6 +41,7 @@ def _latents(plan: Plan, name: str) -> specs.LatentCard:
         classes=dataset.classes,
         images=dataset.images,
         tokenizer=tokenizer,
+        names=dataset.names,
     )
 
 
@@ -91,6 +92,7 @@ def _adopt(plan: Plan, run: str) -> Strict:
         file=published.file,
         tokenizer=plan.parts.tokenizers[published.tokenizer],
         reverse=published.reverse,
+        new_labels=published.new_labels,
         sampler=plan.parts.samplers[published.sampler] if published.sampler else None,
     )
 
@@ -155,7 +157,7 @@ def _train(plan: Plan, run: str, seed: str) -> Strict:
         text=_text_card(plan, entry.text_encoder, captions) if entry.text_encoder else None,
         teacher=taught,
         guidance=entry.guidance if taught else None,
-        label_dropout=0.0 if taught else entry.recipe.label_dropout,
+        label_dropout=0.0 if taught and not entry.loss.follows_data else entry.recipe.label_dropout,
         train=entry.train,
     )
 
@@ -385,7 +387,17 @@ def _table(plan: Plan, table: str) -> Strict:
             )
             for row, run in runs.items()
         },
+        class_names=_class_names(plan, entry),
     )
+
+
+def _class_names(plan: Plan, entry: ResolvedTable) -> list[str]:
+    """Of a figure of samples whose runs have the same classes, if these have names."""
+    if entry.table.kind not in ("grid", "samples"):
+        return []
+    latents = (plan.parts.latents[run.recipe.latents] for run in entry.runs.values())
+    named = [plan.parts.datasets[each.dataset].names or [] for each in latents]
+    return named[0] if all(names == named[0] for names in named) and named else []
 
 
 def _own_network(row: Row, run: Run) -> dict[str, str]:

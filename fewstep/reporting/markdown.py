@@ -10,7 +10,7 @@ from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
 from .metrics import REPORTED, metric_name
-from .rows import FULL_SCALES, FilledTable, TableRow
+from .rows import FULL_SCALES, OWN, FilledTable, TableRow
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -69,7 +69,7 @@ def warning_texts(table: FilledTable) -> list[str]:
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
-    miniature = spec.scale not in FULL_SCALES
+    miniature = spec.scale not in (*FULL_SCALES, OWN)
     parts = [f"# {'In miniature: ' if miniature else ''}{escaped(spec.table.title)}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
@@ -89,8 +89,9 @@ def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     parts += map(escaped, sign_texts(table))
     images = table.distinct("images")
     counted = f", {' / '.join(images)} images" if images else ""
+    source = f"Source: {escaped(spec.table.paper)}. " if spec.table.paper else ""
     parts.append(
-        f"Source: {escaped(spec.table.paper)}. Scale: {spec.scale}. "
+        f"{source}Scale: {spec.scale}. "
         f"Protocol: {spec.protocols[0] if spec.protocols else 'none'}{counted}; "
         f"seeds measured/asked: {', '.join(table.distinct('seeds')) or 'none'}."
     )
@@ -139,12 +140,12 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
     if spec.scale in FULL_SCALES:
         blocks: list[Column] = [(f"{metric}: ours (reported)", _with_reported)]
     else:
-        blocks = [(f"{metric}, ours", ours_text)]
+        blocks = [(metric if spec.scale == OWN else f"{metric}, ours", ours_text)]
         if table.has_reported:
             blocks.append(
                 (f"{full} reported by the paper, at full scale", _number("reported", spec.table.metric))
             )
-    blocks += _other_numbers(spec, table, ", ours, protocol ")
+    blocks += _other_numbers(spec, table, ", " if spec.scale == OWN else ", ours, protocol ")
     methods = table.by_method()
     parts = []
     for heading, text in blocks:
@@ -165,7 +166,7 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
 def _long(spec: TableSpec, table: FilledTable) -> str:
     """One line for each number."""
     metric, full = (_metric(spec.table.metric, scale) for scale in (spec.scale, REPORTED))
-    paper = spec.scale in FULL_SCALES
+    paper, own = spec.scale in FULL_SCALES, spec.scale == OWN
     of_method: list[Column] = [("Method", lambda row: _label(table, row))]
     if table.distinct("params"):
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
@@ -174,10 +175,14 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
         (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", name, significant=6))
         for name in table.reported_metrics
     ]
-    columns.append(
-        (f"{full}, reported" + ("" if paper else " at full scale"), _number("reported", spec.table.metric))
-    )
-    columns.append((f"{metric}, ours", ours_text))
+    if not own:
+        columns.append(
+            (
+                f"{full}, reported" + ("" if paper else " at full scale"),
+                _number("reported", spec.table.metric),
+            )
+        )
+    columns.append((metric if own else f"{metric}, ours", ours_text))
     columns += _other_numbers(spec, table, ", ")
     if paper:
         columns.append(("Difference", lambda row: format_number(row.difference, row.metric, signed=True)))

@@ -23,12 +23,13 @@ from .formatting import format_number
 from .markdown import MINIATURE, ours_text, sign_texts
 from .metrics import metric_name
 from .origin import describe_origin, read_benchmark
-from .rows import TableRow, read_table
+from .rows import OWN, TableRow, read_table
 
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
     "another scorer": "measured here by another scorer than the paper's number; not comparable",
+    "measured": "trained and measured here",
     "miniature": "trained and measured here on the demo's data; not comparable with the paper's number",
     "stale": "the code of the training or of the score has changed since",
     "missing": "asked for, not measured yet",
@@ -90,7 +91,8 @@ def render_page(
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
-        miniature=spec.scale != "paper",
+        miniature=spec.scale not in ("paper", OWN),
+        own=spec.scale == OWN,
         warning=MINIATURE,
         tables=tables,
         pictures=pictures,

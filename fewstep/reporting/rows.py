@@ -17,6 +17,9 @@ from .metrics import CellMetric, Entry, Metrics, differs, gather, warnings_of
 FULL_SCALES = ("paper", "toy")
 """Scales at which a number stands beside the paper's: experiments with toys are as small there."""
 
+OWN = "own"
+"""Scale of a user's own images, of which no paper has numbers."""
+
 IsStale = Callable[[Entry], bool]
 
 
@@ -271,10 +274,12 @@ def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale, othe
         return "missing"
     if any(is_stale(entry) for entry in ours.entries):
         return "stale"
-    if spec.scale not in FULL_SCALES:
+    if spec.scale not in (*FULL_SCALES, OWN):
         return "miniature"
     if any(entry.get("status") == "released" for entry in ours.entries):
         return "released weights"
+    if spec.scale == OWN:
+        return "measured"
     return "another scorer" if other else "reproduced"
 
 

@@ -201,6 +201,33 @@ def test_wrong_qk_norm_names_the_setting(spec, active, published, given):
 def test_wrong_class_count_names_the_setting(spec, active, published):
     message = refusal(published(spec(classes=6), active(spec()).state_dict()))
     assert "labels for 5 classes" in message and "classes: 6" in message
+    assert "new_labels: true" in message
+
+
+def test_other_classes_have_new_embeddings_where_that_is_asked_for(spec, active, published, capsys):
+    state = active(spec()).state_dict()
+    arguments = published(spec(classes=3), state)
+    sets = json.loads(Path(arguments[1]).read_text())
+    del sets["digest"]
+    Path(arguments[1]).write_text(json.dumps(sets | {"new_labels": True}))
+    adopt.main(arguments)
+    told = "embeddings of 3 classes drawn anew, in place of 5; the unconditional one kept"
+    assert told in capsys.readouterr().out
+    tensors, card = load_model(arguments[-1])
+    assert card["source"]["converted"] == [told]
+    name = "y_embedder.embedding_table.weight"
+    assert torch.equal(tensors[name][-1], state[name][-1])
+    assert len(tensors[name]) == 4 and not torch.equal(tensors[name][:3], state[name][:3])
+    assert all(torch.equal(tensors[key], value) for key, value in state.items() if key != name)
+    again, _ = import_weights(dict(state), spec(classes=3), Path("x"), new_labels=True)
+    assert torch.equal(again.state_dict()[name], tensors[name])
+
+
+def test_new_embeddings_in_place_of_none_are_refused(spec, active):
+    state = active(spec()).state_dict()
+    del state["y_embedder.embedding_table.weight"]
+    with pytest.raises(ValueError, match="x: new_labels: there are no embeddings of classes of width"):
+        import_weights(state, spec(classes=3), Path("x"), new_labels=True)
 
 
 def test_a_target_embedding_that_the_backbone_lacks_names_the_setting(spec, active, published):

@@ -43,6 +43,22 @@ def test_imagefolder_order_range_and_labels(folders: Record) -> None:
     assert torch.equal(source.read(1, 2)[0], images[1:2])
 
 
+def test_images_without_folders_are_one_class(tmp_path: Path) -> None:
+    record = record_of(tmp_path, {"b.png": png((255, 0, 0)), "a.png": png((0, 0, 255)), "a.csv": b""})
+    images, labels = open_source(dataset(classes=1, images=2), record).read(0, 2)
+    assert labels.tolist() == [0, 0]
+    assert images[:, :, 0, 0].tolist() == [[-1, -1, 1], [1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"), [(["train/x/a", "train/y/a", "test/x/b"], 2), (["train/a", "train/b", "test/c"], 1)]
+)
+def test_a_prefix_leaves_other_splits_out(tmp_path: Path, names: list[str], classes: int) -> None:
+    record = record_of(tmp_path, {f"{name}.png": png((number, 0, 0)) for number, name in enumerate(names)})
+    source = open_source(dataset(prefix="train/", images=2, classes=classes), record)
+    assert source.read(0, 2)[1].tolist() == [0, classes - 1]
+
+
 def encoded(image: Image.Image, kind: str = "png") -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind)

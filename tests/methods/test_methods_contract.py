@@ -175,6 +175,15 @@ def test_labels_drop_without_a_teacher_only(tiny_batch):
     assert torch.equal(seen[1], tiny_batch.y)
 
 
+def test_flow_matching_on_data_from_a_teachers_weights(tiny, tiny_batch):
+    """As without a teacher, dropped labels included."""
+    net = tiny("flow_matching")
+    (alone,) = run("flow_matching", net, tiny_batch, label_dropout=0.5)
+    (loss,) = build("flow_matching", data=True).updates(0)
+    taught = loss(net, tiny_batch, context(label_dropout=0.5, teacher=teacher))
+    assert torch.equal(taught.loss, alone.loss)
+
+
 def test_expanded_times_are_t_or_two_minus_t(tiny_batch):
     seen = []
 

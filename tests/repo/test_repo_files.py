@@ -83,8 +83,8 @@ def test_tests_have_unique_names_and_no_packages():
 def test_profiles():
     """Snakemake lays profiles/default under every other profile, unasked."""
     found = {path.name for path in (ROOT / "profiles").iterdir()}
-    assert found == {"demo", "local", "slurm", "slurm-multinode", "small"}
-    for profile in ("demo", "small"):
+    assert found == {"demo", "local", "own", "slurm", "slurm-multinode", "small"}
+    for profile in ("demo", "own", "small"):
         folder = ROOT / "profiles" / profile
         preset = folder / read_yaml(folder / "config.yaml")["configfile"]
         assert preset.resolve() == ROOT / f"config/{profile}.yaml"
@@ -96,7 +96,13 @@ def test_every_configuration_file_is_used(paper_plan):
     used = {"config/README.md", "config/config.yaml", files.assets, files.settings, files.claims, files.costs}
     used |= {f"{files.methods}/{path.name}" for path in (ROOT / files.methods).glob("*.yaml")}
     used |= {f"{files.tables}/{name}.yaml" for name in paper_plan.config.tables}
-    used |= {"config/demo.yaml", "config/small.yaml", "config/reduced.yaml"}  # see test_profiles
+    used |= {
+        "config/demo.yaml",
+        "config/small.yaml",
+        "config/reduced.yaml",
+        "config/own.yaml",
+    }  # see test_profiles
+    used |= {"config/own-pixels.yaml", "config/own-latents.yaml"}  # see test_plan_own
     assert there == used
 
 

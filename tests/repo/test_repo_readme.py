@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from configs import ROOT, dry_run, make_plan, raw_config
+from own_images import draw
 from source_files import modules, text, tracked
 
 from fewstep.bench.estimate import estimate, with_totals
@@ -52,8 +53,10 @@ def test_commands_exist(page):
             assert name in modules()
 
 
-def test_snakemake_calls(page):
+def test_snakemake_calls(page, tmp_path, monkeypatch):
     """Profiles are there, and targets are files that the plan can make."""
+    monkeypatch.chdir(tmp_path)  # with images where the preset for one's own looks for them
+    draw({".": 1})
     calls = [call for call in commands(text(page)) if "--profile" in call]
     assert len(calls) >= 3 or page != Path("README.md")
     for call in calls:
@@ -72,8 +75,10 @@ def test_snakemake_calls(page):
 
 
 @pytest.mark.slow
-def test_dry_runs(readme, tmp_path):
+def test_dry_runs(readme, tmp_path, monkeypatch):
     """Snakemake accepts every call of the README, in a folder without results."""
+    monkeypatch.chdir(tmp_path)
+    draw({".": 1})
     calls = {tuple(call) for call in commands(readme) if "--profile" in call}
     for call in sorted(calls):
         if "--report" not in call and "TARGET" not in call:  # a report is of what was made

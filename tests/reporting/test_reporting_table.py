@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from fewstep import table as stage
@@ -94,6 +97,18 @@ def test_nothing_below_full_scale_is_compared_with_the_paper(make_spec, metric, 
     text = table_markdown(spec, filled(spec, metric(cells(spec, "mix")[0][0], 1.05)))
     assert "In miniature: DE-CM, Table 4" in text and "never the numbers" in text
     assert "1.05 (" not in text and "reported by the paper, at full scale" in text and "FID, ours" not in text
+
+
+def test_own_images_have_no_paper(make_spec, metric):
+    spec = make_spec("table4", scale="own")
+    rows = [row.model_copy(update={"reported": {}, "note": ""}) for row in spec.table.rows]
+    table = spec.table.model_copy(update={"paper": "", "caption": "", "rows": rows})
+    spec = spec.model_copy(update={"table": table})
+    found = filled(spec, metric(cells(spec, "mix")[0][0], 1.41))
+    assert row_of(found, "mix", 4).status == "measured"
+    for form in (found, replace(found, rows=found.rows[:1])):  # wide and long
+        text = table_markdown(spec, form)
+        assert not re.search("miniature|paper|reported|ours|FID|Source", text, re.IGNORECASE), text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ try:
             name: workflow.pathvars.get(name) for name in config["pathvars"]
         }
     plan = Plan(config, repository, () if outer else workflow.configfiles, line)
+    for note in plan.config.notes if workflow.is_main_process else ():
+        logger.info(note)
 except ConfigError as error:
     # A WorkflowError would stand among lines that blame this file.
     sys.exit(str(error))

@@ -3,7 +3,8 @@
     L = mean (F(x_t, t, s = t) - v)^2  [ + mean_HW (1 - cos_C(F, v)) ],   v = x1 - x0
 
 with a share of the labels replaced by the null label, so that the same network can be guided.
-Under a teacher v is its guided velocity and no label is dropped: row (c) of DE-CM's Table 3.
+Under a teacher v is its guided velocity and no label is dropped: row (c) of DE-CM's Table 3. With ``data``
+the teacher only lends its weights, to be tuned on other data or classes.
 
 Mapping: their optimal-transport path with sigma_min = 0 is x_t = t x1 + (1 - t) x0 itself.
 
@@ -18,6 +19,8 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -31,6 +34,8 @@ class FlowMatching(Method):
     params: FlowMatchingParams
 
     def loss(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        if self.params.data:
+            ctx = replace(ctx, teacher=None)
         at = sample_path(self.params.times, batch, ctx)
         condition = at.t
         if self.params.expanded:

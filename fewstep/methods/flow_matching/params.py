@@ -16,4 +16,13 @@ class FlowMatchingParams(LossParams):
     name: Literal["flow_matching"] = "flow_matching"
     times: TimeDistribution = TimeDistribution()
     cosine: bool = Field(default=False, description="add 1 - cos(F, v) over channels")
+    data: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="start as the teacher, but learn from the data: new classes of a published network",
+    )
     expanded: bool = Field(default=False, description="half of the batch conditioned on 2 - t (FACM stage 1)")
+
+    @property
+    def follows_data(self) -> bool:
+        return self.data

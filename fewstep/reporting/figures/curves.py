@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from ...config.specs import TableSpec
 from ...config.tables import DECIMALS
 from ..metrics import metric_name
-from ..rows import FilledTable, TableRow
+from ..rows import OWN, FilledTable, TableRow
 from . import style
 
 
@@ -23,8 +23,8 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
     At the paper's scale, reported values are hollow markers on dashed lines beside ours. Below it the two
     cannot share an axis, and the reported values get a panel of their own.
     """
-    paper = spec.scale == "paper"
-    figure, axes = style.panels(1, width=7.6) if paper else style.panels(2)
+    paper, own = spec.scale == "paper", spec.scale == OWN
+    figure, axes = style.panels(1, width=7.6) if paper or own else style.panels(2)
     handles = []
     for index, rows in enumerate(table.by_method()):
         look = style.look(index)
@@ -38,6 +38,8 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
     if paper:
         handles.append(Line2D([], [], color="#666666", ls="--", marker="o", mfc="white", label="reported"))
         names = [("Ours and (dashed) reported", "paper")]
+    elif own:
+        names = [("", OWN)]
     else:
         names = [("Ours, miniature", spec.scale), ("Reported by the paper, full scale", "paper")]
     linear = spec.table.metric in DECIMALS

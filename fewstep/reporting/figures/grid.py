@@ -57,6 +57,11 @@ def enlarged(image: np.ndarray, smallest: int) -> Image.Image:
     return Image.fromarray(colour).resize((width * factor, height * factor), Image.Resampling.NEAREST)
 
 
+def class_name(spec: TableSpec, label: int) -> str:
+    """Name of a class, or its number where it has none."""
+    return spec.class_names[label] if label < len(spec.class_names) else str(label)
+
+
 def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
     """Lay the images of the first file (the first seed) out on white.
 
@@ -69,16 +74,17 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
         raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
     rows = select(paths[0], spec.table.columns, spec.table.classes)
     width, height = next(enlarged(chosen[0][1], SMALLEST).size for _, chosen in rows if chosen)
-    margin = max(28, height // 3)
+    font = ImageFont.load_default(size=max(14, min(height // 5, 28)))
+    names = [class_name(spec, label) for label, _ in rows]
+    margin = max(28, height // 3, *(20 + int(font.getlength(name)) for name in names if spec.class_names))
     columns = max(len(chosen) for _, chosen in rows)
     size = (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=max(14, min(height // 5, 28)))
     places = []
     for position, (label, chosen) in enumerate(rows):
         top = GAP + position * (height + GAP)
-        pen.text((margin - 10, top + height // 2), str(label), fill="#444444", font=font, anchor="rm")
+        pen.text((margin - 10, top + height // 2), names[position], fill="#444444", font=font, anchor="rm")
         for column, (index, image) in enumerate(chosen):
             sheet.paste(enlarged(image, SMALLEST), (margin + column * (width + GAP), top))
             places.append({"row": position, "column": column, "label": label, "image": index})

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
-from .grid import GAP, enlarged, select
+from .grid import GAP, class_name, enlarged, select
 
 SMALLEST = 96
 """Side in pixels below which images are enlarged: captions stand above them."""
@@ -55,12 +55,12 @@ def draw(spec: TableSpec, paths: Sequence[Path], real: Path | None = None) -> tu
         raise ValueError(f"{spec.name}: {len(paths)} --images for {len(cells)} lines; give one for each")
     chosen = [select(path, 1, spec.table.classes) for path in paths]
     columns = [label for label, found in chosen[0] if found]
-    names = _names(paths[0], columns)
+    names = _names(spec, paths[0], columns)
     images = [{label: found[0] for label, found in line if found} for line in chosen]
     for path, shown in zip(paths, images, strict=True):
         if missing := [label for label in columns if label not in shown]:
             raise ValueError(f"{path}: no images of the classes {missing}, which {paths[0]} has")
-        for label, name in _names(path, columns).items():
+        for label, name in _names(spec, path, columns).items():
             if name != names[label]:
                 raise ValueError(f"{path}: caption {label} is {name!r}, but {names[label]!r} in {paths[0]}")
     lines = [
@@ -103,7 +103,7 @@ def _real_images(path: Path, samples: Path) -> dict[int, tuple[int, np.ndarray]]
     return {label: (index, image.transpose(1, 2, 0)) for index, (label, image) in enumerate(found)}
 
 
-def _names(path: Path, labels: Sequence[int]) -> dict[int, str]:
-    """The caption of each label, or its number where a file has no captions."""
+def _names(spec: TableSpec, path: Path, labels: Sequence[int]) -> dict[int, str]:
+    """The caption of each label; where a file has no captions, the class's name, or its number."""
     captions = open_images(path).card.get("captions", {})
-    return {label: captions.get(str(label), str(label)) for label in labels}
+    return {label: captions.get(str(label), class_name(spec, label)) for label in labels}
