@@ -275,7 +275,7 @@ def test_plan_is_printed_and_written_without_any_other_job(tmp_path):
         *("--profile", "profiles/slurm", "--executor", "local", "--cores", "1", "--nolock", "--quiet", "all"),
         *("--config", *over, "--", f"{tmp_path}/plan.csv"),
     )
-    assert re.search(r"^train +41 .* GPU-hours", out, re.MULTILINE)
+    assert re.search(r"^train +14 .* GPU-hours", out, re.MULTILINE)
     assert (tmp_path / "plan.csv").read_text().startswith("kind,name,jobs,time,unit,longest,kept_bytes")
     assert [path.name for path in (tmp_path / "specs").iterdir()] == ["costs"]
 

@@ -58,7 +58,7 @@ rule train:
     log:
         LOGS["train"],
     benchmark:
-        BENCHMARK,
+        BENCHMARK
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     conda:
