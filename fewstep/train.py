@@ -18,7 +18,7 @@ from .common.cli import add_compiler, parser, run
 from .config import read_spec
 from .config.specs import TrainSpec
 from .core.dual import use_attention_kernel
-from .training.trainer import Options, Trainer
+from .training.trainer import TRACKERS, Options, Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
+    arguments.add_argument(
+        "--tracker", choices=TRACKERS, default="tensorboard", help="where the curve is shown meanwhile"
+    )
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
     arguments.add_argument(
         "--attention-kernel",
