@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
     arguments.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="keep the average of every N steps as a model"
+    )
+    arguments.add_argument(
         "--tracker", choices=TRACKERS, default="tensorboard", help="where the curve is shown meanwhile"
     )
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import importlib.util
 import math
 import os
@@ -81,6 +82,7 @@ class Options:
     capture: bool = False
     self_test: bool = True
     tracker: str = "tensorboard"
+    keep_every: int = 0
 
 
 class Trainer:
@@ -261,6 +263,8 @@ class Trainer:
         self._measure()
         curve = Curve(self.state.curve, progress.curve_bytes) if main else None
         self._init_tracker()
+        if main and progress.step == 0:
+            self._remove_kept()
         bar = tqdm(
             total=spec.train.steps,
             initial=progress.step,
@@ -293,6 +297,9 @@ class Trainer:
                 accelerator.print(f"first step done after {time.monotonic() - self.began:.1f} s")
             progress.step += 1
             bar.update()
+            kept_now = bool(options.keep_every) and progress.step % options.keep_every == 0
+            if kept_now and progress.step < spec.train.steps:
+                self._keep(updates[-1])
 
             by_steps = bool(options.save_steps) and progress.step % options.save_steps == 0
             # Clocks differ between processes; the main one's decides.
@@ -371,6 +378,22 @@ class Trainer:
                 options["wandb"] = {"id": run.read_text(encoding="utf-8"), "name": title, "resume": "allow"}
                 options["wandb"] |= {"dir": str(folder)}
         self.accelerator.init_trackers("fewstep" if name == "wandb" else "tensorboard", init_kwargs=options)
+
+    def _keep(self, last: dict[str, Tensor]) -> None:
+        """Write the average beside the model as a model of its own, unless it was before a resume."""
+        out = self.options.out
+        path = out.with_stem(f"{out.stem}-{self.progress.step}")
+        self._check_skips(last)
+        weights = parallel.gather(self.ema.tensors())
+        if self.accelerator.is_main_process and not path.exists():
+            save_model(path, weights, self.spec.backbone, self._card() | {"step": self.progress.step})
+
+    def _remove_kept(self) -> None:
+        """Remove the checkpoints that an earlier training has kept."""
+        out = self.options.out
+        for path in out.parent.glob(f"{glob.escape(out.stem)}-*{glob.escape(out.suffix)}"):
+            if path.stem.removeprefix(f"{out.stem}-").isdecimal():
+                path.unlink()
 
     def _slices(self, step: int) -> Slices:
         """This process's rows of one step, as all its updates share them."""
