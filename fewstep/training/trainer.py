@@ -56,6 +56,8 @@ from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
 
+Watch = Callable[[int, dict[str, Tensor], torch.device], dict[str, float]]
+"""What is done with the average of a step, on the main process; returns numbers to show."""
 Slices = list[tuple[Batch, Context]]
 TRACKERS = ("tensorboard", "wandb", "none")
 """Where a training can be watched, by the name of the package."""
@@ -83,6 +85,8 @@ class Options:
     self_test: bool = True
     tracker: str = "tensorboard"
     keep_every: int = 0
+    watch: Watch | None = None
+    watch_every: int = 0
 
 
 class Trainer:
@@ -274,6 +278,8 @@ class Trainer:
         )
         saved_at, first = time.monotonic(), progress.step
         updates: list[dict[str, Tensor]] = [{}]
+        if options.watch_every and progress.step == 0:
+            self._watch()  # tells at once if it cannot
 
         while progress.step < spec.train.steps:
             step = progress.step
@@ -300,6 +306,8 @@ class Trainer:
             kept_now = bool(options.keep_every) and progress.step % options.keep_every == 0
             if kept_now and progress.step < spec.train.steps:
                 self._keep(updates[-1])
+            if options.watch_every and progress.step % options.watch_every == 0:
+                self._watch()
 
             by_steps = bool(options.save_steps) and progress.step % options.save_steps == 0
             # Clocks differ between processes; the main one's decides.
@@ -387,6 +395,15 @@ class Trainer:
         weights = parallel.gather(self.ema.tensors())
         if self.accelerator.is_main_process and not path.exists():
             save_model(path, weights, self.spec.backbone, self._card() | {"step": self.progress.step})
+
+    def _watch(self) -> None:
+        """Show the average as it is now."""
+        weights, step = parallel.gather(self.ema.tensors()), self.progress.step
+        if self.options.watch is not None and self.accelerator.is_main_process:
+            values = self.options.watch(step, weights, self.device)
+            self.accelerator.log({f"watch/{name}": value for name, value in values.items()}, step=step)
+            shown = [f"{name} {value:.4g}" for name, value in values.items()]
+            tqdm.write(", ".join([f"step {step}: samples written", *shown]))
 
     def _remove_kept(self) -> None:
         """Remove the checkpoints that an earlier training has kept."""
