@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .backbones.import_weights import import_weights, read_weights
-from .backbones.model_file import save_model
+from .backbones.model_file import sampling_card, save_model, versions
 from .common.cli import parser, run
 from .config import ConfigError, digest, read_spec
 from .config.backbones import LightningDiT, Sd3
@@ -24,6 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stage; errors as for `read_spec`, `read_record`, `Record.verified` and `import_weights`."""
     arguments = parser(__doc__)
     arguments.add_argument("--asset", type=Path, required=True, help="record of the fetched asset")
+    arguments.add_argument(
+        "--sampling",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="how it is sampled from, for the card",
+    )
     given = arguments.parse_args(argv)
     spec = read_spec(AdoptSpec, given.spec)
     if not isinstance(spec.backbone, LightningDiT | Sd3):
@@ -44,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         "sampler": spec.sampler and spec.sampler.model_dump(mode="json"),
         "spec": digest(spec),
         "code": None,
+        "versions": versions(),
+        **sampling_card(next(iter(given.sampling), None), given.out),
     }
     save_model(given.out, net.state_dict(), spec.backbone, card)
 

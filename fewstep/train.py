@@ -41,6 +41,13 @@ def main(argv: list[str] | None = None) -> None:
         ("--encoder", "model file of their encoder, or the record of its weights, if it has any"),
     ):
         arguments.add_argument(option, type=Path, nargs="*", default=[], help=live + meaning)
+    arguments.add_argument(
+        "--sampling",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="how it is sampled from, for the card",
+    )
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
@@ -95,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     if given["encoder"] and not given["captions"]:
         raise ValueError(f"{path}: --encoder is for captions that are encoded here; give --captions too")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
-    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder")}
+    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder", "sampling")}
     given["watch"] = _watch(spec, given)
     try:
         Trainer(spec, Options(**given)).run()

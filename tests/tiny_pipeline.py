@@ -172,6 +172,9 @@ class TinyPipeline:
         """The options of a stage that name its input files, as the rules write them."""
         found = self.plan.inputs(stage, key)
         found.pop("spec")
+        for path in map(Path, found.get("sampling", [])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.plan.spec_text("sampling", key["run"]), encoding="utf-8")
         return [word for option, files in found.items() for word in (f"--{option}", *files)]
 
     def _call(self, stage: str, name: str, out: Path, *words: str) -> Call:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import __version__
 from ..common.cli import first_few
 from ..common.files import atomic, sha256
 from ..common.tensor_files import open_safetensors, read_all
 from ..config.backbones import Backbone
+from ..config.base import read_spec
+from ..config.sampling import Sampling
 from ..config.settings import Tokenizer
 from . import build
 from .lora import base_name
@@ -66,6 +70,29 @@ def _checksum(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
+def sampling_card(spec: Path | None, out: Path) -> dict[str, Any]:
+    """What a card says of sampling from its network, by the file of a `Sampling`; nothing without one.
+
+    Args:
+        out: the model file.
+
+    Raises:
+        ConfigError: a bad file.
+    """
+    if spec is None:
+        return {}
+    found = read_spec(Sampling, spec)
+    if found.tokenizer_file is not None:
+        file = os.path.relpath(found.tokenizer_file, out.parent)
+        found = found.model_copy(update={"tokenizer_file": file})
+    return {"sampling": found.model_dump(mode="json")}
+
+
+def versions() -> dict[str, str]:
+    """Of what makes a model file."""
+    return {"fewstep": __version__, "torch": torch.__version__}
+
+
 def load_network(
     path: str | Path, expected: Backbone | None = None, base: str | Path | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -80,7 +107,7 @@ def load_network(
             the one that it belongs to.
     """
     tensors, card = load_model(path)
-    backbone = _backbone(card)
+    backbone = backbone_of(card)
     if expected is not None and backbone != expected:
         raise ValueError(f"{path}: holds backbone {_changed(backbone, expected)}; make the file again")
     net = build(backbone)
@@ -110,13 +137,14 @@ def load_base(net: nn.Module, backbone: Backbone, path: str | Path) -> dict[str,
     """
     tensors, card = load_model(path)
     wanted = backbone.model_copy(update={"lora": None, "target_time": False})
-    if (found := _backbone(card)) != wanted:
+    if (found := backbone_of(card)) != wanted:
         raise ValueError(f"{path}: is not the base of these adapters: backbone {_changed(found, wanted)}")
     load_compatible(net, tensors, str(path))
     return card
 
 
-def _backbone(card: Mapping[str, Any]) -> Backbone:
+def backbone_of(card: Mapping[str, Any]) -> Backbone:
+    """The network that a card, or other JSON with a key `backbone`, is of."""
     found: Backbone = TypeAdapter(Backbone).validate_json(json.dumps(card["backbone"]))
     return found
 

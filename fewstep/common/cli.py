@@ -18,11 +18,11 @@ REFUSAL = "FEWSTEP_REFUSAL"
 """Environment variable: JSON of the file in which fewstep.launch finds a refusal, and what it belongs to."""
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(doc: str | None, spec: bool = True) -> argparse.ArgumentParser:
     """An argument parser with ``--spec`` and ``--out``; its help begins with the first line of ``doc``."""
     lines = (doc or "").strip().splitlines()
     result = argparse.ArgumentParser(description=lines[0] if lines else None)
-    result.add_argument("--spec", type=Path, required=True, help="what to do, as JSON")
+    result.add_argument("--spec", type=Path, required=spec, help="what to do, as JSON")
     result.add_argument("--out", type=Path, required=True, help="file to write")
     return result
 

@@ -57,7 +57,7 @@ def training_digest(loss: str, backbone: str, package: Path = PACKAGE) -> str:
         raise ValueError(f"unknown method {loss!r}: {package / 'methods' / loss} has no modules")
     modules = [f"methods.{loss}.{path.stem}" for path in method]
     unused = [] if backbone in CAPTIONED else [LIVE_TEXT]
-    return _digest(package, ["training.trainer", *modules, _backbone(package, backbone)], unused)
+    return _digest(package, ["training.trainer", *modules, backbone_module(package, backbone)], unused)
 
 
 @cache
@@ -103,10 +103,10 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
 def _sampling(package: Path, backbone: str) -> list[str]:
     if backbone == PIPELINE:
         return ["evaluation.pipeline_generation"]
-    return [*SAMPLING, _backbone(package, backbone)]
+    return [*SAMPLING, backbone_module(package, backbone)]
 
 
-def _backbone(package: Path, kind: str) -> str:
+def backbone_module(package: Path, kind: str) -> str:
     """The module that builds a kind of network, by the table in backbones/, which is not imported here."""
     tree = ast.parse((package / "backbones" / "__init__.py").read_text(encoding="utf-8"))
     (networks,) = (
@@ -126,10 +126,15 @@ def _digest(package: Path, start: Iterable[str], unused: Collection[str] = ()) -
     return total.hexdigest()[:16]
 
 
-def closure(package: Path, start: Iterable[str], unused: Collection[str] = ()) -> dict[str, Path]:
+def closure(
+    package: Path,
+    start: Iterable[str],
+    unused: Collection[str] = (),
+    left_out: Collection[str] = LEFT_OUT,
+) -> dict[str, Path]:
     """Modules reached from ``start`` by imports within the package, by name without the package's own.
 
-    Those ``unused`` are left out, with what they alone import.
+    Those ``unused``, and the rooms ``left_out``, are left out, with what they alone import.
 
     Raises:
         ValueError: a module of ``start`` does not exist.
@@ -141,7 +146,7 @@ def closure(package: Path, start: Iterable[str], unused: Collection[str] = ()) -
     while todo:
         name = todo.pop()
         path = _path(package, name)
-        if path is None or name in found or name in unused or name.split(".")[0] in LEFT_OUT:
+        if path is None or name in found or name in unused or name.split(".")[0] in left_out:
             continue
         found[name] = path
         others = _source(path).imports(package.name, name)

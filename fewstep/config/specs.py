@@ -17,6 +17,7 @@ from .base import Strict
 from .methods import AnyLossParams, Reembed
 from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
+from .sampling import Sampling
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
 from .text import PromptProtocol, PromptSet, TextEncoder
@@ -106,6 +107,19 @@ class PipelineSpec(Strict):
     decoder: Backbone = Field(description="network of the tokenizer")
     text: TextEncoder
     encoder: Backbone = Field(description="network of the text encoder")
+
+
+class ClassPipelineSpec(Strict):
+    """A class-conditional model, to be written as a folder of `fewstep.Pipeline`."""
+
+    method: str
+    variant: str
+    sampling: Sampling
+
+
+def pipeline_spec_class(raw: Mapping[str, Any]) -> type[PipelineSpec | ClassPipelineSpec]:
+    """Which of both the content of a spec's file is."""
+    return ClassPipelineSpec if "sampling" in raw else PipelineSpec
 
 
 class TrainSpec(Strict):
@@ -205,6 +219,11 @@ class ScoreSpec(Strict):
     extractor: Backbone | None = Field(description="network of a trained feature extractor")
     sample: SampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
 
 class PromptScorers(Strict):
     """What scores images with their prompts."""
@@ -220,6 +239,11 @@ class PromptScoreSpec(PromptScorers):
     cell: CellKey
     sample: AnySampleSpec = Field(description="how the images were sampled")
 
+    @property
+    def image(self) -> list[int]:
+        """(C, H, W)."""
+        return self.sample.image
+
 
 class BoundsSpec(PromptScorers):
     """Scores of real scenes: the bounds of the scores of sampled ones."""
@@ -230,7 +254,22 @@ class BoundsSpec(PromptScorers):
     decoder: Backbone | None = Field(default=None, description="network of a trained tokenizer")
 
 
+class ForeignScoreSpec(Strict):
+    """Metrics of images from elsewhere."""
+
+    protocol: Protocol
+    extractor: Backbone | None = Field(description="network of a trained feature extractor")
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
+
+class ForeignPromptScoreSpec(PromptScorers):
+    """Scores of images from elsewhere, image i of prompt i modulo their number."""
+
+    image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
+
+
 AnyScoreSpec = ScoreSpec | PromptScoreSpec
+ForeignSpec = ForeignScoreSpec | ForeignPromptScoreSpec
 
 
 def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..common.files import write_text
+from ..common.files import first_line, write_text
 from ..common.secrets_in_urls import redacted
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
@@ -172,3 +172,35 @@ class HubRepository:
             f"assets.{self._name}: {self._asset.repo} is gated: accept its licence at {page}, "
             f"then set HF_TOKEN to a token of that account"
         )
+
+
+def check_token(repository: str) -> None:
+    """Refuse an upload for which there is no token.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ConfigError(
+            f"--push-to-hub {repository}: no token of Hugging Face; set HF_TOKEN, or run `hf auth login`"
+        )
+
+
+def upload_folder(folder: Path, repository: str) -> None:
+    """Upload a folder to a repository of the hub, which is made if it is not there.
+
+    Raises:
+        ConfigError: there is no token, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_token(repository)
+    api = HfApi()
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, ValueError) as error:
+        raise ConfigError(f"--push-to-hub {repository}: {first_line(error)}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from ..config.base import read_spec
 from ..config.settings import Dataset, Tokenizer
 from ..config.specs import LatentCard
 from .asset_files import read_record
+from .normalisation import Normalisation
 
 HEX = r"^[0-9a-f]{64}$"
 USUAL = 0.1
@@ -68,39 +68,6 @@ class ShardEntry(Strict):
 class IndexEntry(Strict):
     name: str = Field(description="file beside the manifest")
     sha256: str = Field(pattern=HEX)
-
-
-class Normalisation(Strict):
-    """Per channel: z = (x - mean) / std * multiplier.
-
-    Both directions work in place on a copy of their own: temporaries cost a training's loader more
-    time than the arithmetic.
-    """
-
-    mean: list[float]
-    std: list[float]
-    multiplier: float
-
-    def _per_channel(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return _channels(tuple(self.mean), device), _channels(tuple(self.std), device)
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        """Raw latents (..., C, H, W) of any float type to normalised float32."""
-        result = latents.to(torch.float32, copy=True)
-        mean, std = self._per_channel(result.device)
-        return result.sub_(mean).div_(std).mul_(self.multiplier)
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """Inverse of `normalise`: what a tokenizer decodes, float32."""
-        result = latents.to(torch.float32, copy=True)
-        mean, std = self._per_channel(result.device)
-        return result.div_(self.multiplier).mul_(std).add_(mean)
-
-
-@cache
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Float32 (C, 1, 1), copied to a device once, as a copy waits for it."""
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class Manifest(Strict):

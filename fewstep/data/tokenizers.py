@@ -159,17 +159,17 @@ class ConvCodec:
     """An autoencoder that is trained here."""
 
     def __init__(self, network: nn.Module, device: torch.device | str, decoding: Decoding = DEFAULT) -> None:
-        self._network: Any = network
+        self.network: Any = network
         self._device, self._dtype = device, decoding.dtype
         decoding.prepare(network, device)
-        decoding.compiled(self._network.decoder)
+        decoding.compiled(self.network.decoder)
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        latents: Tensor = self._network.encode(images.to(self._device))
+        latents: Tensor = self.network.encode(images.to(self._device))
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self._network.decode(latents.to(self._device, self._dtype))
+        images: Tensor = self.network.decode(latents.to(self._device, self._dtype))
         return images.float().clamp(-1, 1)
 
 
@@ -183,15 +183,15 @@ class KlCodec:
         device: torch.device | str,
         decoding: Decoding = DEFAULT,
     ) -> None:
-        self._vae = vae.eval().requires_grad_(False)
+        self.network = vae.eval().requires_grad_(False)
         self._device, self._dtype = device, decoding.dtype
         self._posterior = posterior
-        decoding.prepare(self._vae, device)
-        decoding.compiled(self._vae.decoder)
+        decoding.prepare(self.network, device)
+        decoding.compiled(self.network.decoder)
         self._fitting = FittingBatches("decoding", DECODED)
 
     def encode(self, images: Tensor, indices: Sequence[int], view: int = 0) -> Tensor:
-        posterior = self._vae.encode(images.to(self._device)).latent_dist
+        posterior = self.network.encode(images.to(self._device)).latent_dist
         if self._posterior == "mean":
             return posterior.mean
         if self._posterior == "moments":
@@ -204,7 +204,7 @@ class KlCodec:
         latents = latents.to(self._device, self._dtype)
 
         def images(part: range) -> Tensor:
-            decoded: Tensor = self._vae.decode(latents[part.start : part.stop]).sample
+            decoded: Tensor = self.network.decode(latents[part.start : part.stop]).sample
             return decoded.float().clamp(-1, 1)
 
         return torch.cat(self._fitting(images, range(len(latents))))

@@ -53,10 +53,18 @@ def packages() -> Check:
 def gpus(profile: Profile) -> Check:
     """GPUs of this machine against those of the profile."""
     wanted = max(gpus_of(profile.resources(rule)) or 0 for rule in profile.by_rule)
-    found = sum(line.startswith("GPU ") for line in run_command("nvidia-smi", "-L").splitlines())
-    text = f"{found} visible, the profile uses {wanted}"
-    if found < wanted:
+    query = "--query-gpu=name,memory.total,compute_cap"
+    lines = run_command("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
+    found = [[part.strip() for part in line.split(",")] for line in lines if line.count(",") == 2]
+    text = f"{len(found)} visible, the profile uses {wanted}"
+    if len(found) < wanted:
         return Check("fail", "GPUs", f"{text}: install the driver, or lower gpu in the profile")
+    kinds = {f"{name} with {int(memory) / 1024:.0f} GiB" for name, memory, _ in found if memory.isdecimal()}
+    text = "; ".join([text, *sorted(kinds)])
+    old = sorted({name for name, _, version in found if version.partition(".")[0] in {*"34567"}})
+    if old:
+        remedy = "set precision: fp16 in the recipes that you train (settings.yaml)"
+        return Check("warn", "GPUs", f"{text}; {', '.join(old)} computes bf16 slowly or not at all: {remedy}")
     return Check("ok", "GPUs", text)
 
 

@@ -38,19 +38,16 @@ from ..core.heads import Output
 from ..core.memory import FittingBatches, free_memory, place
 from ..core.precision import cast_blocks
 from ..core.rng import generator
-from ..data.manifest import Normalisation, known_normalisation, read_manifest
+from ..data.manifest import known_normalisation, read_manifest
+from ..data.normalisation import Normalisation
 from ..data.text_store import TextStore, open_text, read_captions_of
 from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
 from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
+from .generator import CHUNK, expanded_interval_velocity, indexed_noise
 from .image_archive import open_images, write_images
 from .quantization import quantize, refuse_nan
 from .samplers import evaluations_per_image, integrate
 
-CHUNK = 250
-"""Images made together. Part of the result: the last bits of a network's output depend on it.
-
-With guidance 500 rows of the network: more than enough for a GPU.
-"""
 AHEAD = 2
 """Chunks that may wait for being written while another is made on a GPU."""
 
@@ -326,20 +323,6 @@ def read_normalisation(spec: SampleSpec, manifest: Path | None, weights: Path | 
     return found.normalisation
 
 
-def expanded_interval_velocity(net: nn.Module) -> Callable[..., Tensor]:
-    """A network of FACM's expanded time interval, with its velocity at s = t.
-
-    Such a network has no second time. On condition 2 - t it returns the velocity at t; on condition t, the
-    average velocity from t to s = 1.
-    """
-
-    def call(x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
-        velocity: Tensor = net(x, torch.where(s == t, 2 - t, t), s, y)
-        return velocity
-
-    return call
-
-
 def image_labels(spec: SampleSpec) -> Tensor:
     """Labels of all images, int64 (N,): classes or prompts in turn, or uniform by the protocol's seed."""
     classes = spec.latents.classes if spec.text is None else spec.text.captions
@@ -354,7 +337,4 @@ def image_noise(spec: SampleSpec, indices: range, purpose: str | int) -> Tensor:
 
     ``purpose`` is ``start``, or the number of the step that adds noise.
     """
-    shape = tuple(spec.latents.shape)
-    return torch.stack(
-        [torch.randn(shape, generator=generator(spec.seed, "sample", index, purpose)) for index in indices]
-    )
+    return indexed_noise(spec.latents.shape, spec.seed, indices, purpose)

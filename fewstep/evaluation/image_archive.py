@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..common.array_files import read_npy_header
 from ..common.files import atomic, reading
@@ -153,6 +154,33 @@ def _stream(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     if stream is None:
         raise ValueError(f"{member.name} is not a file")
     return stream
+
+
+def write_npz(archive: ImageArchive, out: Path) -> None:
+    """Write images as `arr_0`, uint8 (n, H, W, C), and labels as `arr_1`, int64 (n,), batch by batch."""
+    channels, height, width = archive.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (archive.count, height, width, channels)}
+    batches = range(len(archive.sizes))
+    labels = np.concatenate([archive.labels(batch) for batch in batches])
+    with atomic(out) as temporary, zipfile.ZipFile(temporary, "w") as made:
+        with made.open("arr_0.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for batch in batches:
+                stream.write(archive.images(batch).transpose(0, 2, 3, 1).tobytes())
+        with made.open("arr_1.npy", "w") as stream:
+            np.lib.format.write_array(stream, labels, allow_pickle=False)
+
+
+def write_pngs(archive: ImageArchive, out: Path) -> None:
+    """Write images as PNG files of a folder, numbered from 0."""
+    out.mkdir(parents=True, exist_ok=True)
+    place = 0
+    for batch in range(len(archive.sizes)):
+        for image in archive.images(batch).transpose(0, 2, 3, 1):
+            pixels = image[..., 0] if image.shape[-1] == 1 else image
+            with atomic(out / f"{place:06d}.png") as temporary:
+                Image.fromarray(pixels).save(temporary)
+            place += 1
 
 
 def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:

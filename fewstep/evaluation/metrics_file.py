@@ -7,12 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..common.files import write_text
 from ..common.provenance import score_digest
-from ..config import digest
+from ..config import ConfigError, digest
 from ..config.base import sealed
-from ..config.specs import AnyScoreSpec
-from .image_archive import ImageArchive
+from ..config.specs import AnyScoreSpec, ForeignPromptScoreSpec, ForeignSpec
+from .foreign_images import ForeignImages, open_foreign
+from .image_archive import ImageArchive, open_images
+
+UNTOLD = ("backbone", "sampling")
+"""Of a model's card: what stands elsewhere in the metrics, and what is for other samples."""
+
+
+def opened(path: Path, spec: AnyScoreSpec | ForeignSpec) -> ImageArchive | ForeignImages:
+    """The images to be scored: those of a cell, or from elsewhere.
+
+    Raises:
+        ValueError: a damaged file, or images of another cell, protocol, number or size.
+    """
+    if isinstance(spec, ForeignSpec):
+        if spec.protocol.uint8 == "none":
+            raise ConfigError(f"{path}: this protocol is of data that are not images")
+        prompts = spec.prompts.prompts if isinstance(spec, ForeignPromptScoreSpec) else 1
+        return open_foreign(path, spec.image, spec.protocol.images, prompts)
+    archive = open_images(path)
+    check_images(archive, spec)
+    return archive
 
 
 def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
@@ -39,9 +60,13 @@ def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
 
 
 def write_metrics(
-    out: Path, spec: AnyScoreSpec, archive: ImageArchive, values: Mapping[str, float], **more: Any
+    out: Path,
+    spec: AnyScoreSpec | ForeignSpec,
+    archive: ImageArchive | ForeignImages,
+    values: Mapping[str, float],
+    **more: Any,
 ) -> None:
-    """Write the metrics of a cell as JSON.
+    """Write the metrics of a cell, or of images from elsewhere with their card, as JSON.
 
     Args:
         values: metric -> value.
@@ -54,6 +79,19 @@ def write_metrics(
         if not math.isfinite(value):
             raise ValueError(f"{out}: {name} of {archive.count} images is {value}; are they too few for it?")
     card = archive.card
+    if isinstance(spec, ForeignSpec):
+        foreign = {
+            **values,
+            "images": archive.count,
+            "protocol": spec.protocol.model_dump(mode="json"),
+            **more,
+            "status": "from elsewhere",
+            "source": card,
+            "spec": digest(spec),
+            "version": __version__,
+        }
+        write_text(out, sealed(foreign))
+        return
     backbone = card["model"]["backbone"]["kind"]
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
@@ -68,6 +106,6 @@ def write_metrics(
         "backbone_kind": backbone,
         "spec": digest(spec),
         "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
-        "model": {key: value for key, value in card["model"].items() if key != "backbone"},
+        "model": {key: value for key, value in card["model"].items() if key not in UNTOLD},
     }
     write_text(out, sealed(metrics))

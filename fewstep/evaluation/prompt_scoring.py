@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..config.specs import PromptScorers, PromptScoreSpec
+from ..config.specs import ForeignPromptScoreSpec, PromptScorers, PromptScoreSpec
 from ..config.text import PromptProtocol, ScorerKind, split_metric
 from ..data.asset_files import read_record
 from ..data.captions import read_prompts
 from ..data.text_store import captions_sha256
 from .distributed_map import distributed_map, from_main, is_main, join_processes
-from .image_archive import ImageArchive, open_images
-from .metrics_file import check_images, write_metrics
+from .foreign_images import ForeignImages
+from .image_archive import ImageArchive
+from .metrics_file import opened, write_metrics
 from .scorers import coco_detector, colour_names, geneval
 from .scorers.blip_score import open_blip, open_image_reward
 from .scorers.cosine_score import open_clip, open_hps, open_pickscore
@@ -47,7 +48,11 @@ HELD_OUT = {"seen": False, "held_out": True}
 
 
 def score_prompt_images(
-    spec: PromptScoreSpec, images: Path, weights: Sequence[Path], prompts: Path, out: Path
+    spec: PromptScoreSpec | ForeignPromptScoreSpec,
+    images: Path,
+    weights: Sequence[Path],
+    prompts: Path,
+    out: Path,
 ) -> None:
     """Write the metrics as JSON. They do not depend on how many processes score.
 
@@ -62,8 +67,7 @@ def score_prompt_images(
             refused.
     """
     protocol = spec.protocol
-    archive = open_images(images)
-    check_images(archive, spec)
+    archive = opened(images, spec)
     lines = read_prompts(spec.prompts, prompts)
     check_prompts(spec, lines, prompts)
     check_captions(archive, lines, prompts)
@@ -138,7 +142,7 @@ _CHECKS: dict[tuple[str, ScorerKind], Callable[[Prompt, str], None]] = {
 """Name and kind of a scorer -> what refuses a prompt that it cannot judge, given where it stands."""
 
 
-def check_captions(archive: ImageArchive, lines: Sequence[Prompt], record: Path) -> None:
+def check_captions(archive: ImageArchive | ForeignImages, lines: Sequence[Prompt], record: Path) -> None:
     """Refuse images that were sampled from other captions than the prompts.
 
     Raises:
@@ -175,7 +179,7 @@ def _parts(prompt: Prompt) -> set[str | None]:
     return {prompt.get("tag"), *(one["category"] for one in prompt.get("questions") or [])}
 
 
-def _check_labels(archive: ImageArchive, batch: int, first: int, prompts: int) -> None:
+def _check_labels(archive: ImageArchive | ForeignImages, batch: int, first: int, prompts: int) -> None:
     labels = archive.labels(batch)
     wrong = [place for place, label in enumerate(labels.tolist()) if label != (first + place) % prompts]
     if wrong:
@@ -219,10 +223,13 @@ def open_scorers(
 
 
 def _refused(
-    scorers: Mapping[str, Scorer], spec: PromptScoreSpec, lines: Sequence[Prompt], record: Path
+    scorers: Mapping[str, Scorer],
+    spec: PromptScoreSpec | ForeignPromptScoreSpec,
+    lines: Sequence[Prompt],
+    record: Path,
 ) -> dict[str, str]:
     """Scorers that fail their self-test, and why. Its pictures are real scenes, or else drawn shapes."""
-    test = self_test(record, lines) or drawn_shapes(spec.sample.image)
+    test = self_test(record, lines) or drawn_shapes(spec.image)
     found = {name: scorer.faults(test) for name, scorer in scorers.items()}
     return {name: reason for name, reason in found.items() if reason}
 

@@ -8,20 +8,19 @@ import torch
 
 from ..common.files import sha256
 from ..config.settings import Protocol
-from ..config.specs import ScoreSpec
+from ..config.specs import ForeignScoreSpec, ScoreSpec
 from ..data.asset_files import read_record
 from ..data.moons import distances
 from .distributed_map import distributed_map, is_main, join_processes
 from .features import Extractor, FeatureCollector
 from .frechet import frechet_distance
-from .image_archive import open_images
-from .metrics_file import check_images, write_metrics
+from .metrics_file import opened, write_metrics
 from .mmd import mmd_squared
 from .reference_statistics import Reference, read_reference
 
 
 def score_images(
-    spec: ScoreSpec,
+    spec: ScoreSpec | ForeignScoreSpec,
     images: Path,
     weights: Path | None,
     reference: Path,
@@ -39,14 +38,13 @@ def score_images(
         ValueError: images, reference, extractor and protocol that do not belong together.
     """
     protocol = spec.protocol
-    archive = open_images(images)
-    check_images(archive, spec)
+    archive = opened(images, spec)
     device = join_processes()
     extractor = Extractor(protocol, weights, spec.extractor, device, channels_last)
     if protocol.stored:
         assert protocol.reference is not None
         reference, _ = read_record(reference).verified(protocol.reference.file)
-    real = read_reference(reference, protocol, spec.sample.image, extractor.sha256)
+    real = read_reference(reference, protocol, spec.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
     batches = range(len(archive.sizes))
     for values in distributed_map(lambda batch: torch.from_numpy(archive.images(batch)), extractor, batches):

@@ -12,7 +12,6 @@ know is turned into what it does:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,15 +24,14 @@ from ..backbones.sd3 import TIMESTEPS, Sd3
 from ..common.files import atomic_folder
 from ..config import digest
 from ..config.specs import PipelineSpec
-from ..data.manifest import Normalisation, read_manifest
+from ..data.manifest import read_manifest
+from ..data.normalisation import Normalisation
 from ..data.text_encoders import sd3_text_parts
 from ..data.tokenizers import weights_digest
+from .replaced_folder import ABOUT, as_json, checked_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
-
-ABOUT = "fewstep.json"
-"""File of a folder that says what is in it; diffusers does not read it."""
 
 
 def export_pipeline(
@@ -52,9 +50,7 @@ def export_pipeline(
         ValueError: files that do not belong together, a network that SD3's pipeline does not know, or another
             folder where this one would be.
     """
-    folder = out.resolve().parent
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).exists():
-        raise ValueError(f"{folder}: holds other files, which would be replaced; name an empty folder")
+    folder = checked_folder(out)
     backbone = spec.backbone
     for key, found, wanted in (
         ("lora", backbone.lora is not None, False),
@@ -107,7 +103,7 @@ def export_pipeline(
     }
     with atomic_folder(folder) as temporary:
         pipe.save_pretrained(temporary)
-        (temporary / ABOUT).write_text(json.dumps(about, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        (temporary / ABOUT).write_text(as_json(about), encoding="utf-8")
     print(f"{folder}: call the pipeline with max_sequence_length={spec.text.t5_length}, as it was trained")
 
 

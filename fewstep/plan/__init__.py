@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.backbones import Backbone
+from ..config.backbones import Backbone, FlowNetwork
 from ..config.base import ConfigError, Mistakes, Strict, complete, dump, require_known
 from ..config.load import load
 from ..config.pipelines import DiffusersPipeline
@@ -252,6 +252,9 @@ class Plan:
         if encoder is not None:
             captions = self.parts.latents[self.runs[key["run"]].recipe.latents].dataset
             files["text"] = [self.spec_file("text", encoder=encoder, captions=captions)]
+        if stage in ("train", "adopt"):
+            sampled = isinstance(self.runs[key["run"]].backbone, FlowNetwork)
+            files["sampling"] = [self.spec_file("sampling", run=key["run"])] if sampled else []
         return files
 
     def watch(self, run: str, seed: str) -> list[str]:

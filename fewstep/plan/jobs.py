@@ -141,7 +141,7 @@ def _pipeline(plan: Plan, run: str, seed: str) -> Files:
     encoder = plan.parts.text_encoders[entry.text_encoder] if entry.text_encoder else None
     return {
         "model": [plan.file("model", run=run, seed=seed)],
-        "latents": [plan.file("manifest", latents=entry.recipe.latents)],
+        "latents": [plan.file("manifest", latents=entry.recipe.latents)] if entry.tokenizer.measured else [],
         "tokenizer": weights(plan, entry.tokenizer.weights),
         "encoder": weights(plan, encoder.weights) if encoder else [],
     }
@@ -203,12 +203,20 @@ def _bounds(plan: Plan, table: str) -> Files:
 
 
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
-    entry = plan.parts.protocols[protocol]
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
+    return {"images": images, **score_files(plan, protocol)}
+
+
+def _images(plan: Plan, **cell: str) -> Files:
+    return {"images": [plan.file("images", **cell)]}
+
+
+def score_files(plan: Plan, protocol: str) -> Files:
+    """What a score reads beside the images, and for whichever."""
+    entry = plan.parts.protocols[protocol]
     if isinstance(entry, PromptProtocol):
-        return {"images": images, "extractor": [], "reference": [], **_scorers(plan, entry)}
+        return {"extractor": [], "reference": [], **_scorers(plan, entry)}
     return {
-        "images": images,
         "extractor": weights(plan, entry.weights),
         "reference": reference(plan, protocol),
         "prompts": [],
@@ -275,6 +283,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "pipeline": _pipeline,
     "sample": _sample,
     "reference": _reference,
+    "images": _images,
     "bounds": _bounds,
     "score": _score,
     "table": _table,

@@ -9,16 +9,17 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..config import specs
-from ..config.backbones import Sd3
-from ..config.base import ConfigError, Strict
+from ..config.backbones import ClassNetwork, Sd3
+from ..config.base import ConfigError, Strict, require_known
 from ..config.pipelines import NEVER_RUN
+from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.tables import Row
 from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import paths
 from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
-from .jobs import report_trainings
+from .jobs import report_trainings, score_files, weights
 from .marks import hyperparameters_by_scale
 from .runs import BASE, Run
 
@@ -79,18 +80,18 @@ def _encode(plan: Plan, latents: str) -> Strict:
 
 def _adopt(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
-    weights = entry.published
-    if weights is None:
+    published = entry.published
+    if published is None:
         file = plan.config.method_files[entry.method]
         raise ConfigError(f"{file}: {entry.method}.weights: no published file to adopt")
     return specs.AdoptSpec(
         method=entry.method,
         backbone=entry.backbone,
-        asset=weights.asset,
-        file=weights.file,
-        tokenizer=plan.parts.tokenizers[weights.tokenizer],
-        reverse=weights.reverse,
-        sampler=plan.parts.samplers[weights.sampler] if weights.sampler else None,
+        asset=published.asset,
+        file=published.file,
+        tokenizer=plan.parts.tokenizers[published.tokenizer],
+        reverse=published.reverse,
+        sampler=plan.parts.samplers[published.sampler] if published.sampler else None,
     )
 
 
@@ -119,6 +120,9 @@ def _export(plan: Plan, run: str) -> Strict:
 def _pipeline(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
     where = f"{entry.place}.backbone"
+    if isinstance(entry.backbone, ClassNetwork):
+        sampling = _sampling(plan, run)
+        return specs.ClassPipelineSpec(method=entry.method, variant=entry.variant, sampling=sampling)
     if entry.adopted:
         raise ConfigError(f"{where}: published weights have a folder of diffusers already; use that")
     if not isinstance(entry.backbone, Sd3) or entry.backbone.lora or entry.backbone.target_time:
@@ -203,6 +207,34 @@ def _sample(
     )
 
 
+def _sampling(plan: Plan, run: str) -> Sampling:
+    """How a run's images are made where nothing else is asked for."""
+    entry = plan.runs[run]
+    published = entry.published.sampler if entry.published else None
+    named = entry.entry.samplers or ({"default": published} if published else {})
+    samplers = {str(steps): plan.parts.samplers[name] for steps, name in named.items()}
+    protocols = [plan.parts.protocols[name] for name in entry.recipe.protocols]
+    dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
+    files = weights(plan, entry.tokenizer.weights)
+    return Sampling(
+        title=entry.entry.title,
+        paper=entry.entry.paper,
+        licence=plan.config.assets[entry.published.asset if entry.published else dataset.asset].licence,
+        samplers={
+            steps: Choice(
+                sampler=sampler.model_copy(update={"guidance": "none"}),
+                guidance=_sampling_guidance(entry, sampler),
+            )
+            for steps, sampler in samplers.items()
+        },
+        expanded=entry.expanded,
+        image=_image(plan, entry),
+        uint8=protocols[0].uint8 if protocols else "round",
+        decoder=plan.network(entry.tokenizer.weights),
+        tokenizer_file=files[0] if files else None,
+    )
+
+
 def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
     pipeline = plan.pipeline(run, steps)
     if not isinstance(protocol, PromptProtocol):
@@ -277,6 +309,35 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
             f"{plan.runs[run].place}.pipeline: protocol {protocol} has no prompts to sample from"
         )
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
+
+
+def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[str, list[str]]]:
+    """Spec of a score of images from elsewhere under a protocol, and the files that it reads.
+
+    Raises:
+        ConfigError: no such protocol, or images of several sizes are scored by it.
+    """
+    require_known(protocol, plan.parts.protocols, plan.config.root.files.settings, "protocol")
+    entry = plan.parts.protocols[protocol]
+    recipes = [recipe for recipe in plan.parts.recipes.values() if protocol in recipe.protocols]
+    datasets = [plan.parts.datasets[plan.parts.latents[recipe.latents].dataset] for recipe in recipes]
+    shapes = {(each.channels, each.resolution, each.resolution) for each in datasets}
+    if len(shapes) != 1:
+        raise ConfigError(f"protocols.{protocol}: recipes use it for images of {len(shapes)} sizes, not one")
+    (image,) = shapes
+    networks = {}
+    spec: specs.ForeignSpec
+    if isinstance(entry, PromptProtocol):
+        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
+        spec = specs.ForeignPromptScoreSpec(
+            protocol=entry,
+            prompts=plan.parts.prompts[entry.prompts],
+            scorers={name: network for name, network in networks.items() if network is not None},
+            image=[*image],
+        )
+    else:
+        spec = specs.ForeignScoreSpec(protocol=entry, extractor=plan.network(entry.weights), image=[*image])
+    return spec, score_files(plan, protocol)
 
 
 def _image(plan: Plan, run: Run) -> list[int]:
@@ -469,6 +530,7 @@ BUILDERS: dict[str, Callable[..., Strict]] = {
     "text": _text,
     "adopt": _adopt,
     "reembed": _reembed,
+    "sampling": _sampling,
     "train": _train,
     "bench": _bench,
     "export": _export,

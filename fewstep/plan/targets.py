@@ -15,7 +15,7 @@ from .jobs import maker
 if TYPE_CHECKING:
     from . import Plan
 
-SPEC_OF = {"manifest": "encode", "figure": "table"}
+SPEC_OF = {"manifest": "encode", "figure": "table", "images": "sample"}
 """Stages that read the spec of another."""
 NUMBERS = {"seed": "0, 1, 2 and so on", "steps": "1, 2, 3 and so on"}
 """Wildcard of a run's file -> what it may be."""

@@ -29,7 +29,9 @@ from ..backbones.model_file import (
     load_base,
     load_compatible,
     load_network,
+    sampling_card,
     save_model,
+    versions,
 )
 from ..common.files import sha256, write_lines, write_text
 from ..common.provenance import training_digest
@@ -74,6 +76,7 @@ class Options:
     text: Path | None = None
     captions: Path | None = None
     encoder: Path | None = None
+    sampling: Path | None = None
     device_batch: int | None = None
     save_minutes: float = 15
     save_steps: int = 0
@@ -541,6 +544,8 @@ class Trainer:
             more["text"] = self.text.card
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
+        latents = self.loader.shards.manifest
+        more |= sampling_card(self.options.sampling, self.options.out)
         return more | {
             "status": "trained",
             "spec": digest(spec),
@@ -552,7 +557,10 @@ class Trainer:
             "steps": spec.train.steps,
             "batch": spec.train.global_batch_size,
             "ema": spec.train.ema.model_dump(mode="json"),
-            "latents": spec.latents.model_dump() | {"weights": self.loader.shards.manifest.weights},
+            "latents": spec.latents.model_dump()
+            | {"weights": latents.weights, "normalisation": latents.normalisation.model_dump()},
+            "teacher": self.state.owner["teacher"],
+            "versions": versions(),
             "guidance_eta": progress.guidance_eta,
             "skipped_updates": progress.skipped,
             "flops_per_step": progress.flops_per_step,

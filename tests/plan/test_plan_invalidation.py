@@ -59,14 +59,18 @@ def tables(**changes) -> dict:
     ("change", "expected"),
     [
         pytest.param(
-            methods(scm={"loss": {"constant": 0.2}}), ["train/scm/base/*"], id="a loss: its training"
+            methods(scm={"loss": {"constant": 0.2}}),
+            ["train/scm/base/*", "report/report"],
+            id="a loss: its training",
         ),
         pytest.param(
-            methods(decm={"loss": {"r_max": 0.03}}), ["train/decm/*"], id="a loss with ablations: all of them"
+            methods(decm={"loss": {"r_max": 0.03}}),
+            ["train/decm/*", "report/report"],
+            id="a loss with ablations: all of them",
         ),
         pytest.param(
             methods(meanflow={"train": {"optimizer": {"lr": 3.0e-3}}}),
-            ["train/meanflow/*"],
+            ["train/meanflow/*", "report/report"],
             id="a learning rate",
         ),
         pytest.param(methods(decm={"title": "DE-CM!"}), ["report/report"], id="a title: the report alone"),
@@ -105,6 +109,7 @@ def tables(**changes) -> dict:
                     for name in ("euler-guided", "euler-lightningdit", "ucgm-lightningdit")
                 ),
                 "score/teacher/base/0/*",
+                "report/report",
             ],
             id="guidance: every student",
         ),
@@ -120,7 +125,7 @@ def tables(**changes) -> dict:
         ),
         pytest.param(
             {"seeds": [0, 1]},
-            ["train/*", "sample/*", "score/*", "table/*", "claims/*"],
+            ["train/*", "sample/*", "score/*", "table/*", "claims/*", "report/report"],
             id="one more seed: new runs",
         ),
         pytest.param({"targets": ["table1"]}, ["report/report"], id="other default targets"),

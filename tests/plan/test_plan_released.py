@@ -197,7 +197,8 @@ def test_every_hyper_parameter_at_paper_scale_has_a_mark(paper_plan):
 
 def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
     report = paper_plan.spec("report", "report")
-    found = {entry.key: (entry.value, entry.mark) for entry in report.methods["decm"].parameters}
+    shown = report.methods["decm"].parameters
+    found = {entry.key: (entry.value, entry.mark) for entry in shown["paper"]}
     assert found["loss.freq"] == ("3", "paper")
     adapters = {entry.key: entry.mark for entry in hyperparameter_sources(paper_plan.run("decm-t2i"))}
     assert (adapters["lora.rank"], adapters["lora.targets"]) == ("paper", "inferred")
@@ -211,7 +212,9 @@ def test_marks_reach_the_report_and_the_nearest_counts(paper_plan, demo_plan):
     assert found["guidance.interval"] == ("0.125, 1.0", "code")
     assert "train.log_every" not in found
     assert not report.methods["teacher"].parameters, "adopted: not trained here"
-    assert not demo_plan.spec("report", "report").methods["decm"].parameters
+    both = demo_plan.spec("report", "report").methods["decm"].parameters
+    assert both["paper"] == shown["paper"] and list(both) == ["paper", "demo"]
+    assert {entry.mark for entry in both["demo"] if entry.key == "train.steps"} == {None}
 
 
 def test_paper_values(paper_plan):

@@ -49,6 +49,7 @@ CHOSEN = {
     "score": "metrics",
     "reference": "metrics",
     "costs": "torch",
+    "pipeline": "torch",
 }
 
 

@@ -12,7 +12,7 @@ from fewstep.backbones import NETWORKS
 
 COMMANDS = {"fetch", "encode", "text", "adopt", "train", "sample", "reference", "score"}
 COMMANDS |= {"table", "figure", "claims", "report", "launch", "preload", "doctor", "costs"}
-COMMANDS |= {"reembed", "export", "pipeline", "bounds"}
+COMMANDS |= {"reembed", "export", "pipeline", "generate", "images", "bounds"}
 
 BELOW = {"methods", "backbones", "core", "data", "config", "common"}
 # Room -> the rooms that its modules may import, beside itself.
@@ -26,7 +26,7 @@ ROOMS = {
     "data": {"backbones", "core", "config", "common"},
     "training": BELOW,
     "evaluation": BELOW,
-    "exporting": {"backbones", "data", "config", "common"},
+    "exporting": {"evaluation", "backbones", "core", "data", "config", "common"},
     # archives of images, which need no torch
     "reporting": {"evaluation", "config", "common"},
     "environment": {"plan", "config", "common"},

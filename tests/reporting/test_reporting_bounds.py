@@ -108,7 +108,7 @@ def test_the_files_and_the_page(spec, tmp_path, capsys):
             ReportItem(name="scenes-bounds", kind="table", title="Bounds", paper="P", target=str(out)),
         ],
     )
-    page = render_page(report, {out.name: out}, lambda _: [])
+    page = render_page(report, {out.name: out}, lambda _: [], tmp_path)
     assert "its relation" in page and warning in page and "Bounds of the scores" in page
 
 

@@ -60,8 +60,34 @@ def test_no_room(monkeypatch):
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr(machine, "run_command", lambda *_: "")
     assert machine.gpus(Profile({"set-resources": {"train": {"gres": "gpu:h100:8"}}})).state == "fail"
-    monkeypatch.setattr(machine, "run_command", lambda *_: "GPU 0: H200\nGPU 1: H200\n")
-    assert machine.gpus(Profile({"set-resources": {"train": {"gpu": 2}}})).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("lines", "state", "text"),
+    [
+        (
+            ["NVIDIA H100 80GB HBM3, 81559, 9.0"] * 2,
+            "ok",
+            "2 visible, the profile uses 2; NVIDIA H100 80GB HBM3 with 80 GiB",
+        ),
+        (
+            ["Tesla V100-SXM2-16GB, 16384, 7.0"] * 2,
+            "warn",
+            "2 visible, the profile uses 2; Tesla V100-SXM2-16GB with 16 GiB; Tesla V100-SXM2-16GB computes "
+            "bf16 slowly or not at all: set precision: fp16 in the recipes that you train (settings.yaml)",
+        ),
+        (["NVIDIA GB10, [N/A], 12.1"] * 2, "ok", "2 visible, the profile uses 2"),
+        (
+            ["NVIDIA H100, 81559, 9.0"],
+            "fail",
+            "1 visible, the profile uses 2: install the driver, or lower gpu",
+        ),
+    ],
+)
+def test_gpus_with_their_memory(lines, state, text, monkeypatch):
+    monkeypatch.setattr(machine, "run_command", lambda *_: "\n".join(lines))
+    check = machine.gpus(Profile({"set-resources": {"train": {"gpu": 2}}}))
+    assert check.state == state and check.text.startswith(text)
 
 
 def test_a_folder_of_someone_else(monkeypatch, demo_plan):

@@ -25,8 +25,14 @@ except ConfigError as error:
 
 
 def inputs(stage):
-    """The input files of a stage's job, by name."""
-    return lambda wildcards: plan.inputs(stage, dict(wildcards.items()))
+    """The input files of a stage's job, by name. What is only told of a result does not make it anew."""
+
+    def found(wildcards):
+        files = plan.inputs(stage, dict(wildcards.items()))
+        told = [ancient(file) for file in files.get("sampling", [])]
+        return files | ({"sampling": told} if told else {})
+
+    return found
 
 
 def environment(stage):

@@ -21,6 +21,24 @@ rule sample:
         " --out {output:q} {resources.options} > {log:q} 2>&1"
 
 
+# Samples that are kept, for other evaluators: asked for by name.
+rule images:
+    input:
+        unpack(inputs("images")),
+    output:
+        FILES["npz"],
+    log:
+        "<logs>/images/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    retries: FEW_RETRIES
+    conda:
+        "../../envs/workflow.yaml"
+    resources:
+        attempt=which_attempt,
+    shell:
+        "python -m fewstep.launch --attempt {resources.attempt} fewstep.images"
+        " --spec {input.spec:q} --images {input.images:q} --out {output:q} > {log:q} 2>&1"
+
+
 rule reference:
     input:
         unpack(inputs("reference")),

@@ -17,7 +17,8 @@ rule adopt:
         attempt=which_attempt,
     shell:
         "python -m fewstep.launch --attempt {resources.attempt} fewstep.adopt"
-        " --spec {input.spec:q} --asset {input.asset:q} --out {output:q} > {log:q} 2>&1"
+        " --spec {input.spec:q} --asset {input.asset:q} --sampling {input.sampling:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule reembed:
@@ -75,6 +76,7 @@ rule train:
         " --attempt {resources.attempt} fewstep.train"
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
         " --captions {input.captions:q} --encoder {input.encoder:q}"
+        " --sampling {input.sampling:q}"
         " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options}{resources.watch} > {log:q} 2>&1"
 
 
@@ -102,7 +104,7 @@ rule export:
         " --out {output.lora:q} > {log:q} 2>&1"
 
 
-# A model that is trained here, as a folder of diffusers.
+# A model as a folder of diffusers.
 rule pipeline:
     input:
         unpack(inputs("pipeline")),
@@ -112,7 +114,7 @@ rule pipeline:
         "<logs>/pipeline/{run}/{seed}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/t2i.yaml"
+        environment("pipeline")
     resources:
         attempt=which_attempt,
     shell:

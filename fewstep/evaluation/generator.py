@@ -1,0 +1,133 @@
+"""Images of chosen classes by one network: what `python -m fewstep.generate` and `fewstep.Pipeline` share.
+
+Image i of a seed starts from the noise of image i of a cell whose protocol has that seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..config import ConfigError
+from ..config.backbones import ClassNetwork
+from ..config.sampling import Choice, Sampling
+from ..core.guidance import guided_field
+from ..core.rng import generator
+from ..data.normalisation import Normalisation
+from ..data.tokenizers import Codec
+from .quantization import quantize, refuse_nan
+from .samplers import integrate
+
+CHUNK = 250
+"""Images made together. Part of the result: the last bits of a network's output depend on it.
+
+With guidance 500 rows of the network: more than enough for a GPU.
+"""
+
+
+def expanded_interval_velocity(net: nn.Module) -> Callable[..., Tensor]:
+    """A network of FACM's expanded time interval, with its velocity at s = t.
+
+    Such a network has no second time. On condition 2 - t it returns the velocity at t; on condition t, the
+    average velocity from t to s = 1.
+    """
+
+    def call(x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        velocity: Tensor = net(x, torch.where(s == t, 2 - t, t), s, y)
+        return velocity
+
+    return call
+
+
+def indexed_noise(shape: Sequence[int], seed: int, indices: range, purpose: str | int) -> Tensor:
+    """Standard normal noise (n, *shape), drawn by a random generator of its own for each image.
+
+    ``purpose`` is ``start``, or the number of the step that adds noise.
+    """
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=generator(seed, "sample", i, purpose)) for i in indices]
+    )
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network with all that its images depend on; it computes in float32."""
+
+    net: nn.Module
+    backbone: ClassNetwork
+    codec: Codec
+    normalisation: Normalisation
+    sampling: Sampling
+    name: str
+    """Of the file, for messages."""
+
+    def __call__(
+        self, classes: Sequence[int], steps: int = 1, seed: int = 0, choice: Choice | None = None
+    ) -> list[Image.Image]:
+        """One picture for each class; errors as for `images`."""
+        pixels = self.images(classes, steps, seed, choice).permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(each.squeeze(-1) if each.shape[-1] == 1 else each) for each in pixels]
+
+    def images(
+        self, classes: Sequence[int], steps: int = 1, seed: int = 0, choice: Choice | None = None
+    ) -> Tensor:
+        """Images uint8 (n, C, H, W) on the CPU, one for each class.
+
+        Args:
+            choice: sampler and guidance, instead of those of the model for that many steps.
+
+        Raises:
+            ConfigError: no classes, an unknown one, points instead of images, or no sampler for the steps.
+            ValueError: a number of steps that the sampler cannot take, or an image holds NaN.
+        """
+        spec = self.backbone
+        wrong = [label for label in classes if not 0 <= label < spec.classes]
+        if wrong or not classes:
+            found = f"{wrong[0]} is none" if wrong else "none is given"
+            raise ConfigError(f"{self.name}: classes: {found}; there are 0 to {spec.classes - 1}")
+        if self.sampling.uint8 == "none":
+            raise ConfigError(f"{self.name}: its samples are points, not images")
+        choice = choice or self.sampling.choice(steps)
+        if choice is None:
+            known = ", ".join(self.sampling.samplers) or "none"
+            raise ConfigError(
+                f"{self.name}: sampling.samplers: none for {steps} steps (known: {known}); pass --sampler"
+            )
+        velocity: Callable[..., Tensor] = self.net
+        if self.sampling.expanded:
+            velocity = expanded_interval_velocity(self.net)
+        device = next(self.net.parameters()).device
+        made = []
+        for first in range(0, len(classes), CHUNK):
+            indices = range(first, min(first + CHUNK, len(classes)))
+
+            def noise(purpose: str | int, indices: range = indices) -> Tensor:
+                return indexed_noise(spec.shape, seed, indices, purpose).to(device)
+
+            labels = torch.tensor([classes[i] for i in indices], device=device)
+            field = guided_field(velocity, choice.guidance, spec.null, labels)
+            latents = integrate(choice.sampler, field, noise("start"), steps, noise)
+            decoded = self.codec.decode(self.normalisation.denormalise(latents))
+            refuse_nan(decoded.isnan().any())
+            if list(decoded.shape[1:]) != self.sampling.image:
+                raise ValueError(
+                    f"{self.name}: sampling.image: {self.sampling.image}, but latents decode to "
+                    f"{list(decoded.shape[1:])}"
+                )
+            made.append(quantize(decoded, self.sampling.uint8).cpu())
+        return torch.cat(made)
+
+
+def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures of one size as one, row by row, two pixels apart; in as many columns as rows, or nearly."""
+    columns = columns or min(len(pictures), max(1, round(len(pictures) ** 0.5)))
+    rows = -(-len(pictures) // columns)
+    width, height = (side + 2 for side in pictures[0].size)
+    whole = Image.new("RGB", (columns * width - 2, rows * height - 2), "white")
+    for place, picture in enumerate(pictures):
+        whole.paste(picture, (place % columns * width, place // columns * height))
+    return whole
