@@ -18,13 +18,13 @@ from ..data.asset_files import read_record
 from ..data.tokenizers import Decoding, open_tokenizer
 from .features import Extractor, FeatureCollector
 from .generation import (
-    CHUNK,
     PLAIN,
     image_labels,
     image_noise,
     prepared_velocity,
     read_normalisation,
 )
+from .generator import CHUNK
 from .quantization import quantize, refuse_nan
 from .reference_statistics import read_reference
 from .samplers import integrate
