@@ -23,19 +23,20 @@ def watched(pipeline: TinyPipeline, method: str, folder: Path) -> Call:
 @pytest.mark.parametrize("method", ["cd", "decm"])
 def test_a_training_shows_its_samples(pipeline, tmp_path, method):
     """The same noise at every step; the training is what it is without."""
-    call, plain = watched(pipeline, method, tmp_path), pipeline.train(method, tmp_path / "plain")
+    folder = tmp_path / "watched"  # a card names files from where the model lies
+    call, plain = watched(pipeline, method, folder), pipeline.train(method, tmp_path / "plain")
     call()
     plain()
     same(call, plain)
     pictures = {
-        path.name: np.asarray(Image.open(path)) for path in sorted((tmp_path / "samples").glob("*.png"))
+        path.name: np.asarray(Image.open(path)) for path in sorted((folder / "samples").glob("*.png"))
     }
     assert list(pictures) == ["0.png", "4.png", "8.png"]
     # 40 images of digits, 8 in a row
     assert {picture.shape for picture in pictures.values()} == {(5 * 8, 8 * 8)}
     assert (pictures["0.png"] != pictures["8.png"]).any()
     assert np.abs(pictures["0.png"].astype(int) - pictures["8.png"]).mean() < 64
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     found = events.Scalars("watch/fid_of_40")
     assert [event.step for event in found] == [0, 4, 8] and all(event.value > 0 for event in found)
