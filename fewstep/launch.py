@@ -62,7 +62,7 @@ def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
         SystemExit: this call was refused before, with the same files and code, and is no first attempt.
     """
     out = Path(given.rest[given.rest.index("--out") + 1])
-    files = [Path(word) for word in given.rest if Path(word).is_file()]
+    files = _files_of(given.rest)
     states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # A fault of one machine, such as a GPU that is gone, is none of another.
     content = [platform.node(), given.module, given.rest, given.nodes, given.gpus, states, code]
@@ -183,14 +183,18 @@ def _holder(handle: int) -> tuple[str, str]:
     return job or "-", work
 
 
+def _files_of(stage: list[str]) -> list[Path]:
+    """The files that a command names. Text of a spec is none, and longer than a name can be."""
+    return [Path(word) for word in stage if not word.startswith("{") and Path(word).is_file()]
+
+
 def _digest_of(stage: list[str]) -> str:
     """Of a stage's command, its spec, and the state of the other files that it reads."""
     content: list[object] = [stage]
-    for word in stage:
-        file = Path(word)
-        if file.suffix == ".json" and file.is_file():
+    for file in _files_of(stage):
+        if file.suffix == ".json":
             content.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        elif file.is_file():
+        else:
             content.append([file.stat().st_size, file.stat().st_mtime_ns])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -11,14 +11,16 @@ state and exits with status 75; the next start resumes from there.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .common.cli import add_compiler, parser, run
+from .common.files import write_text
 from .config import read_spec
-from .config.specs import TrainSpec
+from .config.specs import ScoreSpec, TrainSpec
 from .core.dual import use_attention_kernel
-from .training.trainer import Options, Trainer
+from .training.trainer import TRACKERS, Options, Trainer, Watch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,6 +53,21 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
+    arguments.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="keep the average of every N steps as a model"
+    )
+    arguments.add_argument(
+        "--watch-every", type=int, default=0, metavar="N", help="sample every N steps, if --watch is given"
+    )
+    arguments.add_argument(
+        "--watch", help="what is sampled and compared: spec of a score, a file or its text"
+    )
+    for option in ("tokenizer", "extractor", "reference"):
+        meaning = f"its {option}, as for fewstep.sample and fewstep.score"
+        arguments.add_argument(f"--watch-{option}", type=Path, nargs="*", default=[], help=meaning)
+    arguments.add_argument(
+        "--tracker", choices=TRACKERS, default="tensorboard", help="where the curve is shown meanwhile"
+    )
     arguments.add_argument("--tangent", default="fused", help="formulation of the tangent (core/jvp.py)")
     arguments.add_argument(
         "--attention-kernel",
@@ -86,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{path}: --encoder is for captions that are encoded here; give --captions too")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
     given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder", "sampling")}
+    given["watch"] = _watch(spec, given)
     try:
         Trainer(spec, Options(**given)).run()
     except torch.cuda.OutOfMemoryError as error:
@@ -93,6 +111,35 @@ def main(argv: list[str] | None = None) -> None:
             f"{path}: the GPU's memory does not suffice ({str(error).splitlines()[0]}); give a smaller "
             "--device-batch, --checkpoint-blocks, or --shard fsdp2 on several GPUs"
         ) from None
+
+
+def _watch(spec: TrainSpec, given: dict[str, Any]) -> Watch | None:
+    """What samples the training while it runs, from the options, which are taken out.
+
+    Raises:
+        ConfigError: a bad spec.
+        ValueError: a spec of another network, or of captions.
+    """
+    text, folder = given.pop("watch"), given["out"].parent / "samples"
+    files = {name: given.pop(f"watch_{name}") for name in ("tokenizer", "extractor", "reference")}
+    if not text or not given["watch_every"]:
+        return None
+    from .evaluation.watching import Watching  # takes seconds to import
+
+    path = Path(text)
+    if text.startswith("{"):
+        path = folder / "spec.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    score = read_spec(ScoreSpec, path)
+    if score.sample.backbone != spec.backbone or score.sample.text is not None:
+        raise ValueError(f"{path}: --watch takes a score of the network that is trained, without captions")
+    found = {name: paths[0] if paths else None for name, paths in files.items()}
+    for needed in (found["extractor"], found["reference"]):
+        if needed is not None and not needed.exists():
+            print(f"{needed}: not there yet; samples are shown without a Frechet distance")
+            found["reference"] = None
+    return Watching(score, folder, given["latents"], **found)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ what does X depend beside files (specs). Both are answered here, from config/ al
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -279,6 +280,26 @@ class Plan:
             sampled = isinstance(self.runs[key["run"]].backbone, FlowNetwork)
             files["sampling"] = [self.spec_file("sampling", run=key["run"])] if sampled else []
         return files
+
+    def watch(self, run: str, seed: str) -> list[str]:
+        """Options of a training that samples itself in two steps as the first protocol that compares images.
+
+        None where there is no such protocol, or the network knows captions or points.
+        """
+        entry = self.runs[run]
+        sampler = entry.samplers.get(2, entry.samplers.get("default"))
+        known = ((name, self.parts.protocols[name]) for name in entry.recipe.protocols)
+        names = [name for name, found in known if isinstance(found, Protocol) and found.uint8 != "none"]
+        if not names or sampler is None or entry.text_encoder is not None:
+            return []
+        protocol, cell = names[0], {"run": run, "seed": seed, "sampler": sampler, "steps": "2"}
+        score = self.inputs("score", {**cell, "protocol": protocol})
+        sample = self.inputs("sample", {**cell, "images": self.image_set(protocol)})
+        # in one line, as a part of a command
+        text = json.dumps(json.loads(self.spec_text("score", f"{run}/{seed}/{sampler}-2/{protocol}")))
+        options = ["--watch", text, "--watch-tokenizer", *sample["tokenizer"]]
+        options += ["--watch-extractor", *score["extractor"]]
+        return [*options, "--watch-reference", *score["reference"]]
 
     def spec_file(self, stage: str, **key: str) -> str:
         """The path of a spec."""

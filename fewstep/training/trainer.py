@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import glob
+import importlib.util
 import math
 import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,7 @@ from ..backbones.model_file import (
     save_model,
     versions,
 )
-from ..common.files import sha256, write_lines
+from ..common.files import sha256, write_lines, write_text
 from ..common.provenance import training_digest
 from ..config import digest, read_spec
 from ..config.backbones import FlowNetwork, Sd3
@@ -55,7 +58,11 @@ from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
 
+Watch = Callable[[int, dict[str, Tensor], torch.device], dict[str, float]]
+"""What is done with the average of a step, on the main process; returns numbers to show."""
 Slices = list[tuple[Batch, Context]]
+TRACKERS = ("tensorboard", "wandb", "none")
+"""Where a training can be watched, by the name of the package."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class Options:
     compile_blocks: str = ""
     capture: bool = False
     self_test: bool = True
+    tracker: str = "tensorboard"
+    keep_every: int = 0
+    watch: Watch | None = None
+    watch_every: int = 0
 
 
 class Trainer:
@@ -91,7 +102,9 @@ class Trainer:
 
     def __init__(self, spec: TrainSpec, options: Options) -> None:
         self.spec, self.options, self.began = spec, options, time.monotonic()
-        self.accelerator = accelerator = start_accelerator(spec.train.precision, options.out.parent)
+        self.accelerator = accelerator = start_accelerator(
+            spec.train.precision, options.out.parent, options.tracker
+        )
         self.device = accelerator.device
         layout = {"none": "ddp", "fsdp2": "fsdp2"}[options.shard]
         self.layout = layout if accelerator.num_processes > 1 else "none"
@@ -256,7 +269,9 @@ class Trainer:
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         self._measure()
         curve = Curve(self.state.curve, progress.curve_bytes) if main else None
-        self._init_tensorboard()
+        self._init_tracker()
+        if main and progress.step == 0:
+            self._remove_kept()
         bar = tqdm(
             total=spec.train.steps,
             initial=progress.step,
@@ -266,6 +281,8 @@ class Trainer:
         )
         saved_at, first = time.monotonic(), progress.step
         updates: list[dict[str, Tensor]] = [{}]
+        if options.watch_every and progress.step == 0:
+            self._watch()  # tells at once if it cannot
 
         while progress.step < spec.train.steps:
             step = progress.step
@@ -289,6 +306,11 @@ class Trainer:
                 accelerator.print(f"first step done after {time.monotonic() - self.began:.1f} s")
             progress.step += 1
             bar.update()
+            kept_now = bool(options.keep_every) and progress.step % options.keep_every == 0
+            if kept_now and progress.step < spec.train.steps:
+                self._keep(updates[-1])
+            if options.watch_every and progress.step % options.watch_every == 0:
+                self._watch()
 
             by_steps = bool(options.save_steps) and progress.step % options.save_steps == 0
             # Clocks differ between processes; the main one's decides.
@@ -349,12 +371,49 @@ class Trainer:
             total = torch.tensor(own, dtype=torch.float64, device=self.device)
             progress.flops_per_step = float(self.accelerator.reduce(total, reduction="sum"))
 
-    def _init_tensorboard(self) -> None:
-        """Events of a training that starts anew, or that come after a resumed step, are dropped."""
-        if self.progress.step == 0 and self.accelerator.is_main_process:
-            shutil.rmtree(self.options.out.parent / "tensorboard", ignore_errors=True)
-        options = {"tensorboard": {"purge_step": self.progress.step}}
-        self.accelerator.init_trackers("tensorboard", init_kwargs=options)
+    def _init_tracker(self) -> None:
+        """Events of a training that starts anew, or that come after a resumed step, are dropped.
+
+        A training is one run of wandb, however often it is resumed: the run's name lies beside the state.
+        """
+        name, folder, step = self.options.tracker, self.options.out.parent, self.progress.step
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step}}
+        if self.accelerator.is_main_process:
+            if step == 0:
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            if name == "wandb":
+                run = self.state.folder / "wandb-run"
+                if step == 0 or not run.exists():
+                    write_text(run, uuid.uuid4().hex)
+                title = f"{self.spec.method}/{self.spec.variant}/{self.spec.seed}"
+                options["wandb"] = {"id": run.read_text(encoding="utf-8"), "name": title, "resume": "allow"}
+                options["wandb"] |= {"dir": str(folder)}
+        self.accelerator.init_trackers("fewstep" if name == "wandb" else "tensorboard", init_kwargs=options)
+
+    def _keep(self, last: dict[str, Tensor]) -> None:
+        """Write the average beside the model as a model of its own, unless it was before a resume."""
+        out = self.options.out
+        path = out.with_stem(f"{out.stem}-{self.progress.step}")
+        self._check_skips(last)
+        weights = parallel.gather(self.ema.tensors())
+        if self.accelerator.is_main_process and not path.exists():
+            save_model(path, weights, self.spec.backbone, self._card() | {"step": self.progress.step})
+
+    def _watch(self) -> None:
+        """Show the average as it is now."""
+        weights, step = parallel.gather(self.ema.tensors()), self.progress.step
+        if self.options.watch is not None and self.accelerator.is_main_process:
+            values = self.options.watch(step, weights, self.device)
+            self.accelerator.log({f"watch/{name}": value for name, value in values.items()}, step=step)
+            shown = [f"{name} {value:.4g}" for name, value in values.items()]
+            tqdm.write(", ".join([f"step {step}: samples written", *shown]))
+
+    def _remove_kept(self) -> None:
+        """Remove the checkpoints that an earlier training has kept."""
+        out = self.options.out
+        for path in out.parent.glob(f"{glob.escape(out.stem)}-*{glob.escape(out.suffix)}"):
+            if path.stem.removeprefix(f"{out.stem}-").isdecimal():
+                path.unlink()
 
     def _slices(self, step: int) -> Slices:
         """This process's rows of one step, as all its updates share them."""
@@ -517,12 +576,20 @@ def _copied(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(tensor): tensor for tensor in frozen})
 
 
-def start_accelerator(precision: str, folder: Path) -> Accelerator:
+def start_accelerator(precision: str, folder: Path, tracker: str = "none") -> Accelerator:
     """Accelerate with nothing but these settings: its environment variables would change the result.
 
+    Args:
+        tracker: one of TRACKERS.
+
     Raises:
-        ValueError: several processes were started, and accelerate does not see them.
+        ValueError: several processes were started, and accelerate does not see them; the tracker is not
+            installed.
     """
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ValueError(
+            f"--tracker {tracker}: the package is not installed; pip install {tracker}, or give another one"
+        )
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     accelerator = Accelerator(
@@ -530,7 +597,7 @@ def start_accelerator(precision: str, folder: Path) -> Accelerator:
         # Buffers are constants, which DistributedDataParallel would write anew before every forward.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         mixed_precision=precision,
-        log_with="tensorboard",
+        log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
     # Under torchrun without GPUs a misconfigured Accelerator is N lone processes, silently.

@@ -30,17 +30,35 @@ def trainings(printed: str) -> list[str]:
     return re.findall(r"fewstep\.train .*", printed)
 
 
+def with_options(folder, options: str) -> list[str]:
+    """The demo's profile, and one with options of trainings."""
+    (folder / "profile").mkdir()
+    text = f'set-resources:\n  train: {{options: "{options}"}}\n'
+    (folder / "profile/config.yaml").write_text(text)
+    return ["--profile", "profiles/demo", "--profile", str(folder / "profile")]
+
+
 @pytest.mark.slow
 def test_options_of_a_profile_reach_the_training(tmp_path):
-    profile = tmp_path / "profile"
-    profile.mkdir()
-    (profile / "config.yaml").write_text(f'set-resources:\n  train: {{options: "{OPTIONS}"}}\n')
-    both = ["--profile", "profiles/demo", "--profile", str(profile)]
+    both = with_options(tmp_path, OPTIONS)
     ours = trainings(dry_run(tmp_path / "ours", *both, DECM))
     plain = trainings(dry_run(tmp_path / "plain", "--profile", "profiles/demo", DECM))
     assert len(ours) == len(plain) > 1
     assert all(f" {OPTIONS} > " in line for line in ours)
     assert [line.replace(f"{OPTIONS} ", " ").split() for line in ours] == [line.split() for line in plain]
+
+
+@pytest.mark.slow
+def test_trainings_sample_themselves_where_a_profile_asks_for_it(tmp_path):
+    """They are given no further input, which would train again what is there."""
+    both = with_options(tmp_path, "--watch-every 100")
+    ours = trainings(dry_run(tmp_path / "ours", *both, DECM))
+    plain = trainings(dry_run(tmp_path / "plain", "--profile", "profiles/demo", DECM))
+    assert len(ours) == len(plain) and not any("--watch" in line for line in plain)
+    sampled = [line for line in ours if " --watch '{" in line]
+    assert all("--watch-every 100 " in line for line in ours)
+    assert len(sampled) == 2 and all("/decm/base/" in line or "/teacher/base/" in line for line in sampled)
+    assert all("--watch-reference results/demo/references/digits.npz > " in line for line in sampled)
 
 
 def test_options_rerun_nothing():

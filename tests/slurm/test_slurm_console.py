@@ -101,6 +101,16 @@ def test_a_retry_that_fails_alike_is_one_line(tmp_path):
     assert text.count("    error: a\n") == 1 and text.count("Error in rule bad: bad.txt: the same again") == 3
 
 
+def test_each_line_tells_how_long_it_goes_on(tmp_path):
+    """Of rules that have not run yet nothing is known."""
+    lines = [line for line in shown(tmp_path, "").splitlines() if re.search(r"of \d done, ", line)]
+    assert len(lines) >= 2
+    time = r"\d+:\d\d:\d\d"
+    for line in lines:
+        assert re.search(rf" \(after {time}(, (at least|about) {time} left)?\)$", line), line
+    assert " left)" in lines[-1]
+
+
 def test_the_file_holds_everything(tmp_path):
     shown(tmp_path, "error: a\n")
     (log,) = tmp_path.glob(".snakemake/log/*.log")

@@ -155,3 +155,14 @@ def test_a_free_lock_does_not_look_at_the_output(tmp_path):
     out = tmp_path / "model.safetensors"
     out.touch()
     assert launch.acquire_lock(tmp_path / "lock", [*STAGE, "--out", str(out)])
+
+
+def test_work_is_its_command_and_files_also_with_long_text(tmp_path):
+    """A training may be given a spec as text, which is longer than a file's name can be."""
+    spec = tmp_path / "spec.json"
+    spec.write_text("{}")
+    stage = ["fewstep.train", "--spec", str(spec), "--watch", "{" + "x" * 5000 + "}"]
+    before = launch._digest_of(stage)
+    assert before == launch._digest_of(stage) != launch._digest_of([*stage[:-1], "{}"])
+    spec.write_text('{"a": 1}')
+    assert launch._digest_of(stage) != before

@@ -64,6 +64,40 @@ def test_saving_changes_nothing(pipeline, whole, tmp_path):
     same(call, reference)
 
 
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("model-*"))
+
+
+def test_kept_checkpoints_are_models(pipeline, whole, tmp_path):
+    """Each is what a training that ends there with the same rates would write, but for its card."""
+    method, reference = whole
+    call = pipeline.train(method, tmp_path).more("--keep-every", "2")
+    call()
+    same(call, reference)
+    assert kept(tmp_path) == [f"model-{step}.safetensors" for step in (2, 4, 6)]
+    found = [load_model(tmp_path / name) for name in kept(tmp_path)]
+    final, card = load_model(call.out)
+    assert [other["step"] for _, other in found] == [2, 4, 6]
+    assert all(other["spec"] == card["spec"] and other["steps"] == card["steps"] for _, other in found)
+    for tensors, _ in found:
+        assert tensors.keys() == final.keys()
+        assert any(not tensors[name].equal(final[name]) for name in final)
+    call.more("--keep-every", "5")()
+    assert kept(tmp_path) == ["model-5.safetensors"], "those of an earlier training are removed"
+
+
+def test_a_resumed_training_keeps_no_checkpoint_twice(pipeline, whole, tmp_path):
+    method, reference = whole
+    call = pipeline.train(method, tmp_path).more("--save-steps", "3", "--keep-every", "2")
+    child(call, tmp_path / "log", signal_at_step, step=5, number=signal.SIGKILL)
+    assert kept(tmp_path) == ["model-2.safetensors", "model-4.safetensors"]
+    written = {name: (tmp_path / name).stat().st_mtime_ns for name in kept(tmp_path)}
+    call()
+    same(call, reference)
+    assert kept(tmp_path) == [f"model-{step}.safetensors" for step in (2, 4, 6)]
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in written} == written
+
+
 def test_half_a_state_does_not_count(pipeline, tmp_path):
     """A process killed while it saves leaves a .partial folder, which is not resumed from."""
     call = pipeline.train("cd", tmp_path).more("--save-steps", "3")

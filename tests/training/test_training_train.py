@@ -12,7 +12,7 @@ from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
 from fewstep.backbones.model_file import load_model, save_model
-from fewstep.common.files import read_lines
+from fewstep.common.files import read_lines, sha256
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
@@ -101,6 +101,22 @@ def test_tensorboard_reads_the_events(pipeline, tmp_path):
     expected = {line["step"]: line["loss"] for line in lines if line["update"] == 0}
     found = {event.step: event.value for event in events.Scalars("update0/loss")}
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_training_that_nothing_follows(pipeline, tmp_path):
+    """A tracker changes no result, and events of an earlier training do not stay beside the new one."""
+    followed = pipeline.train("cd", tmp_path)
+    followed()
+    before = sha256(followed.out)
+    call = followed.more("--tracker", "none")
+    call()
+    assert sha256(call.out) == before
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(pipeline.train("cd", tmp_path).more("--tracker", "wandb"), "--tracker wandb", "pip install wandb")
 
 
 def test_log_every(pipeline, tmp_path):

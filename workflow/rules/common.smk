@@ -50,6 +50,16 @@ def profiles(wildcards):
     return profiles_of(sys.argv, places) or [repository / "profiles/slurm"]
 
 
+def watch(wildcards):
+    """Options with which a training samples itself, where the profile asks for it; they rerun nothing."""
+    asked = workflow.resource_settings.overwrite_resources.get("train", {})
+    options = asked["options"] if "options" in asked else ""
+    if "--watch-every" not in str(getattr(options, "raw", options)):
+        return ""
+    words = plan.watch(wildcards.run, wildcards.seed)
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
 wildcard_constraints:
     **plan.constraints,
 

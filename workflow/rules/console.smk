@@ -1,9 +1,11 @@
-# What the terminal shows of a run: a line for each job that starts, with how many of all are done; of a job that
-# failed the end of its log. Everything else is in the file that Snakemake names at its end. Dry runs, jobs that run
+# What the terminal shows of a run: a line for each job that starts, with how many of all are done and for how long
+# it goes on, if jobs of a rule take as long as those that ended; of a job that failed the end of its log. Everything else is in the file that Snakemake names at its end. Dry runs, jobs that run
 # Snakemake themselves, and workflows that use this one as a module keep its own output.
 import logging
 import re
 import time
+from collections import defaultdict
+from datetime import timedelta
 from pathlib import Path
 
 from snakemake.logging import logger
@@ -21,6 +23,8 @@ class Console(logging.Formatter):
     def __init__(self, usual):
         super().__init__()
         self.usual, self.done, self.total, self.told = usual, 0, "?", {}
+        self.began, self.started, self.left = time.monotonic(), {}, {}
+        self.seconds = defaultdict(list)
 
     def filter(self, record):
         """Whether the terminal shows a record. Specs take no time, so that they are counted only."""
@@ -31,13 +35,19 @@ class Console(logging.Formatter):
             self.done, self.total = record.done, record.total
             return record.done == record.total
         if event == "JOB_INFO":
+            self.started[record.jobid] = record.rule_name, time.monotonic()
             return record.rule_name != "spec"
+        if event == "JOB_FINISHED" and record.job_id in self.started:
+            name, start = self.started.pop(record.job_id)
+            self.seconds[name].append(time.monotonic() - start)
+            self.left[name] = self.left.get(name, 1) - 1
         return event != "JOB_FINISHED" and not re.match(self.UNSEEN, str(record.msg))
 
     def format(self, record):
         event = self.event(record)
         if event == "RUN_INFO":
-            self.total = record.stats.get("total", self.total)
+            self.left = {**record.stats}
+            self.total = self.left.pop("total", self.total)
         if workflow.dryrun or event not in ("JOB_INFO", "JOB_ERROR"):
             return self.usual.format(record)
         made = record.output[0] if record.output else ""
@@ -45,6 +55,7 @@ class Console(logging.Formatter):
             clock = time.strftime("%H:%M:%S")
             return (
                 f"[{clock}] {self.done} of {self.total} done, {record.rule_name} {made}"
+                f" ({self.progress()})"
             )
         lines = ["Error in rule" + f" {record.rule_name}: {made}"]
         lines += [str(record.rule_msg)] if record.rule_msg else []
@@ -55,6 +66,23 @@ class Console(logging.Formatter):
             return f"{lines[0]}: the same again"
         self.told[made] = lines
         return "\n    ".join(lines)
+
+    def progress(self):
+        """Time since the start, and what the jobs that are left take with as many at once as until now."""
+        passed = time.monotonic() - self.began
+        spent = sum(map(sum, self.seconds.values()))
+        text = f"after {timedelta(seconds=round(passed))}"
+        if not spent:
+            return text
+        left, sure = 0, "about"
+        for name, count in self.left.items():
+            known = self.seconds.get(name)
+            if known:
+                left += count * sum(known) / len(known)
+            elif count:
+                sure = "at least"
+        left = timedelta(seconds=round(left * passed / spent))
+        return f"{text}, {sure} {left} left"
 
     @staticmethod
     def event(record):

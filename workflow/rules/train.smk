@@ -68,6 +68,7 @@ rule train:
         gpu=0,
         gres="",
         options="",
+        watch=watch,
         attempt=which_attempt,
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
@@ -76,7 +77,7 @@ rule train:
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
         " --captions {input.captions:q} --encoder {input.encoder:q}"
         " --sampling {input.sampling:q}"
-        " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options} > {log:q} 2>&1"
+        " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options}{resources.watch} > {log:q} 2>&1"
 
 
 # A student that is adapters, as files of diffusers and peft.
