@@ -10,6 +10,9 @@ state and exits with status 75; the next start resumes from there.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from .common.files import write_text
 from .config import read_spec
 from .config.specs import ScoreSpec, TrainSpec
 from .core.dual import use_attention_kernel
+from .data.loader import rows_at_once
 from .training.trainer import TRACKERS, Options, Trainer, Watch
 
 
@@ -104,13 +108,39 @@ def main(argv: list[str] | None = None) -> None:
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
     given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder", "sampling")}
     given["watch"] = _watch(spec, given)
-    try:
-        Trainer(spec, Options(**given)).run()
-    except torch.cuda.OutOfMemoryError as error:
-        raise ValueError(
-            f"{path}: the GPU's memory does not suffice ({str(error).splitlines()[0]}); give a smaller "
-            "--device-batch, --checkpoint-blocks, or --shard fsdp2 on several GPUs"
-        ) from None
+    train_in_memory(spec, Options(**given), path)
+
+
+def train_in_memory(spec: TrainSpec, options: Options, path: Path) -> None:
+    """Train; on one GPU, where ``options`` leave the rows open, with half as many where the memory is short.
+
+    Rows at once are no part of a result but by rounding. A training goes on from its last saved state.
+
+    Args:
+        path: of the spec, for the message.
+
+    Raises:
+        ValueError: the memory does not suffice.
+    """
+    rows = min(rows_at_once(spec.latents.shape), spec.train.global_batch_size)
+    given = options.device_batch is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    while True:
+        try:
+            Trainer(spec, options).run()
+            return
+        except torch.cuda.OutOfMemoryError as error:
+            told = str(error).splitlines()[0]
+        if given or rows == 1:
+            raise ValueError(
+                f"{path}: the GPU's memory does not suffice ({told}); give a smaller --device-batch, "
+                "--checkpoint-blocks, or --shard fsdp2 on several GPUs"
+            )
+        rows //= 2
+        options = dataclasses.replace(options, device_batch=rows)
+        print(f"{path}: {rows} rows at a time, as more do not fit into the GPU's memory", flush=True)
+        # Only here, past the handler, are the failed training's own tensors gone.
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _watch(spec: TrainSpec, given: dict[str, Any]) -> Watch | None:

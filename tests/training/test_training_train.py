@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_pipeline import TinyPipeline, refused, replaced
 from trained_files import same
 
+from fewstep import train
 from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import read_lines, sha256
 from fewstep.config import ConfigError
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
 from fewstep.training.optimizer import learning_rate
+from fewstep.training.trainer import Options
 
 
 def test_refuses_latents_of_another_tokenizer(pipeline: TinyPipeline, tmp_path):
@@ -117,6 +121,52 @@ def test_a_training_that_nothing_follows(pipeline, tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(pipeline.train("cd", tmp_path).more("--tracker", "wandb"), "--tracker wandb", "pip install wandb")
+
+
+@pytest.fixture
+def short_memory(monkeypatch):
+    """A call that trains where at most ``fitting`` rows fit, and the rows of every start of the training."""
+
+    def call(fitting: int, device_batch: int | None = None) -> list[int | None]:
+        started: list[int | None] = []
+
+        class Short:
+            def __init__(self, spec, options):
+                self.rows = options.device_batch
+
+            def run(self):
+                started.append(self.rows)
+                if (self.rows or 128) > fitting:
+                    raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore")
+
+        monkeypatch.setattr(train, "Trainer", Short)
+        latents, steps = SimpleNamespace(shape=[32, 16, 16]), SimpleNamespace(global_batch_size=1024)
+        options = Options(*map(Path, ["latents", "teacher", "out", "curve"]), device_batch=device_batch)
+        train.train_in_memory(SimpleNamespace(latents=latents, train=steps), options, Path("spec.json"))
+        return started
+
+    return call
+
+
+def test_fewer_rows_where_the_memory_is_short(short_memory, capsys):
+    assert short_memory(200) == [None]
+    assert short_memory(20) == [None, 64, 32, 16]
+    told = capsys.readouterr().out.splitlines()
+    assert (
+        told[0] == "spec.json: 64 rows at a time, as more do not fit into the GPU's memory" and len(told) == 3
+    )
+
+
+def test_rows_that_are_given_are_not_changed(short_memory, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"spec\.json: the GPU's memory .* \(CUDA out of memory\.\); give a sm"
+    ):
+        short_memory(20, device_batch=32)
+    with pytest.raises(ValueError, match="--device-batch"):
+        short_memory(0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--shard fsdp2"):
+        short_memory(20)
 
 
 def test_log_every(pipeline, tmp_path):
