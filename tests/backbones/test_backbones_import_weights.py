@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fewstep import adopt
 from fewstep.backbones.import_weights import import_weights, read_weights
-from fewstep.backbones.model_file import check_tokenizer, load_model
+from fewstep.backbones.model_file import check_tokenizer, load_model, versions
 from fewstep.common.cli import run
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError, digest, dump
@@ -97,6 +97,7 @@ def test_published_formats_are_adopted_bit_for_bit(spec, active, published, name
     assert tensors.keys() == state.keys()
     assert all(torch.equal(tensors[key], state[key]) for key in state)
     del card["sha256"]
+    assert card.pop("versions") == versions()
     assert card == {
         "status": "released",
         "source": {
