@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         "spec": digest(spec),
         "code": None,
         "versions": versions(),
-        **sampling_card(next(iter(given.sampling), None), given.out),
+        **sampling_card(next(iter(given.sampling), None)),
     }
     save_model(given.out, net.state_dict(), spec.backbone, card)
 

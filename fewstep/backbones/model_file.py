@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,22 +69,13 @@ def _checksum(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def sampling_card(spec: Path | None, out: Path) -> dict[str, Any]:
+def sampling_card(spec: Path | None) -> dict[str, Any]:
     """What a card says of sampling from its network, by the file of a `Sampling`; nothing without one.
-
-    Args:
-        out: the model file.
 
     Raises:
         ConfigError: a bad file.
     """
-    if spec is None:
-        return {}
-    found = read_spec(Sampling, spec)
-    if found.tokenizer_file is not None:
-        file = os.path.relpath(found.tokenizer_file, out.parent)
-        found = found.model_copy(update={"tokenizer_file": file})
-    return {"sampling": found.model_dump(mode="json")}
+    return {} if spec is None else {"sampling": read_spec(Sampling, spec).model_dump(mode="json")}
 
 
 def versions() -> dict[str, str]:

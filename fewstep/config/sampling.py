@@ -31,8 +31,7 @@ class Sampling(Strict):
     uint8: str = Field(description="as in a protocol")
     decoder: Backbone | None = Field(description="network of a trained tokenizer")
     tokenizer_file: str | None = Field(
-        description="the tokenizer's weights; in a spec relative to the working directory, in a model file "
-        "to its folder"
+        description="the tokenizer's weights, relative to the model file's folder in the results"
     )
 
     def choice(self, steps: int) -> Choice | None:

@@ -103,15 +103,12 @@ def open_model(
                 "<results>/specs/sampling/METHOD/VARIANT.json, which snakemake makes"
             )
         known = parse(Sampling, card["sampling"], str(path), "sampling")
-        if known.tokenizer_file is not None:
-            file = str(path.parent / known.tokenizer_file)
-            known = known.model_copy(update={"tokenizer_file": file})
     entry = card.get("latents", {})
     if "tokenizer" not in entry:
         raise ConfigError(f"{path}: latents.tokenizer: not in its card: it is no network of latents")
     own = parse(Tokenizer, entry["tokenizer"], str(path), "latents.tokenizer")
     if tokenizer is None and known.tokenizer_file is not None:
-        tokenizer = Path(known.tokenizer_file)
+        tokenizer = path.parent / known.tokenizer_file
     weights = None if own.plain else tokenizer
     if not own.plain and (weights is None or not weights.is_file()):
         where = "its card names none" if weights is None else f"{weights} is not there"

@@ -217,7 +217,8 @@ def _sampling(plan: Plan, run: str) -> Sampling:
     samplers = {str(steps): plan.parts.samplers[name] for steps, name in named.items()}
     protocols = [plan.parts.protocols[name] for name in entry.recipe.protocols]
     dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
-    files = weights(plan, entry.tokenizer.weights)
+    folder = PurePosixPath(plan.model(entry.method, entry.variant)).parent
+    files = [posixpath.relpath(file, folder) for file in weights(plan, entry.tokenizer.weights)]
     return Sampling(
         title=entry.entry.title,
         paper=entry.entry.paper,

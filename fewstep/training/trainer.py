@@ -545,7 +545,7 @@ class Trainer:
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
         latents = self.loader.shards.manifest
-        more |= sampling_card(self.options.sampling, self.options.out)
+        more |= sampling_card(self.options.sampling)
         return more | {
             "status": "trained",
             "spec": digest(spec),

@@ -133,10 +133,11 @@ def test_what_older_files_lack_is_named_with_its_option(pipeline, model, tmp_pat
         fewstep.load(old)
     sampling = tmp_path / "sampling.json"
     sampling.write_text(dump(pipeline.plan.spec("sampling", "cd/base")))
+    more = {"sampling": sampling, "tokenizer": pipeline.plan.model("digits-autoencoder")}
     with pytest.raises(ConfigError, match=r"normalisation: not in its card.*pass --latents"):
-        fewstep.load(old, sampling=sampling)
+        fewstep.load(old, **more)
     latents = pipeline.plan.file("manifest", latents="digits-latents")
-    made = fewstep.load(old, sampling=sampling, latents=latents, device="cpu")
+    made = fewstep.load(old, latents=latents, device="cpu", **more)
     assert made.images(CLASSES, 2).equal(fewstep.load(model, device="cpu").images(CLASSES, 2))
 
 
