@@ -72,6 +72,8 @@ class Console(logging.Formatter):
         passed = time.monotonic() - self.began
         spent = sum(map(sum, self.seconds.values()))
         text = f"after {timedelta(seconds=round(passed))}"
+        if not spent:
+            return text
         left, sure = 0, "about"
         for name, count in self.left.items():
             known = self.seconds.get(name)
@@ -79,8 +81,6 @@ class Console(logging.Formatter):
                 left += count * sum(known) / len(known)
             elif count:
                 sure = "at least"
-        if not left:
-            return text
         left = timedelta(seconds=round(left * passed / spent))
         return f"{text}, {sure} {left} left"
 
