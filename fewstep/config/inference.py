@@ -56,12 +56,14 @@ class Inference:
             if self._open("tokenizers", entry):
                 self._fill("tokenizers", name, entry, shape=self._shapes_of_tokenizer(name, entry))
         for name, entry in self._entries("backbones"):
-            if self._open("backbones", entry):
+            keys = INFERRED["backbones"] if entry.get("kind") in CLASS_NETWORKS else ("shape",)
+            if any(entry.get(key) in (None, "infer") for key in keys):
                 shapes, classes = self._of_latents(name)
-                if shapes is None:
-                    del self._parts["backbones"][name]  # used by nothing, it has no shape
+                if shapes is None:  # used by nothing
+                    if entry.get("shape") in (None, "infer"):
+                        del self._parts["backbones"][name]
                     continue
-                conditional = {"classes": classes} if entry.get("kind") in CLASS_NETWORKS else {}
+                conditional = {"classes": classes} if "classes" in keys else {}
                 self._fill("backbones", name, entry, shape=shapes, **conditional)
 
     def _entries(self, part: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -25,7 +25,7 @@ from fewstep.config.settings import Guidance, Sampler
 from fewstep.core.capture import CapturedNetwork
 from fewstep.core.guidance import guided_field
 from fewstep.core.memory import FittingBatches
-from fewstep.data import manifest
+from fewstep.data import normalisation as normalisations
 from fewstep.data.tokenizers import ConvCodec, Decoding, KlCodec, build_ldm_autoencoder
 from fewstep.evaluation import features, generation, samplers
 from fewstep.evaluation.generation import ChunkWriter, KeptChunks
@@ -105,7 +105,7 @@ def test_every_tensor_is_on_the_gpu(monkeypatch, backbone, kind):
         monkeypatch.setattr(samplers, name, lambda *_: SimpleNamespace(tolist=lambda: [0.0, 0.4, 0.7, 1.0]))
     gpu, guidance = torch.device("cuda"), Guidance(scale=2.0, interval=[0.1, 1.0])
     sampler = Sampler(kind=kind, ucgm={"condition": "end", "rho": 1.0} if kind == "ucgm" else None)
-    manifest._channels.cache_clear()
+    normalisations._channels.cache_clear()
     with FakeTensorMode(), torch.no_grad():
         velocity = generation.prepared_velocity(build(backbone).eval(), generation.PLAIN, gpu, "float32")
         field = guided_field(velocity, guidance, 10, torch.zeros(6, dtype=torch.long, device=gpu))
@@ -113,9 +113,9 @@ def test_every_tensor_is_on_the_gpu(monkeypatch, backbone, kind):
         latents = samplers.integrate(sampler, field, noise, 3, lambda _: noise)
         vae = build_ldm_autoencoder(ldm_reference.TINY, 4)
         codec = KlCodec(vae, "mean", gpu, Decoding(channels_last=True))
-        normalisation = manifest.Normalisation(mean=[0.0] * 4, std=[1.0] * 4, multiplier=1.0)
+        normalisation = normalisations.Normalisation(mean=[0.0] * 4, std=[1.0] * 4, multiplier=1.0)
         images = quantize(codec.decode(normalisation.denormalise(latents)), "round")
-    manifest._channels.cache_clear()
+    normalisations._channels.cache_clear()
     assert images.is_cuda and images.dtype == torch.uint8 and images.shape == (6, 3, 16, 16)
 
 

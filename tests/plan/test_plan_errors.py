@@ -580,10 +580,10 @@ TOGETHER = {
         [
             "config/config.yaml: line N: key 'seeds' stands twice",
             "config/settings.yaml: line N: key 'cm' stands twice",
-            "config/settings.yaml: samplers.c m: 'c m' is not a name: use letters, digits, '.', '_' and '-', "
-            "a letter or digit first, not digits alone",
             "config/methods/consistency.yaml: line N: YAML reads 1e-2 as text: write the number with a "
             "decimal point and a sign (1.0e-4), text in quotes",
+            "config/settings.yaml: samplers.c m: 'c m' is not a name: use letters, digits, '.', '_' and '-', "
+            "a letter or digit first, not digits alone",
         ],
     ),
     "what is right in itself and does not fit": (
@@ -700,7 +700,7 @@ def test_a_tokenizer_that_its_own_training_needs():
 
 def test_extractors_are_those_of_torch_fidelity():
     """But those whose weights cannot be given as a file, and beside the networks that are trained here."""
-    trained = {"conv-classifier", "clip"}
+    trained = {"conv-classifier", "clip", "pixels"}
     ours = {name: layers for name, layers in EXTRACTORS.items() if name not in trained}
     theirs = {name: found for name, found in FEATURE_EXTRACTORS_REGISTRY.items() if "dinov2" not in name}
     found = {name: each.get_provided_features_list() for name, each in theirs.items() if name not in trained}

@@ -194,11 +194,11 @@ def test_the_word_infer_is_as_nothing():
 def test_no_paper_has_tables_or_claims_of_own_images():
     draw({"a": 2})
     plan = own_plan()
-    assert list(plan.tables) == ["table", "samples"]
+    assert list(plan.tables) == ["table", "pictures"]
     assert plan.claims == []
     spec = plan.spec("table", "table")
     assert (spec.scale, spec.table.paper, spec.table.metric) == ("own", "", "frechet")
-    assert plan.spec("table", "samples").class_names == ["a"]
+    assert plan.spec("table", "pictures").class_names == ["a"]
     assert plan.runs["decm/base"].device == "cpu"
 
 
@@ -215,7 +215,7 @@ def test_the_preset_for_one_gpu():
     plan = own_plan(resolution=256, based_on="config/own-latents.yaml")
     assert plan.parts.tokenizers["own"].shape == plan.runs["decm/base"].backbone.shape == [4, 32, 32]
     assert plan.runs["decm/base"].device == "gpu"
-    assert {"sd-vae-ft-ema", "own"} == {job["asset"] for job in behind(plan, "table", "samples")["fetch"]}
+    assert {"sd-vae-ft-ema", "own"} == {job["asset"] for job in behind(plan, "table", "pictures")["fetch"]}
     assert refused(resolution=100, based_on="config/own-latents.yaml") == (
         "settings.datasets.own.resolution: 100 is no multiple of 8, which tokenizer own needs"
     )
@@ -245,4 +245,4 @@ def test_a_network_of_two_recipes_says_its_shape():
 
 def test_the_preset_is_short():
     assert len((ROOT / "config/own.yaml").read_text().splitlines()) <= 25
-    assert raw_config("own")["targets"] == ["table", "samples"]
+    assert raw_config("own")["targets"] == ["table", "pictures"]

@@ -25,7 +25,7 @@ overrides:
       {steps: [1], rows: [
         {id: teacher, label: Teacher, method: teacher, sampler: euler-guided, steps: [2]},
         {id: decm, label: DE-CM, method: decm}]}
-    samples: *table
+    pictures: *table
 """
 
 
@@ -38,7 +38,7 @@ def test_from_a_folder_to_a_table_and_a_grid(tmp_path, monkeypatch, counts):
         *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--profile", str(ROOT / "profiles/own"), "--quiet", "all"),
         *("--configfile", str(ROOT / "config/own.yaml"), "tiny.yaml", "--"),
-        *("results/own/table.csv", "results/own/samples.png"),
+        *("results/own/table.csv", "results/own/pictures.png"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,10 +50,10 @@ def test_from_a_folder_to_a_table_and_a_grid(tmp_path, monkeypatch, counts):
     assert all(row.metric == "frechet" and row.protocol == "pixels-8x8" and row.ours for row in table.rows)
     text = (tmp_path / "results/own/table.md").read_text()
     assert "Fréchet distance" in text and "paper" not in text and "miniature" not in text.lower()
-    with Image.open("results/own/samples.png") as grid:
+    with Image.open("results/own/pictures.png") as grid:
         assert grid.width > len(counts) * 96 and grid.height > 2 * 96
     names = [name for name in counts if name != "."] or ["own"]
-    captions = (tmp_path / "results/own/samples.csv").read_text()
+    captions = (tmp_path / "results/own/pictures.csv").read_text()
     assert all(name in captions for name in names)
     _, card = load_model("results/own/decm/base/0/model.safetensors")
     assert card["latents"]["names"] == names and card["backbone"]["classes"] == len(names)

@@ -89,7 +89,7 @@ rule examples:
         "<logs>/examples/{table}.log",
     retries: FEW_RETRIES
     conda:
-        "../../envs/torch.yaml"
+        "../../envs/metrics.yaml"
     resources:
         attempt=which_attempt,
     shell:
