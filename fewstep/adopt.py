@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .backbones.import_weights import import_weights, read_weights
 from .backbones.model_file import sampling_card, save_model, versions
-from .common.cli import parser, run
+from .common.cli import add_sampling, parser, run
 from .config import ConfigError, digest, read_spec
 from .config.backbones import LightningDiT, Sd3
 from .config.specs import AdoptSpec
@@ -24,13 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stage; errors as for `read_spec`, `read_record`, `Record.verified` and `import_weights`."""
     arguments = parser(__doc__)
     arguments.add_argument("--asset", type=Path, required=True, help="record of the fetched asset")
-    arguments.add_argument(
-        "--sampling",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="how it is sampled from, for the card",
-    )
+    add_sampling(arguments)
     given = arguments.parse_args(argv)
     spec = read_spec(AdoptSpec, given.spec)
     if not isinstance(spec.backbone, LightningDiT | Sd3):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .common.cli import add_compiler, parser, run
+from .common.cli import add_compiler, add_sampling, parser, run
 from .common.files import write_text
 from .config import read_spec
 from .config.specs import ScoreSpec, TrainSpec
@@ -45,13 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         ("--encoder", "model file of their encoder, or the record of its weights, if it has any"),
     ):
         arguments.add_argument(option, type=Path, nargs="*", default=[], help=live + meaning)
-    arguments.add_argument(
-        "--sampling",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="how it is sampled from, for the card",
-    )
+    add_sampling(arguments)
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")

@@ -32,6 +32,13 @@ def add_compiler(arguments: argparse.ArgumentParser, option: str, doc: str) -> N
     arguments.add_argument(option, nargs="?", const="inductor", default="", metavar="BACKEND", help=doc)
 
 
+def add_sampling(arguments: argparse.ArgumentParser) -> None:
+    """Add the option of the stages that make a model file; at most one path is of use."""
+    arguments.add_argument(
+        "--sampling", type=Path, nargs="*", default=[], help="how it is sampled from, for the card"
+    )
+
+
 def metrics_parser(doc: str | None) -> argparse.ArgumentParser:
     """The parser of a stage that turns metrics into a table, for machines and for readers."""
     result = parser(doc)
