@@ -101,7 +101,9 @@ def test_points_are_refused_where_images_belong(moons, pipeline, tmp_path):
 )
 def test_the_parts_of_a_protocol_without_images_belong_together(moons, change):
     raw = moons.plan.parts.protocols["moons"].model_dump()
-    with pytest.raises(ValueError, match="identity goes with uint8: none"):
+    with pytest.raises(
+        ValueError, match="identity goes with uint8: none, and it and pixels alone go without weights"
+    ):
         Protocol.model_validate(raw | change)
 
 
