@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -95,24 +95,25 @@ class Line:
 
 def estimate(spec: CostsSpec) -> list[Line]:
     """A line for each rule and kind of device, with the networks counted."""
-    counts = Counter(job.line for job in spec.jobs)
-    lines: dict[tuple[str, Device], Line] = {}
-    for number, asked in enumerate(spec.lines):
-        empty = Line("rule", asked.rule, asked.device)
-        lines.setdefault((asked.rule, asked.device), empty).add(job_line(spec, asked), counts[number])
-    return list(lines.values())
+    return _grouped(spec, "rule", lambda asked: asked.rule)
 
 
 def by_run(spec: CostsSpec) -> list[Line]:
     """A line for each run and kind of device, the dearest first."""
+    lines = _grouped(spec, "run", lambda asked: asked.run if asked.work else "")
+    order = list(UNITS)
+    return sorted(lines, key=lambda line: (order.index(line.device), -line.seconds))
+
+
+def _grouped(spec: CostsSpec, kind: Literal["rule", "run"], name_of: Callable[[CostLine], str]) -> list[Line]:
+    """A line for each name and kind of device; jobs without a name are left out."""
     counts = Counter(job.line for job in spec.jobs)
     lines: dict[tuple[str, Device], Line] = {}
     for number, asked in enumerate(spec.lines):
-        if asked.run and asked.work:
-            empty = Line("run", asked.run, asked.device)
-            lines.setdefault((asked.run, asked.device), empty).add(job_line(spec, asked), counts[number])
-    order = list(UNITS)
-    return sorted(lines.values(), key=lambda line: (order.index(line.device), -line.seconds))
+        if name := name_of(asked):
+            empty = Line(kind, name, asked.device)
+            lines.setdefault((name, asked.device), empty).add(job_line(spec, asked), counts[number])
+    return list(lines.values())
 
 
 def job_line(spec: CostsSpec, asked: CostLine) -> Line:
@@ -327,7 +328,8 @@ def csv_of(lines: Sequence[Line], days: Mapping[str, float]) -> str:
     ends = [
         {"kind": "end", "name": name, "time": f"{time:.4g}", "unit": "days"} for name, time in days.items()
     ]
-    return as_csv([*rows, *(dict.fromkeys(rows[0], "") | end for end in ends)])
+    blank = dict.fromkeys(rows[0] if rows else (), "")
+    return as_csv([*rows, *(blank | end for end in ends)])
 
 
 def text_of(lines: Sequence[Line]) -> str:

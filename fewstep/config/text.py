@@ -161,6 +161,11 @@ class PromptProtocol(Precision):
     seed: Seed = 0
 
     @property
+    def files(self) -> list[Weights]:
+        """All that its scorers are made of, by their names, in the order of the stage that scores."""
+        return [given for name in sorted(self.scorers) for given in self.scorers[name].files.values()]
+
+    @property
     def labels(self) -> Literal["balanced"]:
         """Prompts come in turn."""
         return "balanced"

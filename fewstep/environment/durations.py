@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ..config.specs import CostsSpec
 from .machine import Check
-from .profile import MOST_RETRIES, Profile, evaluate, gpus_of
+from .profile import MOST_RETRIES, Profile, evaluate, gpus_of, gpus_of_job
 from .schedule import Task, critical_path, finish
 
 GPUS = (8, 64, 512)
@@ -65,10 +65,7 @@ def planned_minutes(profile: Profile, line: dict[str, str]) -> float | None:
         return None
     if line["unit"] != "GPU-hours":
         return float(line["longest"]) / 60
-    resources = profile.resources(line["name"])
-    nodes = resources.get("nodes")
-    gpus = (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
-    return 60 * float(line["longest"]) / gpus
+    return 60 * float(line["longest"]) / gpus_of_job(profile.resources(line["name"]))
 
 
 def tasks(spec: CostsSpec, seconds: Sequence[float], profile: Profile, devices: int) -> list[Task]:
@@ -84,9 +81,8 @@ def tasks(spec: CostsSpec, seconds: Sequence[float], profile: Profile, devices: 
     kinds = []
     for line, alone in zip(spec.lines, seconds, strict=True):
         resources = profile.resources(line.rule)
-        nodes, limit = resources.get("nodes"), resources.get("runtime")
-        wide = (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
-        wide = min(devices, wide) if line.device == "gpu" else 0 if gpus else 1
+        limit = resources.get("runtime")
+        wide = min(devices, gpus_of_job(resources)) if line.device == "gpu" else 0 if gpus else 1
         time = min(alone, spec.start) + max(0.0, alone - spec.start) / max(1, wide)
         if isinstance(limit, int) and line.rule in RESUMED:
             time += spec.restart * (math.ceil(time / (60 * limit)) - 1) if time else 0

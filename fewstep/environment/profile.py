@@ -225,6 +225,12 @@ def arithmetic(text: str, names: Mapping[str, int]) -> float | None:
         return None
 
 
+def gpus_of_job(resources: Mapping[str, Value]) -> int:
+    """GPUs of all nodes of a job that has some; 1 where it cannot be told."""
+    nodes = resources.get("nodes")
+    return (gpus_of(resources) or 1) * (nodes if isinstance(nodes, int) else 1)
+
+
 def gpus_of(resources: Mapping[str, Value]) -> int | None:
     """GPUs of one node that a rule asks for; None if it cannot be told."""
     if resources.get("gpu", 0) != 0:

@@ -15,7 +15,7 @@ class Task:
     devices: int
     """That it keeps busy; 0: none that are counted."""
     after: Sequence[int] = ()
-    """Places of the tasks that it waits for."""
+    """Places of the tasks that it waits for, each once."""
 
 
 def remaining(tasks: Sequence[Task]) -> list[float]:
@@ -24,10 +24,7 @@ def remaining(tasks: Sequence[Task]) -> list[float]:
     Raises:
         ValueError: tasks wait for each other.
     """
-    waiting: list[list[int]] = [[] for _ in tasks]
-    for number, task in enumerate(tasks):
-        for other in task.after:
-            waiting[other].append(number)
+    waiting = _waiting(tasks)
     open_ = [len(numbers) for numbers in waiting]
     ready = [number for number, count in enumerate(open_) if not count]
     found = [0.0] * len(tasks)
@@ -39,6 +36,15 @@ def remaining(tasks: Sequence[Task]) -> list[float]:
                 ready.append(other)
     if len(ready) < len(tasks):
         raise ValueError("jobs wait for each other")
+    return found
+
+
+def _waiting(tasks: Sequence[Task]) -> list[list[int]]:
+    """For each task the places of those that wait for it."""
+    found: list[list[int]] = [[] for _ in tasks]
+    for number, task in enumerate(tasks):
+        for other in task.after:
+            found[other].append(number)
     return found
 
 
@@ -54,13 +60,11 @@ def finish(tasks: Sequence[Task], devices: int) -> float:
         ValueError: a task needs more devices than there are, or tasks wait for each other.
     """
     first = remaining(tasks)
-    blocked = [len(set(task.after)) for task in tasks]
-    waiting: list[list[int]] = [[] for _ in tasks]
-    for number, task in enumerate(tasks):
-        if task.devices > devices:
-            raise ValueError(f"a job needs {task.devices} devices, of {devices}")
-        for other in set(task.after):
-            waiting[other].append(number)
+    wide = max((task.devices for task in tasks), default=0)
+    if wide > devices:
+        raise ValueError(f"a job needs {wide} devices, of {devices}")
+    waiting = _waiting(tasks)
+    blocked = [len(task.after) for task in tasks]
     ready = sorted((-first[number], number) for number, count in enumerate(blocked) if not count)
     running: list[tuple[float, int]] = []
     now, free = 0.0, devices

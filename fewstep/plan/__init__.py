@@ -76,7 +76,7 @@ class Plan:
         weights += [encoder.weights for encoder in self.parts.text_encoders.values()]
         for protocol in self.parts.protocols.values():
             if isinstance(protocol, PromptProtocol):
-                weights += [given for scorer in protocol.scorers.values() for given in scorer.files.values()]
+                weights += protocol.files
             else:
                 weights += [protocol.weights, protocol.reference]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}
@@ -140,8 +140,19 @@ class Plan:
         """
         if run.pipeline is None:
             raise ConfigError(f"{run.place}.pipeline: is only sampled from with weights=released")
-        file, _, key = run.place.partition(": ")
-        return pipeline_at(run.pipeline, steps, file, f"{key}.pipeline")
+        return pipeline_at(run.pipeline, steps, run.place)
+
+    def pipeline_prompts(self, run: Run, protocol: AnyProtocol) -> PromptSet:
+        """What a pipeline of diffusers is sampled from under a protocol.
+
+        Raises:
+            ConfigError: the protocol compares features of images of classes.
+        """
+        if not isinstance(protocol, PromptProtocol):
+            raise ConfigError(
+                f"{run.place}.pipeline: it is sampled from prompts, which the protocol has none of"
+            )
+        return self.parts.prompts[protocol.prompts]
 
     # Paths, as strings relative to the working directory
 
@@ -225,7 +236,7 @@ class Plan:
 
     def has_examples(self, table: str) -> bool:
         """Whether real images stand above a figure's samples: it asks for them, and some are here."""
-        return self.tables[table].table.real and self._example_dataset(table) is not None
+        return self._example_dataset(table) is not None
 
     def examples_of(self, table: str) -> tuple[str, str | None]:
         """The data set whose images stand above a figure's samples, and its set of prompts if it has one.
@@ -234,14 +245,18 @@ class Plan:
             ConfigError: none do.
         """
         dataset = self._example_dataset(table)
-        if dataset is None or not self.tables[table].table.real:
+        if dataset is None:
             raise ConfigError(f"{self.config.root.files.tables}/{table}.yaml: real: it shows no real images")
         protocol = self.parts.protocols[self.tables[table].picture_cells[0].protocol]
         return dataset, protocol.prompts if isinstance(protocol, PromptProtocol) else None
 
     def _example_dataset(self, table: str) -> str | None:
-        """The first data set of images behind a training. That of published weights may not be here."""
-        for run in self.tables[table].runs.values():
+        """The first data set of images behind a training, where a figure asks for real images.
+
+        That of published weights may not be here.
+        """
+        found = self.tables[table]
+        for run in found.runs.values() if found.table.real else ():
             name = self.parts.latents[run.recipe.latents].dataset
             if run.maker == "train" and self.parts.datasets[name].format != "latents-safetensors":
                 return name

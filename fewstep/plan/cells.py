@@ -326,8 +326,7 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
                 f"{where}: sampler {name!r} needs a released pipeline, which {run.name} has only with "
                 "weights=released, at the paper's scale"
             )
-        file, _, key = run.place.partition(": ")
-        pipeline_at(run.pipeline, steps, file, f"{key}.pipeline")
+        pipeline_at(run.pipeline, steps, run.place)
         return
     if run.only_pipeline:
         raise ConfigError(f"{where}: {run.name} is a pipeline of diffusers; its sampler is {SAMPLER!r}")
@@ -339,7 +338,7 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
-    taught = run.has_teacher and run.loss is not None and not run.loss.follows_data
+    taught = run.has_teacher and not run.loss.follows_data
     learned = run.guidance.scale if taught and run.guidance else 1.0
     scale = sampler.guidance.scale if isinstance(sampler.guidance, Guidance) else sampler.guidance
     if learned != 1 and scale not in ("none", 1):

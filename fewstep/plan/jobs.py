@@ -152,7 +152,7 @@ def _sample(plan: Plan, run: str, seed: str, sampler: str, steps: str, images: s
     protocol = plan.image_sets[images]
     if plan.parts.samplers[sampler].kind == "pipeline":
         records = [plan.file("record", asset=name) for name in plan.pipeline(entry, int(steps)).assets]
-        prompts = plan.parts.prompts[plan.prompts_of(entry, protocol)]
+        prompts = plan.pipeline_prompts(entry, protocol)
         ours: Files = {option: [] for option in ("model", "base", "text", "latents", "tokenizer")}
         return {**ours, "pipeline": records, "prompts": [plan.file("record", asset=prompts.asset)]}
     # Elsewhere the tokenizer's own files say how its latents are normalised.
@@ -187,10 +187,9 @@ def reference(plan: Plan, protocol: str) -> list[str]:
 def _scorers(plan: Plan, protocol: PromptProtocol) -> Files:
     """What images are scored with by a protocol of prompts."""
     asset = plan.parts.prompts[protocol.prompts].asset
-    files = [given for name in sorted(protocol.scorers) for given in protocol.scorers[name].files.values()]
     return {
         "prompts": [plan.file("record", asset=asset)],
-        "scorers": [path for given in files for path in weights(plan, given)],
+        "scorers": [path for given in protocol.files for path in weights(plan, given)],
     }
 
 
@@ -275,9 +274,7 @@ def _report(plan: Plan) -> Files:
 def report_trainings(plan: Plan) -> list[tuple[str, int]]:
     """Run and first seed of every training behind the tables and figures of the report; of a run once."""
     shown = [plan.tables[name] for name in plan.wanted if name in plan.tables]
-    runs = {
-        run.name: seeds for entry in shown for row, run in entry.runs.items() for seeds in [entry.seeds[row]]
-    }
+    runs = {run.name: entry.seeds[row] for entry in shown for row, run in entry.runs.items()}
     return [(run, seeds[0]) for run, seeds in runs.items() if seeds and plan.runs[run].maker == "train"]
 
 

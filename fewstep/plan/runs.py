@@ -216,7 +216,7 @@ def _resolve(
         pipeline=method.pipeline if piped else None,
     )
     if method.pipeline is not None:
-        _check_pipeline(config, method.pipeline, file, f"{key}.pipeline")
+        _check_pipeline(config, method.pipeline, where)
     if only_pipeline:
         return run
     if method.reembed is not None and not isinstance(run.backbone, Sd3):
@@ -259,24 +259,29 @@ def _resolve(
     return run
 
 
-def pipeline_at(pipeline: DiffusersPipeline, steps: int, file: str, key: str) -> DiffusersPipeline:
+def pipeline_at(pipeline: DiffusersPipeline, steps: int, place: str) -> DiffusersPipeline:
     """A pipeline as it is for one number of steps.
+
+    Args:
+        place: of its run.
 
     Raises:
         ConfigError: what its `at` says cannot be.
     """
+    file, _, key = f"{place}.pipeline".partition(": ")
     found = parse(DiffusersPipeline, pipeline.raw_at(steps), file, f"{key}.at.{steps}")
     if problem := found.check_steps(steps):
         raise ConfigError(f"{file}: {key}: {problem}")
     return found
 
 
-def _check_pipeline(config: Config, pipeline: DiffusersPipeline, file: str, key: str) -> None:
+def _check_pipeline(config: Config, pipeline: DiffusersPipeline, place: str) -> None:
     """Refuse a change at a number of steps that cannot be, or names what is not there."""
+    file, _, key = f"{place}.pipeline".partition(": ")
     found = Mistakes()
     for steps in pipeline.at:
         with found.caught():
-            changed = pipeline_at(pipeline, steps, file, key)
+            changed = pipeline_at(pipeline, steps, place)
             check_references(changed, file, f"{key}.at.{steps}", config.names, found)
     found.refuse()
 

@@ -240,8 +240,6 @@ def _sampling(plan: Plan, run: str) -> Sampling:
 
 def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
     pipeline = plan.pipeline(run, steps)
-    if not isinstance(protocol, PromptProtocol):
-        raise ConfigError(f"{run.place}.pipeline: it is sampled from prompts, which the protocol has none of")
     return specs.PipelineSampleSpec(
         pipeline=pipeline,
         steps=steps,
@@ -249,7 +247,7 @@ def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) ->
         labels=protocol.labels,
         uint8=protocol.uint8,
         seed=protocol.seed,
-        prompts=plan.parts.prompts[protocol.prompts],
+        prompts=plan.pipeline_prompts(run, protocol),
         image=[3, pipeline.image, pipeline.image],
     )
 
@@ -319,10 +317,7 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
     sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
     if isinstance(entry, PromptProtocol):
         return specs.PromptScoreSpec(cell=cell, sample=sample, **_scorers(plan, entry))
-    if isinstance(sample, specs.PipelineSampleSpec):
-        raise ConfigError(
-            f"{plan.runs[run].place}.pipeline: protocol {protocol} has no prompts to sample from"
-        )
+    assert isinstance(sample, specs.SampleSpec)
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
 
 
@@ -340,16 +335,9 @@ def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[st
     if len(shapes) != 1:
         raise ConfigError(f"protocols.{protocol}: recipes use it for images of {len(shapes)} sizes, not one")
     (image,) = shapes
-    networks = {}
     spec: specs.ForeignSpec
     if isinstance(entry, PromptProtocol):
-        networks = {name: plan.network(scorer.weights) for name, scorer in entry.scorers.items()}
-        spec = specs.ForeignPromptScoreSpec(
-            protocol=entry,
-            prompts=plan.parts.prompts[entry.prompts],
-            scorers={name: network for name, network in networks.items() if network is not None},
-            image=[*image],
-        )
+        spec = specs.ForeignPromptScoreSpec(image=[*image], **_scorers(plan, entry))
     else:
         spec = specs.ForeignScoreSpec(protocol=entry, extractor=plan.network(entry.weights), image=[*image])
     return spec, score_files(plan, protocol)
@@ -376,7 +364,7 @@ def _table(plan: Plan, table: str) -> Strict:
     ]
     return specs.TableSpec(
         name=table,
-        scale=_scale(_behind(plan, entry)),
+        scale=_scale(_behind(plan, table)),
         protocols=entry.protocols,
         extra_metrics=entry.extra_metrics,
         table=entry.table.model_copy(update={"rows": shown}),
@@ -411,15 +399,13 @@ def _own_network(row: Row, run: Run) -> dict[str, str]:
     return {**words, "params": run.network_text if row.params else ""}
 
 
-def _behind(plan: Plan, entry: ResolvedTable) -> list[Run]:
+def _behind(plan: Plan, table: str) -> list[Run]:
     """The runs of a table's numbers: its rows', or those that score real scenes."""
-    if entry.table.bounds is None:
-        return list(entry.runs.values())
-    protocol = plan.parts.protocols[entry.table.bounds.protocol]
-    assert isinstance(protocol, PromptProtocol)
-    given = [weights for scorer in protocol.scorers.values() for weights in scorer.files.values()]
-    given += [weights for weights in [plan.parts.tokenizers[entry.table.bounds.tokenizer].weights] if weights]
-    return [plan.run(weights.method) for weights in given if weights.method]
+    if plan.config.tables[table].bounds is None:
+        return list(plan.tables[table].runs.values())
+    bounds, protocol = plan.bounds_of(table)
+    given = [*protocol.files, plan.parts.tokenizers[bounds.tokenizer].weights]
+    return [plan.run(weights.method) for weights in given if weights is not None and weights.method]
 
 
 def _scale(runs: Iterable[Run]) -> str:
@@ -450,9 +436,10 @@ def _report(plan: Plan) -> Strict:
     protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
     shown = {name: _shown_cells(plan, name) for name in names}
+    trained = report_trainings(plan)
     return specs.ReportSpec(
         title=root.title,
-        scale=_scale(run for name in names for run in _behind(plan, plan.tables[name])),
+        scale=_scale(run for name in names for run in _behind(plan, name)),
         command=root.command,
         target=plan.file("page"),
         sources={
@@ -482,9 +469,7 @@ def _report(plan: Plan) -> Strict:
                 network=run.network_text,
                 parameters=hyperparameters_by_scale(plan.run(name), plan.published.get(f"{name}/{BASE}")),
                 trainings=[
-                    _training(plan, run, seed)
-                    for run, seed in report_trainings(plan)
-                    if plan.runs[run].method == name
+                    _training(plan, run, seed) for run, seed in trained if plan.runs[run].method == name
                 ],
             )
             for name, run in methods.items()

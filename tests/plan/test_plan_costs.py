@@ -291,3 +291,13 @@ def test_profiles_name_only_rules_with_jobs():
     resources = read_yaml(ROOT / "profiles/slurm/config.yaml")["set-resources"]
     plan = make_plan({**raw_config(), "targets": ["table1", "table2"]})
     assert set(resources) - {"bench"} <= set(jobs(plan))
+
+
+def test_nothing_asked_for_costs_nothing(tmp_path, capsys):
+    plan = make_plan({**raw_config(), "targets": []})
+    (tmp_path / "spec.json").write_text(plan.spec_text("costs", "costs"))
+    stage.main(["--spec", str(tmp_path / "spec.json"), "--out", str(tmp_path / "plan.csv")])
+    assert {line["kind"] for line in csv.DictReader(io.StringIO((tmp_path / "plan.csv").read_text()))} == {
+        "end"
+    }
+    assert "All is done after 0 minutes" in capsys.readouterr().out

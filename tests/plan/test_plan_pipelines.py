@@ -134,3 +134,20 @@ def test_targets_of_pipelines(plan):
         from fewstep.plan.jobs import maker
 
         maker(plan, plan.model("sd35-turbo"))
+
+
+def test_a_protocol_without_prompts_is_refused_when_its_jobs_are_planned():
+    """Inputs are asked for before specs."""
+    common = make_plan(raw_config()).parts.protocols["common"]
+    features = common.model_dump(exclude_none=True) | {"labels": "random"}
+    plan = released(
+        settings={
+            "protocols": {"x-fid": features},
+            "recipes": {"t2i-sd35": {"protocols": ["t2i-paper", "t2i-geneval", "t2i-dpg", "x-fid"]}},
+        },
+        tables={"table2": {"metrics": ["fid"]}},
+    )
+    with pytest.raises(
+        ConfigError, match=r"\.pipeline: it is sampled from prompts, which the protocol has none of"
+    ):
+        behind(plan, "table2")
