@@ -174,20 +174,25 @@ def write_npz(archive: ImageArchive, out: Path) -> None:
 def write_pngs(archive: ImageArchive, out: Path) -> None:
     """Write images as PNG files of a folder, numbered from 0."""
     out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / ".unfinished.png"
     place = 0
     for batch in range(len(archive.sizes)):
         for image in archive.images(batch).transpose(0, 2, 3, 1):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
-            with atomic(out / f"{place:06d}.png") as temporary:
-                Image.fromarray(pixels).save(temporary)
+            # Not by `atomic`, which looks through the whole folder each time.
+            Image.fromarray(pixels).save(unfinished)
+            unfinished.replace(out / f"{place:06d}.png")
             place += 1
 
 
-def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
+def open_npz_images(path: Path, remedy: str = "") -> tuple[Callable[[range], np.ndarray], int]:
     """Reader of the images `arr_0` of an npz, uint8 (n, H, W, C) there, and their number.
 
     The reader takes a range of indices and returns uint8 (n, C, H, W), read in place: ADM's 10,000 images
     take 2 GB.
+
+    Args:
+        remedy: what to do where there are none, for the message.
 
     Raises:
         ValueError: no such array, or not of uint8 images.
@@ -196,10 +201,7 @@ def open_npz_images(path: Path) -> tuple[Callable[[range], np.ndarray], int]:
         archive = zipfile.ZipFile(path)
     if "arr_0.npy" not in archive.namelist():
         names = ", ".join(sorted(archive.namelist()))
-        raise ValueError(
-            f"{path}: holds {names} and no images (arr_0); take kid, precision and recall out of "
-            f"the protocol's metrics, or name another reference"
-        )
+        raise ValueError(f"{path}: holds {names} and no images (arr_0){remedy}")
     with reading(path, "an npz file"):
         stream = archive.open("arr_0.npy")
         (count, *size), dtype = read_npy_header(stream)

@@ -27,7 +27,7 @@ from .scorers.cosine_score import open_clip, open_hps, open_pickscore
 from .scorers.drawn_shapes import drawn_shapes
 from .scorers.geneval import Prompt
 from .scorers.geneval_score import open_cells, open_mask2former
-from .scorers.interface import Opener, Parts, Scorer
+from .scorers.interface import Opener, Parts, Scorer, SelfTest
 from .scorers.question_score import check_dpg, check_soft_tifa, open_questions
 from .scorers.real_scenes import self_test
 
@@ -74,12 +74,12 @@ def score_prompt_images(
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
     device = join_processes()
     scorers, unopened = open_scorers(spec, weights, prompts, device)
-    refused = from_main(unopened | _refused(scorers, spec, lines, prompts) if is_main() else {})
+    refused = from_main(
+        unopened | failed(scorers, self_test(prompts, lines) or drawn_shapes(spec.image)) if is_main() else {}
+    )
     for name, reason in refused.items():
         print(f"scorer {name} is refused: {reason}")
-    passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
-    if not passed:
-        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
+    passed = not_refused(scorers, refused, out)
     starts = [0, *accumulate(archive.sizes)]
 
     def read(batch: int) -> tuple[Tensor, Sequence[Prompt]]:
@@ -222,16 +222,22 @@ def open_scorers(
     return opened, unopened
 
 
-def _refused(
-    scorers: Mapping[str, Scorer],
-    spec: PromptScoreSpec | ForeignPromptScoreSpec,
-    lines: Sequence[Prompt],
-    record: Path,
-) -> dict[str, str]:
-    """Scorers that fail their self-test, and why. Its pictures are real scenes, or else drawn shapes."""
-    test = self_test(record, lines) or drawn_shapes(spec.image)
+def failed(scorers: Mapping[str, Scorer], test: SelfTest) -> dict[str, str]:
+    """Scorers that fail a self-test, and why."""
     found = {name: scorer.faults(test) for name, scorer in scorers.items()}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def not_refused(scorers: Mapping[str, Scorer], refused: Mapping[str, str], out: Path) -> dict[str, Scorer]:
+    """The scorers that give numbers.
+
+    Raises:
+        ValueError: there is none; for each the reason.
+    """
+    passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
+    if not passed:
+        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
+    return passed
 
 
 def compute_metrics(

@@ -44,8 +44,7 @@ def write_reference(
         assert manifest is not None
         read, count = _shard_images(manifest, spec)
     else:
-        assert spec.protocol.reference is not None
-        published, _ = read_record(published).verified(spec.protocol.reference.file)
+        published = published_file(published, spec.protocol)
         read, count = _published_images(published)
     device = join_processes()
     extractor = Extractor(spec.protocol, weights, spec.extractor, device)
@@ -89,7 +88,8 @@ def _shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range]
 
 
 def _published_images(path: Path) -> tuple[Callable[[range], Tensor], int]:
-    read, count = open_npz_images(path)
+    remedy = "; take kid, precision and recall out of the protocol's metrics, or name another reference"
+    read, count = open_npz_images(path, remedy)
     return lambda indices: torch.from_numpy(read(indices)), count
 
 
@@ -103,6 +103,16 @@ class Reference:
     """(F, F), float64."""
     features: Tensor | None
     """(m, F) of real images, where a metric compares images."""
+
+
+def published_file(record: Path, protocol: Protocol) -> Path:
+    """The file of a published reference in a fetched asset.
+
+    Raises:
+        ConfigError: it is missing, or not the one that was fetched.
+    """
+    assert protocol.reference is not None
+    return read_record(record).verified(protocol.reference.file)[0]
 
 
 def read_reference(path: Path, protocol: Protocol, image: list[int], extractor: str | None) -> Reference:

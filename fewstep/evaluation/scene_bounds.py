@@ -22,7 +22,7 @@ from ..data.captions import read_prompts
 from ..data.scenes import captions, draw
 from ..data.tokenizers import Codec, open_tokenizer, weights_digest
 from .distributed_map import join_processes
-from .prompt_scoring import check_prompts, compute_metrics, open_scorers
+from .prompt_scoring import check_prompts, compute_metrics, failed, not_refused, open_scorers
 from .quantization import quantize, refuse_nan
 from .scorers.geneval import Prompt
 from .scorers.interface import Scorer
@@ -140,11 +140,8 @@ def write_bounds(
     scorers, refused = open_scorers(spec, weights, record, device)
     test = self_test(record, lines)
     assert test is not None
-    faults = {name: scorer.faults(test) for name, scorer in scorers.items()}
-    refused |= {name: fault for name, fault in faults.items() if fault}
-    passed = {name: scorer for name, scorer in scorers.items() if name not in refused}
-    if not passed:
-        raise ValueError("; ".join(f"{out}: scorer {name}: {reason}" for name, reason in refused.items()))
+    refused |= failed(scorers, test)
+    passed = not_refused(scorers, refused, out)
     codec = open_tokenizer(spec.tokenizer, tokenizer, spec.decoder, device)
     decoded = reconstructed(scenes.images, codec, spec.tokenizer.shape[0], protocol.uint8)
 

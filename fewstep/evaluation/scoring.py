@@ -9,14 +9,13 @@ import torch
 from ..common.files import sha256
 from ..config.settings import Protocol
 from ..config.specs import ForeignScoreSpec, ScoreSpec
-from ..data.asset_files import read_record
 from ..data.moons import distances
 from .distributed_map import distributed_map, is_main, join_processes
 from .features import Extractor, FeatureCollector
 from .frechet import frechet_distance
 from .metrics_file import opened, write_metrics
 from .mmd import mmd_squared
-from .reference_statistics import Reference, read_reference
+from .reference_statistics import Reference, published_file, read_reference
 
 
 def score_images(
@@ -42,8 +41,7 @@ def score_images(
     device = join_processes()
     extractor = Extractor(protocol, weights, spec.extractor, device, channels_last)
     if protocol.stored:
-        assert protocol.reference is not None
-        reference, _ = read_record(reference).verified(protocol.reference.file)
+        reference = published_file(reference, protocol)
     real = read_reference(reference, protocol, spec.image, extractor.sha256)
     collector = FeatureCollector(protocol, device)
     batches = range(len(archive.sizes))

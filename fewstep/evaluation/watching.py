@@ -14,7 +14,6 @@ from ..common.files import atomic
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
 from ..core.guidance import guided_field
-from ..data.asset_files import read_record
 from ..data.tokenizers import Decoding, open_tokenizer
 from .features import Extractor, FeatureCollector
 from .generation import (
@@ -26,7 +25,7 @@ from .generation import (
 )
 from .generator import CHUNK
 from .quantization import quantize, refuse_nan
-from .reference_statistics import read_reference
+from .reference_statistics import published_file, read_reference
 from .samplers import integrate
 from .scoring import compute_metrics
 
@@ -70,10 +69,9 @@ class Watching:
             return {}
         protocol: Protocol = self.spec.protocol.model_copy(update={"metrics": ["fid"]})
         extract = Extractor(protocol, self.extractor, self.spec.extractor, device)
-        path = self.reference
-        if protocol.stored:
-            assert protocol.reference is not None
-            path, _ = read_record(path).verified(protocol.reference.file)
+        # Of the protocol itself: one of fewer metrics may take another file.
+        stored = self.spec.protocol.stored
+        path = published_file(self.reference, protocol) if stored else self.reference
         real = read_reference(path, protocol, self.spec.sample.image, extract.sha256)
         collector = FeatureCollector(protocol, device)
         collector.add(extract(images))
@@ -111,8 +109,9 @@ class Watching:
     @staticmethod
     def _write_grid(images: Tensor, path: Path) -> None:
         """The first images as rows of `SIDE`, atomically."""
-        shown = images[: len(images) // SIDE * SIDE][: SIDE**2]
-        rows = shown.unflatten(0, (-1, SIDE)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+        side = min(SIDE, len(images))
+        shown = images[: len(images) // side * side][: SIDE**2]
+        rows = shown.unflatten(0, (-1, side)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             Image.fromarray(rows.squeeze(-1).numpy()).save(temporary)

@@ -153,7 +153,7 @@ def test_long_prompts_grey_images_and_other_sizes(case):
 def test_a_card_and_a_self_test(case):
     """A scorer that cannot tell prompts apart is refused."""
     scorer = case.open()
-    assert scorer.card["sha256"] == case.parts.weights[1]
+    assert scorer.card["sha256"] == case.parts.file("weights")[1]
     words = {"pickscore": "54.598", "hps": "100 x cosine", "blip": "BLIP", "image_reward": "standardised"}
     assert words[case.parts.name] in scorer.card["computes"]
     test = drawn_shapes([3, 64, 64])
@@ -193,8 +193,7 @@ def test_a_head_of_another_network(tmp_path, monkeypatch):
 
 def test_files_that_are_not_what_was_fetched(case, tmp_path):
     given = case.changed(tmp_path, case.state)
-    path = given.weights[0]
-    del given.__dict__["weights"]  # read anew
+    path = given.file("weights")[0]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

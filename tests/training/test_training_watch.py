@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from child_processes import ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_pipeline import Call, TinyPipeline, refused
 from trained_files import same
 
+from fewstep.backbones.model_file import load_model
 from fewstep.common.provenance import PACKAGE, closure
+from fewstep.config.settings import Weights
 
 
 def watched(pipeline: TinyPipeline, method: str, folder: Path) -> Call:
@@ -81,3 +84,23 @@ def test_a_training_stays_free_of_evaluation():
     """Neither its imports nor its digest know who watches."""
     found = closure(PACKAGE, ["training.trainer"])
     assert not [name for name in found if name.startswith("evaluation")]
+
+
+def test_a_published_reference_whose_images_are_compared(pipeline, tmp_path):
+    """Its statistics are a file of fewstep.reference, though the distance needs no images."""
+    from fewstep.evaluation.watching import Watching
+
+    spec = pipeline.plan.spec("score", "cd/base/0/cm-2/digits")
+    published = {"reference": Weights(asset="x", file="y.npz"), "reference_latents": None}
+    protocol = spec.protocol.model_copy(update=published)
+    assert not protocol.stored and protocol.model_copy(update={"metrics": ["fid"]}).stored
+    files = [pipeline.plan.model(name) for name in ("digits-autoencoder", "digits-classifier")]
+    reference = pipeline.plan.file("statistics", protocol="digits")
+    watching = Watching(
+        spec.model_copy(update={"protocol": protocol}),
+        tmp_path,
+        Path(pipeline.plan.file("manifest", latents="digits-latents")),
+        *map(Path, [*files, reference]),
+    )
+    weights, _ = load_model(pipeline.plan.model("cd"))
+    assert watching(0, weights, torch.device("cpu"))["fid_of_40"] > 0

@@ -140,8 +140,8 @@ def open_blip(parts: Parts) -> CosineScorer:
         ConfigError, ValueError: naming the file: it is missing, not the one that was fetched, or of another
             network.
     """
-    path, checksum = parts.weights
-    blip = load_blip(read_weights(path, "model")[0], path, parts.file("tokenizer"), parts.device)
+    path, checksum = parts.file("weights")
+    blip = load_blip(read_weights(path, "model")[0], path, parts.file("tokenizer")[0], parts.device)
     towers = Towers(
         images=lambda images: blip.net.vision_proj(blip.images(images)[:, 0]),
         texts=lambda prompts: blip.net.text_proj(blip.texts(*blip.tokens(prompts))),
@@ -182,10 +182,10 @@ def open_image_reward(parts: Parts) -> ImageRewardScorer:
     Raises:
         ConfigError, ValueError: as for `open_blip`.
     """
-    path, checksum = parts.weights
+    path, checksum = parts.file("weights")
     tensors = read_weights(path)[0]
     of_head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mlp.")}
-    blip = load_blip(tensors, path, parts.file("tokenizer"), parts.device)
+    blip = load_blip(tensors, path, parts.file("tokenizer")[0], parts.device)
     head = reward_head(blip.net.config.text_config.hidden_size)
     load_compatible(nn.ModuleDict({"mlp": nn.ModuleDict({"layers": head})}), of_head, str(path))
     head.eval().requires_grad_(False).to(parts.device)

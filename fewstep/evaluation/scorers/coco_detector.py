@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from .geneval import SCORE, Detection
+from .interface import box_of
 from .published import load_folder
 
 CALLED = "transformers' Mask2Former (Swin-S, COCO)"
@@ -120,7 +121,5 @@ def instances(
     found = []
     for mask, label, score in zip(there, labels.tolist(), scores.tolist(), strict=True):
         if score > SCORE:
-            y, x = (torch.nonzero(mask.any(axis))[:, 0] for axis in (1, 0))
-            box = (float(x[0]), float(y[0]), float(x[-1] + 1), float(y[-1] + 1))
-            found.append(Detection(CLASSES[label], box, score, mask=mask))
+            found.append(Detection(CLASSES[label], box_of(mask), score, mask=mask))
     return found

@@ -57,7 +57,7 @@ def open_clip(parts: Parts) -> CosineScorer:
     Raises:
         ConfigError, ValueError: as `trained_towers`, `published_towers`, and `Parts.folder`.
     """
-    path, checksum = parts.weights
+    path, checksum = parts.file("weights")
     if parts.entry.weights.file is None:
         towers = trained_towers(path, parts.backbone, parts.device)
     else:
@@ -71,7 +71,7 @@ def open_pickscore(parts: Parts) -> CosineScorer:
     Raises:
         ConfigError, ValueError: as for `open_clip`.
     """
-    path, checksum = parts.weights
+    path, checksum = parts.file("weights")
     parts.folder("weights")
     towers = published_towers(read_weights(path)[0], path, parts.folder("tokenizer"), parts.device)
     computes = f"{towers.scale:.6g} x {COSINE.format('PickScore')}"
@@ -86,7 +86,7 @@ def open_hps(parts: Parts) -> CosineScorer:
     Raises:
         ConfigError, ValueError: as for `open_clip`.
     """
-    path, checksum = parts.weights
+    path, checksum = parts.file("weights")
     tensors = from_open_clip(read_weights(path, "state_dict")[0])
     towers = published_towers(tensors, path, parts.folder("tokenizer"), parts.device)
     computes = f"{HPS_SCALE:g} x {COSINE.format('HPS v2.1')}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.scenes import OBJECTS, drawing
 from .geneval import Detection
-from .interface import SelfTest
+from .interface import SelfTest, box_of
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (250, 220, 40)}
 SHAPES = ("circle", "square", "triangle")
@@ -39,9 +39,7 @@ def coloured_shapes() -> list[tuple[Tensor, Detection]]:
         for shape in SHAPES:
             image = _draw(colour, shape, (3, SIDE, SIDE))
             mask = (image < 255).any(0)
-            y, x = (torch.nonzero(mask.any(axis))[:, 0] for axis in (1, 0))
-            box = (float(x[0]), float(y[0]), float(x[-1] + 1), float(y[-1] + 1))
-            found.append((image, Detection(shape, box, 1.0, colour, mask)))
+            found.append((image, Detection(shape, box_of(mask), 1.0, colour, mask)))
     return found
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...backbones.import_weights import read_weights
-from ...common.files import sha256
 from . import coco_detector, geneval
 from .cell_detector import CALLED, CellDetector
 from .colour_names import ColourNames
@@ -123,12 +122,16 @@ class HfGenEvalScorer(GenEvalScorer):
     def faults(self, test: SelfTest) -> str:
         """Of drawings of COCO's objects, whatever the test's pictures are, and of coloured shapes."""
         drawn = drawn_objects()
-        if not any(self.detections(drawn.images)):
+        found = self.detections(drawn.images)
+        if not any(found):
             return NOTHING_FOUND
-        own, others = (float(self(drawn.images, prompts).sum()) for prompts in (drawn.own, drawn.others))
+        own, others = (
+            sum(not geneval.faults(prompt, one) for prompt, one in zip(prompts, found, strict=True))
+            for prompts in (drawn.own, drawn.others)
+        )
         if own < RIGHT_OF_DRAWN * len(drawn.own) or others >= own:
             return (
-                f"its self-test: of {len(drawn.own)} drawn objects {own:.0f} are found, and {others:.0f} "
+                f"its self-test: of {len(drawn.own)} drawn objects {own} are found, and {others} "
                 "that are not there"
             )
         shapes = coloured_shapes()
@@ -146,7 +149,7 @@ def open_cells(parts: Parts) -> GenEvalScorer:
     Raises:
         ConfigError, ValueError: as `read_pictures` and `CellDetector`.
     """
-    path, checksum = parts.weights
+    path, checksum = parts.file("weights")
     detector = CellDetector(path, parts.backbone, read_pictures(parts.prompts), parts.device)
     return GenEvalScorer(parts.name, checksum, parts.device, detector, CALLED)
 
@@ -159,8 +162,8 @@ def open_mask2former(parts: Parts) -> HfGenEvalScorer:
         ValueError: it is of another network.
     """
     folder, clip = parts.folder("weights"), parts.folder("colours")
-    path = parts.file("colours")
+    path, colours_sha256 = parts.file("colours")
     colours = ColourNames(published_towers(read_weights(path)[0], path, clip, parts.device))
     detector = coco_detector.CocoDetector(folder, parts.device)
-    checksum = parts.weights[1]
-    return HfGenEvalScorer(parts.name, checksum, parts.device, detector, colours, sha256(path))
+    _, checksum = parts.file("weights")
+    return HfGenEvalScorer(parts.name, checksum, parts.device, detector, colours, colours_sha256)

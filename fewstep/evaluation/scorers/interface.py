@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +52,14 @@ class Parts:
     """Record of the asset of the prompts, which says what cells of scenes show."""
     device: torch.device
 
-    @cached_property
-    def weights(self) -> tuple[Path, str]:
-        """The file of its weights and its SHA-256.
+    def file(self, key: str) -> tuple[Path, str]:
+        """The file under ``key``, and its SHA-256; a published one is verified.
 
         Raises:
             ConfigError: it is missing, or not the one that was fetched.
         """
-        path, file = self.paths["weights"], self.entry.weights.file
+        path, file = self.paths[key], self.entry.files[key].file
         return (path, sha256(path)) if file is None else read_record(path).verified(file)
-
-    def file(self, key: str) -> Path:
-        """The published file under ``key``, verified; raises as `weights`."""
-        return read_record(self.paths[key]).verified(self.entry.files[key].file)[0]
 
     def folder(self, key: str) -> Path:
         """The folder of that file, in which every file is verified.
@@ -147,6 +141,12 @@ class Scorer(ABC):
         return self._fitting(
             lambda part: function(*(each[part.start : part.stop] for each in there)), range(len(given[0]))
         )
+
+
+def box_of(mask: Tensor) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of the smallest box around the true pixels of a mask (H, W), of which there are some."""
+    y, x = (torch.nonzero(mask.any(axis))[:, 0] for axis in (1, 0))
+    return float(x[0]), float(y[0]), float(x[-1] + 1), float(y[-1] + 1)
 
 
 def in_shape(images: Tensor, shape: Sequence[int], what: str) -> Tensor:
