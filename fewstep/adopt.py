@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         "spec": digest(spec),
         "code": None,
         "versions": versions(),
-        **sampling_card(next(iter(given.sampling), None)),
+        **sampling_card(given.sampling),
     }
     save_model(given.out, net.state_dict(), spec.backbone, card)
 

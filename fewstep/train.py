@@ -24,6 +24,7 @@ from .config import read_spec
 from .config.specs import ScoreSpec, TrainSpec
 from .core.dual import use_attention_kernel
 from .data.loader import rows_at_once
+from .methods import build as build_method
 from .training.trainer import TRACKERS, Options, Trainer, Watch
 
 
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     if given["encoder"] and not given["captions"]:
         raise ValueError(f"{path}: --encoder is for captions that are encoded here; give --captions too")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
-    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder", "sampling")}
+    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder")}
     given["watch"] = _watch(spec, given)
     train_in_memory(spec, Options(**given), path)
 
@@ -124,7 +125,7 @@ def train_in_memory(spec: TrainSpec, options: Options, path: Path) -> None:
             return
         except torch.cuda.OutOfMemoryError as error:
             told = str(error).splitlines()[0]
-        if given or rows == 1:
+        if given or rows // 2 < build_method(spec.loss).group:
             raise ValueError(
                 f"{path}: the GPU's memory does not suffice ({told}); give a smaller --device-batch, "
                 "--checkpoint-blocks, or --shard fsdp2 on several GPUs"

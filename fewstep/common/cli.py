@@ -33,10 +33,8 @@ def add_compiler(arguments: argparse.ArgumentParser, option: str, doc: str) -> N
 
 
 def add_sampling(arguments: argparse.ArgumentParser) -> None:
-    """Add the option of the stages that make a model file; at most one path is of use."""
-    arguments.add_argument(
-        "--sampling", type=Path, nargs="*", default=[], help="how it is sampled from, for the card"
-    )
+    """Add the option of the stages that make a model file."""
+    arguments.add_argument("--sampling", type=Path, nargs="?", help="how it is sampled from, for the card")
 
 
 def metrics_parser(doc: str | None) -> argparse.ArgumentParser:

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..common.gres import gpus_in
+from ..common.programs import run_command
 from ..plan import Plan
 from .durations import attempts
-from .machine import Check, run_command
+from .machine import Check
 from .profile import Profile, Value, gpus_of
 
 TOOLS = ["sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"]

@@ -18,6 +18,7 @@ from typing import Literal
 
 from ..common.cli import first_few
 from ..common.folders import visible_files
+from ..common.programs import run_command
 from ..plan import Plan
 from .profile import Profile, gpus_of
 
@@ -31,14 +32,6 @@ class Check:
     state: Literal["ok", "warn", "fail"]
     name: str
     text: str
-
-
-def run_command(*words: str) -> str:
-    """Output of a command; "" if it is missing or fails."""
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def packages() -> Check:

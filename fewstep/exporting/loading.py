@@ -67,8 +67,9 @@ def load(
         return pipe.generator
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; name a model.safetensors or a folder of a pipeline")
-    files = (None if each is None else Path(each) for each in (tokenizer, latents, sampling))
-    found = open_model(path, *files)
+    known = None if sampling is None else read_spec(Sampling, Path(sampling))
+    weights, manifest = (None if each is None else Path(each) for each in (tokenizer, latents))
+    found = open_model(path, weights, manifest, known)
     codec = open_tokenizer(found.tokenizer, found.weights, found.sampling.decoder, device)
     net = found.net.to(device)
     return Generator(net, found.backbone, codec, found.normalisation, found.sampling, str(path))
@@ -78,8 +79,6 @@ def open_model(
     path: Path,
     tokenizer: Path | None = None,
     latents: Path | None = None,
-    sampling: Path | None = None,
-    *,
     known: Sampling | None = None,
 ) -> Opened:
     """Read a model file; arguments and errors as for `load`.
@@ -94,9 +93,7 @@ def open_model(
     net = build(backbone)
     load_compatible(net, tensors, str(path))
     net.eval().requires_grad_(False)
-    if known is None and sampling is not None:
-        known = read_spec(Sampling, sampling)
-    elif known is None:
+    if known is None:
         if "sampling" not in card:
             raise ConfigError(
                 f"{path}: sampling: not in its card, which is older; pass --sampling, "

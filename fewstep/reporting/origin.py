@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import shutil
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
+from ..common.programs import run_command
 
 PACKAGES = ("torch", "numpy", "snakemake", "diffusers", "matplotlib")
 FOLDER = Path(__file__).parents[2]
@@ -49,7 +47,7 @@ def describe_origin() -> dict[str, str]:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    gpus = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines()
+    gpus = run_command("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     found["Versions"] = ", ".join(versions)
     found["Machine"] = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} CPUs"
     found["GPUs"] = ", ".join(gpus) or "none"
@@ -57,10 +55,12 @@ def describe_origin() -> dict[str, str]:
 
 
 def _commit() -> str:
-    commit = _output(["git", "-C", str(FOLDER), "rev-parse", "HEAD"])
-    if not commit:
+    git = "git", "-C", str(FOLDER)
+    top = run_command(*git, "rev-parse", "--show-toplevel").strip()
+    if not top or Path(top).resolve() != FOLDER.resolve():  # perhaps the repository of someone's environment
         return "unknown: not a checkout of git"
-    changed = _output(["git", "-C", str(FOLDER), "status", "--porcelain", "--untracked-files=no"])
+    commit = run_command(*git, "rev-parse", "HEAD").strip()
+    changed = run_command(*git, "status", "--porcelain", "--untracked-files=no")
     return commit + (", with changes that are not committed" if changed else "")
 
 
@@ -69,13 +69,3 @@ def _processor() -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown processor"
-
-
-def _output(command: Sequence[str]) -> str:
-    """What a program prints; empty where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (subprocess.SubprocessError, OSError):
-        return ""

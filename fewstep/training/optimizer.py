@@ -70,7 +70,8 @@ class RAdam(torch.optim.Optimizer):
         taken = torch.ones_like(rate, dtype=torch.bool) if self.found_inf is None else self.found_inf == 0
         steps = [self.state[weight]["step"] for weight in weights]
         means, squares = ([local_tensor(self.state[weight][kind]) for weight in weights] for kind in MOMENTS)
-        gradients = [local_tensor(weight.grad).masked_fill_(~taken, 0) for weight in weights]
+        skip = ~taken
+        gradients = [local_tensor(weight.grad).masked_fill_(skip, 0) for weight in weights]
         own = [local_tensor(weight) for weight in weights]
 
         def number(value: Tensor | float, skipped: float) -> Tensor:

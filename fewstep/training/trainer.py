@@ -128,6 +128,7 @@ class Trainer:
         shards = LatentShards(options.latents)
         shards.check(spec.latents)
         self.text = self._open_text()
+        self.sampling = sampling_card(options.sampling)
         load = self.text.load if self.text else None
         self.loader = Loader(shards, spec.seed, spec.train.global_batch_size)
         self.method = build_method(spec.loss)
@@ -281,8 +282,8 @@ class Trainer:
         )
         saved_at, first = time.monotonic(), progress.step
         updates: list[dict[str, Tensor]] = [{}]
-        if options.watch_every and progress.step == 0:
-            self._watch()  # tells at once if it cannot
+        if options.watch and progress.step == 0:
+            self._watch(options.watch)  # tells at once if it cannot
 
         while progress.step < spec.train.steps:
             step = progress.step
@@ -309,8 +310,8 @@ class Trainer:
             kept_now = bool(options.keep_every) and progress.step % options.keep_every == 0
             if kept_now and progress.step < spec.train.steps:
                 self._keep(updates[-1])
-            if options.watch_every and progress.step % options.watch_every == 0:
-                self._watch()
+            if options.watch and progress.step % options.watch_every == 0:
+                self._watch(options.watch)
 
             by_steps = bool(options.save_steps) and progress.step % options.save_steps == 0
             # Clocks differ between processes; the main one's decides.
@@ -399,11 +400,11 @@ class Trainer:
         if self.accelerator.is_main_process and not path.exists():
             save_model(path, weights, self.spec.backbone, self._card() | {"step": self.progress.step})
 
-    def _watch(self) -> None:
+    def _watch(self, watch: Watch) -> None:
         """Show the average as it is now."""
         weights, step = parallel.gather(self.ema.tensors()), self.progress.step
-        if self.options.watch is not None and self.accelerator.is_main_process:
-            values = self.options.watch(step, weights, self.device)
+        if self.accelerator.is_main_process:
+            values = watch(step, weights, self.device)
             self.accelerator.log({f"watch/{name}": value for name, value in values.items()}, step=step)
             shown = [f"{name} {value:.4g}" for name, value in values.items()]
             tqdm.write(", ".join([f"step {step}: samples written", *shown]))
@@ -545,27 +546,30 @@ class Trainer:
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
         latents = self.loader.shards.manifest
-        more |= sampling_card(self.options.sampling)
-        return more | {
-            "status": "trained",
-            "spec": digest(spec),
-            "code": self.state.owner["training code"],
-            "loss": spec.loss.name,
-            "method": spec.method,
-            "variant": spec.variant,
-            "seed": spec.seed,
-            "steps": spec.train.steps,
-            "batch": spec.train.global_batch_size,
-            "ema": spec.train.ema.model_dump(mode="json"),
-            "latents": spec.latents.model_dump()
-            | {"weights": latents.weights, "normalisation": latents.normalisation.model_dump()},
-            "teacher": self.state.owner["teacher"],
-            "versions": versions(),
-            "guidance_eta": progress.guidance_eta,
-            "skipped_updates": progress.skipped,
-            "flops_per_step": progress.flops_per_step,
-            "self_test": progress.self_test,
-        }
+        return (
+            more
+            | self.sampling
+            | {
+                "status": "trained",
+                "spec": digest(spec),
+                "code": self.state.owner["training code"],
+                "loss": spec.loss.name,
+                "method": spec.method,
+                "variant": spec.variant,
+                "seed": spec.seed,
+                "steps": spec.train.steps,
+                "batch": spec.train.global_batch_size,
+                "ema": spec.train.ema.model_dump(mode="json"),
+                "latents": spec.latents.model_dump()
+                | {"weights": latents.weights, "normalisation": latents.normalisation.model_dump()},
+                "teacher": self.state.owner["teacher"],
+                "versions": versions(),
+                "guidance_eta": progress.guidance_eta,
+                "skipped_updates": progress.skipped,
+                "flops_per_step": progress.flops_per_step,
+                "self_test": progress.self_test,
+            }
+        )
 
 
 def _copied(net: nn.Module) -> nn.Module:

@@ -17,8 +17,11 @@ from fewstep import train
 from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import read_lines, sha256
 from fewstep.config import ConfigError
+from fewstep.config.objectives import LossParams
 from fewstep.config.settings import Optimizer
 from fewstep.data.loader import split_batch
+from fewstep.methods.contrast.params import ContrastParams
+from fewstep.methods.decm.params import DECMParams
 from fewstep.training.optimizer import learning_rate
 from fewstep.training.trainer import Options
 
@@ -127,7 +130,9 @@ def test_a_tracker_that_is_not_installed_is_refused(pipeline, tmp_path, monkeypa
 def short_memory(monkeypatch):
     """A call that trains where at most ``fitting`` rows fit, and the rows of every start of the training."""
 
-    def call(fitting: int, device_batch: int | None = None) -> list[int | None]:
+    def call(
+        fitting: int, device_batch: int | None = None, loss: LossParams | None = None
+    ) -> list[int | None]:
         started: list[int | None] = []
 
         class Short:
@@ -142,7 +147,8 @@ def short_memory(monkeypatch):
         monkeypatch.setattr(train, "Trainer", Short)
         latents, steps = SimpleNamespace(shape=[32, 16, 16]), SimpleNamespace(global_batch_size=1024)
         options = Options(*map(Path, ["latents", "teacher", "out", "curve"]), device_batch=device_batch)
-        train.train_in_memory(SimpleNamespace(latents=latents, train=steps), options, Path("spec.json"))
+        spec = SimpleNamespace(latents=latents, train=steps, loss=loss or DECMParams())
+        train.train_in_memory(spec, options, Path("spec.json"))
         return started
 
     return call
@@ -164,6 +170,8 @@ def test_rows_that_are_given_are_not_changed(short_memory, monkeypatch):
         short_memory(20, device_batch=32)
     with pytest.raises(ValueError, match="--device-batch"):
         short_memory(0)
+    with pytest.raises(ValueError, match="memory does not suffice"):  # its loss treats 64 rows together
+        short_memory(32, loss=ContrastParams())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--shard fsdp2"):
         short_memory(20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,17 +37,22 @@ def read(spec: TableSpec, paths: Sequence[Path]) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for (row, seed), path in zip(runs, paths, strict=True):
         before = len(lines)
-        for position, text in enumerate(read_lines(path), start=1):
-            try:
-                entry = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {position}: {error}") from None
+        for entry in read_entries(path):
             if column in entry:
                 values = (row, labels[row], seed, entry["step"], entry["update"])
                 lines.append(dict(zip(COLUMNS, values, strict=True)) | {column: rounded(entry[column])})
         if len(lines) == before:
             raise ValueError(f"{path}: no line has the column {column!r}")
     return lines
+
+
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a train.jsonl; a damaged one is a ValueError that names it."""
+    for position, text in enumerate(read_lines(path), start=1):
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {position}: {error}") from None
 
 
 def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Figure, str]:

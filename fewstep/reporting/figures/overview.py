@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from ...common.files import read_lines
 from . import style
-from .learning_curves import running_median
+from .learning_curves import read_entries, running_median
 
 POINTS = 400
 """At most so many of a curve are drawn."""
@@ -29,7 +27,7 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
         curves: name of a training -> its train.jsonl. Of steps with several updates, the first is drawn.
 
     Raises:
-        json.JSONDecodeError: a line is no JSON.
+        ValueError: a line is damaged.
     """
     settings: dict[Any, Any] = {
         **style.SETTINGS,
@@ -44,8 +42,7 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
         drawn: dict[str, list[float]] = {quantity: [] for quantity in QUANTITIES}
         figure, axes = style.panels(len(QUANTITIES), width=4.4, height=2.3)
         for index, (name, path) in enumerate(curves.items()):
-            entries = [json.loads(line) for line in read_lines(path)]
-            first = [entry for entry in entries if entry.get("update", 0) == 0]
+            first = [entry for entry in read_entries(path) if entry.get("update", 0) == 0]
             chosen = first[:: max(1, math.ceil(len(first) / POINTS))]
             steps = [entry["step"] for entry in chosen]
             look = {"color": style.look(index)["color"]}
