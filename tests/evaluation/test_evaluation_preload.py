@@ -54,17 +54,36 @@ def is_a_copy(launcher: subprocess.Popen) -> bool:
 
 
 def waiting(call: Call, environment: dict[str, str], *words: str) -> tuple[subprocess.Popen, int]:
-    """A stage that reads its spec from a pipe: the launcher, and the end to write to."""
+    """A stage that waits for its spec, from a pipe: the launcher, and the end to write to."""
     pipe = call.out.with_name("pipe")
     os.mkfifo(pipe)
     launcher = launch(replaced(call, "--spec", str(pipe)), environment, *words)
     limit = time.monotonic() + LIMIT
+    end = None
     while time.monotonic() < limit:
-        with suppress(OSError):  # nobody reads yet
-            return launcher, os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(OSError):  # nobody opens it yet
+            end = end or os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            # Python acts on a signal that comes just before a read only once the read has ended.
+            if state(reader(pipe)) == "S":
+                return launcher, end
         time.sleep(0.05)
     launcher.kill()
     raise TimeoutError(f"the stage did not read its spec within {LIMIT} s")
+
+
+def reader(pipe: Path) -> int:
+    """Number of the process that has a pipe open, other than this one."""
+    others = (file for file in Path("/proc").glob("[0-9]*/fd/*") if file.parts[2] != str(os.getpid()))
+    for file in others:
+        with suppress(OSError):  # the file was closed
+            if os.readlink(file) == str(pipe):
+                return int(file.parts[2])
+    raise ProcessLookupError(f"nobody reads {pipe}")
+
+
+def state(process: int) -> str:
+    """Letter of proc(5): R for running, S for waiting."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_the_same_bytes(pipeline: TinyPipeline, ready, tmp_path):
