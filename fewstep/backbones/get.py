@@ -17,8 +17,8 @@ damping 1. The release records all six.
 
 Deviations from the paper:
 
-* The release draws z_0 ~ N(0, I) anew in every call. Here it is drawn once, with the initial weights, and kept
-  in the model file: a network draws no random numbers, and images depend on their own noise alone.
+* The release draws z_0 ~ N(0, I) anew in every call. Here it is drawn once, with the initial weights, and
+  kept in the model file: a network draws no random numbers, and images depend on their own noise alone.
 * The table of classes has a last row for no class, as our other networks have it.
 """
 

@@ -354,8 +354,8 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if isinstance(run.backbone, FlowNetwork) and not run.backbone.samples_in(sampler.kind, steps):
         raise ConfigError(
-            f"{where}: sampler {name!r} in {steps} steps: backbone {run.network} is not told the times; use kind: "
-            "cm or euler in one step"
+            f"{where}: sampler {name!r} in {steps} steps: backbone {run.network} is not told the times; "
+            "use kind: cm or euler in one step"
         )
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
     jumps = inner or sampler.kind in ("mix", "jump")

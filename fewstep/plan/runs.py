@@ -360,13 +360,13 @@ def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
 def check_networks(run: Run, teacher: Run | None, where: str) -> None:
     """Refuse a teacher that is not told the times, and to train, or to start from, one that predicts noise.
 
-    The latter's velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there few-step
-    generation starts; a student that predicts velocities could not start from such weights either.
+    The latter's velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there
+    few-step generation starts; a student that predicts velocities could not start from such weights either.
     """
     if teacher is not None and isinstance(teacher.backbone, FlowNetwork) and not teacher.backbone.timed:
         raise ConfigError(
-            f"{where}: teacher {teacher.method} has a backbone of kind {teacher.backbone.kind}, which is not told "
-            "the times and cannot teach"
+            f"{where}: teacher {teacher.method} has a backbone of kind {teacher.backbone.kind}, which is "
+            "not told the times and cannot teach"
         )
     trained = None if run.adopted else run.backbone
     for network, doing in ((trained, "trained"), (teacher and teacher.backbone, "a teacher")):

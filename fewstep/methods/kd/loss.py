@@ -4,8 +4,8 @@ One jump is to give the teacher's solution from noise to data:
 
     L = mean (F(x_0, 0, 1) - (x_T - x_0))^2,   x_T = the teacher's ODE, solved from x_0 at t = 0 to t = 1
 
-in ``solver_steps`` of Heun's method, or of Euler's. GET (arXiv 2401.08639, section 4) regresses such pairs with
-a network that iterates (backbones/get.py), and sums the distance over its iterates F_1 .. F_K:
+in ``solver_steps`` of Heun's method, or of Euler's. GET (arXiv 2401.08639, section 4) regresses such pairs
+with a network that iterates (backbones/get.py), and sums the distance over its iterates F_1 .. F_K:
 
     L = sum_k decay^(K - k) mean |F_k - (x_T - x_0)|,   decay = 0.8 in its release.
 
@@ -20,10 +20,11 @@ Mapping: the papers have noise at the last time and solve the ODE backwards; her
 
 Deviations from the paper:
 
-* Both solve the ODE beforehand, for a fixed set of noises (GET: 1,000,000). Here it is solved for the noise of
-  each batch: no second data set is stored and no noise comes twice, at the price of a solution in every step.
-* The teacher is guided where its recipe says so, and its solver is Heun's or Euler's; that of Luhman and Luhman
-  is DDIM's. GET's teacher is EDM's network; here it is one of flow matching.
+* Both solve the ODE beforehand, for a fixed set of noises (GET: 1,000,000). Here it is solved for the noise
+  of each batch: no second data set is stored and no noise comes twice, at the price of a solution in every
+  step.
+* The teacher is guided where its recipe says so, and its solver is Heun's or Euler's; that of Luhman and
+  Luhman is DDIM's. GET's teacher is EDM's network; here it is one of flow matching.
 * Without a teacher the ODE is that of the network's own velocity, without gradient.
 * Times between 0 and 1 are never trained: the network is meant for one step only.
 """
