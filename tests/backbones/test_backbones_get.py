@@ -41,9 +41,10 @@ def inputs(one: Get) -> tuple[Tensor, ...]:
 
 def layer_norm(h: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     centred = h - h.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"] + w[
-        name + ".bias"
-    ]
+    return (
+        centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"]
+        + w[name + ".bias"]
+    )
 
 
 def affine(h: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
