@@ -12,7 +12,7 @@ from ...config.settings import Train
 class KDParams(LossParams):
     title = "KD"
     papers = ("2101.02388",)
-    note = "with backbone `get` and a distance over its iterates it is GET (arXiv 2401.08639)"
+    note = "on backbone `get`, over its iterates: GET (arXiv 2401.08639)"
     provenance = {"loss": "inferred"}
     one_step = True
 
