@@ -48,7 +48,7 @@ def test_tangents_are_functorchs(name, dtype, limit, monkeypatch):
     net = NETWORKS[name](dtype=dtype)
     if dtype == torch.float64:  # SANA's attention would round to float32 on its way
         monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    if name == "sd3's own time":  # sinusoids of 1000 rad
+    if name == "sd3's own time" and dtype == torch.float32:  # sinusoids of 1000 rad
         limit *= 20
     given = inputs(net, 8, dtype)
     expected = evaluate(net, given, "functorch")

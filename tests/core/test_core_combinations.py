@@ -139,6 +139,7 @@ NETWORKS = {
 def test_other_networks_are_compiled_and_checkpointed_too(name):
     """Value and tangent, and a plain forward, through blocks of another kind than a transformer's."""
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     found = []
     for checkpoint, compiler in ((False, ""), (True, "eager")):
         torch.manual_seed(0)
