@@ -60,6 +60,11 @@ def watch(wildcards):
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
+def keep_state(wildcards):
+    """The option of a training with which another one goes on; it reruns nothing."""
+    return " --keep-state" if wildcards.run in plan.continued else ""
+
+
 wildcard_constraints:
     **plan.constraints,
 

@@ -69,6 +69,7 @@ rule train:
         gres="",
         options="",
         watch=watch,
+        keep_state=keep_state,
         attempt=which_attempt,
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
@@ -77,7 +78,9 @@ rule train:
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
         " --captions {input.captions:q} --encoder {input.encoder:q}"
         " --sampling {input.sampling:q}"
-        " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options}{resources.watch} > {log:q} 2>&1"
+        " --teacher {input.teacher:q} --continued {input.continued:q}"
+        " --out {output.model:q} --curve {output.curve:q}"
+        " {resources.options}{resources.watch}{resources.keep_state} > {log:q} 2>&1"
 
 
 # A student that is adapters, as files of diffusers and peft.
