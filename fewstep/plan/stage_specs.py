@@ -527,7 +527,7 @@ def _cell_files(plan: Plan, key: specs.CellKey) -> specs.SourceFiles:
 
 def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
     key = {"run": run, "seed": str(seed)}
-    benchmark = plan.path(paths.BENCHMARK, **key)
+    benchmark = plan.path(paths.BENCHMARKS["train"], **key)
     return specs.ReportTraining(
         name=f"{run}/{seed}",
         benchmark=posixpath.relpath(benchmark, PurePosixPath(plan.file("page")).parent),

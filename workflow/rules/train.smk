@@ -7,6 +7,8 @@ rule adopt:
         FILES["model"],
     log:
         "<logs>/adopt/{run}/{seed}.log",
+    benchmark:
+        "<logs>/adopt/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("adopt"),
         seed="0",
@@ -28,6 +30,8 @@ rule reembed:
         FILES["model"],
     log:
         "<logs>/reembed/{run}/{seed}.log",
+    benchmark:
+        "<logs>/reembed/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("reembed"),
         seed="0",
@@ -58,7 +62,7 @@ rule train:
     log:
         LOGS["train"],
     benchmark:
-        BENCHMARK
+        BENCHMARKS["train"]
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     conda:
@@ -93,6 +97,8 @@ rule export:
         one_file=FILES["one_file"],
     log:
         "<logs>/export/{run}/{seed}.log",
+    benchmark:
+        "<logs>/export/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     retries: FEW_RETRIES
@@ -115,6 +121,8 @@ rule pipeline:
         FILES["pipeline"],
     log:
         "<logs>/pipeline/{run}/{seed}.log",
+    benchmark:
+        "<logs>/pipeline/{run}/{seed}.tsv"
     retries: FEW_RETRIES
     conda:
         environment("pipeline")
@@ -134,6 +142,8 @@ rule bench:
         "<results>/bench.csv",
     log:
         "<logs>/bench.log",
+    benchmark:
+        "<logs>/bench.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
