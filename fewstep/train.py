@@ -48,12 +48,24 @@ def main(argv: list[str] | None = None) -> None:
         arguments.add_argument(option, type=Path, nargs="*", default=[], help=live + meaning)
     add_sampling(arguments)
     arguments.add_argument("--teacher", type=Path, nargs="*", default=[], help="model that teaches")
+    arguments.add_argument(
+        "--continued",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="model of the training to go on with; its kept state lies beside it",
+    )
     arguments.add_argument("--curve", type=Path, required=True, help="train.jsonl to write")
     arguments.add_argument("--device-batch", type=int, help="most rows a device holds at once")
     arguments.add_argument("--save-minutes", type=float, default=15, help="time between saved states")
     arguments.add_argument("--save-steps", type=int, default=0, help="steps between saved states, instead")
     arguments.add_argument(
         "--keep-every", type=int, default=0, metavar="N", help="keep the average of every N steps as a model"
+    )
+    arguments.add_argument(
+        "--keep-state",
+        action="store_true",
+        help="keep the state of the finished training beside the model, for one that continues it",
     )
     arguments.add_argument(
         "--watch-every", type=int, default=0, metavar="N", help="sample every N steps, if --watch is given"
@@ -98,10 +110,13 @@ def main(argv: list[str] | None = None) -> None:
     if len(text) != (spec.text is not None):
         wanted = "needs --text with one manifest" if spec.text else "has no captions: leave --text out"
         raise ValueError(f"{path}: this run {wanted}")
+    if len(given["continued"]) != (spec.continues is not None):
+        wanted = "needs --continued with one model" if spec.continues else "continues none: leave it out"
+        raise ValueError(f"{path}: --continued: this run {wanted}")
     if given["encoder"] and not given["captions"]:
         raise ValueError(f"{path}: --encoder is for captions that are encoded here; give --captions too")
     given |= {"teacher": teacher[0] if spec.teacher else None, "text": text[0] if text else None}
-    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder")}
+    given |= {name: given[name][0] if given[name] else None for name in ("captions", "encoder", "continued")}
     given["watch"] = _watch(spec, given)
     train_in_memory(spec, Options(**given), path)
 

@@ -35,7 +35,7 @@ from .base import (
     shown,
 )
 from .inference import INFERRED, Inference
-from .methods import Method
+from .methods import INHERITED, Method
 from .origins import SOMEWHERE, Origins
 from .rates import Bench, Costs
 from .references import Ref, check_references
@@ -413,7 +413,7 @@ class _Reader:
         for entry in methods.values():
             if isinstance(entry, dict) and isinstance(entry.get("recipe"), str):
                 entry["recipe"] = self._recipe(entry["recipe"])
-        return methods, files
+        return {name: _continued(methods, name) for name in methods}, files
 
     def _folder(self, folder: str, key: str) -> list[Path]:
         """The YAML files of a folder, in the order of their names."""
@@ -572,6 +572,16 @@ def _without_patterns(over: Mapping[str, Any], names: Sequence[str]) -> tuple[di
         if "*" in pattern and content is None:
             out |= {pattern, *(name for name in [*names, *list(over)[:place]] if fnmatch(name, pattern))}
     return {name: content for name, content in over.items() if name not in out}, out
+
+
+def _continued(methods: Mapping[str, Any], name: str, behind: tuple[str, ...] = ()) -> Any:
+    """An entry with what it leaves to the one whose training it continues; ``behind`` it are those before."""
+    entry = methods[name]
+    first = entry.get("continues") if isinstance(entry, Mapping) else None
+    if not isinstance(first, str) or not isinstance(methods.get(first), Mapping) or first in (*behind, name):
+        return entry
+    source = _continued(methods, first, (*behind, name))
+    return merge({key: source[key] for key in INHERITED if key in source}, entry)
 
 
 def _present(entries: Any) -> Any:

@@ -63,6 +63,10 @@ class Reembed(Strict):
     seed: Seed = 0
 
 
+INHERITED = ("paper", "loss", "teacher", "train", "guidance", "backbone", "samplers", "provenance")
+"""What an entry that continues another one's training leaves to it."""
+
+
 class Method(Strict):
     """One entry of config/methods/. ``train`` and ``guidance`` hold what differs from the recipe."""
 
@@ -87,6 +91,11 @@ class Method(Strict):
         default=None, description="with weights=released, sample from this pipeline of diffusers"
     )
     reembed: Reembed | None = Field(default=None, description="fit a time embedding instead of training")
+    continues: Annotated[str | None, Ref("methods")] = Field(
+        default=None,
+        description="go on with the finished training of the method named here, from its kept state, to more "
+        "steps; what this entry leaves out is that method's",
+    )
     train: dict[str, Any] = {}
     guidance: dict[str, Any] = {}
     backbone: Annotated[str | None, Ref("backbones")] = Field(
@@ -103,15 +112,21 @@ class Method(Strict):
 
     @model_validator(mode="after")
     def _something(self) -> Method:
-        if self.loss is None:
+        if self.loss is None and self.continues is None:
             if self.pipeline is None:
                 raise ValueError("loss is missing; only a pipeline of diffusers goes without one")
             given = sorted(
-                {"teacher", "weights", "released", "reembed", "train", "guidance", "backbone", "samplers"}
+                {
+                    *("teacher", "weights", "released", "reembed"),
+                    *("train", "guidance", "backbone", "samplers"),
+                }
                 & self.model_fields_set
             )
             if given:
                 raise ValueError(f"{given[0]} belongs to networks of ours; a pipeline without loss has none")
+        if self.continues is not None and (self.weights is not None or self.reembed is not None):
+            other = "reembed" if self.weights is None else "weights"
+            raise ValueError(f"continues goes on with a training, and {other} spares it; keep one")
         return self
 
 

@@ -130,6 +130,14 @@ def pipeline_spec_class(raw: Mapping[str, Any]) -> type[PipelineSpec | ClassPipe
     return ClassPipelineSpec if "sampling" in raw else PipelineSpec
 
 
+class Continued(Strict):
+    """A finished training that another one goes on with."""
+
+    run: str = Field(description="method/variant")
+    spec: str = Field(description="digest of its spec")
+    steps: int
+
+
 class TrainSpec(Strict):
     method: str
     variant: str
@@ -142,6 +150,7 @@ class TrainSpec(Strict):
     guidance: Guidance | None
     label_dropout: float
     train: Train
+    continues: Continued | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class BenchSpec(Strict):

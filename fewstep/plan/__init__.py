@@ -83,6 +83,11 @@ class Plan:
         teachers |= {run.entry.reembed.of for run in self.runs.values() if run.entry.reembed}
         return teachers | {given.method for given in weights if given is not None and given.method}
 
+    @cached_property
+    def continued(self) -> set[str]:
+        """Runs with which others go on, so that the states of their finished trainings are kept."""
+        return {f"{run.continues}/{BASE}" for run in self.runs.values() if run.continues}
+
     def _check(self, mistakes: Mistakes) -> None:
         """Fail now on what would otherwise show only when a cell, or the report, is asked for."""
         file = self.config.root.files.settings

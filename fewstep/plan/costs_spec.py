@@ -114,7 +114,7 @@ def _live_captions(plan: Plan, run: Run, encoder: str) -> Work:
     captions = plan.parts.datasets[plan.parts.latents[run.recipe.latents].dataset].classes
     row = text_bytes(plan.parts.text_encoders[encoder], run.backbone)
     fits = (captions + 1) * row <= IN_MEMORY
-    return _captions(plan, encoder, captions if fits else run.train.steps * run.train.global_batch_size)
+    return _captions(plan, encoder, captions if fits else _trained_images(plan, run))
 
 
 def text_bytes(encoder: TextEncoder, network: Backbone) -> int:
@@ -134,7 +134,7 @@ def _train(plan: Plan, job: Job) -> CostLine:
     rate = plan.config.costs.train.get(run.network, {}).get(run.loss.name)
     work = Work(
         name=f"{run.loss.name} on {run.network}",
-        images=run.train.steps * run.train.global_batch_size,
+        images=_trained_images(plan, run),
         rate=rate,
         network=None if rate else run.network,
         loss=None if rate else run.loss,
@@ -145,7 +145,15 @@ def _train(plan: Plan, job: Job) -> CostLine:
     )
     live = plan.live_text(run)
     more = [_live_captions(plan, run, live)] if live else []
-    return _line("train", work, *more, device=run.device, models={run.network: 1})
+    # A kept state has the weights, their average and two moments.
+    files = 1 + 4 * (job.key["run"] in plan.continued)
+    return _line("train", work, *more, device=run.device, models={run.network: files})
+
+
+def _trained_images(plan: Plan, run: Run) -> int:
+    """Images that a training sees, without those of the one that it continues."""
+    before = plan.run(run.continues).train.steps if run.continues else 0
+    return (run.train.steps - before) * run.train.global_batch_size
 
 
 def _tokens(plan: Plan, run: Run) -> int:

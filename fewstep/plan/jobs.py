@@ -11,6 +11,7 @@ from ..config.settings import Weights
 from ..config.text import PromptProtocol
 from . import paths
 from .cells import PICTURES
+from .runs import BASE
 
 if TYPE_CHECKING:
     from . import Plan
@@ -113,7 +114,7 @@ def _adopt(plan: Plan, run: str, **_: str) -> Files:
     return {"asset": [plan.file("record", asset=published.asset)] if published else []}
 
 
-def _train(plan: Plan, run: str, **_: str) -> Files:
+def _train(plan: Plan, run: str, seed: str) -> Files:
     entry = plan.runs[run]
     latents = entry.recipe.latents
     dataset = plan.parts.latents[latents].dataset
@@ -123,6 +124,9 @@ def _train(plan: Plan, run: str, **_: str) -> Files:
         "text": [] if live else text(plan, entry, dataset),
         **(_text(plan, live, dataset) if live else {"captions": [], "encoder": []}),
         "teacher": [plan.model(entry.teacher)] if entry.teacher else [],
+        "continued": [plan.file("model", run=f"{entry.continues}/{BASE}", seed=seed)]
+        if entry.continues
+        else [],
     }
 
 

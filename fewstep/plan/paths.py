@@ -44,8 +44,11 @@ LOGS = {
     "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
 }
 """Stage -> its log, of those that the report leads to."""
-BENCHMARK = "<results>/{run}/{seed}/benchmark.tsv"
-"""Run time of a training, as Snakemake measures it."""
+BENCHMARKS = {
+    "train": "<results>/{run}/{seed}/benchmark.tsv",
+    "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.tsv",
+}
+"""Stage -> time and memory of a job, as Snakemake measures them; other rules name theirs like their logs."""
 
 SPECS = {
     "fetch": "{asset}",

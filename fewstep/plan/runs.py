@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..config.backbones import Backbone, Clip, FlowNetwork, LightningDiT, Sd3
 from ..config.base import ConfigError, Mistakes, merge, parse
@@ -87,6 +87,11 @@ class Run:
         return named_teacher(self.entry, self.recipe) if self.maker == "train" else None
 
     @property
+    def continues(self) -> str | None:
+        """The method whose finished training the run goes on with."""
+        return self.entry.continues if self.maker == "train" else None
+
+    @property
     def base(self) -> str | None:
         """The method without whose weights those of the run, adapters of them, are no network."""
         return self.teacher if isinstance(self.backbone, Sd3) and self.backbone.lora else None
@@ -165,6 +170,8 @@ def resolve_runs(
             _check_teachers(runs, run)
         with mistakes.caught():
             _check_tokenizer(runs, run)
+        with mistakes.caught():
+            _check_continued(runs, run)
     return runs
 
 
@@ -338,6 +345,61 @@ def _check_tokenizer(runs: Mapping[str, Run], run: Run) -> None:
             weights = found.tokenizer.weights
             more = (found.teacher, weights.method if weights else None)
             needed += [name for name in more if name and name not in needed]
+
+
+FREE = {"steps", "log_every", "max_skipped_updates"}
+FREE_OF_OPTIMIZER = {"lr", "warmup", "decay", "final_lr_ratio"}
+"""Keys of train and train.optimizer in which a training may differ from the one that it continues."""
+
+
+def _check_continued(runs: Mapping[str, Run], run: Run) -> None:
+    """Refuse to go on with a training that is not made here, in a circle, or of something else."""
+    names = [run.method]
+    while (name := runs[f"{names[-1]}/{BASE}"].entry.continues) is not None:
+        if name in names[1:] or f"{name}/{BASE}" not in runs:  # told already
+            return
+        if name == run.method:
+            circle = " <- ".join([*names, name])
+            raise ConfigError(f"{run.place}.continues: {circle} goes in a circle")
+        names.append(name)
+    if run.entry.continues is None:
+        return
+    before = runs[f"{run.entry.continues}/{BASE}"]
+    if before.entry.weights or before.entry.reembed or before.only_pipeline:
+        raise ConfigError(
+            f"{run.place}.continues: {before.method} is not trained here, and has no state to go on from; "
+            "name a method that is trained"
+        )
+    differing = [key for key, value in _of_training(run).items() if value != _of_training(before)[key]]
+    if differing:
+        raise ConfigError(
+            f"{run.place}.{differing[0]}: is another than that of {before.method}, which it continues; only "
+            f"the number of steps and the learning rate may differ: {_free_keys()}"
+        )
+    if run.train.steps <= before.train.steps:
+        raise ConfigError(
+            f"{run.place}.train.steps: {run.train.steps}, but {before.method}, which it continues, has "
+            f"{before.train.steps}; give more, all steps counted"
+        )
+
+
+def _free_keys() -> str:
+    return ", ".join([*sorted(FREE), *(f"optimizer.{key}" for key in sorted(FREE_OF_OPTIMIZER))])
+
+
+def _of_training(run: Run) -> dict[str, Any]:
+    """Key -> what a training that is continued must have in common with the other, without its seed."""
+    train = run.train.model_dump(exclude=FREE)
+    optimizer = run.train.optimizer.model_dump(exclude=FREE_OF_OPTIMIZER)
+    return {
+        "recipe": (run.recipe.latents, run.recipe.text_encoder, run.recipe.label_dropout),
+        "loss": run.loss,
+        "backbone": run.backbone,
+        "teacher": named_teacher(run.entry, run.recipe),
+        "guidance": run.guidance,
+        **{f"train.{key}": value for key, value in train.items() if key != "optimizer"},
+        **{f"train.optimizer.{key}": value for key, value in optimizer.items()},
+    }
 
 
 def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:

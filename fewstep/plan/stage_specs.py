@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import specs
 from ..config.backbones import ClassNetwork, Sd3
-from ..config.base import ConfigError, Strict, require_known
+from ..config.base import ConfigError, Strict, digest, require_known
 from ..config.pipelines import NEVER_RUN
 from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
@@ -159,7 +159,23 @@ def _train(plan: Plan, run: str, seed: str) -> Strict:
         guidance=entry.guidance if taught else None,
         label_dropout=0.0 if taught and not entry.loss.follows_data else entry.recipe.label_dropout,
         train=entry.train,
+        continues=_continued(plan, entry, seed),
     )
+
+
+def _continued(plan: Plan, run: Run, seed: str) -> specs.Continued | None:
+    """The training with which a run goes on.
+
+    Raises:
+        ConfigError: published weights take its place.
+    """
+    if run.continues is None:
+        return None
+    before = plan.run(run.continues)
+    if before.maker != "train":
+        raise ConfigError(f"{run.place}.continues: with weights=released {before.method} is not trained")
+    spec = digest(_train(plan, before.name, seed))
+    return specs.Continued(run=before.name, spec=spec, steps=before.train.steps)
 
 
 def _bench(plan: Plan) -> Strict:
@@ -511,7 +527,7 @@ def _cell_files(plan: Plan, key: specs.CellKey) -> specs.SourceFiles:
 
 def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
     key = {"run": run, "seed": str(seed)}
-    benchmark = plan.path(paths.BENCHMARK, **key)
+    benchmark = plan.path(paths.BENCHMARKS["train"], **key)
     return specs.ReportTraining(
         name=f"{run}/{seed}",
         benchmark=posixpath.relpath(benchmark, PurePosixPath(plan.file("page")).parent),

@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parents[2]
 class TrainingTime:
     seconds: float
     cpu_seconds: float
+    memory: float | None
+    """Most at once, in GB of the machine's memory."""
 
 
 def read_benchmark(path: Path) -> TrainingTime | None:
@@ -33,7 +35,10 @@ def read_benchmark(path: Path) -> TrainingTime | None:
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     try:
-        return TrainingTime(float(rows[-1]["s"]), float(rows[-1]["cpu_time"]))
+        last = rows[-1]
+        memory = last.get("max_rss", "")
+        most = float(memory) * 2**20 / 1e9 if memory.replace(".", "", 1).isdigit() else None
+        return TrainingTime(float(last["s"]), float(last["cpu_time"]), most)
     except (IndexError, KeyError, TypeError, ValueError):  # no line; NA after a job that ended at once
         return None
 

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from ..common.files import sha256
 from ..config.base import read_sealed, sealed
+from ..config.specs import Continued
 from ..core.wrappers import trained_state, unwrap
 from .ema import Ema
 
@@ -42,6 +43,8 @@ KEPT = 2
 FILE_BYTES = 2**30
 """Tensors that go into one file, at most; a process holds a file in memory while it writes it."""
 RECORD = "state.json"
+FINISHED = "finished-state"
+"""Folder beside a model with the last state of its training, where that is kept."""
 CURVE = "train.jsonl"
 
 
@@ -108,6 +111,28 @@ class TrainingState:
         if self._accelerator.num_processes > 1:
             torch.distributed.broadcast(found, src=0)
         return None if found < 0 else self._path(int(found))
+
+    def take_over(self, other: Path, continued: Continued) -> None:
+        """Start from the last state of another training, and from its curve.
+
+        Args:
+            other: its state, from `finished_state`.
+
+        Raises:
+            ValueError: it is damaged, or of another spec, teacher or data than asked for.
+        """
+        if not self._accelerator.is_main_process:
+            return
+        again = f"train {continued.run} again"
+        if (problem := damage(other)) is not None:
+            raise ValueError(f"{problem}: the state of the finished training is damaged; {again}")
+        owner = read_sealed(other / RECORD, "the record of a saved state")["owner"]
+        wanted = {**self.owner, "spec": continued.spec}
+        for key in ("spec", "teacher", "latents", "captions"):
+            if owner.get(key) != wanted.get(key):
+                raise ValueError(f"{other}: is of a training with another {key} than is asked for; {again}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(other.parent / CURVE, self.curve)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -225,10 +250,41 @@ class TrainingState:
                         moment = torch.zeros((), device=weight.device)
                     self._optimizer.state[weight][kind] = moment
 
-    def remove(self) -> None:
-        """Free the disk once the model is written."""
-        if self._accelerator.is_main_process:
+    @property
+    def _finished(self) -> Path:
+        return self.folder.with_name(FINISHED)
+
+    def forget_finished(self) -> None:
+        """Remove the state that an earlier training has kept."""
+        shutil.rmtree(self._finished, ignore_errors=True)
+
+    def end(self, keep: bool) -> None:
+        """Free the disk once the model is written: of all states, or of all but the last."""
+        if not self._accelerator.is_main_process:
+            return
+        if keep:
+            for path in self.saved()[:-1]:
+                shutil.rmtree(path)
+            self.forget_finished()
+            self.folder.rename(self._finished)
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def finished_state(model: Path, run: str) -> Path:
+    """The last state of the training of ``model``, which is called ``run``.
+
+    Raises:
+        ValueError: it was not kept.
+    """
+    folder = model.with_name(FINISHED)
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        raise ValueError(
+            f"{folder}: no state of the finished training {run} was kept; train it again (-R {model}): its "
+            "state is kept where another run continues it, or with --keep-state"
+        )
+    return found[-1]
 
 
 def damage(folder: Path) -> str | None:

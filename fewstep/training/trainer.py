@@ -56,7 +56,7 @@ from .ema import Approach, Ema
 from .feed import Feed, Given
 from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
 from .self_test import SelfTest
-from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
+from .state import RECORD, STOPPED, Curve, Progress, StopRequest, TrainingState, finished_state
 
 Watch = Callable[[int, dict[str, Tensor], torch.device], dict[str, float]]
 """What is done with the average of a step, on the main process; returns numbers to show."""
@@ -88,6 +88,8 @@ class Options:
     self_test: bool = True
     tracker: str = "tensorboard"
     keep_every: int = 0
+    keep_state: bool = False
+    continued: Path | None = None
     watch: Watch | None = None
     watch_every: int = 0
 
@@ -176,8 +178,17 @@ class Trainer:
         }
         if self.text is not None:
             owner["captions"] = self.text.digest
+        before: Path | None = None
+        if spec.continues is not None and options.continued is not None:
+            before = finished_state(options.continued, spec.continues.run)
+            owner["continued state"] = sha256(before / RECORD)
         self.state = TrainingState(accelerator, options.out.parent, owner, self.progress)
         self.saved = self.state.newest()
+        self.anew = self.saved is None
+        """Whether no earlier process has begun this training."""
+        if self.anew and before is not None and spec.continues is not None:
+            self.state.take_over(before, spec.continues)
+            self.saved = before
         self.self_test: SelfTest | None = None
         if options.self_test and self.saved is None:
             bare = net.to(self.device)
@@ -269,12 +280,14 @@ class Trainer:
             self.state.restore(self.saved)
             row = progress.skipped_in_a_row
             self.skips.copy_(torch.tensor([progress.skipped, row, row]))
-            accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
+            done = "resumed" if not self.anew else f"{self.saved}: continued"
+            accelerator.print(f"{done} at step {progress.step} of {spec.train.steps}")
         self._measure()
         curve = Curve(self.state.curve, progress.curve_bytes) if main else None
         self._init_tracker()
-        if main and progress.step == 0:
+        if main and self.anew:
             self._remove_kept()
+            self.state.forget_finished()
         bar = tqdm(
             total=spec.train.steps,
             initial=progress.step,
@@ -284,7 +297,7 @@ class Trainer:
         )
         saved_at, first = time.monotonic(), progress.step
         updates: list[dict[str, Tensor]] = [{}]
-        if options.watch and progress.step == 0:
+        if options.watch and self.anew:
             self._watch(options.watch)  # tells at once if it cannot
 
         while progress.step < spec.train.steps:
@@ -335,10 +348,13 @@ class Trainer:
         weights = parallel.gather(self.ema.tensors())
         if curve:
             curve.flush()
+        if options.keep_state:
+            self.state.save()
+        if curve:
             write_lines(options.curve, curve.path.read_text(encoding="utf-8"))
             save_model(options.out, weights, spec.backbone, self._card())
         accelerator.wait_for_everyone()
-        self.state.remove()
+        self.state.end(options.keep_state)
         if progress.skipped:
             accelerator.print(f"warning: {progress.skipped} updates were not finite and were skipped")
         if self.feed.waited > 1:
@@ -382,11 +398,11 @@ class Trainer:
         name, folder, step = self.options.tracker, self.options.out.parent, self.progress.step
         options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step}}
         if self.accelerator.is_main_process:
-            if step == 0:
+            if self.anew:
                 shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             if name == "wandb":
                 run = self.state.folder / "wandb-run"
-                if step == 0 or not run.exists():
+                if self.anew or not run.exists():
                     write_text(run, uuid.uuid4().hex)
                 title = f"{self.spec.method}/{self.spec.variant}/{self.spec.seed}"
                 options["wandb"] = {"id": run.read_text(encoding="utf-8"), "name": title, "resume": "allow"}
@@ -547,6 +563,9 @@ class Trainer:
             more["text"] = self.text.card
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
+        if spec.continues is not None:
+            state = self.state.owner["continued state"]
+            more["continues"] = spec.continues.model_dump() | {"state": state}
         latents = self.loader.shards.manifest
         return (
             more

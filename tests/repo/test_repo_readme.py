@@ -86,7 +86,7 @@ def test_dry_runs(readme, tmp_path, monkeypatch):
 
 
 def test_extras_exist(page):
-    assert set(re.findall(r"\.\[(\w+)\]", text(page))) <= {"dev", "t2i"}
+    assert set(re.findall(r"\.\[(\w+)\]", text(page))) <= {"dashboard", "dev", "t2i"}
 
 
 def test_the_price_of_table_1(readme):

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fewstep import figure as stage
@@ -14,7 +15,7 @@ from fewstep.common.csv_files import read_csv
 from fewstep.common.files import write_lines
 from fewstep.config import dump
 from fewstep.evaluation.image_archive import write_images
-from fewstep.reporting.figures import grid, learning_curves
+from fewstep.reporting.figures import grid, learning_curves, style
 from fewstep.reporting.figures.learning_curves import running_median
 
 
@@ -132,3 +133,16 @@ def test_each_kind_wants_its_own_input(make_spec, tmp_path):
         call(make_spec("figure6"), tmp_path)
     with pytest.raises(ValueError, match=r"use fewstep\.table"):
         call(make_spec("table4"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ends", [(10, 11), (2.1, 2.6), (10, 20), (3, 9), (0.5, 4), (10, 40), (5, 800), (1, 5000), (9.99, 10.01)]
+)
+def test_a_vertical_axis_has_ticks_at_any_range(ends):
+    axis = Figure().subplots()
+    axis.plot([1, 2], ends)
+    axis.set_yscale("log")
+    style.plain_numbers(axis, [1, 2])
+    low, high = axis.get_ylim()
+    shown = [tick for tick in axis.get_yticks() if low <= tick <= high]
+    assert 3 <= len(shown) <= 9

@@ -4,7 +4,7 @@ from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
 from fewstep.environment import MOST_RETRIES, profiles_of
 from fewstep.plan import Plan
-from fewstep.plan.paths import BENCHMARK, FILES, LOGS
+from fewstep.plan.paths import BENCHMARKS, FILES, LOGS
 
 # With `config:` in a module statement, the files and the command line are those of another workflow.
 outer = workflow.modifier.skip_configfile
@@ -58,6 +58,11 @@ def watch(wildcards):
         return ""
     words = plan.watch(wildcards.run, wildcards.seed)
     return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def keep_state(wildcards):
+    """The option of a training with which another one goes on; it reruns nothing."""
+    return " --keep-state" if wildcards.run in plan.continued else ""
 
 
 wildcard_constraints:

@@ -46,6 +46,8 @@ rule encode:
         FILES["shard"],
     log:
         "<logs>/encode/{latents}/{shard}.log",
+    benchmark:
+        "<logs>/encode/{latents}/{shard}.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
@@ -65,6 +67,8 @@ rule manifest:
         FILES["manifest"],
     log:
         "<logs>/encode/{latents}/manifest.log",
+    benchmark:
+        "<logs>/encode/{latents}/manifest.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"
@@ -84,6 +88,8 @@ rule text:
         FILES["text"],
     log:
         "<logs>/text/{encoder}/{captions}.log",
+    benchmark:
+        "<logs>/text/{encoder}/{captions}.tsv"
     conda:
         "../../envs/t2i.yaml"
     resources:

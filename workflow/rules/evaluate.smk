@@ -5,6 +5,8 @@ rule sample:
         temp(FILES["images"]),
     log:
         "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    benchmark:
+        "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.tsv"
     conda:
         environment("sample")
     resources:
@@ -29,6 +31,8 @@ rule images:
         FILES["npz"],
     log:
         "<logs>/images/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    benchmark:
+        "<logs>/images/{run}/{seed}/{sampler}-{steps}/{images}.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/workflow.yaml"
@@ -46,6 +50,8 @@ rule reference:
         FILES["statistics"],
     log:
         "<logs>/reference/{protocol}.log",
+    benchmark:
+        "<logs>/reference/{protocol}.tsv"
     retries: FEW_RETRIES
     conda:
         environment("reference")
@@ -68,6 +74,8 @@ rule bounds:
         FILES["bounds"],
     log:
         "<logs>/bounds/{table}.log",
+    benchmark:
+        "<logs>/bounds/{table}.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/t2i.yaml"
@@ -87,6 +95,8 @@ rule examples:
         FILES["examples"],
     log:
         "<logs>/examples/{table}.log",
+    benchmark:
+        "<logs>/examples/{table}.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/metrics.yaml"
@@ -105,6 +115,8 @@ rule score:
         FILES["metrics"],
     log:
         LOGS["score"],
+    benchmark:
+        BENCHMARKS["score"]
     retries: FEW_RETRIES
     conda:
         environment("score")

@@ -7,6 +7,8 @@ rule adopt:
         FILES["model"],
     log:
         "<logs>/adopt/{run}/{seed}.log",
+    benchmark:
+        "<logs>/adopt/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("adopt"),
         seed="0",
@@ -28,6 +30,8 @@ rule reembed:
         FILES["model"],
     log:
         "<logs>/reembed/{run}/{seed}.log",
+    benchmark:
+        "<logs>/reembed/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("reembed"),
         seed="0",
@@ -58,7 +62,7 @@ rule train:
     log:
         LOGS["train"],
     benchmark:
-        BENCHMARK
+        BENCHMARKS["train"]
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     conda:
@@ -69,6 +73,7 @@ rule train:
         gres="",
         options="",
         watch=watch,
+        keep_state=keep_state,
         attempt=which_attempt,
     shell:
         "exec python -m fewstep.launch --nodes {resources.nodes} --gpus {resources.gpu}"
@@ -77,7 +82,9 @@ rule train:
         " --spec {input.spec:q} --latents {input.latents:q} --text {input.text:q}"
         " --captions {input.captions:q} --encoder {input.encoder:q}"
         " --sampling {input.sampling:q}"
-        " --teacher {input.teacher:q} --out {output.model:q} --curve {output.curve:q} {resources.options}{resources.watch} > {log:q} 2>&1"
+        " --teacher {input.teacher:q} --continued {input.continued:q}"
+        " --out {output.model:q} --curve {output.curve:q}"
+        " {resources.options}{resources.watch}{resources.keep_state} > {log:q} 2>&1"
 
 
 # A student that is adapters, as files of diffusers and peft.
@@ -90,6 +97,8 @@ rule export:
         one_file=FILES["one_file"],
     log:
         "<logs>/export/{run}/{seed}.log",
+    benchmark:
+        "<logs>/export/{run}/{seed}.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     retries: FEW_RETRIES
@@ -112,6 +121,8 @@ rule pipeline:
         FILES["pipeline"],
     log:
         "<logs>/pipeline/{run}/{seed}.log",
+    benchmark:
+        "<logs>/pipeline/{run}/{seed}.tsv"
     retries: FEW_RETRIES
     conda:
         environment("pipeline")
@@ -131,6 +142,8 @@ rule bench:
         "<results>/bench.csv",
     log:
         "<logs>/bench.log",
+    benchmark:
+        "<logs>/bench.tsv"
     retries: FEW_RETRIES
     conda:
         "../../envs/torch.yaml"

@@ -9,10 +9,19 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 # Okabe and Ito's palette without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+FINE = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+"""Multiples of powers of ten with ticks, where an axis is short."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -63,8 +72,15 @@ def write_no_values(axis: Axes) -> None:
 def plain_numbers(axis: Axes, x: Sequence[float] = ()) -> None:
     """On a vertical logarithmic axis write 0.5, 2 and 100 instead of powers of ten; put ticks at ``x``."""
     low, high = axis.get_ylim()
-    decades = max(high, 1e-12) / max(low, 1e-12)
-    _ticks_at(axis.yaxis, (1.0, 2.0, 5.0) if decades < 1000 else (1.0,))
+    ratio = max(high, 1e-12) / max(low, 1e-12)
+    if ratio < 3:  # too short for more than two of those below
+        axis.yaxis.set_major_locator(MaxNLocator(6))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+    elif ratio < 10:
+        _ticks_at(axis.yaxis, FINE)
+    else:
+        _ticks_at(axis.yaxis, (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,))
     if x:
         ticks_across(axis, x)
 
@@ -78,7 +94,7 @@ def ticks_across(axis: Axes, x: Sequence[float]) -> None:
 
 def plain_x(axis: Axes) -> None:
     """The same on a horizontal logarithmic axis, with ticks at 1, 1.5, 2, 3, 5 and 7 of each power."""
-    _ticks_at(axis.xaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    _ticks_at(axis.xaxis, FINE)
 
 
 def _ticks_at(axis: Axis, multiples: Sequence[float]) -> None:
