@@ -8,9 +8,9 @@ flow map, of which only F has a gradient:
     esd   g = F - u - (s - t) dF,             dF = JVP(F; (x_t, t, s); (u, 1, 0))    Eulerian
     psd   g = F - c F(x_t, t, m) - (1 - c) F(x_m, m, s)                               progressive
 
-with f = x_t + (s - t) F, u = F(x_t, t, t), m = t + c (s - t), x_m = x_t + (m - t) F(x_t, t, m), and c = 1/2 or
-c ~ U(0, 1) (``middle``). All are 0 at the exact flow map, and L = mean (F - (sg(F) - g))^2, or mean (F - v)^2 where
-s = t.
+with f = x_t + (s - t) F, u = F(x_t, t, t), m = t + c (s - t), x_m = x_t + (m - t) F(x_t, t, m), and c = 1/2
+or c ~ U(0, 1) (``middle``). All are 0 at the exact flow map, and L = mean (F - (sg(F) - g))^2, or
+mean (F - v)^2 where s = t.
 
 Mapping: none needed for the straight path, noise at t = 0; the paper's (s, t) are (t, s) here.
 
@@ -77,7 +77,9 @@ class FMSD(Method):
         return F, consistency_residual(F, own, dF_scaled)
 
     def _progressive(self, net: nn.Module, at: PathSample, s: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        c = ctx.rng.uniform("middle").to(s.dtype) if self.params.middle == "uniform" else torch.full_like(s, 0.5)
+        c = torch.full_like(s, 0.5)
+        if self.params.middle == "uniform":
+            c = ctx.rng.uniform("middle").to(s.dtype)
         m = at.t + c * (s - at.t)
         F = net(at.x, at.t, s, at.y)
         with torch.no_grad():

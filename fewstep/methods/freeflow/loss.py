@@ -18,10 +18,10 @@ Mapping: the paper has noise at tau = 1, and s is its integration length delta; 
 
 Deviations from the paper:
 
-* v_N is a network of its own in the paper, trained online. Here it is the student at the time condition 2 - r, as
-  TwinFlow (arXiv 2512.05150) has its fake velocity.
-* The paper scales the correction by alpha E|g_prediction| / E|g_correction|, means over the batch. Rows do not know of
-  each other here: both are weighted by their own k, and ``correction`` is alpha.
+* v_N is a network of its own in the paper, trained online. Here it is the student at the time condition
+  2 - r, as TwinFlow (arXiv 2512.05150) has its fake velocity.
+* The paper scales the correction by alpha E|g_prediction| / E|g_correction|, means over the batch. Rows do
+  not know of each other here: both are weighted by their own size, and ``correction`` is alpha.
 * The teacher is guided alike in both terms; the paper's correction has a narrower interval.
 * Laws of s and r and c are chosen here; the paper names r's law, logit-normal towards the noise.
 * Labels are those of the batch, whose images are not looked at.

@@ -7,21 +7,21 @@ field is learned beside, at a time s' of its own:
     L     = (mean (df/ds - sg F^(f, s, s))^2 + mean (F(x_s', s', s') - v)^2) / w^2
 
 where F^ is the moving average of the network. The gap s - t is drawn first, then s from its law cut to
-(s - t, 1). Learning from data alone, v = w (x1 - x0) + (1 - w) F^(x_s', s', s', no label), and w = 1 for rows that
-have lost their label; under a teacher v is its guided velocity, and w = 1.
+(s - t, 1). Learning from data alone, v = w (x1 - x0) + (1 - w) F^(x_s', s', s', no label), and w = 1 for
+rows that have lost their label; under a teacher v is its guided velocity, and w = 1.
 
-Mapping: the paper has noise at tau = 1 and f = x + (sigma - tau) F, sigma <= tau. With all times taken from 1 the
-network changes sign, and so do the means of the logit-normal laws.
+Mapping: the paper has noise at tau = 1 and f = x + (sigma - tau) F, sigma <= tau. With all times taken from 1
+the network changes sign, and so do the means of the logit-normal laws.
 
 Deviations from the paper:
 
-* The gradient of dF is not that of second-order differentiation (a release's switch has it off, too): dF is exact,
-  its gradient that of the central difference (F(s + h) - F(s - h)) / 2h, h = ``step``, two more evaluations,
-  which differs by terms of order h^2. ``step: null`` gives dF none.
-* w is not an input of the network. The published models were trained at one w, at which label and lost label tell
-  it as well. The output is not scaled by w.
+* The gradient of dF is not found by differentiating twice: dF is exact, its gradient that of the central
+  difference (F(s + h) - F(s - h)) / 2h, h = ``step``, two more evaluations, which differs by terms of order
+  h^2. ``step: null`` gives dF none, as a switch of the release does.
+* w is not an input of the network. The published models were trained at one w, at which label and lost label
+  tell it as well. The output is not scaled by w.
 * The network keeps its norms: the paper makes it Lipschitz by RMS norms, also of the modulation.
-* The release takes rows with s = t out of the first term; where the gap is 0 it has no gradient of the derivative.
+* The release takes rows with s = t out of the first term; here no gap is 0.
 """
 
 from __future__ import annotations

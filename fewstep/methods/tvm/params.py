@@ -25,7 +25,7 @@ class TVMParams(LossParams):
         description="of s, among those from s - t on; and of the time at which v is learned",
     )
     scale: float = Field(
-        default=2.0, ge=1, description="w, guidance by its own average; not used with a teacher, which is guided"
+        default=2.0, ge=1, description="w, guidance by its own average; a teacher is guided itself"
     )
     target_decay: float | None = Field(
         default=0.99, ge=0, lt=1, description="of the target network's average; null: the network itself"
@@ -39,4 +39,7 @@ class TVMParams(LossParams):
 
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
         if self.end_times.law != "logit-normal":
-            yield "end_times.law", f"{self.end_times.law}; tvm draws s from a part of its law: use logit-normal"
+            yield (
+                "end_times.law",
+                f"{self.end_times.law}; s is drawn from a part of its law: use logit-normal",
+            )
