@@ -99,6 +99,8 @@ class Turn:
     player: str
     """A key of Method.players."""
     loss: Loss
+    second_order: bool = False
+    """Whether the loss holds gradients of the player's output: its weights then stay gathered under FSDP2."""
 
 
 Update = Loss | Turn

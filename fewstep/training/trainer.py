@@ -42,11 +42,11 @@ from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Update, at_rest, kind_of_step, loss_parts, player_of
+from ..core.method import Batch, Context, Turn, Update, at_rest, kind_of_step, loss_parts, player_of
 from ..core.operations import per_step
 from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
-from ..core.wrappers import resting
+from ..core.wrappers import gathered, resting
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
 from ..data.text_store import TextStore, open_text
@@ -523,7 +523,8 @@ class Trainer:
         total = {"loss": torch.zeros((), device=self.device)}
         work = [(part, *each) for each in slices for part in loss_parts(update)]
         learning = self.players[player_of(update)].modules.values()
-        with resting(at_rest(update, self.net, slices[0][1])):
+        second = isinstance(update, Turn) and update.second_order
+        with resting(at_rest(update, self.net, slices[0][1])), gathered(learning if second else ()):
             for number, (part, batch, context) in enumerate(work):
                 last = number + 1 == len(work)
                 with parallel.ddp_sync(self.accelerator, learning, now=last):

@@ -67,6 +67,7 @@ def penalised() -> None:
         return LossOutput(terms.loss + gradient.square().flatten(1).sum(1).mean(), terms.logs)
 
     AFM.discriminate = discriminate
+    AFM.updates = lambda self, _: (Turn("discriminator", self.discriminate, second_order=True), self.generate)
 
 
 def test_second_derivatives_in_every_layout(pipeline, tmp_path):
