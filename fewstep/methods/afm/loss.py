@@ -59,18 +59,19 @@ class AFM(Method):
     def updates(self, step: int) -> tuple[Update, ...]:
         return Turn("discriminator", self.discriminate), self.generate
 
-    def times(self, ctx: Context) -> tuple[Tensor, Tensor]:
-        """t and s > t of the step's jumps, each (B,), float32."""
+    def times(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
+        """t and s > t of the step's jumps, each (B,)."""
+        dtype = batch.x1.dtype
         if self.params.steps is None:
-            t = ctx.rng.uniform("t")
-            return t, 1 - ctx.rng.uniform("s") * (1 - t)
-        k = ctx.rng.integers("t", self.params.steps).float()
+            t = ctx.rng.uniform("t").to(dtype)
+            return t, 1 - ctx.rng.uniform("s").to(dtype) * (1 - t)
+        k = ctx.rng.integers("t", self.params.steps).to(dtype)
         return k / self.params.steps, (k + 1) / self.params.steps
 
     def discriminate(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_D."""
         p = self.params
-        t, s = (time.to(batch.x1.dtype) for time in self.times(ctx))
+        t, s = self.times(batch, ctx)
         with torch.no_grad():
             x = interpolate(batch.x0, batch.x1, t)
             fake = flow_map(x, t, s, net(x, t, s, batch.y))
@@ -95,7 +96,7 @@ class AFM(Method):
 
     def generate(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_G."""
-        t, s = (time.to(batch.x1.dtype) for time in self.times(ctx))
+        t, s = self.times(batch, ctx)
         x = interpolate(batch.x0, batch.x1, t)
         fake = flow_map(x, t, s, net(x, t, s, batch.y))
         real = interpolate(ctx.rng.normal_like("target", batch.x1), batch.x1, s)
