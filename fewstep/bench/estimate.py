@@ -268,6 +268,7 @@ def _evaluations(
     net = _random(small)
     frozen = (_Still() if still else _random(teacher).requires_grad_(False)) if teacher else None
     target = copy.deepcopy(net).requires_grad_(False) if method.target_decay is not None else None
+    players = method.players(net)
     null = small.null if isinstance(small, FlowNetwork) else 0
     guidance = Guidance(scale=2.0) if guided else None
     draws = torch.Generator().manual_seed(0)
@@ -285,11 +286,14 @@ def _evaluations(
             teacher_net=frozen,
             target=target,
             extra=method.extra(),
+            players=players,
+            averages=dict.fromkeys(method.averages, torch.zeros(())),
         )
         return [(batch, context)]
 
     def clear() -> None:
-        net.zero_grad(set_to_none=True)
+        for each in (net, *players.values()):
+            each.zero_grad(set_to_none=True)
 
     return per_step(method, net, slices, STEPS, clear) / rows / _forward(net, small, rows)
 

@@ -13,7 +13,7 @@ from torch import nn
 from fewstep import methods
 from fewstep.config.objectives import TimeDistribution
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.method import Batch, Context
+from fewstep.core.method import Batch, Context, SummedLoss, loss_parts
 from fewstep.core.rng import Streams
 
 NAMES = list(methods.parameter_classes())
@@ -44,8 +44,16 @@ def run(name, net, batch, extra=None, step=0, **given):
     """Losses of all updates of a step; a moving average, where there is one, is the network as it is."""
     if build(name).target_decay is not None:
         given.setdefault("target", copy.deepcopy(net).requires_grad_(False))
-    ctx = context(step, extra=extra, **given)
-    return [loss(net, batch, ctx) for loss in build(name).updates(step)]
+    given.setdefault("players", players(name, net))
+    averages = dict.fromkeys(build(name).averages, torch.tensor(0.5))
+    ctx = context(step, extra=extra, averages=averages, **given)
+    return [SummedLoss("", *loss_parts(update))(net, batch, ctx) for update in build(name).updates(step)]
+
+
+def players(name, net):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return build(name).players(net)
 
 
 def teacher(x, t, y):
@@ -55,8 +63,11 @@ def teacher(x, t, y):
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_finite_and_reach_every_parameter(name, tiny, tiny_batch):
     net, extra = tiny(name), build(name).extra()
-    trained = [*net.parameters(), *(extra.parameters() if extra else [])]
-    total = sum(terms.loss for terms in run(name, net, tiny_batch, extra, step=6, label_dropout=0.1))
+    beside = players(name, net)
+    modules = nn.ModuleList([net, *([extra] if extra else []), *beside.values()])
+    trained = list(modules.parameters())
+    terms = run(name, net, tiny_batch, extra, step=6, label_dropout=0.1, players=beside)
+    total = sum(each.loss for each in terms)
     assert total.shape == () and torch.isfinite(total)
     gradients = torch.autograd.grad(total, trained)
     assert all(torch.isfinite(g).all() for g in gradients)
