@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ class Context:
     """Share of the labels that become ``null`` when learning from data alone."""
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
+    players: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The wrapped networks that Method.players returned."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What the updates of one step have computed for each other; see `path_sample.sample_path`."""
 
@@ -80,6 +82,15 @@ class LossOutput:
 
 
 Loss = Callable[[nn.Module, Batch, Context], LossOutput]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An update of a player's weights, not of the network's."""
+
+    player: str
+    """Its name in Method.players."""
+    loss: Loss
 
 
 class SummedLoss:
