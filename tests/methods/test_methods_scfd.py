@@ -1,4 +1,4 @@
-"""Self-corrected flow distillation against its own equations, written as the paper has them: noise at tau = 1."""
+"""Self-corrected flow distillation against its equations, written as the paper has them: noise at tau = 1."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from fewstep.backbones import build as build_network
 from fewstep.backbones.discriminator import Discriminator
 from fewstep.config.backbones import LightningDiT
 from fewstep.core.jvp import value_and_tangent
@@ -36,7 +37,7 @@ def parts(tiny, tiny_batch):
         for weight in average.parameters():
             weight.mul_(1.1)
     torch.manual_seed(5)
-    discriminator = build(PARAMS).players(NETWORK)["discriminator"].double()
+    discriminator = build(PARAMS).players(build_network(NETWORK))["discriminator"].double()
     batch = Batch(tiny_batch.x1.double(), tiny_batch.x0.double(), tiny_batch.y)
     return net, average, discriminator, batch
 

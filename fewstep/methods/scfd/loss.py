@@ -1,4 +1,4 @@
-"""Self-corrected flow distillation (arXiv 2412.16906, section 3; weights, steps and schedule as released).
+"""Self-corrected flow distillation (arXiv 2412.16906; objective, constants and schedule as released).
 
 One network is distilled from a teacher for one step and for several: f(x, t) = x + (1 - t) F(x, t) is where
 it says that the path ends. f- is the same of its moving average, h the pseudo-Huber distance, the mean over
@@ -14,6 +14,7 @@ with the teacher's velocity v. The discriminator D has a turn before each:
 
     L_D    = softplus(-D(x1)) + softplus(D(g)) + gamma / 2 |grad D(x1)|^2
 
+whose last term is R1 (arXiv 1801.04406, Eq. 9).
 L_back and L_re enter from training step ``warmup`` on. All of a step share its noise, data and t.
 
 Mapping: the paper has noise at tau = 1. With t = 1 - tau its velocity is -F, its step down is our d and its
@@ -21,6 +22,7 @@ step up our e, and its truncation of targets below tau = 0.4 is one beyond t = 0
 
 Deviations from the paper:
 
+* The paper could be read in part only: where it differs from its release, this is the release.
 * The paper trains without labels. Here the network is asked with the label, and the teacher's velocity is
   guided where the setting says so; the discriminator sees no label, as in the release.
 * The minibatch deviation of the discriminator is over groups of neighbouring rows
@@ -39,7 +41,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ...backbones.discriminator import Discriminator
-from ...config.backbones import FlowNetwork
 from ...core.losses import mean_square, rms
 from ...core.method import Batch, Context, Loss, LossOutput, Method, Turn
 from ...core.path import append_dims, flow_map, interpolate
@@ -56,7 +57,7 @@ class SCFD(Method):
     def group(self) -> int:
         return self.params.group
 
-    def players(self, net: FlowNetwork) -> dict[str, nn.Module]:
+    def players(self, net: nn.Module) -> dict[str, nn.Module]:
         p = self.params
         return {"discriminator": Discriminator(net.shape, p.channels, p.largest, p.group)}
 

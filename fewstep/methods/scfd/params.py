@@ -4,8 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...config.backbones import Backbone
 from ...config.base import Size
-from ...config.objectives import LossParams, TimeDistribution
+from ...config.objectives import LossParams, Problems, TimeDistribution
+from ...config.settings import Train
 
 
 class SCFDParams(LossParams):
@@ -37,3 +39,13 @@ class SCFDParams(LossParams):
     )
     largest: Size = Field(default=512, description="... and no more than these")
     group: Size = Field(default=4, description="rows whose spread the discriminator sees")
+
+    def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
+        _, side, width = backbone.shape
+        if side != width or side < 4 or side & (side - 1):
+            yield "", f"its discriminator needs latents with sides of 4, 8, 16 ..., not {side} x {width}"
+        if train.global_batch_size % self.group:
+            yield (
+                "group",
+                f"{self.group} does not divide train.global_batch_size {train.global_batch_size}",
+            )
