@@ -26,7 +26,7 @@ Deviations from the paper:
 * The paper trains without labels. Here the network is asked with the label, and the teacher's velocity is
   guided where the setting says so; the discriminator sees no label, as in the release.
 * The minibatch deviation of the discriminator is over groups of neighbouring rows
-  (backbones/discriminator.py).
+  (discriminator.py).
 * The discriminator has no embedding of a time: the release builds one and never asks it.
 * A step before the warm-up ends is one of index below ``warmup``; the release starts one step later.
 * Its loss for text to image, with another discriminator and LPIPS, is not here.
@@ -40,13 +40,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ...backbones.discriminator import Discriminator
 from ...core.losses import mean_square, rms
 from ...core.method import Batch, Context, Loss, LossOutput, Method, Turn
 from ...core.path import append_dims, flow_map, interpolate
 from ...core.path_sample import PathSample, labels
 from ...core.precision import upcast
 from ...core.times import sample_times
+from .discriminator import Discriminator
 from .params import SCFDParams
 
 

@@ -41,9 +41,6 @@ class SCFDParams(LossParams):
     group: Size = Field(default=4, description="rows whose spread the discriminator sees")
 
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
-        _, side, width = backbone.shape
-        if side != width or side < 4 or side & (side - 1):
-            yield "", f"its discriminator needs latents with sides of 4, 8, 16 ..., not {side} x {width}"
         if train.global_batch_size % self.group:
             yield (
                 "group",

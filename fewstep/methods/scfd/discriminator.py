@@ -18,38 +18,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, leaky_relu, linear, pad
 
-SMALLEST = 4
-"""Side of the feature map that the last block sees."""
-
 
 class Discriminator(nn.Module):
     """One number for each image or latent: large for what looks real.
 
     Args:
-        shape: (C, H, W), square, its side 4 times a power of two.
-        base: a block at side n has base / n channels ...
+        shape: (C, H, W); sides are halved down to 4, or to the last that is even.
+        base: a block at height n has base / n channels ...
         largest: ... and no more than so many.
         group: rows whose spread the last block sees.
-
-    Raises:
-        ValueError: a shape that cannot be halved down to 4 x 4.
     """
 
     def __init__(self, shape: Sequence[int], base: int, largest: int, group: int) -> None:
         super().__init__()
-        channels, side, width = shape
-        if side != width or side < SMALLEST or side & (side - 1):
-            raise ValueError(
-                f"discriminator: shape {list(shape)} must be square, its side a power of two from 4 on"
-            )
+        channels, height, width = shape
         self.group = group
-        sides = [side >> level for level in range(int(math.log2(side // SMALLEST)) + 1)]
-        widths = [max(1, min(base // each, largest)) for each in sides]
+        heights = [height]
+        while height % 2 == width % 2 == 0 and min(height, width) > 4:
+            height, width = height // 2, width // 2
+            heights.append(height)
+        widths = [max(1, min(base // each, largest)) for each in heights]
         self.inward = _Convolution(channels, widths[0], 1, activated=True)
         self.blocks = nn.ModuleList(_Block(*ends) for ends in pairwise(widths))
         last = widths[-1]
         self.mixed = _Convolution(last + 1, last, 3, activated=True)
-        self.hidden = _Linear(last * SMALLEST**2, last, activated=True)
+        self.hidden = _Linear(last * height * width, last, activated=True)
         self.outward = _Linear(last, 1)
 
     def forward(self, x: Tensor) -> Tensor:
