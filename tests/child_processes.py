@@ -44,30 +44,30 @@ def signal_at_step(step: int, number: int) -> None:
     """The training process gets one signal, in the middle of a step."""
     from fewstep.training.trainer import Trainer
 
-    original = Trainer._clip
+    original = Trainer._update
     sent = []
 
-    def signalled(self: Trainer) -> Any:
+    def signalled(self: Trainer, *given: Any) -> Any:
         if self.progress.step == step and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
-        return original(self)
+        return original(self, *given)
 
-    Trainer._clip = signalled
+    Trainer._update = signalled
 
 
 def disk_full_at_step(step: int) -> None:
     """From the middle of this step on, the training process can write no file of more than 100 kB."""
     from fewstep.training.trainer import Trainer
 
-    original = Trainer._clip
+    original = Trainer._update
 
-    def limited(self: Trainer) -> Any:
+    def limited(self: Trainer, *given: Any) -> Any:
         if self.progress.step == step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-        return original(self)
+        return original(self, *given)
 
-    Trainer._clip = limited
+    Trainer._update = limited
 
 
 def _child(call: Call, log: Path, environment: dict[str, str], fault: Callable | None, how: dict) -> None:

@@ -37,7 +37,7 @@ from ..config.specs import BenchSpec
 from ..core.capture import WARM_UP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
-from ..core.method import Batch, Context, Loss, Method, kind_of_step, loss_parts
+from ..core.method import Batch, Context, Loss, Method, Turn, kind_of_step, loss_parts
 from ..core.operations import OperationCounter
 from ..core.rng import Draw, Streams
 from ..core.wrappers import unwrap
@@ -311,7 +311,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
         method: Method, steps: int, trained: Trained, formulation: str, captured: CapturedSteps | None
     ) -> None:
         for number in range(steps):
-            losses = method.updates(number)
+            losses = [update for update in method.updates(number) if not isinstance(update, Turn)]
             kind = kind_of_step(losses)
             ctx = Context(
                 step=step_number.fill_(number),

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from .backbones import Backbone
 from .base import Batch, Size, Strict
-from .settings import Mark, Train
+from .settings import Mark, Optimizer, Train
 
 Problems = Iterator[tuple[str, str]]
 """Pairs of a key below ``loss`` (empty for all of it) and what is wrong there."""
@@ -110,6 +110,30 @@ class LossParams(Strict):
             if given.get("law", default.law) == default.law:
                 raw[name] = default.model_dump() | dict(given)
         return raw
+
+
+class WithPlayers(LossParams):
+    """An adversarial objective: networks that are trained in turns of their own beside the student.
+
+    A subclass gives ``players`` a default, and an entry says only what differs from it.
+    """
+
+    players: dict[str, Optimizer] = Field(description="optimizer of each network beside the student")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_players(cls, raw: Any) -> Any:
+        default = cls.model_fields["players"].default
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("players", {}), Mapping):
+            return raw
+        given: Mapping[str, Any] = raw.get("players", {})
+        if unknown := given.keys() - default.keys():
+            raise ValueError(f"players: no {sorted(unknown)[0]!r}; there is {', '.join(default)}")
+        filled = {name: settings.model_dump() for name, settings in default.items()}
+        for name, settings in given.items():
+            own = settings.model_dump() if isinstance(settings, Optimizer) else settings
+            filled[name] = filled[name] | dict(own) if isinstance(own, Mapping) else own
+        return dict(raw) | {"players": filled}
 
 
 class ConsistencyTerms(LossParams):

@@ -58,7 +58,7 @@ class Context:
     extra: nn.Module | None = None
     """The wrapped module that Method.extra returned."""
     players: Mapping[str, nn.Module] = field(default_factory=dict)
-    """The wrapped networks that Method.players returned."""
+    """The wrapped networks that Method.players returned; see `Turn` for which of them learn."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What the updates of one step have computed for each other; see `path_sample.sample_path`."""
 
@@ -86,11 +86,18 @@ Loss = Callable[[nn.Module, Batch, Context], LossOutput]
 
 @dataclass(frozen=True)
 class Turn:
-    """An update of a player's weights, not of the network's."""
+    """An update of a player by a loss of its own.
+
+    Only the network whose turn it is gets gradients; a loss that stands alone is a turn of the student. A
+    gradient still passes through the networks at rest to what they are given.
+    """
 
     player: str
-    """Its name in Method.players."""
+    """A key of Method.players."""
     loss: Loss
+
+
+Update = Loss | Turn
 
 
 class SummedLoss:
@@ -113,14 +120,34 @@ class SummedLoss:
         return LossOutput(torch.stack([each.loss for each in terms]).sum(), logs)
 
 
-def loss_parts(loss: Loss) -> Sequence[Loss]:
+def player_of(update: Update) -> str:
+    """The player that an update trains; "" is the student."""
+    return update.player if isinstance(update, Turn) else ""
+
+
+def at_rest(update: Update, net: nn.Module, ctx: Context) -> list[nn.Module]:
+    """The networks that an update does not train."""
+    others = [player for name, player in ctx.players.items() if name != player_of(update)]
+    student = [net] if ctx.extra is None else [net, ctx.extra]
+    return student + others if player_of(update) else others
+
+
+def loss_parts(update: Update) -> Sequence[Loss]:
     """The parts of a summed loss; any other loss is its own only part."""
+    loss = update.loss if isinstance(update, Turn) else update
     return loss.parts if isinstance(loss, SummedLoss) else (loss,)
 
 
-def kind_of_step(losses: Sequence[Loss]) -> tuple[str, ...]:
+def kind_of_step(updates: Sequence[Update]) -> tuple[str, ...]:
     """Names of a step's updates: steps with the same ones differ in numbers only."""
-    return tuple(getattr(loss, "__qualname__", repr(loss)) for loss in losses)
+    return tuple(
+        f"{update.player}: {_name(update.loss)}" if isinstance(update, Turn) else _name(update)
+        for update in updates
+    )
+
+
+def _name(loss: Loss) -> str:
+    return getattr(loss, "__qualname__", repr(loss))
 
 
 class Method:
@@ -138,8 +165,8 @@ class Method:
         """The loss of a method that has one."""
         raise NotImplementedError
 
-    def updates(self, step: int) -> Sequence[Loss]:
-        """The losses of one training step, in order: one optimizer update for each."""
+    def updates(self, step: int) -> Sequence[Update]:
+        """The losses and turns of one training step, in order: one optimizer update for each."""
         return (self.loss,)
 
     @property
@@ -156,6 +183,16 @@ class Method:
     def target_warmup(self) -> bool:
         """Whether that decay is approached from 0 (`training.ema.Approach`), or held from the start."""
         return getattr(self.params, "target_warmup", False)
+
+    def players(self, net: nn.Module) -> dict[str, nn.Module]:
+        """The networks that are trained in turns of their own beside the student.
+
+        They are built after it, under a seed of their own. Each has its settings in ``params.players``.
+
+        Args:
+            net: the bare student, which already has its first weights.
+        """
+        return {}
 
     def extra(self) -> nn.Module | None:
         """A module that is trained along with the network and not part of it; None for none."""

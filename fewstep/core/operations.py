@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .method import Batch, Context, Method, kind_of_step, loss_parts
+from .method import Batch, Context, Method, at_rest, kind_of_step, loss_parts
+from .wrappers import resting
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -132,15 +133,17 @@ def per_step(
     counted: dict[tuple[str, ...], int] = {}
     total, looked_at = 0, min(steps, PERIOD)
     for step in range(looked_at):
-        losses = method.updates(step)
-        kind = kind_of_step(losses)
+        updates = method.updates(step)
+        kind = kind_of_step(updates)
         if kind not in counted:
             rows = slices(step)
             # Compiled blocks would hide their products from the count.
             with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
-                for part in (part for loss in losses for part in loss_parts(loss)):
-                    for batch, context in rows:
-                        part(net, batch, context).loss.backward()
+                for update in updates:
+                    with resting(at_rest(update, net, rows[0][1])):
+                        for part in loss_parts(update):
+                            for batch, context in rows:
+                                part(net, batch, context).loss.backward()
             clear()
             counted[kind] = counter.total
         total += counted[kind]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -23,3 +27,33 @@ def trained_state(net: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = bare.state_dict()
     names = getattr(bare, "trained", None)
     return state if names is None else {name: state[name] for name in state if name in names}
+
+
+@contextmanager
+def resting(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context the weights of these modules get no gradients, and nothing waits for any.
+
+    Gradients still pass through the modules to their inputs.
+    """
+    modules = list(modules)
+    _shard_again(modules)
+    weights = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        for weight in weights:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            _shard_again(modules)
+            for weight in weights:
+                weight.requires_grad_(True)
+
+
+def _shard_again(modules: Iterable[nn.Module]) -> None:
+    """Let go of what FSDP2 has gathered, which would not follow a change of requires_grad."""
+    for each in (part for module in modules for part in module.modules()):
+        if isinstance(each, FSDPModule):
+            each.reshard()

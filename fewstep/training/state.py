@@ -17,7 +17,7 @@ import signal
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,7 +51,8 @@ class Progress:
 
     step: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: list[int] = field(default_factory=list)
+    """Of the student, and of each player beside it."""
     guidance_eta: float | None = None
     self_test: dict[str, Any] | None = None
     flops_per_step: float | None = None
@@ -83,10 +84,17 @@ class TrainingState:
         return self.folder / CURVE
 
     def attach(
-        self, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, averages: dict[str, Ema]
+        self,
+        modules: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        averages: dict[str, Ema],
     ) -> None:
-        """Name what is to be saved and restored; once, before either."""
-        self._modules, self._optimizer, self._averages = modules, optimizer, averages
+        """Name what is to be saved and restored; once, before either.
+
+        Args:
+            optimizers: of each module.
+        """
+        self._modules, self._optimizers, self._averages = modules, optimizers, averages
 
     def saved(self) -> list[Path]:
         """Complete states, oldest first."""
@@ -190,8 +198,8 @@ class TrainingState:
             average.updates.fill_(record["averages"][name])
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(record["scaler"])
-        for field in fields(self._progress):
-            setattr(self._progress, field.name, record["progress"][field.name])
+        for each in fields(self._progress):
+            setattr(self._progress, each.name, record["progress"][each.name])
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by unique names, in the memory that training uses."""
@@ -200,15 +208,15 @@ class TrainingState:
             found |= {f"{name}.{key}": value for key, value in trained_state(module).items()}
         for name, average in self._averages.items():
             found |= {f"{name}.{key}": value for key, value in average.tensors().items()}
-        for name, weight in self._weights():
-            moments = self._optimizer.state.get(weight, {})
+        for name, weight, optimizer in self._weights():
+            moments = optimizer.state.get(weight, {})
             found |= {f"optimizer.{kind}.{name}": value for kind, value in moments.items()}
         return found
 
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+    def _weights(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
         for name, module in self._modules.items():
             for key, weight in unwrap(module).named_parameters():
-                yield f"{name}.{key}", weight
+                yield f"{name}.{key}", weight, self._optimizers[name]
 
     def _allocate_moments(self, saved: Collection[str]) -> None:
         """Those moments that were saved, as the optimizer makes them in its first step.
@@ -217,13 +225,13 @@ class TrainingState:
         before the first finite update has no moments, and would then differ from an uninterrupted training.
         """
         kinds = {name.split(".")[1] for name in saved if name.startswith("optimizer.")}
-        for name, weight in self._weights():
+        for name, weight, optimizer in self._weights():
             for kind in kinds:
                 if f"optimizer.{kind}.{name}" in saved:
                     moment = torch.zeros_like(weight.detach())
                     if kind == "step":
                         moment = torch.zeros((), device=weight.device)
-                    self._optimizer.state[weight][kind] = moment
+                    optimizer.state[weight][kind] = moment
 
     def remove(self) -> None:
         """Free the disk once the model is written."""

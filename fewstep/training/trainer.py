@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import glob
 import importlib.util
-import math
 import os
 import shutil
 import sys
@@ -37,15 +36,17 @@ from ..common.files import sha256, write_lines, write_text
 from ..common.provenance import training_digest
 from ..config import digest, read_spec
 from ..config.backbones import FlowNetwork, Sd3
+from ..config.objectives import WithPlayers
 from ..config.settings import ConstantEma
 from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Loss, kind_of_step, loss_parts
+from ..core.method import Batch, Context, Update, at_rest, kind_of_step, loss_parts, player_of
 from ..core.operations import per_step
 from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
+from ..core.wrappers import resting
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
 from ..data.text_store import TextStore, open_text
@@ -54,7 +55,7 @@ from . import parallel
 from .calibration import calibrated
 from .ema import Approach, Ema
 from .feed import Feed, Given
-from .optimizer import learning_rate, make_optimizer, set_learning_rate, step_if
+from .players import Player, Skips
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
 
@@ -152,8 +153,6 @@ class Trainer:
             load,
         )
         self.step_number = torch.zeros((), dtype=torch.float64, device=self.device)
-        # Updates that were skipped: in all, in a row until now, and most in a row.
-        self.skips = torch.zeros(3, dtype=torch.int64, device=self.device)
 
         torch.manual_seed(fold_in(spec.seed, "initial weights"))
         net = build(spec.backbone)
@@ -166,6 +165,9 @@ class Trainer:
             self._load_base(options.teacher, net)
         elif options.teacher:
             self.teacher_net = self._load_teacher(options.teacher, net)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold_in(spec.seed, "players"))
+            players = self.method.players(net)
 
         self.progress = Progress()
         owner = {
@@ -189,18 +191,32 @@ class Trainer:
         parallel.apply_compile_and_checkpointing(net, options.checkpoint_blocks, options.compile_blocks)
         self.net = parallel.prepare(accelerator, net, self.layout)
         self.extra = parallel.prepare(accelerator, extra, self.layout) if extra is not None else None
-        self.modules = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
         if adapted:
             self.teacher_net = AdaptersOff(self.net)
-        weights = (weight for module in self.modules.values() for weight in module.parameters())
-        self.weights = [weight for weight in weights if weight.requires_grad]
-        self.optimizer = accelerator.prepare(make_optimizer(spec.train.optimizer, self.weights))
+        own = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
+        self.student = Player(accelerator, spec.train.optimizer, own)
+        self.players = {"": self.student}
+        settings = spec.loss.players if isinstance(spec.loss, WithPlayers) else {}
+        for name, player in players.items():
+            parallel.apply_compile_and_checkpointing(
+                player, options.checkpoint_blocks, options.compile_blocks
+            )
+            prepared = {f"players.{name}": parallel.prepare(accelerator, player, self.layout)}
+            self.players[name] = Player(accelerator, settings[name], prepared)
+        self.skips = Skips(len(self.players), self.device)
         self.ema = Ema(self.net, spec.train.ema)
         self.averages = {"ema": self.ema}
         self.target: nn.Module | None = None
         if target is not None:
             self.target = self._follow(target)
-        self.state.attach(self.modules, self.optimizer.optimizer, self.averages)
+        parts = {
+            key: (player, part) for player in self.players.values() for key, part in player.modules.items()
+        }
+        self.state.attach(
+            {key: part for key, (_, part) in parts.items()},
+            {key: player.optimizer.optimizer for key, (player, _) in parts.items()},
+            self.averages,
+        )
 
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
         """The frozen teacher; ``net`` starts with those of its weights that both have.
@@ -265,8 +281,7 @@ class Trainer:
         stop = StopRequest(accelerator.process_index, accelerator.num_processes)
         if self.saved is not None:
             self.state.restore(self.saved)
-            row = progress.skipped_in_a_row
-            self.skips.copy_(torch.tensor([progress.skipped, row, row]))
+            self.skips.restore(progress.skipped, progress.skipped_in_a_row)
             accelerator.print(f"resumed at step {progress.step} of {spec.train.steps}")
         self._measure()
         curve = Curve(self.state.curve, progress.curve_bytes) if main else None
@@ -287,12 +302,12 @@ class Trainer:
 
         while progress.step < spec.train.steps:
             step = progress.step
-            rate = learning_rate(spec.train.optimizer, step, spec.train.steps)
-            set_learning_rate(self.optimizer.optimizer, rate)
+            rates = {name: player.set_rate(step, spec.train.steps) for name, player in self.players.items()}
             updates = self._step(step)
             if step % spec.train.log_every == 0:
+                turns = [player_of(update) for update in self.method.updates(step)]
                 for update, values in enumerate(updates):
-                    logged = {"loss": 0.0, "grad_norm": 0.0, "lr": rate} | self._mean(values)
+                    logged = {"loss": 0.0, "grad_norm": 0.0, "lr": rates[turns[update]]} | self._mean(values)
                     accelerator.log(
                         {f"update{update}/{name}": value for name, value in logged.items()}, step=step
                     )
@@ -355,20 +370,21 @@ class Trainer:
                 self.spec, self.teacher_net, self.loader.shards, self.device, load
             )
         if self.self_test is not None:
-            # One backward of the first update over the first rows; nothing is kept of it.
-            first = self._backward(self.method.updates(0)[0], self._slices(0)[:1], Tensor.backward)
+            # One backward of each player's first update over the first rows; nothing is kept of it.
+            firsts = {player_of(update): update for update in reversed(self.method.updates(0))}
+            slices = self._slices(0)[:1]
+            losses = [self._backward(update, slices, Tensor.backward)["loss"] for update in firsts.values()]
+            weights = [weight for name in firsts for weight in self.players[name].weights]
             # FSDP2 expects a backward after every forward that records a graph.
             compiled = self.options.compile_blocks and self.layout != "fsdp2"
             rows = self.rows[0].stop - self.rows[0].start if compiled else None
             progress.self_test = self.self_test.result(
-                self.accelerator, self.net, self.weights, first["loss"], self.options.tangent, rows
+                self.accelerator, self.net, weights, torch.stack(losses).sum(), self.options.tangent, rows
             )
-            self.optimizer.zero_grad()
+            self._drop_gradients()
             self.self_test = None
         if progress.flops_per_step is None:
-            own = per_step(
-                self.method, self.net, self._slices, self.spec.train.steps, self.optimizer.zero_grad
-            )
+            own = per_step(self.method, self.net, self._slices, self.spec.train.steps, self._drop_gradients)
             total = torch.tensor(own, dtype=torch.float64, device=self.device)
             progress.flops_per_step = float(self.accelerator.reduce(total, reduction="sum"))
 
@@ -459,60 +475,58 @@ class Trainer:
             target=self.target,
             label_dropout=spec.label_dropout,
             extra=self.extra,
+            players={name: self.players[name].modules[f"players.{name}"] for name in self.players if name},
         )
+
+    def _drop_gradients(self) -> None:
+        for player in self.players.values():
+            player.optimizer.zero_grad()
 
     def _step(self, step: int) -> list[dict[str, Tensor]]:
         """All updates of a step; what each has to log, on the device."""
-        losses, given = self.method.updates(step), self._given(step)
-        kind = kind_of_step(losses)
+        turns, given = self.method.updates(step), self._given(step)
+        kind = kind_of_step(turns)
 
         def updates() -> list[dict[str, Tensor]]:
-            self.optimizer.zero_grad()  # a capture that failed has left gradients, and its contexts are void
+            self._drop_gradients()  # a capture that failed has left some, and its contexts are void
             slices = self._with_contexts(step, given)
-            logged = [self._update(loss, slices) for loss in losses]
+            logged = [self._update(update, slices) for update in turns]
             self.draws.setdefault(kind, tuple(slices[0][1].rng.made))
             return logged
 
         return self.captured.run(kind, updates) if self.captured else updates()
 
-    def _update(self, loss: Loss, slices: Slices) -> dict[str, Tensor]:
-        """One update of weights and averages, unless its gradients are not finite."""
+    def _update(self, update: Update, slices: Slices) -> dict[str, Tensor]:
+        """One update of a player, and of the averages if it is the student, unless gradients are not finite."""
         with parallel.casts_kept(self.accelerator, self.layout):
-            values = self._backward(loss, slices, self.accelerator.backward)
-        norm = self._clip()
+            values = self._backward(update, slices, self.accelerator.backward)
+        player = self.players[player_of(update)]
+        norm = player.clip()
         finite = norm.isfinite()
-        if self.accelerator.scaler is not None:  # it skips by itself
-            self.optimizer.step()
-        else:
-            step_if(self.optimizer.optimizer, finite)
-        self.optimizer.zero_grad()
-        for average in self.averages.values():
-            average.update(self.net, finite)
-        bad = (~finite).long()
-        skipped, row, most = self.skips.unbind()
-        row = (row + 1) * bad
-        self.skips.copy_(torch.stack([skipped + bad, row, torch.maximum(most, row)]))
+        player.update(finite)
+        if player is self.student:
+            for average in self.averages.values():
+                average.update(self.net, finite)
+        self.skips.count(list(self.players).index(player_of(update)), finite)
         return values | {"grad_norm": norm}
 
-    def _backward(self, loss: Loss, slices: Slices, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+    def _backward(
+        self, update: Update, slices: Slices, backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
         """Gradients of the loss over the slices, one graph at a time; its value ("loss") and its logs."""
         share = 1 / len(slices)
         total = {"loss": torch.zeros((), device=self.device)}
-        work = [(part, *each) for each in slices for part in loss_parts(loss)]
-        for number, (part, batch, context) in enumerate(work):
-            last = number + 1 == len(work)
-            with parallel.ddp_sync(self.accelerator, self.modules.values(), now=last):
-                output = part(self.net, batch, context)
-                backward(output.loss * share)
-            for name, value in {"loss": output.loss, **output.logs}.items():
-                total[name] = total.get(name, 0) + value.detach() * share
+        work = [(part, *each) for each in slices for part in loss_parts(update)]
+        learning = self.players[player_of(update)].modules.values()
+        with resting(at_rest(update, self.net, slices[0][1])):
+            for number, (part, batch, context) in enumerate(work):
+                last = number + 1 == len(work)
+                with parallel.ddp_sync(self.accelerator, learning, now=last):
+                    output = part(self.net, batch, context)
+                    backward(output.loss * share)
+                for name, value in {"loss": output.loss, **output.logs}.items():
+                    total[name] = total.get(name, 0) + value.detach() * share
         return total
-
-    def _clip(self) -> Tensor:
-        """Norm of all gradients, which are shortened to the limit where there is one."""
-        limit = self.spec.train.optimizer.clip
-        norm = self.accelerator.clip_grad_norm_(self.weights, math.inf if limit is None else limit)
-        return parallel.full_tensor(norm)
 
     def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Means over the processes, as numbers."""
@@ -528,7 +542,7 @@ class Trainer:
             FloatingPointError: too many in a row since the last look.
         """
         progress = self.progress
-        progress.skipped, progress.skipped_in_a_row, most = self.skips.tolist()
+        progress.skipped, progress.skipped_in_a_row, most = self.skips.read()
         if most >= self.spec.train.max_skipped_updates:
             saved = self.state.saved()
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())

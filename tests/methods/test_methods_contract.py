@@ -13,15 +13,15 @@ from torch import nn
 from fewstep import methods
 from fewstep.config.objectives import TimeDistribution
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.method import Batch, Context
+from fewstep.core.method import Batch, Context, Turn
 from fewstep.core.rng import Streams
 
 NAMES = list(methods.parameter_classes())
 FLOWS = [name for name, params in methods.parameter_classes().items() if params.kind == "flow"]
 
 
-SMALL = {"contrast": {"group": 4}}
-"""What is changed for a batch of 8."""
+SMALL = {"contrast": {"group": 4}, "scfd": {"warmup": 5, "channels": 32}}
+"""What is changed for a batch of 8 and a training of 10 steps."""
 
 
 def build(name, **given):
@@ -45,7 +45,18 @@ def run(name, net, batch, extra=None, step=0, **given):
     if build(name).target_decay is not None:
         given.setdefault("target", copy.deepcopy(net).requires_grad_(False))
     ctx = context(step, extra=extra, **given)
-    return [loss(net, batch, ctx) for loss in build(name).updates(step)]
+    if not ctx.players:
+        ctx.players = players(name, net)
+    updates = build(name).updates(step)
+    losses = [update.loss if isinstance(update, Turn) else update for update in updates]
+    return [loss(net, batch, ctx) for loss in losses]
+
+
+def players(name, net):
+    """The networks beside the student, always with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        return build(name).players(net)
 
 
 def teacher(x, t, y):
@@ -55,8 +66,10 @@ def teacher(x, t, y):
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_finite_and_reach_every_parameter(name, tiny, tiny_batch):
     net, extra = tiny(name), build(name).extra()
-    trained = [*net.parameters(), *(extra.parameters() if extra else [])]
-    total = sum(terms.loss for terms in run(name, net, tiny_batch, extra, step=6, label_dropout=0.1))
+    beside = players(name, net)
+    trained = [weight for each in (net, extra, *beside.values()) if each for weight in each.parameters()]
+    given = {"players": beside, "step": 6, "label_dropout": 0.1}
+    total = sum(terms.loss for terms in run(name, net, tiny_batch, extra, **given))
     assert total.shape == () and torch.isfinite(total)
     gradients = torch.autograd.grad(total, trained)
     assert all(torch.isfinite(g).all() for g in gradients)

@@ -29,9 +29,9 @@ def counted() -> None:
 
     def mean(self, values):
         if self.progress.step == 7:
-            moments = [v for state in self.optimizer.state.values() for v in state.values() if v.ndim]
+            moments = [v for state in self.student.optimizer.state.values() for v in state.values() if v.ndim]
             tensors = {
-                "weights": self.weights,
+                "weights": self.student.weights,
                 "moments": moments,
                 "average": [self.ema.tensors()[name] for name, _ in self.net.named_parameters()],
             }

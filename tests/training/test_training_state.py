@@ -46,7 +46,7 @@ class Training:
             wait_for_everyone=lambda: None,
         )
         self.state = TrainingState(accelerator, folder, OWNER, self.progress)
-        self.state.attach(self.modules, self.optimizer, {"ema": self.ema})
+        self.state.attach(self.modules, dict.fromkeys(self.modules, self.optimizer), {"ema": self.ema})
 
     def step(self) -> None:
         net, extra = self.modules["net"], self.modules["extra"]

@@ -110,7 +110,7 @@ class _Convolution(_Scaled):
         self.padding = side // 2
         if halves:
             line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-            self.register_buffer("filter", torch.outer(line, line).expand(inputs, 1, 4, 4), persistent=False)
+            self.register_buffer("filter", torch.outer(line, line).repeat(inputs, 1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight * self.scale

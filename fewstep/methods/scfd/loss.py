@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ...core.losses import mean_square, rms
-from ...core.method import Batch, Context, Loss, LossOutput, Method, Turn
+from ...core.method import Batch, Context, LossOutput, Method, Turn, Update
 from ...core.path import append_dims, flow_map, interpolate
 from ...core.path_sample import PathSample, labels
 from ...core.precision import upcast
@@ -61,7 +61,7 @@ class SCFD(Method):
         p = self.params
         return {"discriminator": Discriminator(net.shape, p.channels, p.largest, p.group)}
 
-    def updates(self, step: int) -> Sequence[Loss | Turn]:
+    def updates(self, step: int) -> Sequence[Update]:
         own = self.first_steps if step < self.params.warmup else self.corrected
         return (Turn("discriminator", self.discriminate), own)
 

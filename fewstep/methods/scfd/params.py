@@ -6,11 +6,11 @@ from pydantic import Field
 
 from ...config.backbones import Backbone
 from ...config.base import Size
-from ...config.objectives import LossParams, Problems, TimeDistribution
-from ...config.settings import Train
+from ...config.objectives import LossParams, Problems, TimeDistribution, WithPlayers
+from ...config.settings import Optimizer, Train
 
 
-class SCFDParams(LossParams):
+class SCFDParams(WithPlayers):
     title = "Self-corrected flow distillation"
     papers = ("2412.16906",)
     note = "its discriminator on latents, without labels"
@@ -38,6 +38,7 @@ class SCFDParams(LossParams):
         default=16384, description="of the discriminator: a block at side n has so many divided by n ..."
     )
     largest: Size = Field(default=512, description="... and no more than these")
+    players: dict[str, Optimizer] = {"discriminator": Optimizer(lr=1e-4, clip=None)}
     group: Size = Field(default=4, description="rows whose spread the discriminator sees")
 
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
