@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ..config import backbones as specs
 from ..core.path import append_dims
+from ..core.precision import upcast
 from .layers import (
     Block,
     Conditioned,
     FinalLayer,
     LabelEmbedding,
+    Norm,
     PatchEmbedding,
     RotaryTable,
     sincos_table,
@@ -45,6 +47,7 @@ class LightningDiT(Conditioned):
 
     def __init__(self, spec: specs.LightningDiT) -> None:
         super().__init__()
+        self.spec = spec
         channels, height, width = spec.shape
         self.channels = channels
         self.patch = spec.patch
@@ -75,6 +78,10 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
+    def critic(self) -> Critic:
+        """A fresh network of the same layers that gives each sample a number."""
+        return Critic(self.spec)
+
     def unpatchify(self, patches: Tensor) -> Tensor:
         """Patches (B, N, patch * patch * C), channels last, as (B, C, H, W)."""
         rows, columns = self.grid
@@ -103,6 +110,31 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is None:
             return velocity
         return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)
+
+
+class Critic(LightningDiT):
+    """A number for each sample, D(x, t, y): read from a token of its own (arXiv 2511.22475, section 4).
+
+    Without target time. The token has no position; a norm without gain and offset and a linear layer read it.
+    """
+
+    def __init__(self, spec: specs.LightningDiT) -> None:
+        super().__init__(spec.model_copy(update={"target_time": False, "outputs": 1}))
+        self.token = nn.Parameter(0.02 * torch.randn(spec.width))
+        self.final_layer = nn.Sequential(Norm("layer", spec.width), nn.Linear(spec.width, 1, bias=False))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """D, (B,), of points x (B, C, H, W) at times t (B,) with labels y (B,)."""
+        c = self.condition(t, None, y)
+        h = self.x_embedder(x) + self.pos_embed
+        h = torch.cat([self.token.to(h.dtype).expand(len(h), 1, -1), h], dim=1)
+        turns = self.feat_rope() if self.feat_rope is not None else None
+        if turns is not None:
+            still = torch.stack([torch.ones_like(turns[:1, :, 0]), torch.zeros_like(turns[:1, :, 1])], dim=-1)
+            turns = torch.cat([still, turns])
+        for block in self.blocks:
+            h = block(h, c, turns)
+        return upcast(self.final_layer(h[:, 0])[:, 0])
 
 
 @cache

@@ -59,6 +59,8 @@ class Context:
     """The wrapped module that Method.extra returned."""
     players: Mapping[str, nn.Module] = field(default_factory=dict)
     """The wrapped networks that Method.players returned; see `Turn` for which of them learn."""
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+    """Moving averages of what earlier updates have measured, () each; 0 before the first."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What the updates of one step have computed for each other; see `path_sample.sample_path`."""
 
@@ -79,6 +81,8 @@ class LossOutput:
     """Scalar, mean over the rows given."""
     logs: dict[str, Tensor] = field(default_factory=dict)
     """Further scalars for the log, without gradient."""
+    measured: dict[str, Tensor] = field(default_factory=dict)
+    """Means over the rows given, () each, for the moving averages that Method.averages names."""
 
 
 Loss = Callable[[nn.Module, Batch, Context], LossOutput]
@@ -95,6 +99,8 @@ class Turn:
     player: str
     """A key of Method.players."""
     loss: Loss
+    second_order: bool = False
+    """Whether the loss holds gradients of the player's output: its weights then stay gathered under FSDP2."""
 
 
 Update = Loss | Turn
@@ -117,7 +123,8 @@ class SummedLoss:
     def __call__(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         terms = [part(net, batch, ctx) for part in self.parts]
         logs = {name: value for each in terms for name, value in each.logs.items()}
-        return LossOutput(torch.stack([each.loss for each in terms]).sum(), logs)
+        measured = {name: value for each in terms for name, value in each.measured.items()}
+        return LossOutput(torch.stack([each.loss for each in terms]).sum(), logs, measured)
 
 
 def player_of(update: Update) -> str:
@@ -173,6 +180,14 @@ class Method:
     def group(self) -> int:
         """Rows of the batch that a loss treats together: processes and micro-batches hold whole groups."""
         return 1
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Numbers that losses measure and see the moving average of: name -> decay per update.
+
+        They are averaged over the global batch, and are part of the training state.
+        """
+        return {}
 
     @property
     def target_decay(self) -> float | None:

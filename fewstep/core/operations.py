@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .method import Batch, Context, Method, at_rest, kind_of_step, loss_parts
-from .wrappers import resting
+from .wrappers import gathered, resting
 
 PERIOD = 120
 """Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
@@ -140,7 +140,10 @@ def per_step(
             # Compiled blocks would hide their products from the count.
             with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
                 for update in updates:
-                    with resting(at_rest(update, net, rows[0][1])):
+                    keep = (
+                        [net, *rows[0][1].players.values()] if getattr(update, "second_order", False) else ()
+                    )
+                    with resting(at_rest(update, net, rows[0][1])), gathered(keep):
                         for part in loss_parts(update):
                             for batch, context in rows:
                                 part(net, batch, context).loss.backward()

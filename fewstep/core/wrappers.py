@@ -52,6 +52,24 @@ def resting(modules: Iterable[nn.Module]) -> Iterator[None]:
                 weight.requires_grad_(True)
 
 
+@contextmanager
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context FSDP2 keeps the weights of these modules from their first backward on.
+
+    A backward through a gradient finds the weights that the gradient was computed with.
+    """
+    modules = list(modules)
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_backward(False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_backward(True)
+        _shard_again(modules)
+
+
 def _shard_again(modules: Iterable[nn.Module]) -> None:
     """Let go of what FSDP2 has gathered, which would not follow a change of requires_grad."""
     for each in (part for module in modules for part in module.modules()):

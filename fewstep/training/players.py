@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -72,3 +72,31 @@ class Skips:
         """Skipped in all, in a row until now of each player, and most in a row of any."""
         skipped, row, most = self._counts.T.tolist()
         return sum(skipped), row, max(most)
+
+
+class Measured(nn.Module):
+    """Moving averages of numbers that losses measure, in buffers, without a bias towards their start.
+
+    Args:
+        decays: of each average, per update.
+    """
+
+    def __init__(self, decays: Mapping[str, float], device: torch.device) -> None:
+        super().__init__()
+        self._decays = dict(decays)
+        for name in decays:
+            self.register_buffer(name, torch.zeros((), device=device))
+            self.register_buffer(f"{name}_updates", torch.zeros((), dtype=torch.float64, device=device))
+
+    def values(self) -> dict[str, Tensor]:
+        """The averages, () each; 0 before the first update."""
+        return {name: self.get_buffer(name) for name in self._decays}
+
+    @torch.no_grad()
+    def update(self, name: str, value: Tensor, taken: Tensor) -> None:
+        """Take in a number () of one update, unless ``taken`` (), bool, is false."""
+        updates, decay = self.get_buffer(f"{name}_updates"), self._decays[name]
+        updates += taken
+        share = (1 - decay) / (1 - decay ** updates.clamp(min=1))
+        average = self.get_buffer(name)
+        average.copy_(average.lerp(value.nan_to_num(), share.to(average.dtype)).where(taken, average))

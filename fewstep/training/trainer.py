@@ -42,11 +42,11 @@ from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Update, at_rest, kind_of_step, loss_parts, player_of
+from ..core.method import Batch, Context, Turn, Update, at_rest, kind_of_step, loss_parts, player_of
 from ..core.operations import per_step
 from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
-from ..core.wrappers import resting
+from ..core.wrappers import gathered, resting
 from ..data.loader import Loader, rows_at_once, split_batch
 from ..data.shards import LatentShards
 from ..data.text_store import TextStore, open_text
@@ -55,7 +55,7 @@ from . import parallel
 from .calibration import calibrated
 from .ema import Approach, Ema
 from .feed import Feed, Given
-from .players import Player, Skips
+from .players import Measured, Player, Skips
 from .self_test import SelfTest
 from .state import STOPPED, Curve, Progress, StopRequest, TrainingState
 
@@ -204,6 +204,7 @@ class Trainer:
             prepared = {f"players.{name}": parallel.prepare(accelerator, player, self.layout)}
             self.players[name] = Player(accelerator, settings[name], prepared)
         self.skips = Skips(len(self.players), self.device)
+        self.measured = Measured(self.method.averages, self.device)
         self.ema = Ema(self.net, spec.train.ema)
         self.averages = {"ema": self.ema}
         self.target: nn.Module | None = None
@@ -213,7 +214,7 @@ class Trainer:
             key: (player, part) for player in self.players.values() for key, part in player.modules.items()
         }
         self.state.attach(
-            {key: part for key, (_, part) in parts.items()},
+            {key: part for key, (_, part) in parts.items()} | {"measured": self.measured},
             {key: player.optimizer.optimizer for key, (player, _) in parts.items()},
             self.averages,
         )
@@ -475,6 +476,7 @@ class Trainer:
             target=self.target,
             label_dropout=spec.label_dropout,
             extra=self.extra,
+            averages=self.measured.values(),
             players={name: self.players[name].modules[f"players.{name}"] for name in self.players if name},
         )
 
@@ -497,13 +499,16 @@ class Trainer:
         return self.captured.run(kind, updates) if self.captured else updates()
 
     def _update(self, update: Update, slices: Slices) -> dict[str, Tensor]:
-        """One update of a player, and of the averages if it is the student, unless gradients are not finite."""
+        """One update of a player, if its gradients are finite; with the student its averages."""
         with parallel.casts_kept(self.accelerator, self.layout):
             values = self._backward(update, slices, self.accelerator.backward)
         player = self.players[player_of(update)]
         norm = player.clip()
         finite = norm.isfinite()
         player.update(finite)
+        for name in self.method.averages.keys() & values.keys():
+            value = self.accelerator.reduce(values[name].clone(), reduction="mean")
+            self.measured.update(name, value, finite)
         if player is self.student:
             for average in self.averages.values():
                 average.update(self.net, finite)
@@ -518,13 +523,14 @@ class Trainer:
         total = {"loss": torch.zeros((), device=self.device)}
         work = [(part, *each) for each in slices for part in loss_parts(update)]
         learning = self.players[player_of(update)].modules.values()
-        with resting(at_rest(update, self.net, slices[0][1])):
+        second = isinstance(update, Turn) and update.second_order
+        with resting(at_rest(update, self.net, slices[0][1])), gathered(learning if second else ()):
             for number, (part, batch, context) in enumerate(work):
                 last = number + 1 == len(work)
                 with parallel.ddp_sync(self.accelerator, learning, now=last):
                     output = part(self.net, batch, context)
                     backward(output.loss * share)
-                for name, value in {"loss": output.loss, **output.logs}.items():
+                for name, value in {"loss": output.loss, **output.logs, **output.measured}.items():
                     total[name] = total.get(name, 0) + value.detach() * share
         return total
 

@@ -67,6 +67,16 @@ class TinyFlow(nn.Module):
     def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
         return self.outward(self.hidden(x, t, s, y))
 
+    def critic(self) -> nn.Module:
+        return TinyCritic()
+
+
+class TinyCritic(TinyFlow):
+    """A number for each sample."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.outward(self.hidden(x, t, t, y)).square().flatten(1).mean(1)
+
 
 class TinyHeads(TinyFlow):
     """The same with two outputs, velocity and flow map."""

@@ -13,7 +13,7 @@ from torch import nn
 from fewstep import methods
 from fewstep.config.objectives import TimeDistribution
 from fewstep.core.jvp import value_and_tangent
-from fewstep.core.method import Batch, Context, Turn
+from fewstep.core.method import Batch, Context, SummedLoss, loss_parts
 from fewstep.core.rng import Streams
 
 NAMES = list(methods.parameter_classes())
@@ -44,16 +44,13 @@ def run(name, net, batch, extra=None, step=0, **given):
     """Losses of all updates of a step; a moving average, where there is one, is the network as it is."""
     if build(name).target_decay is not None:
         given.setdefault("target", copy.deepcopy(net).requires_grad_(False))
-    ctx = context(step, extra=extra, **given)
-    if not ctx.players:
-        ctx.players = players(name, net)
-    updates = build(name).updates(step)
-    losses = [update.loss if isinstance(update, Turn) else update for update in updates]
-    return [loss(net, batch, ctx) for loss in losses]
+    given.setdefault("players", players(name, net))
+    averages = dict.fromkeys(build(name).averages, torch.tensor(0.5))
+    ctx = context(step, extra=extra, averages=averages, **given)
+    return [SummedLoss("", *loss_parts(update))(net, batch, ctx) for update in build(name).updates(step)]
 
 
 def players(name, net):
-    """The networks beside the student, always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         return build(name).players(net)
@@ -67,9 +64,10 @@ def teacher(x, t, y):
 def test_losses_are_finite_and_reach_every_parameter(name, tiny, tiny_batch):
     net, extra = tiny(name), build(name).extra()
     beside = players(name, net)
-    trained = [weight for each in (net, extra, *beside.values()) if each for weight in each.parameters()]
-    given = {"players": beside, "step": 6, "label_dropout": 0.1}
-    total = sum(terms.loss for terms in run(name, net, tiny_batch, extra, **given))
+    modules = nn.ModuleList([net, *([extra] if extra else []), *beside.values()])
+    trained = list(modules.parameters())
+    terms = run(name, net, tiny_batch, extra, step=6, label_dropout=0.1, players=beside)
+    total = sum(each.loss for each in terms)
     assert total.shape == () and torch.isfinite(total)
     gradients = torch.autograd.grad(total, trained)
     assert all(torch.isfinite(g).all() for g in gradients)

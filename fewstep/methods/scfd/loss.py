@@ -63,7 +63,7 @@ class SCFD(Method):
 
     def updates(self, step: int) -> Sequence[Update]:
         own = self.first_steps if step < self.params.warmup else self.corrected
-        return (Turn("discriminator", self.discriminate), own)
+        return (Turn("discriminator", self.discriminate, second_order=True), own)
 
     def first_steps(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L without L_back and L_re."""
