@@ -81,12 +81,15 @@ class Conditioned(nn.Module):
     The names of the embeddings are those of the published checkpoints; one that the network lacks is None.
     """
 
+    shape: tuple[int, ...]
+    """(C, H, W) of what it takes and gives."""
     t_embedder: TimeEmbedding
     r_embedder: TimeEmbedding | None
     y_embedder: LabelEmbedding | None
 
     def embed(self, spec: TimedClassNetwork, width: int, labels: bool) -> None:
         """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
+        self.shape = tuple(spec.shape)
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)
         self.r_embedder = TimeEmbedding(*times) if spec.target_time else None

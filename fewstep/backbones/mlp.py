@@ -20,7 +20,6 @@ class Mlp(Conditioned):
     def __init__(self, spec: specs.Mlp) -> None:
         super().__init__()
         size = prod(spec.shape)
-        self.shape = tuple(spec.shape)
         self.x_embedder = nn.Linear(size, spec.width)
         self.embed(spec, spec.width, spec.conditional)
         hidden: list[nn.Module] = []

@@ -51,6 +51,8 @@ def _q(t: Tensor) -> Tensor:
 class TinyFlow(nn.Module):
     """A smooth conditional network on 2 x 4 x 4 latents with 3 classes and a null label."""
 
+    shape = (2, 4, 4)
+
     def __init__(self) -> None:
         super().__init__()
         self.inward = nn.Conv2d(2, 8, 3, padding=1)

@@ -20,8 +20,8 @@ NAMES = list(methods.parameter_classes())
 FLOWS = [name for name, params in methods.parameter_classes().items() if params.kind == "flow"]
 
 
-SMALL = {"contrast": {"group": 4}}
-"""What is changed for a batch of 8."""
+SMALL = {"contrast": {"group": 4}, "scfd": {"warmup": 5, "channels": 32}}
+"""What is changed for a batch of 8 and a training of 10 steps."""
 
 
 def build(name, **given):

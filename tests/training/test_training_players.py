@@ -50,6 +50,17 @@ def test_every_layout_trains_alike(pipeline, whole, tmp_path, count, options):
     close(call, whole)
 
 
+@pytest.mark.parametrize("options", [(), SHARDED])
+def test_a_penalty_on_gradients_trains_alike(pipeline, tmp_path, options):
+    """The discriminator of `scfd` has convolutions, and its rows come in groups."""
+    calls = [pipeline.train("scfd", tmp_path / name) for name in ("one", "two")]
+    for call, count, given in zip(calls, (1, 2), ((), options), strict=True):
+        folder = call.outputs[0].parent
+        folder.mkdir(exist_ok=True)
+        assert ranks(call.more(*given), folder, count) == [0] * count, (folder / "rank0.log").read_text()
+    close(*reversed(calls))
+
+
 def penalised() -> None:
     """The discriminator's turn has the gradient of a gradient, through attention too."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
