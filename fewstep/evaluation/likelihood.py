@@ -7,8 +7,8 @@ samplers (evaluation/samplers.py) are taken backwards on their own grid, 1 = t_0
 * ``euler``: x += (s - t) v(x, t), log p += (s - t) div v(x, t), the divergence by tangents
   (core/divergence.py).
 
-Bits per dimension (as in the release of F2D2, arXiv 2512.02636): a byte b becomes y = (b + u) / 256, u uniform,
-the network sees z = 2 y - 1, and
+Bits per dimension (as in the release of F2D2, arXiv 2512.02636): a byte b becomes y = (b + u) / 256 with
+uniform u; the network sees z = 2 y - 1, and
 
     bpd = - (log p(z) + D log 2 - D log 256) / (D log 2),   D = C H W.
 

@@ -167,13 +167,13 @@ def test_objective_is_that_of_the_equations(form, tiny, tiny_batch):
         F, D = net(x, a, b, y)
         total = total + (F - goal[0].detach()).square().mean() + 3 * (D - goal[1].detach()).square().sum()
     expected = total / 8
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)  # times are drawn in float32
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     for one, other in zip(
         torch.autograd.grad(found, net.parameters()),
         torch.autograd.grad(expected, net.parameters()),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

@@ -23,13 +23,14 @@ the end.
 Deviations from the paper:
 
 * A share ``backward`` of the intervals leads from the data to the noise. The release learns jumps to the data
-  alone, and takes a step to the noise by the jump to the data that starts where the step does, which at t = 1 was
-  never trained.
+  alone, and takes a step to the noise by the jump to the data that starts where the step does, which at t = 1
+  was never trained.
 * The smallest jump is conditioned on s = t; the release has flow rows at d = 1/1024 and halves down to 1/128.
 * Flow and bootstrap share one batch; the release evaluates each on a whole batch.
 * MeanFlow-F2D2 is not in the release: its divergence is written from the identity, its times are this
   repository's.
-* Under guidance v is the guided teacher's, but div v that of the teacher without: a likelihood needs guidance off.
+* Under guidance v is the guided teacher's, but div v that of the teacher without: likelihoods are for trainings
+  without guidance.
 * Without a teacher v is x1 - x0, and div v that of the network's own velocity.
 """
 
