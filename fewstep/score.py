@@ -9,7 +9,8 @@
 The third is of the likelihood of real images under a model. The last is for images from elsewhere: a folder
 of PNG or JPEG files, an npz with arr_0, or a WebDataset tar, under a protocol of the configuration (a preset,
 by default the paper's scale). Extractor, reference, prompts and scorers are where the workflow has them. The
-protocol in the spec says which of the first three. REF is an npz that fewstep.reference made, or the record of a fetched asset that holds mu and sigma; RECORD that of
+protocol in the spec says which of the first three. REF is an npz that fewstep.reference made, or
+the record of a fetched asset that holds mu and sigma; RECORD that of
 the asset with the prompts. No number is written when count, size, dimensions, reference, extractor, prompts
 or scorers disagree.
 """

@@ -28,7 +28,7 @@ FORMS = {
 
 
 def mean_log_growth(t, s):
-    """Average over [t, s] of div v along the flow of the Gaussian, (B,): the sum of log q(s) / q(t) over s - t.
+    """Average over [t, s] of div v along the flow of the Gaussian, (B,): sum of log q(s) / q(t), over s - t.
 
     At s = t its limit, the sum of q'(t) / q(t).
     """

@@ -29,8 +29,8 @@ Deviations from the paper:
 * Flow and bootstrap share one batch; the release evaluates each on a whole batch.
 * MeanFlow-F2D2 is not in the release: its divergence is written from the identity, its times are this
   repository's.
-* Under guidance v is the guided teacher's, but div v that of the teacher without: likelihoods are for trainings
-  without guidance.
+* Under guidance v is the guided teacher's, but div v that of the teacher without: likelihoods are for
+  trainings without guidance.
 * Without a teacher v is x1 - x0, and div v that of the network's own velocity.
 """
 
