@@ -15,6 +15,7 @@ NETWORKS = {
     "noise": ("lightningdit", "NoiseDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
+    "get": ("get", "Get"),
     "sd3": ("sd3", "Sd3"),
     "kl-autoencoder": ("kl_autoencoder", "KlAutoencoder"),
     "clip": ("clip", "Clip"),

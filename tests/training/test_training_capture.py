@@ -45,6 +45,7 @@ METHODS = {
     for name, method in make_plan(raw_config("demo")).config.methods.items()
     if method.recipe.startswith("digits")
     and name not in ("meanflow-sdvae", "meanflow-b2", "dumo-b2", "f2d2-shortcut", "f2d2-distill")
+    and not name.startswith("get-")
 }
 
 
