@@ -72,8 +72,8 @@ def average_rates(net: nn.Module, y: Tensor, scale: float) -> Rates:
 
     def rates(x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            average, scalar = net(x, t, s, y)
-        return average, scale * scalar
+            pair: tuple[Tensor, Tensor] = net(x, t, s, y)
+        return pair[0], scale * pair[1]
 
     return rates
 
