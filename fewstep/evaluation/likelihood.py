@@ -86,7 +86,9 @@ def velocity_rates(net: nn.Module, y: Tensor, probe: Callable[[Tensor, Tensor], 
     """
 
     def rates(x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence(value_and_tangent, net, x, t, y, None if probe is None else probe(x, t))
+        directions = None if probe is None else probe(x, t)
+        v, found = divergence(value_and_tangent, net, x, t, y, directions)
+        return v, found
 
     return rates
 
