@@ -2,13 +2,15 @@
 
     python -m fewstep.score --spec SPEC --images images.tar --extractor WEIGHTS --reference REF --out x.json
     python -m fewstep.score --spec SPEC --images images.tar --prompts RECORD --scorers FILE ... --out x.json
+    python -m fewstep.score --spec SPEC --model model.safetensors --latents manifest.json --out x.json
 
     python -m fewstep.score --images FOLDER --protocol NAME [--config config/demo.yaml] --out x.json
 
-The last is for images from elsewhere: a folder of PNG or JPEG files, an npz with arr_0, or a WebDataset
-tar, under a protocol of the configuration (a preset, by default the paper's scale). Extractor, reference,
-prompts and scorers are where the workflow has them. The protocol in the spec says which of both. REF is an
-npz that fewstep.reference made, or the record of a fetched asset that holds mu and sigma; RECORD that of
+The third is of the likelihood of real images under a model. The last is for images from elsewhere: a folder
+of PNG or JPEG files, an npz with arr_0, or a WebDataset tar, under a protocol of the configuration (a preset,
+by default the paper's scale). Extractor, reference, prompts and scorers are where the workflow has them. The
+protocol in the spec says which of the first three. REF is an npz that fewstep.reference made, or
+the record of a fetched asset that holds mu and sigma; RECORD that of
 the asset with the prompts. No number is written when count, size, dimensions, reference, extractor, prompts
 or scorers disagree.
 """
@@ -26,6 +28,7 @@ from .config.specs import (
     AnyScoreSpec,
     ForeignPromptScoreSpec,
     ForeignSpec,
+    LikelihoodScoreSpec,
     PromptScoreSpec,
     score_spec_class,
 )
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     """Run the command; errors as for :func:`score_images` and :func:`score_prompt_images`."""
     arguments = parser(__doc__, spec=False)
-    arguments.add_argument("--images", type=Path, required=True)
+    arguments.add_argument("--images", type=Path, nargs="?")
+    arguments.add_argument("--model", type=Path, nargs="?", help="whose likelihoods are asked for")
+    arguments.add_argument("--latents", type=Path, nargs="?", help="manifest.json of the real images")
     arguments.add_argument("--extractor", type=Path, nargs="?", help="weights of the extractor, if any")
     arguments.add_argument("--reference", type=Path, nargs="?", help="what features are compared with")
     arguments.add_argument("--prompts", type=Path, nargs="?", help="record of the asset with the prompts")
@@ -54,16 +59,25 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("give --spec, for the images of a cell, or --protocol, for images from elsewhere")
     spec: AnyScoreSpec | ForeignSpec
     spec = _foreign(given) if given.protocol is not None else read_spec_of(score_spec_class, given.spec)
+    if isinstance(spec, LikelihoodScoreSpec):
+        from .evaluation.likelihood import score_likelihoods
+
+        model, latents = (
+            _given(getattr(given, name), f"--{name}", given.spec) for name in ("model", "latents")
+        )
+        score_likelihoods(spec, model, latents, given.out)
+        return
+    images = _given(given.images, "--images", given.spec)
     if isinstance(spec, PromptScoreSpec | ForeignPromptScoreSpec):
         from .evaluation.prompt_scoring import score_prompt_images
 
         prompts = _given(given.prompts, "--prompts", given.spec)
-        score_prompt_images(spec, given.images, given.scorers, prompts, given.out)
+        score_prompt_images(spec, images, given.scorers, prompts, given.out)
     else:
         from .evaluation.scoring import score_images
 
         reference = _given(given.reference, "--reference", given.spec)
-        score_images(spec, given.images, given.extractor, reference, given.out, given.channels_last)
+        score_images(spec, images, given.extractor, reference, given.out, given.channels_last)
 
 
 def read_plan(preset: Path | None) -> Plan:

@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {
         "latents": {"digits-latents": {"shards": 1}},
         "backbones": {
             "lightningdit-digits-teacher": NETWORK,
+            "lightningdit-digits-scalar": NETWORK,
             "lightningdit-digits": NETWORK,
             "lightningdit-digits-dual": NETWORK,
             "get-digits": NETWORK,

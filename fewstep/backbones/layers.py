@@ -75,6 +75,20 @@ class LabelEmbedding(nn.Module):
         return self.embedding_table(y)
 
 
+class ScalarHead(nn.Sequential):
+    """One number for each sample, (B,), of all its features (B, ...) together (F2D2, arXiv 2512.02636).
+
+    Three layers, 128 and 64 wide, as released. It starts as 0.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 64), nn.SiLU(), nn.Linear(64, 1))
+        zero(self[4])
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.flatten(1)).squeeze(1)
+
+
 class Conditioned(nn.Module):
     """A network that knows a time t, and perhaps a second time s and a label y.
 

@@ -27,6 +27,7 @@ from .layers import (
     Norm,
     PatchEmbedding,
     RotaryTable,
+    ScalarHead,
     sincos_table,
     unpatchify,
     zero,
@@ -41,7 +42,7 @@ class LightningDiT(Conditioned):
 
     With ``target_time`` off, s is ignored; with it on, the network starts independent of s. With
     ``outputs: 2`` there is a second final layer, ``final_layer_u``, that starts equal to the first, and the
-    result is the pair (velocity, flow map).
+    result is the pair (velocity, flow map). With ``scalar`` it is F and one number for each sample, (B,).
     """
 
     y_embedder: LabelEmbedding
@@ -62,6 +63,8 @@ class LightningDiT(Conditioned):
         features = spec.patch**2 * channels
         self.final_layer = FinalLayer(spec.width, features, spec.norm)
         self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
+        tokens = self.grid[0] * self.grid[1]
+        self.scalar_head = ScalarHead(tokens * spec.width) if spec.scalar else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
@@ -75,6 +78,8 @@ class LightningDiT(Conditioned):
             nn.init.normal_(weight, std=0.02)
         zero(*(layer.adaLN_modulation[1] for layer in (*self.blocks, self.final_layer)))
         zero(self.final_layer.linear)
+        if self.scalar_head is not None:
+            zero(self.scalar_head[4])
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
@@ -92,7 +97,8 @@ class LightningDiT(Conditioned):
             y: labels (B,), int64; ``classes`` is the unconditional one.
 
         Returns:
-            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two outputs.
+            The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two outputs,
+            or velocity and scalar (B,).
         """
         c = self.condition(t, s, y)
         h = self.x_embedder(x) + self.pos_embed
@@ -100,6 +106,8 @@ class LightningDiT(Conditioned):
         for block in self.blocks:
             h = block(h, c, turns)
         velocity = unpatchify(self.final_layer(h, c), self.grid, self.patch).to(x.dtype)
+        if self.scalar_head is not None:
+            return velocity, self.scalar_head(h).to(x.dtype)
         if self.final_layer_u is None:
             return velocity
         return velocity, unpatchify(self.final_layer_u(h, c), self.grid, self.patch).to(x.dtype)

@@ -194,16 +194,16 @@ def check_text(card: Mapping[str, Any], text: Mapping[str, Any], path: str | Pat
         raise ValueError(f"{path}: learned from other embeddings of captions ({'; '.join(differences)})")
 
 
-ADDED = (".r_embedder.", ".target_embedder.", ".lora_")
+ADDED = (".r_embedder.", ".target_embedder.", ".lora_", ".scalar_head.")
 """Parts of the names of what a student has beside its teacher."""
 
 
 def load_compatible(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Load ``tensors`` from ``origin`` (a name for messages) into ``net``, whose dtype they take.
 
-    Parts that students add may be absent as a whole: adapters and the embedding of the target time then keep
-    their initial weights, and the flow-map head ``final_layer_u`` becomes a copy of ``final_layer``. Below
-    adapters, layers may have the names that they have without.
+    Parts that students add may be absent as a whole: adapters, the embedding of the target time and the
+    scalar's head then keep their initial weights, and the flow-map head ``final_layer_u`` becomes a copy of
+    ``final_layer``. Below adapters, layers may have the names that they have without.
 
     Raises:
         ValueError: naming missing and unexpected tensors, and those of another shape.

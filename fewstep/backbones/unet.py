@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..config import backbones as specs
-from .layers import Conditioned, zero
+from .layers import Conditioned, ScalarHead, zero
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -28,7 +28,7 @@ class UNet(Conditioned):
 
     With ``target_time`` off, s is ignored; with it on, the network starts independent of s. It starts as
     F = 0. With ``outputs: 2`` there is a second output convolution, ``final_layer_u``, and the result is
-    the pair (velocity, flow map).
+    the pair (velocity, flow map). With ``scalar`` it is F and one number for each sample, (B,).
     """
 
     def __init__(self, spec: specs.UNet) -> None:
@@ -47,6 +47,8 @@ class UNet(Conditioned):
         if spec.outputs == 2:
             self.final_layer_u = nn.Conv2d(trunk.conv_out.in_channels, spec.shape[0], 3, padding=1)
         zero(self.final_layer, self.final_layer_u)
+        features = trunk.conv_out.in_channels * spec.shape[1] * spec.shape[2]
+        self.scalar_head = ScalarHead(features) if spec.scalar else None
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -57,7 +59,7 @@ class UNet(Conditioned):
         """Evaluate the network at x (B, C, H, W), t and s (B,) in [0, 1], labels y (B,).
 
         Returns:
-            The average velocity in the shape and dtype of ``x``, or (velocity, flow map).
+            The average velocity in the shape and dtype of ``x``, or (velocity, flow map), or it and a scalar.
         """
         c = self.condition(t, s, y)
         h = self.conv_in(x)
@@ -72,6 +74,8 @@ class UNet(Conditioned):
             skips = skips[:-own]
         h = self.act(self.norm(h))
         velocity = self.final_layer(h).to(x.dtype)
+        if self.scalar_head is not None:
+            return velocity, self.scalar_head(h).to(x.dtype)
         if self.final_layer_u is None:
             return velocity
         return velocity, self.final_layer_u(h).to(x.dtype)

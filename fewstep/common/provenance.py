@@ -29,9 +29,13 @@ LIVE_TEXT = "data.text_encoding"
 SAMPLING = ("evaluation.generation", "data.tokenizers")
 PIPELINE = "pipeline"
 """What stands for the kind of network of images that a pipeline of diffusers has made."""
-FEATURES, PROMPTS = "feature-metrics", "prompt-scores"
+FEATURES, PROMPTS, LIKELIHOOD = "feature-metrics", "prompt-scores", "likelihood"
 """Kinds of protocols; one that does not say it is of the first."""
-SCORING = {FEATURES: "evaluation.scoring", PROMPTS: "evaluation.prompt_scoring"}
+SCORING = {
+    FEATURES: "evaluation.scoring",
+    PROMPTS: "evaluation.prompt_scoring",
+    LIKELIHOOD: "evaluation.likelihood",
+}
 """Kind of a protocol -> the module that scores by it."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,17 @@ class FlowNetwork(Strict):
     shape: Shape = Field(description="latent (C, H, W)")
     target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
     outputs: Literal[1, 2] = Field(default=1, description="2: velocity head and flow-map head")
+    scalar: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="a second output, one number for each sample: the average divergence of the flow (F2D2)",
+    )
+
+    @model_validator(mode="after")
+    def _one_second_output(self) -> Self:
+        if self.scalar and self.outputs == 2:
+            raise ValueError("scalar goes with outputs: 1")
+        return self
 
     @property
     def null(self) -> int:
@@ -67,7 +78,7 @@ class LightningDiT(TimedClassNetwork):
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:
-        if self.predicts == "noise" and (self.target_time or self.outputs == 2):
+        if self.predicts == "noise" and (self.target_time or self.outputs == 2 or self.scalar):
             raise ValueError("predicts: noise knows one time and has one output")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
@@ -204,7 +215,7 @@ class Sd3(FlowNetwork):
 
     @model_validator(mode="after")
     def _possible(self) -> Sd3:
-        if self.outputs != 1:
+        if self.outputs != 1 or self.scalar:
             raise ValueError("kind: sd3 has one output")
         if any(side % self.patch or side // self.patch > self.positions for side in self.shape[1:]):
             raise ValueError(

@@ -41,7 +41,7 @@ from .rates import Bench, Costs
 from .references import Ref, check_references
 from .settings import EXTRACTORS, PUBLISHED_IMAGES, Dataset, Latents, Protocol, Recipe, Sampler, Tokenizer
 from .tables import DECIMALS, TABLE_COLUMNS, Claim, Table
-from .text import SCORERS, AnyProtocol, PromptProtocol, PromptSet, TextEncoder
+from .text import SCORERS, AnyProtocol, LikelihoodProtocol, PromptProtocol, PromptSet, TextEncoder
 
 PATHVARS = ("results", "logs", "assets", "latents")
 """Path variables of the rules."""
@@ -153,7 +153,7 @@ _ENTRIES: dict[str, tuple[type[BaseModel], ...]] = {
     "text_encoders": (TextEncoder,),
     "prompts": (PromptSet,),
     "samplers": (Sampler,),
-    "protocols": (Protocol, PromptProtocol),
+    "protocols": (Protocol, PromptProtocol, LikelihoodProtocol),
     "recipes": (Recipe,),
 }
 """Section of settings.yaml -> the models that say what an entry needs, of each kind."""
@@ -527,6 +527,14 @@ class _Reader:
                         f"{prompts} prompts; give a multiple"
                     )
                 continue
+            if isinstance(protocol, LikelihoodProtocol):
+                real = parts.datasets[parts.latents[protocol.real_latents].dataset].images
+                if protocol.images > real:
+                    self.mistakes.add(
+                        f"{file}: protocols.{name}.images: {protocol.images}, but latents "
+                        f"{protocol.real_latents} have {real}; lower it"
+                    )
+                continue
             real = PUBLISHED_IMAGES
             if protocol.reference_latents is not None:
                 real = parts.datasets[parts.latents[protocol.reference_latents].dataset].images
@@ -555,6 +563,8 @@ class _Reader:
                         self.mistakes.add(
                             f"{file}: recipes.{name}.protocols: {key} has prompts, which need a text_encoder"
                         )
+                elif isinstance(protocol, LikelihoodProtocol):
+                    continue
                 elif protocol.labels == "balanced" and protocol.images % classes:
                     self.mistakes.add(
                         f"{file}: protocols.{key}.images: {protocol.images} balanced images "

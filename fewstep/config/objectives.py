@@ -79,6 +79,8 @@ class LossParams(Strict):
     """flow: trains net(x, t, s, y); image: trains another network on images alone."""
     outputs: ClassVar[tuple[int, ...]] = (1,)
     """The numbers of outputs that its network may have: 2 for velocity and flow map."""
+    scalar: ClassVar[bool] = False
+    """Whether its network must have the output `scalar`; others may not."""
     target_time: ClassVar[bool | None] = None
     """True: its network must know a second time s; False: it must not; None: either will do."""
 

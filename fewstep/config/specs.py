@@ -20,7 +20,7 @@ from .rates import Bench, Device, Operations, Rate, Source
 from .sampling import Sampling
 from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
 from .tables import Claim, Kind, Table
-from .text import PromptProtocol, PromptSet, TextEncoder
+from .text import LikelihoodProtocol, PromptProtocol, PromptSet, TextEncoder
 
 
 class FetchSpec(Strict):
@@ -262,6 +262,18 @@ class PromptScoreSpec(PromptScorers):
         return self.sample.image
 
 
+class LikelihoodScoreSpec(Strict):
+    """Likelihoods of real images under a model."""
+
+    cell: CellKey
+    protocol: LikelihoodProtocol
+    backbone: Backbone
+    latents: LatentCard = Field(description="the real images")
+    sampler: Sampler
+    steps: int
+    scale: float | None = Field(description="unit of the network's scalar; None: it has none")
+
+
 class BoundsSpec(PromptScorers):
     """Scores of real scenes: the bounds of the scores of sampled ones."""
 
@@ -295,15 +307,20 @@ class ForeignPromptScoreSpec(PromptScorers):
     image: list[int] = Field(min_length=3, max_length=3, description="(C, H, W)")
 
 
-AnyScoreSpec = ScoreSpec | PromptScoreSpec
+AnyImageScoreSpec = ScoreSpec | PromptScoreSpec
+AnyScoreSpec = AnyImageScoreSpec | LikelihoodScoreSpec
 ForeignSpec = ForeignScoreSpec | ForeignPromptScoreSpec
 
 
 def score_spec_class(raw: Mapping[str, Any]) -> type[AnyScoreSpec]:
     """Which of both the content of a spec's file is, by the kind of its protocol."""
     protocol = raw.get("protocol")
-    prompts = isinstance(protocol, Mapping) and protocol.get("kind") == "prompt-scores"
-    return PromptScoreSpec if prompts else ScoreSpec
+    kind = protocol.get("kind") if isinstance(protocol, Mapping) else None
+    others: dict[str, type[AnyScoreSpec]] = {
+        "prompt-scores": PromptScoreSpec,
+        "likelihood": LikelihoodScoreSpec,
+    }
+    return others.get(str(kind), ScoreSpec)
 
 
 class RowCells(Strict):
@@ -469,4 +486,4 @@ class ReportSpec(Strict):
     sources: dict[str, SourceFiles] = Field(default={}, description="cell -> files behind its number")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
-    protocols: dict[str, Protocol | PromptProtocol] = {}
+    protocols: dict[str, Protocol | PromptProtocol | LikelihoodProtocol] = {}

@@ -10,7 +10,7 @@ from .base import Count, Distinct, Name, Seeds, Steps, Strict, nearest
 from .methods import Variant
 from .references import Ref
 from .settings import Metric, Scale
-from .text import PROMPT_METRICS, PromptMetric, split_metric
+from .text import PROMPT_METRICS, LikelihoodMetric, PromptMetric, split_metric
 
 Numbers = list[float | None]
 TABLE_COLUMNS = (
@@ -33,7 +33,7 @@ TABLE_COLUMNS = (
 )
 """Columns of a table's csv, beside which the protocols have columns of their own names."""
 NumbersOfSteps = Annotated[list[Steps], Field(min_length=1), Distinct]
-AnyMetric = Literal[Metric, PromptMetric]
+AnyMetric = Literal[Metric, PromptMetric, LikelihoodMetric]
 MEASURED: tuple[str, ...] = get_args(AnyMetric)
 """What is computed here from images, or from images and their prompts."""
 REPORTED = (*MEASURED, "sfid", "time")

@@ -96,6 +96,10 @@ PROMPT_METRICS: tuple[str, ...] = get_args(PromptMetric)
 over the tasks of which there are both."""
 
 
+LikelihoodMetric = Literal["bpd"]
+"""Bits per dimension: - log2 p / (C H W) of images in 8 bits, dequantised by uniform noise."""
+
+
 def split_metric(metric: str) -> tuple[str, str]:
     """Name of the scorer, and the part of the images or questions that a metric is over, empty for all."""
     name = max((name for name in SCORERS if f"{metric}_".startswith(f"{name}_")), key=len)
@@ -181,4 +185,24 @@ class PromptProtocol(Precision):
         return self
 
 
-AnyProtocol = Annotated[Protocol | PromptProtocol, Field(discriminator="kind")]
+class LikelihoodProtocol(Precision):
+    """All that likelihoods of real images depend on beside the cell's sampler.
+
+    The sampler carries the images to the noise: ``jump`` with the network's own average divergence, its
+    output ``scalar``; ``euler`` along its velocity, with the velocity's divergence.
+    """
+
+    kind: Literal["likelihood"]
+    metrics: list[LikelihoodMetric] = Field(default=["bpd"], min_length=1, max_length=1)
+    real_latents: Annotated[str, Ref("latents")] = Field(description="the images, as pixels")
+    images: Count = Field(description="the first ones of these")
+    trace: Literal["probe", "exact"] = Field(
+        description="euler: divergence along random signs, drawn anew in each step, or exact: a tangent for "
+        "each number of an image"
+    )
+    seed: Seed = Field(default=0, description="of dequantisation and probes")
+
+
+SampledProtocol = Protocol | PromptProtocol
+"""Of metrics of sampled images."""
+AnyProtocol = Annotated[Protocol | PromptProtocol | LikelihoodProtocol, Field(discriminator="kind")]

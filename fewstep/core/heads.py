@@ -1,4 +1,4 @@
-"""Networks with two outputs, a velocity and a flow map to the data, used as one average velocity."""
+"""Networks with two outputs: velocity and flow map, used as one average velocity; or velocity and scalar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .path import append_dims
 from .precision import upcast
 
 Output: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
-"""What a network returns: F(x, t, s, y), or velocity and flow map, (B, C, H, W) each."""
+"""What a network returns: F(x, t, s, y), (B, C, H, W), or velocity and flow map, or F and a scalar (B,)."""
 
 
 def average_velocity(net: Callable[..., Output], x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
@@ -24,8 +24,10 @@ def average_velocity(net: Callable[..., Output], x: Tensor, t: Tensor, s: Tensor
 
 
 def merged(output: Output, t: Tensor, s: Tensor) -> Tensor:
-    """One output as it is; of two, row by row, that which belongs to the times t, s (B,)."""
+    """One output as it is, without a scalar; of two, row by row, that which belongs to times t, s (B,)."""
     if isinstance(output, Tensor):
         return upcast(output)
     velocity, flow_map = output
+    if flow_map.ndim == 1:
+        return upcast(velocity)
     return upcast(velocity).where(append_dims(s == t, velocity), upcast(flow_map))

@@ -129,6 +129,11 @@ class Streams:
         """Beta(alpha, beta), by its quantile function; shape (B,), float32."""
         return self._draw(Draw("beta", name, parameters=(alpha, beta)))
 
+    def signs_like(self, name: str, x: Tensor) -> Tensor:
+        """-1 or 1 with equal odds (Rademacher), in the shape of ``x`` (B, ...)."""
+        drawn = self._draw(Draw("integers", name, shape=tuple(x.shape[1:]), parameters=(2,)))
+        return (2 * drawn - 1).to(x.dtype)
+
     def normal_like(self, name: str, x: Tensor) -> Tensor:
         """N(0, 1) in the shape of ``x`` (B, ...)."""
         return self._draw(Draw("normal", name, shape=tuple(x.shape[1:]))).to(x.dtype)

@@ -12,7 +12,7 @@ from ..common.files import write_text
 from ..common.provenance import score_digest
 from ..config import ConfigError, digest
 from ..config.base import sealed
-from ..config.specs import AnyScoreSpec, ForeignPromptScoreSpec, ForeignSpec
+from ..config.specs import AnyImageScoreSpec, AnyScoreSpec, ForeignPromptScoreSpec, ForeignSpec
 from .foreign_images import ForeignImages, open_foreign
 from .image_archive import ImageArchive, open_images
 
@@ -20,7 +20,7 @@ UNTOLD = ("backbone", "sampling")
 """Of a model's card: what stands elsewhere in the metrics, and what is for other samples."""
 
 
-def opened(path: Path, spec: AnyScoreSpec | ForeignSpec) -> ImageArchive | ForeignImages:
+def opened(path: Path, spec: AnyImageScoreSpec | ForeignSpec) -> ImageArchive | ForeignImages:
     """The images to be scored: those of a cell, or from elsewhere.
 
     Raises:
@@ -36,7 +36,7 @@ def opened(path: Path, spec: AnyScoreSpec | ForeignSpec) -> ImageArchive | Forei
     return archive
 
 
-def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
+def check_images(archive: ImageArchive, spec: AnyImageScoreSpec) -> None:
     """Refuse images of another cell, protocol, number or size.
 
     Raises:
@@ -61,7 +61,7 @@ def check_images(archive: ImageArchive, spec: AnyScoreSpec) -> None:
 
 def write_metrics(
     out: Path,
-    spec: AnyScoreSpec | ForeignSpec,
+    spec: AnyImageScoreSpec | ForeignSpec,
     archive: ImageArchive | ForeignImages,
     values: Mapping[str, float],
     **more: Any,
@@ -75,9 +75,7 @@ def write_metrics(
     Raises:
         ValueError: a value is not finite.
     """
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{out}: {name} of {archive.count} images is {value}; are they too few for it?")
+    _check_finite(out, values, archive.count)
     card = archive.card
     if isinstance(spec, ForeignSpec):
         foreign = {
@@ -92,20 +90,52 @@ def write_metrics(
         }
         write_text(out, sealed(foreign))
         return
-    backbone = card["model"]["backbone"]["kind"]
+    sample = {key: card[key] for key in ("spec", "sampler", "guidance")}
+    write_cell(out, spec, card["model"], values, archive.count, card["evaluations"], sample, **more)
+
+
+def write_cell(
+    out: Path,
+    spec: AnyScoreSpec,
+    model: Mapping[str, Any],
+    values: Mapping[str, float],
+    images: int,
+    evaluations: int,
+    sample: Mapping[str, Any],
+    **more: Any,
+) -> None:
+    """Write the metrics of a cell as JSON.
+
+    Args:
+        model: the card of its model.
+        values: metric -> value.
+        sample: how the model was used.
+        more: what else stands beside them.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    _check_finite(out, values, images)
+    backbone = model["backbone"]["kind"]
     metrics: dict[str, Any] = {
         "cell": spec.cell.model_dump(mode="json"),
         **values,
-        "images": archive.count,
-        "evaluations": card["evaluations"],
+        "images": images,
+        "evaluations": evaluations,
         "protocol": spec.protocol.model_dump(mode="json"),
         **more,
-        "status": card["model"]["status"],
-        "code": card["model"]["code"],
+        "status": model["status"],
+        "code": model["code"],
         "score_code": score_digest(backbone, spec.protocol.kind),
         "backbone_kind": backbone,
         "spec": digest(spec),
-        "sample": {key: card[key] for key in ("spec", "sampler", "guidance")},
-        "model": {key: value for key, value in card["model"].items() if key not in UNTOLD},
+        "sample": sample,
+        "model": {key: value for key, value in model.items() if key not in UNTOLD},
     }
     write_text(out, sealed(metrics))
+
+
+def _check_finite(out: Path, values: Mapping[str, float], images: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{out}: {name} of {images} images is {value}; are they too few for it?")

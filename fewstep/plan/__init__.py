@@ -20,7 +20,7 @@ from ..config.pipelines import DiffusersPipeline
 from ..config.settings import Dataset, Protocol, Weights
 from ..config.specs import CellKey
 from ..config.tables import Bounds
-from ..config.text import AnyProtocol, PromptProtocol, PromptSet
+from ..config.text import AnyProtocol, LikelihoodProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
 from .jobs import Job, dependencies, inputs
@@ -61,7 +61,9 @@ class Plan:
         self._check(mistakes)
         mistakes.refuse()
         self.wanted = self._wanted()
-        self.image_sets = {self.image_set(name): entry for name, entry in self.parts.protocols.items()}
+        protocols = self.parts.protocols.items()
+        sampled = {name: entry for name, entry in protocols if not isinstance(entry, LikelihoodProtocol)}
+        self.image_sets = {self.image_set(name): entry for name, entry in sampled.items()}
 
     @cached_property
     def published(self) -> dict[str, Run]:
@@ -77,7 +79,7 @@ class Plan:
         for protocol in self.parts.protocols.values():
             if isinstance(protocol, PromptProtocol):
                 weights += protocol.files
-            else:
+            elif isinstance(protocol, Protocol):
                 weights += [protocol.weights, protocol.reference]
         teachers = {run.teacher for run in self.runs.values() if run.teacher}
         teachers |= {run.entry.reembed.of for run in self.runs.values() if run.entry.reembed}
@@ -192,8 +194,14 @@ class Plan:
         return self.file("images", **key.model_dump(), **wildcards)
 
     def image_set(self, protocol: str) -> str:
-        """Name of the images that a protocol wants; protocols that want the same share them."""
+        """Name of the images that a protocol wants; protocols that want the same share them.
+
+        Raises:
+            ConfigError: it is of likelihoods of real images.
+        """
         entry = self.parts.protocols[protocol]
+        if isinstance(entry, LikelihoodProtocol):
+            raise ConfigError(f"{self.config.root.files.settings}: protocols.{protocol}: samples no images")
         of = entry.prompts if isinstance(entry, PromptProtocol) else entry.labels
         name = f"{of}-{entry.images}-{entry.uint8}-{entry.seed}"
         dtypes = (entry.network_dtype, entry.decoder_dtype)
@@ -220,10 +228,10 @@ class Plan:
         """The protocol of that name, which compares features.
 
         Raises:
-            ConfigError: it scores images with prompts, and has no reference.
+            ConfigError: it is of another kind, and has no reference.
         """
         entry = self.parts.protocols[name]
-        if isinstance(entry, PromptProtocol):
+        if not isinstance(entry, Protocol):
             raise ConfigError(f"{self.config.root.files.settings}: protocols.{name}: it has no reference")
         return entry
 
@@ -342,6 +350,8 @@ class Plan:
             return "t2i" if any(map(self._captioned, runs)) else "torch"
         if stage in ("reference", "score"):
             entry = self.parts.protocols[key["protocol"]]
+            if isinstance(entry, LikelihoodProtocol):
+                return "torch"
             return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
         return "t2i" if self._captioned(key["run"]) else "torch"
 

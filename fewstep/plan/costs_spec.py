@@ -8,11 +8,11 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..config.backbones import Backbone, Sd3
+from ..config.backbones import Backbone, FlowNetwork, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, ExamplesSpec, PlannedJob, Work
-from ..config.text import IN_MEMORY, PromptProtocol, Scorer, TextEncoder
+from ..config.text import IN_MEMORY, LikelihoodProtocol, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
 if TYPE_CHECKING:
@@ -218,6 +218,17 @@ def _score(plan: Plan, job: Job) -> CostLine:
         scorers = protocol.scorers.items()
         work = [_scorer(plan, name, scorer, protocol.images) for name, scorer in scorers]
         return _line("score", *work, device="gpu")
+    if isinstance(protocol, LikelihoodProtocol):
+        run = plan.runs[job.key["run"]]
+        scalar = isinstance(run.backbone, FlowNetwork) and run.backbone.scalar
+        # A tangent costs as much as its value.
+        each = 1 if scalar else 2 * (1 if protocol.trace == "probe" else prod(run.tokenizer.shape))
+        likelihoods = Work(
+            name=f"likelihoods under {run.method} on {run.network}",
+            images=protocol.images * int(job.key["steps"]) * each,
+            network=run.network,
+        )
+        return _line("score", likelihoods, run=run.name, device=run.device)
     return _line("score", _scoring(plan, protocol, protocol.images), device="gpu")
 
 

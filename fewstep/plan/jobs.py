@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config.base import ConfigError
 from ..config.settings import Weights
-from ..config.text import PromptProtocol
+from ..config.text import LikelihoodProtocol, PromptProtocol
 from . import paths
 from .cells import PICTURES
 from .runs import BASE
@@ -215,8 +215,16 @@ def _examples(plan: Plan, table: str) -> Files:
 
 
 def _score(plan: Plan, protocol: str, **cell: str) -> Files:
+    entry = plan.parts.protocols[protocol]
+    if isinstance(entry, LikelihoodProtocol):
+        return {
+            "images": [],
+            **score_files(plan, protocol),
+            "model": [plan.file("model", run=cell["run"], seed=cell["seed"])],
+            "latents": [plan.file("manifest", latents=entry.real_latents)],
+        }
     images = [plan.file("images", images=plan.image_set(protocol), **cell)]
-    return {"images": images, **score_files(plan, protocol)}
+    return {"images": images, **score_files(plan, protocol), "model": [], "latents": []}
 
 
 def _images(plan: Plan, **cell: str) -> Files:
@@ -226,13 +234,15 @@ def _images(plan: Plan, **cell: str) -> Files:
 def score_files(plan: Plan, protocol: str) -> Files:
     """What a score reads beside the images, and for whichever."""
     entry = plan.parts.protocols[protocol]
+    none: Files = {option: [] for option in ("extractor", "reference", "prompts", "scorers")}
+    if isinstance(entry, LikelihoodProtocol):
+        return none
     if isinstance(entry, PromptProtocol):
-        return {"extractor": [], "reference": [], **_scorers(plan, entry)}
+        return {**none, **_scorers(plan, entry)}
     return {
+        **none,
         "extractor": weights(plan, entry.weights),
         "reference": reference(plan, protocol),
-        "prompts": [],
-        "scorers": [],
     }
 
 

@@ -415,6 +415,8 @@ def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
         return
     if backbone.outputs not in loss.outputs:
         yield "", f"needs a backbone with outputs: {' or '.join(map(str, loss.outputs))}"
+    if backbone.scalar != loss.scalar:
+        yield "", f"needs a backbone with scalar: {str(loss.scalar).lower()}"
     if loss.target_time not in (None, backbone.target_time):
         yield "", f"needs a backbone with target_time: {str(loss.target_time).lower()}"
 

@@ -15,7 +15,7 @@ from ..config.pipelines import NEVER_RUN
 from ..config.sampling import Choice, Sampling
 from ..config.settings import Dataset, Guidance, Sampler
 from ..config.tables import Row
-from ..config.text import AnyProtocol, PromptProtocol, PromptSet
+from ..config.text import LikelihoodProtocol, PromptProtocol, PromptSet, SampledProtocol
 from . import paths
 from .cells import ResolvedTable, check_sampler
 from .costs_spec import planned
@@ -231,7 +231,8 @@ def _sampling(plan: Plan, run: str) -> Sampling:
     published = entry.published.sampler if entry.published else None
     named = entry.entry.samplers or ({"default": published} if published else {})
     samplers = {str(steps): plan.parts.samplers[name] for steps, name in named.items()}
-    protocols = [plan.parts.protocols[name] for name in entry.recipe.protocols]
+    computed = (plan.parts.protocols[name] for name in entry.recipe.protocols)
+    protocols = [protocol for protocol in computed if not isinstance(protocol, LikelihoodProtocol)]
     dataset = plan.parts.datasets[plan.parts.latents[entry.recipe.latents].dataset]
     folder = PurePosixPath(plan.model(entry.method, entry.variant)).parent
     files = [posixpath.relpath(file, folder) for file in weights(plan, entry.tokenizer.weights)]
@@ -254,7 +255,7 @@ def _sampling(plan: Plan, run: str) -> Sampling:
     )
 
 
-def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: AnyProtocol) -> specs.PipelineSampleSpec:
+def _pipeline_sample(plan: Plan, run: Run, steps: int, protocol: SampledProtocol) -> specs.PipelineSampleSpec:
     pipeline = plan.pipeline(run, steps)
     return specs.PipelineSampleSpec(
         pipeline=pipeline,
@@ -330,11 +331,27 @@ def _examples(plan: Plan, table: str) -> Strict:
 def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: str) -> Strict:
     entry = plan.parts.protocols[protocol]
     cell = plan.runs[run].cell(int(seed), sampler, int(steps), protocol)
+    if isinstance(entry, LikelihoodProtocol):
+        return _likelihood(plan, plan.runs[run], cell, entry)
     sample = _sample(plan, run, sampler, steps, plan.image_set(protocol))
     if isinstance(entry, PromptProtocol):
         return specs.PromptScoreSpec(cell=cell, sample=sample, **_scorers(plan, entry))
     assert isinstance(sample, specs.SampleSpec)
     return specs.ScoreSpec(cell=cell, protocol=entry, extractor=plan.network(entry.weights), sample=sample)
+
+
+def _likelihood(plan: Plan, run: Run, cell: specs.CellKey, protocol: LikelihoodProtocol) -> Strict:
+    where = f"cell {run.name}/{cell.sampler}-{cell.steps}"
+    check_sampler(plan.config, run, cell.sampler, cell.steps, where)
+    return specs.LikelihoodScoreSpec(
+        cell=cell,
+        protocol=protocol,
+        backbone=run.backbone,
+        latents=_latents(plan, protocol.real_latents),
+        sampler=plan.parts.samplers[cell.sampler],
+        steps=cell.steps,
+        scale=getattr(run.loss, "scale", None) if run.loss.scalar else None,
+    )
 
 
 def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[str, list[str]]]:
@@ -351,6 +368,10 @@ def foreign_score(plan: Plan, protocol: str) -> tuple[specs.ForeignSpec, dict[st
     if len(shapes) != 1:
         raise ConfigError(f"protocols.{protocol}: recipes use it for images of {len(shapes)} sizes, not one")
     (image,) = shapes
+    if isinstance(entry, LikelihoodProtocol):
+        raise ConfigError(
+            f"protocols.{protocol}: is of likelihoods under a model, not of images; use another"
+        )
     spec: specs.ForeignSpec
     if isinstance(entry, PromptProtocol):
         spec = specs.ForeignPromptScoreSpec(image=[*image], **_scorers(plan, entry))

@@ -133,6 +133,7 @@ def metric_name(metric: str, scale: str) -> str:
         "mmd": "MMD²",
         "moon_distance": "Distance to the moons (σ of the noise)",
         "off_moons": "Share off the moons",
+        "bpd": "Bits per dimension",
         "kid": "KID" if full else "Kernel distance",
         "grad_norm": "Gradient norm",
         "geneval": "GenEval (HF detector)" if scale == "paper" else "GenEval",

@@ -119,7 +119,7 @@ class SelfTest:
 
 def _flat(output: Output) -> Tensor:
     """One output, or two one after the other."""
-    return output if isinstance(output, Tensor) else torch.cat(output)
+    return output if isinstance(output, Tensor) else torch.cat([each.flatten() for each in output])
 
 
 def _spread(accelerator: Accelerator, weights: list[Tensor]) -> float | None:

@@ -90,6 +90,18 @@ class TinyHeads(TinyFlow):
         return self.outward(h), self.outward_u(h)
 
 
+class TinyScalar(TinyFlow):
+    """The same with an average divergence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalar = nn.Linear(8 * 16, 1)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.hidden(x, t, s, y)
+        return self.outward(h), self.scalar(h.flatten(1)).squeeze(1)
+
+
 class TinyAutoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +188,8 @@ def tiny() -> Callable[[str], nn.Module]:
     """A tiny network of a kind, always with the same weights."""
 
     def make(name: str) -> nn.Module:
-        flow = TinyHeads if methods.parameter_classes()[name].outputs == (2,) else TinyFlow
+        params = methods.parameter_classes()[name]
+        flow = TinyHeads if params.outputs == (2,) else TinyScalar if params.scalar else TinyFlow
         kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier, "contrast": TinyClip}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

@@ -44,7 +44,7 @@ METHODS = {
     name: method.loss.name
     for name, method in make_plan(raw_config("demo")).config.methods.items()
     if method.recipe.startswith("digits")
-    and name not in ("meanflow-sdvae", "meanflow-b2", "dumo-b2")
+    and name not in ("meanflow-sdvae", "meanflow-b2", "dumo-b2", "f2d2-shortcut", "f2d2-distill")
     and not name.startswith("get-")
 }
 
@@ -56,7 +56,7 @@ def test_every_method_is_looked_at():
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_differ_in_numbers_only(pipeline: TinyPipeline, tmp_path, monkeypatch, name):
     """No operation waits for the device, and none has another shape or Python number in another step."""
-    taught_by = {"tcm": "tcm-stage1"}.get(name)
+    taught_by = {"tcm": "tcm-stage1", "f2d2-meanflow": "f2d2-teacher"}.get(name)
     short = {n: {"train": {"steps": 8, "optimizer": {"warmup": 2}}} for n in (name, taught_by) if n}
     pipeline = pipeline.varied({"methods": short})
     if taught_by:

@@ -129,5 +129,6 @@ rule score:
         "python -m fewstep.launch --gpus {resources.gpu} --gres={resources.gres:q}"
         " --attempt {resources.attempt} fewstep.score"
         " --spec {input.spec:q} --images {input.images:q} --extractor {input.extractor:q}"
+        " --model {input.model:q} --latents {input.latents:q}"
         " --reference {input.reference:q} --scorers {input.scorers:q} --prompts {input.prompts:q}"
         " --out {output:q} {resources.options} > {log:q} 2>&1"
