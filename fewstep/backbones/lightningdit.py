@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ..config import backbones as specs
 from ..core.path import append_dims
+from ..core.precision import full_precision
+from ..core.pyramid import pack, sides, unpack
 from .layers import (
     Block,
     Conditioned,
@@ -25,6 +27,7 @@ from .layers import (
     LabelEmbedding,
     PatchEmbedding,
     RotaryTable,
+    TimeEmbedding,
     sincos_table,
     zero,
 )
@@ -59,10 +62,7 @@ class LightningDiT(Conditioned):
         features = spec.patch**2 * channels
         self.final_layer = FinalLayer(spec.width, features, spec.norm)
         self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-                nn.init.zeros_(module.bias)
+        _draw_layers(self)
         normal = [self.y_embedder.embedding_table.weight]
         normal += [self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]
         if self.r_embedder is not None:
@@ -103,6 +103,80 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is None:
             return velocity
         return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)
+
+
+def _draw_layers(net: nn.Module) -> None:
+    """Initial weights of all linear layers and convolutions."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            nn.init.zeros_(module.bias)
+
+
+class Scale(nn.Module):
+    """What a scale of `PyramidDiT` has of its own, by the names that `LightningDiT` has for the finest one."""
+
+    def __init__(self, spec: specs.LightningDiT, patch: int) -> None:
+        super().__init__()
+        channels = spec.shape[0]
+        self.x_embedder = PatchEmbedding(channels, spec.width, patch)
+        self.t_embedder = TimeEmbedding(spec.width, spec.time_features, spec.time_scale, spec.time_period)
+        self.final_layer = FinalLayer(spec.width, patch**2 * channels, spec.norm)
+        _draw_layers(self)
+        for index in (0, 2):
+            nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02)
+        zero(self.final_layer.adaLN_modulation[1], self.final_layer.linear)
+
+
+class PyramidDiT(LightningDiT):
+    """Velocities of all scales of a Laplacian pyramid (decomposable flow matching, arXiv 2506.19839).
+
+    The scales, coarsest first, have patches of as many tokens, which are summed, as are the embeddings of their
+    times; every scale has a final layer. ``coarse`` are all scales but the finest.
+    """
+
+    def __init__(self, spec: specs.LightningDiT) -> None:
+        super().__init__(spec)
+        self.sides = sides(*spec.shape[1:], spec.scales)
+        levels = reversed(range(1, spec.scales))
+        self.coarse = nn.ModuleList(Scale(spec, spec.patch >> level) for level in levels)
+
+    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Sum of the embeddings of the scales' times (B, S) and the labels (B,): (B, width)."""
+        *coarse, finest = t.unbind(1)
+        c = super().condition(finest, s, y)
+        with full_precision(y.device.type):
+            for scale, time in zip(self.coarse, coarse, strict=True):
+                c = c + scale.t_embedder(time)
+        return c
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: the noisy scales (B, C, P) as `core.pyramid.pack` has them; a scale that is not there yet is zero.
+            t: times of the scales (B, S), in [0, 1]; 0 of one that is not there yet.
+            s: ignored.
+            y: labels (B,), int64; ``classes`` is the unconditional one.
+
+        Returns:
+            The velocities of the scales (B, C, P) in the dtype of ``x``.
+        """
+        c = self.condition(t, None, y)
+        own = [*self.coarse, self]
+        h = self.pos_embed
+        for scale, part in zip(own, unpack(x, self.sides), strict=True):
+            h = h + scale.x_embedder(part)
+        turns = self.feat_rope() if self.feat_rope is not None else None
+        for block in self.blocks:
+            h = block(h, c, turns)
+        rows, columns = self.grid
+        found = []
+        for scale, (height, width) in zip(own, self.sides, strict=True):
+            patches = scale.final_layer(h, c).unflatten(2, (height // rows, width // columns, self.channels))
+            image = patches.unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
+            found.append(image.reshape(-1, self.channels, height, width))
+        return pack(found).to(x.dtype)
 
 
 @cache

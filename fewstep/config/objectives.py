@@ -81,6 +81,8 @@ class LossParams(Strict):
     """The numbers of outputs that its network may have: 2 for velocity and flow map."""
     target_time: ClassVar[bool | None] = None
     """True: its network must know a second time s; False: it must not; None: either will do."""
+    pyramid: ClassVar[bool] = False
+    """Whether its network is given the scales of a pyramid, with a time for each."""
 
     @property
     def velocity_at_expanded_time(self) -> bool:

@@ -337,7 +337,11 @@ class Plan:
             return "t2i" if any(map(self._captioned, runs)) else "torch"
         if stage in ("reference", "score"):
             entry = self.parts.protocols[key["protocol"]]
-            return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
+            return (
+                "t2i"
+                if isinstance(entry, PromptProtocol) or entry.extractor in ("clip", "dinov2")
+                else "metrics"
+            )
         return "t2i" if self._captioned(key["run"]) else "torch"
 
     def _captioned(self, run: str) -> bool:

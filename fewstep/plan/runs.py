@@ -350,16 +350,23 @@ def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
         return
     if backbone.outputs not in loss.outputs:
         yield "", f"needs a backbone with outputs: {' or '.join(map(str, loss.outputs))}"
+    if loss.pyramid != (backbone.pyramid > 1):
+        yield "", f"needs a backbone with scales: {'2 or more' if loss.pyramid else '1'}"
     if loss.target_time not in (None, backbone.target_time):
         yield "", f"needs a backbone with target_time: {str(loss.target_time).lower()}"
 
 
 def check_prediction(run: Run, teacher: Run | None, where: str) -> None:
-    """Refuse to train, or to start from, a network that predicts noise.
+    """Refuse to train, or to start from, a network that predicts noise, and to start from one of a pyramid.
 
     Its velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there few-step
     generation starts; a student that predicts velocities could not start from such weights either.
     """
+    for network in (teacher and teacher.backbone, run.adopted and run.backbone):
+        if isinstance(network, FlowNetwork) and network.pyramid > 1:
+            raise ConfigError(
+                f"{where}: a backbone with scales: {network.pyramid} is trained here, on data alone"
+            )
     trained = None if run.adopted else run.backbone
     for network, doing in ((trained, "trained"), (teacher and teacher.backbone, "a teacher")):
         if isinstance(network, LightningDiT) and network.predicts == "noise":

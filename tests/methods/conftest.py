@@ -78,6 +78,19 @@ class TinyHeads(TinyFlow):
         return self.outward(h), self.outward_u(h)
 
 
+class TinyPyramid(TinyFlow):
+    """A smooth network on the packed pyramid of 2 x 2 and 4 x 4, with a time for each scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Conv1d(2, 8, 3, padding=1)  # type: ignore[assignment]
+        self.outward = nn.Conv1d(8, 2, 3, padding=1)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        condition = self.times(t) + self.labels(y)
+        return self.outward(torch.nn.functional.silu(self.inward(x) + condition[:, :, None]))
+
+
 class TinyAutoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +177,8 @@ def tiny() -> Callable[[str], nn.Module]:
     """A tiny network of a kind, always with the same weights."""
 
     def make(name: str) -> nn.Module:
-        flow = TinyHeads if methods.parameter_classes()[name].outputs == (2,) else TinyFlow
+        params = methods.parameter_classes()[name]
+        flow = TinyPyramid if params.pyramid else TinyHeads if params.outputs == (2,) else TinyFlow
         kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier, "contrast": TinyClip}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
