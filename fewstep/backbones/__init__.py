@@ -22,8 +22,8 @@ NETWORKS = {
     "conv-autoencoder": ("convnets", "ConvAutoencoder"),
     "conv-classifier": ("convnets", "ConvClassifier"),
 }
-"""Module and class by the kind of the spec, or by what its network predicts or is given. Loaded when built, so
-that a training depends on the source of its own network alone."""
+"""Module and class by the kind of the spec, or by what its network predicts or is given. Loaded when built,
+so that a training depends on the source of its own network alone."""
 
 
 def build(spec: Backbone) -> nn.Module:

@@ -114,7 +114,7 @@ def _draw_layers(net: nn.Module) -> None:
 
 
 class Scale(nn.Module):
-    """What a scale of `PyramidDiT` has of its own, by the names that `LightningDiT` has for the finest one."""
+    """What a scale of `PyramidDiT` has of its own, named as in `LightningDiT` for the finest."""
 
     def __init__(self, spec: specs.LightningDiT, patch: int) -> None:
         super().__init__()
@@ -131,8 +131,8 @@ class Scale(nn.Module):
 class PyramidDiT(LightningDiT):
     """Velocities of all scales of a Laplacian pyramid (decomposable flow matching, arXiv 2506.19839).
 
-    The scales, coarsest first, have patches of as many tokens, which are summed, as are the embeddings of their
-    times; every scale has a final layer. ``coarse`` are all scales but the finest.
+    The scales, coarsest first, have patches of as many tokens, which are summed, as are the embeddings of
+    their times; every scale has a final layer. ``coarse`` are all scales but the finest.
     """
 
     def __init__(self, spec: specs.LightningDiT) -> None:
@@ -154,7 +154,7 @@ class PyramidDiT(LightningDiT):
         """Evaluate the network.
 
         Args:
-            x: the noisy scales (B, C, P) as `core.pyramid.pack` has them; a scale that is not there yet is zero.
+            x: the noisy scales (B, C, P) as `core.pyramid.pack` has them; one that is not there yet is zero.
             t: times of the scales (B, S), in [0, 1]; 0 of one that is not there yet.
             s: ignored.
             y: labels (B,), int64; ``classes`` is the unconditional one.

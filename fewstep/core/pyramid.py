@@ -1,10 +1,10 @@
 """Laplacian pyramids of images, and how a network is given them.
 
-x_S = x - up(down(x)) and so on down to the coarsest scale, x_1 = down^(S - 1)(x), where down halves the sides and
-up doubles them, both bilinear (arXiv 2506.19839, section 3; its release). The parts add up to the image exactly.
+x_S = x - up(down(x)) and so on to the coarsest scale, x_1 = down^(S - 1)(x), where down halves the sides and
+up doubles them, both bilinear (arXiv 2506.19839, section 3; its release). The parts add up to the image.
 
-All scales of an image lie side by side in one tensor (B, C, P), the coarsest first, where P counts the pixels of all
-scales: a pyramid has more numbers than the image, and independent noise in each of them.
+All scales of an image lie side by side in one tensor (B, C, P), the coarsest first, where P counts the pixels
+of all scales: a pyramid has more numbers than the image, and independent noise in each of them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Features of DINOv2 (arXiv 2304.07193) as dgm-eval takes them (arXiv 2306.04675), for the Frechet distance FDD.
+"""Features of DINOv2 (arXiv 2304.07193) as dgm-eval takes them (arXiv 2306.04675), for the distance FDD.
 
-Images go to 224 x 224 pixels by Pillow's bicubic filter, as bytes, are normalised by ImageNet's moments, and their
-feature is the class token after the last norm: 1,024 numbers of ViT-L/14.
+Images go to 224 x 224 pixels by Pillow's bicubic filter, as bytes, are normalised by ImageNet's moments, and
+their feature is the class token after the last norm: 1,024 numbers of ViT-L/14.
 
-Deviations from dgm-eval: transformers' network in place of torch.hub's; the two interpolate the table of positions,
-which was trained for 518 pixels, by slightly other offsets.
+Deviations from dgm-eval: transformers' network in place of torch.hub's; the two interpolate the table of
+positions, which was trained for 518 pixels, by slightly other offsets.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Deviations from the papers:
   steps are consistency steps, 0.5 by default.
 * Euler is read as F(x, t, s = t), as the reported 4-step quality suggests; F(x, t_i, s = t_(i+1))
   is the ``jump`` sampler.
-* With three scales or more, the release of decomposable flow matching has no schedule that rises: here a scale
-  reaches the data when the next one reaches the threshold.
+* With three scales or more, the release of decomposable flow matching has no schedule that rises: here a
+  scale reaches the data when the next one reaches the threshold.
 * UCGM extrapolates data and noise one by one, as its release does. That acts on the velocity as kappa /
   (1 - kappa) and is of second order at kappa = 1 / 3, not at the 1 / 2 of its Theorem 5. Its Heun correction
   and its rho that depends on the step are not here.
@@ -139,8 +139,8 @@ def _integrate_ucgm(
 def pyramid_grid(options: PyramidSampling) -> list[tuple[float, ...]]:
     """Times of the scales before each step, and after the last: the rows of a table.
 
-    While a scale goes from 0 to the threshold, or the last one to 1, the one before it goes on to 1. Scales that
-    have not started stay at 0. All steps of a scale are equal.
+    While a scale goes from 0 to the threshold, or the last one to 1, the one before it goes on to 1. Scales
+    that have not started stay at 0. All steps of a scale are equal.
     """
     scales = len(options.steps)
     rows = []

@@ -344,7 +344,7 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.pyramid is not None and steps != sum(sampler.pyramid.steps):
         raise ConfigError(
-            f"{where}: sampler {name!r} takes {sum(sampler.pyramid.steps)} steps by its pyramid.steps, not {steps}"
+            f"{where}: sampler {name!r} takes {sum(sampler.pyramid.steps)} steps (pyramid.steps), not {steps}"
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")

@@ -43,7 +43,7 @@ def images():
 
 
 def test_features_are_those_of_the_protocol(folder, images):
-    """One image after the other: Pillow's bicubic filter, ImageNet's moments, the class token after the norm."""
+    """One image after the other: Pillow's bicubic filter, ImageNet's moments, the last norm's class token."""
     from transformers import Dinov2Model
 
     from fewstep.evaluation.dinov2 import DinoFeatures

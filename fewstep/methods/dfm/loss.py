@@ -1,17 +1,17 @@
-"""Decomposable flow matching (arXiv 2506.19839, section 3): flow matching of each scale of a pyramid, in turn.
+"""Decomposable flow matching (arXiv 2506.19839, section 3): flow matching of each scale of a pyramid.
 
     x_s = t_s x1_s + (1 - t_s) x0_s,   v_s = x1_s - x0_s,   L = sum over s <= Q of mean (G_s - v_s)^2
 
-where x1_s is scale s of the data's Laplacian pyramid, x0_s noise of its own, and Q the last scale that is there.
-Q is drawn with the shares ``stages``; t_Q follows ``times`` and the scales before it ``earlier``. The scales after
-Q have t = 0 and are zero at the network's entrance.
+where x1_s is scale s of the data's Laplacian pyramid, x0_s noise of its own, and Q the last scale that is
+there. Q is drawn with the shares ``stages``; t_Q follows ``times`` and the scales before it ``earlier``. The
+scales after Q have t = 0 and are zero at the network's entrance.
 
 Mapping: the paper's time is ours; its release has noise at t = 1, and so a mean of -2 for ``earlier``.
 
 Deviations from the paper:
 
 * It prints squared norms; as in its release, each scale counts by its mean, whatever its number of pixels.
-* Its release draws one Q for all rows that a process sees; here every row has its own, in exact shares of the batch.
+* Its release draws one Q for all rows that a process sees; here every row has its own, in the exact shares.
 * It prints the mean 1.5 for ``earlier``, its release has 2: the printed one is the default.
 """
 
