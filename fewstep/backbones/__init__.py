@@ -35,8 +35,9 @@ def build(spec: Backbone) -> nn.Module:
     Raises:
         ValueError: sizes that do not fit together, naming them.
     """
-    kind = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
-    kind = "pyramid" if getattr(spec, "scales", 1) > 1 else kind
+    kind: str = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
+    if getattr(spec, "scales", 1) > 1:
+        kind = "pyramid"
     module, name = NETWORKS[kind]
     network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)
     return network

@@ -137,7 +137,7 @@ class PyramidDiT(LightningDiT):
 
     def __init__(self, spec: specs.LightningDiT) -> None:
         super().__init__(spec)
-        self.sides = sides(*spec.shape[1:], spec.scales)
+        self.sides = sides(spec.shape[1], spec.shape[2], spec.scales)
         levels = reversed(range(1, spec.scales))
         self.coarse = nn.ModuleList(Scale(spec, spec.patch >> level) for level in levels)
 

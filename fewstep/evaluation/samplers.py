@@ -28,7 +28,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.backbones import Backbone
+from ..config.base import Strict
 from ..config.settings import PyramidSampling, Sampler, UCGMSampling
 from ..core.guidance import Times
 from ..core.pyramid import compose, pack, sides, unpack
@@ -171,7 +171,7 @@ def _integrate_pyramid(
     return compose(x).to(x0.dtype)
 
 
-def check_network(sampler: Sampler, backbone: Backbone, name: str) -> None:
+def check_network(sampler: Sampler, backbone: Strict, name: str) -> None:
     """Refuse to sample from a network in a way that is not its own.
 
     Raises:
