@@ -9,12 +9,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from tiny_text import write_record
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-
-from fewstep.common.folders import visible_files
-from fewstep.config.assets import AssetFile
-from fewstep.data.asset_files import verify
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "a", "red", "cat", "blue", "dog", "two", "birds"]
 PROMPTS = ["a red cat", "two blue birds"]
@@ -184,20 +181,8 @@ MAKERS = {
 }
 
 
-def save_record(path: Path) -> Path:
-    """The record of all files of the folder beside it."""
-    folder = path.with_suffix("")
-    files = [
-        verify(folder / name, AssetFile(name=name), "made here").model_dump(mode="json")
-        for name in visible_files(folder)
-    ]
-    body = {"name": path.stem, "kind": "hub", "title": "", "licence": "", "files": files}
-    path.write_text(json.dumps(body), encoding="utf-8")
-    return path
-
-
 def save_prompts(folder: Path) -> Path:
     (folder / "prompts").mkdir(parents=True)
     lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
     (folder / "prompts/prompts.jsonl").write_text(lines, encoding="utf-8")
-    return save_record(folder / "prompts.json")
+    return write_record(folder / "prompts")

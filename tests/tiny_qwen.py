@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tiny_text import write_record
+from tiny_text import merges_of, write_record
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Qwen2Tokenizer,
@@ -28,16 +28,9 @@ TEMPLATE = (
 
 def tokenizer() -> Qwen2Tokenizer:
     units = sorted(ByteLevel.alphabet())
-    merges = []
-    for word in WORDS:
-        parts = ["Ġ", word[1:]] if word[0] == "Ġ" else [*word]
-        while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                units.append("".join(pair))
-            parts = ["".join(pair), *parts[2:]]
-    vocabulary = {unit: number for number, unit in enumerate(dict.fromkeys([*units, "<|endoftext|>"]))}
+    merges = merges_of(["Ġ", word[1:]] if word[0] == "Ġ" else [*word] for word in WORDS)
+    units += [*map("".join, merges), "<|endoftext|>"]
+    vocabulary = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     found = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
     found.add_special_tokens({"extra_special_tokens": [*MARKS]})
     return found

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_text import write_record
+from tiny_text import merges_of, write_record
 from torch import Tensor
 from torch.nn.functional import conv2d, cosine_similarity, gelu, layer_norm, softmax
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from fewstep.config.settings import Weights
 from fewstep.config.text import Scorer
+from fewstep.evaluation.scorers.geneval import Prompt
 from fewstep.evaluation.scorers.interface import Parts
 
 WORDS = ["a", "dog", "red", "cat", "square", "circle"]
@@ -95,16 +96,8 @@ def byte_tokenizer() -> CLIPTokenizer:
     """CLIP's kind of tokenizer: a token for each letter, and one for each of WORDS."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     units = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges = []
-    for word in WORDS:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                units.append("".join(pair))
-            parts = ["".join(pair), *parts[2:]]
-    units += ["<|startoftext|>", "<|endoftext|>"]
+    merges = merges_of([*word[:-1], f"{word[-1]}</w>"] for word in WORDS)
+    units += [*map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
@@ -128,17 +121,26 @@ def clip_net() -> CLIPModel:
     return net.eval()
 
 
-def clip_folder(folder: Path, weights: bool = True) -> Path:
-    """A CLIP as the hub has it, with or without its weights; returns the record."""
+def clip_folder(folder: Path, state: State | None = None) -> Path:
+    """A CLIP as the hub has it, with these weights or none; returns the record."""
     clip_config().save_pretrained(folder)
-    if weights:
+    if state is not None:
         counted = {
             f"{tower}_model.embeddings.position_ids": torch.arange(3)[None] for tower in ("text", "vision")
         }
-        save_file(clip_net().state_dict() | counted, folder / "model.safetensors")
+        save_file(state | counted, folder / "model.safetensors")
     byte_tokenizer().save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
     return write_record(folder)
+
+
+def prompts(*texts: str) -> list[Prompt]:
+    return [{"prompt": text} for text in texts]
+
+
+def pictures(count: int, height: int = 40, width: int = 33, seed: int = 0) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), generator=draws, dtype=torch.uint8)
 
 
 def open_clip_state() -> State:

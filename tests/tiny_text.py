@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -54,6 +55,16 @@ def write_record(folder: Path, **given: str) -> Path:
     record = folder.with_name(f"{folder.name}.json")
     record.write_text(dump(body), encoding="utf-8")
     return record
+
+
+def merges_of(words: Iterable[list[str]]) -> list[tuple[str, str]]:
+    """The merges of byte-pair encoding by which the units of each word become one, from the left."""
+    merges: dict[tuple[str, str], None] = {}
+    for units in words:
+        while len(units) > 1:
+            merges[units[0], units[1]] = None
+            units = ["".join(units[:2]), *units[2:]]
+    return list(merges)
 
 
 def sd3_folder(folder: Path, t5: bool = True) -> Path:

@@ -16,6 +16,7 @@ NETWORKS = {
     "pyramid": ("lightningdit", "PyramidDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
+    "get": ("get", "Get"),
     "sd3": ("sd3", "Sd3"),
     "kl-autoencoder": ("kl_autoencoder", "KlAutoencoder"),
     "clip": ("clip", "Clip"),

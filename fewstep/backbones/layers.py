@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.backbones import ClassNetwork
+from ..config.backbones import TimedClassNetwork
 from ..core.precision import full_precision, upcast
 
 
@@ -85,7 +85,7 @@ class Conditioned(nn.Module):
     r_embedder: TimeEmbedding | None
     y_embedder: LabelEmbedding | None
 
-    def embed(self, spec: ClassNetwork, width: int, labels: bool) -> None:
+    def embed(self, spec: TimedClassNetwork, width: int, labels: bool) -> None:
         """Make the embeddings; that of s starts at zero, so that a student starts as its teacher."""
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)
@@ -133,6 +133,13 @@ class PatchEmbedding(nn.Module):
         x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))
         patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C * patch * patch)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Patches (B, N, patch * patch * C), channels last, of a grid row by row, as (B, C, H, W)."""
+    rows, columns = grid
+    image = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
+    return image.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch, columns * patch)
 
 
 def sincos_table(rows: int, columns: int, width: int) -> Tensor:
@@ -206,9 +213,11 @@ class Attention(nn.Module):
         self.k_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, turns: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None, injected: Tensor | None = None) -> Tensor:
+        """``injected`` (B, N or 1, 3 width) is added to queries, keys and values."""
+        qkv = self.qkv(x) if injected is None else self.qkv(x) + injected
         # Queries and keys go through norm and rotation as one tensor (2, B, heads, N, D).
-        pair, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).split([2, 1])
+        pair, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).split([2, 1])
         if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
             pair = self.q_norm.normalise(pair, pair.shape[-1:], eps=self.q_norm.eps)
             if self.q_norm.weight is not None and self.k_norm.weight is not None:
@@ -234,15 +243,16 @@ class SwiGLU(nn.Module):
 
 
 class Gelu(nn.Module):
-    """``fc2(gelu(fc1(x)))`` with the tanh form of GELU (DiT, SiT)."""
+    """``fc2(gelu(fc1(x)))``, by default with the tanh form of GELU (DiT, SiT); ``none`` is the exact one."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, approximate: str = "tanh") -> None:
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):

@@ -29,6 +29,7 @@ from .layers import (
     RotaryTable,
     TimeEmbedding,
     sincos_table,
+    unpatchify,
     zero,
 )
 
@@ -49,7 +50,6 @@ class LightningDiT(Conditioned):
     def __init__(self, spec: specs.LightningDiT) -> None:
         super().__init__()
         channels, height, width = spec.shape
-        self.channels = channels
         self.patch = spec.patch
         self.grid = (height // spec.patch, width // spec.patch)
         self.pos_embed = nn.Parameter(sincos_table(*self.grid, spec.width), requires_grad=False)
@@ -75,13 +75,6 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, patch * patch * C), channels last, as (B, C, H, W)."""
-        rows, columns = self.grid
-        p = self.patch
-        image = patches.unflatten(2, (p, p, self.channels)).unflatten(1, (rows, columns))
-        return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, rows * p, columns * p)
-
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network.
 
@@ -99,10 +92,10 @@ class LightningDiT(Conditioned):
         turns = self.feat_rope() if self.feat_rope is not None else None
         for block in self.blocks:
             h = block(h, c, turns)
-        velocity = self.unpatchify(self.final_layer(h, c)).to(x.dtype)
+        velocity = unpatchify(self.final_layer(h, c), self.grid, self.patch).to(x.dtype)
         if self.final_layer_u is None:
             return velocity
-        return velocity, self.unpatchify(self.final_layer_u(h, c)).to(x.dtype)
+        return velocity, unpatchify(self.final_layer_u(h, c), self.grid, self.patch).to(x.dtype)
 
 
 def _draw_layers(net: nn.Module) -> None:

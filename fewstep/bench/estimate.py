@@ -17,10 +17,10 @@ from functools import cache
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import build, use_text
-from ..config.backbones import Backbone, Clip, FlowNetwork, LightningDiT, Sd3, UNet
+from ..config.backbones import Backbone, Clip, FlowNetwork, Get, LightningDiT, Sd3, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.settings import Guidance, LdmAutoencoder, Tokenizer
@@ -153,7 +153,10 @@ def _operations(networks: Mapping[str, Backbone], work: Work) -> float:
     if work.loss is None:
         return one
     teacher = networks[work.teacher] if work.teacher else None
-    return one * evaluations(work.loss, network, teacher, work.guided)
+    if teacher is None or teacher.kind == network.kind:
+        return one * evaluations(work.loss, network, teacher, work.guided)
+    own, asked = evaluations_apart(work.loss, network, teacher, work.guided)
+    return one * own + operations(teacher, work.tokens) * asked
 
 
 @cache
@@ -240,12 +243,33 @@ def evaluations(loss: LossParams, network: Backbone, teacher: Backbone | None, g
     return _evaluations(loss, small, _tiny(teacher, small.shape) if teacher else None, guided)
 
 
+def evaluations_apart(
+    loss: LossParams, network: Backbone, teacher: Backbone, guided: bool
+) -> tuple[float, float]:
+    """The same of a teacher of another kind: evaluations of the network, and of its teacher beside."""
+    small = _tiny(network)
+    other = _tiny(teacher, small.shape)
+    own = _evaluations(loss, small, other, guided, still=True)
+    both = _evaluations(loss, small, other, guided)
+    factor = _forward(_random(small), small, ROWS) / _forward(_random(other), other, ROWS)
+    return own, (both - own) * factor
+
+
+class _Still(nn.Module):
+    """Stands in for a teacher, and costs nothing."""
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        return x
+
+
 @cache
-def _evaluations(loss: LossParams, small: Backbone, teacher: Backbone | None, guided: bool) -> float:
+def _evaluations(
+    loss: LossParams, small: Backbone, teacher: Backbone | None, guided: bool, still: bool = False
+) -> float:
     method = build_method(loss)
     rows = method.group * -(-ROWS // method.group)
     net = _random(small)
-    frozen = _random(teacher).requires_grad_(False) if teacher else None
+    frozen = (_Still() if still else _random(teacher).requires_grad_(False)) if teacher else None
     target = copy.deepcopy(net).requires_grad_(False) if method.target_decay is not None else None
     null = small.null if isinstance(small, FlowNetwork) else 0
     guidance = Guidance(scale=2.0) if guided else None
@@ -285,6 +309,10 @@ def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
     if isinstance(spec, LightningDiT):
         side = 4 * spec.patch
         blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
+        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
+    if isinstance(spec, Get):
+        side = 4 * spec.patch
+        blocks = {"depth": 1, "tied": 1, "width": 32, "heads": 2, "classes": 4}
         return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
     if isinstance(spec, UNet):
         levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}

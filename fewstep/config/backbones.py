@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from .base import Batch, Shape, Size, Strict
 
 class FlowNetwork(Strict):
     """What every network has that is called as ``net(x, t, s, y)`` and gives average velocities."""
+
+    timed: ClassVar[bool] = True
+    """Whether it is told the times. One that is not makes data of noise in a single step."""
 
     shape: Shape = Field(description="latent (C, H, W)")
     target_time: bool = Field(default=True, description="embed the second time s (r_embedder)")
@@ -26,14 +29,15 @@ class FlowNetwork(Strict):
         """Scales of the pyramid that it is given instead of a latent, each with its own time; 1: a latent."""
         return getattr(self, "scales", 1)
 
+    def samples_in(self, sampler: str, steps: int) -> bool:
+        """Whether a kind of sampler can use it: one that is not told the times makes one plain step."""
+        return self.timed or (steps == 1 and sampler in ("euler", "cm"))
+
 
 class ClassNetwork(FlowNetwork):
     """A flow network whose condition is a class."""
 
     classes: Batch
-    time_features: Size = Field(default=256, multiple_of=2, description="sinusoids of a time embedding")
-    time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
-    time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
 
     @property
     def null(self) -> int:
@@ -41,7 +45,15 @@ class ClassNetwork(FlowNetwork):
         return self.classes
 
 
-class LightningDiT(ClassNetwork):
+class TimedClassNetwork(ClassNetwork):
+    """One that embeds times by sinusoids."""
+
+    time_features: Size = Field(default=256, multiple_of=2, description="sinusoids of a time embedding")
+    time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
+    time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
+
+
+class LightningDiT(TimedClassNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
     depth: Size
     width: Size
@@ -84,7 +96,7 @@ class LightningDiT(ClassNetwork):
         return self
 
 
-class Mlp(ClassNetwork):
+class Mlp(TimedClassNetwork):
     """Fully connected layers on the flattened input."""
 
     kind: Literal["mlp"]
@@ -93,7 +105,7 @@ class Mlp(ClassNetwork):
     conditional: bool = Field(default=True, description="false: labels are ignored")
 
 
-class UNet(ClassNetwork):
+class UNet(TimedClassNetwork):
     """The convolutional U-Net of DDPM and its successors, on square images."""
 
     kind: Literal["unet"]
@@ -115,6 +127,40 @@ class UNet(ClassNetwork):
             raise ValueError(f"attention {self.attention}: the levels have sides {sides}")
         if any(self.width * factor % self.groups for factor in self.multipliers):
             raise ValueError(f"groups {self.groups} do not divide {self.width} times {self.multipliers}")
+        return self
+
+
+class Get(ClassNetwork):
+    """The generative equilibrium transformer (arXiv 2401.08639): from noise to data in one step."""
+
+    timed = False
+
+    kind: Literal["get"]
+    target_time: Literal[False] = False
+    outputs: Literal[1] = 1
+    width: Size
+    heads: Size
+    patch: Size = 2
+    depth: Size = Field(default=6, description="blocks of the injection transformer")
+    tied: Size = Field(default=3, description="blocks of one iteration of the equilibrium transformer")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden over outer width, injection transformer")
+    tied_mlp_ratio: float = Field(default=6.0, gt=0, description="the same, equilibrium transformer")
+    iterations: Size = Field(default=6, description="of the tied blocks, in training and in sampling")
+    without_gradient: int = Field(
+        default=0, ge=0, description="the first so many of them; the others are the phantom gradient"
+    )
+    conditional: bool = Field(default=True, description="false: labels are ignored")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Get:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of heads {self.heads}")
+        if self.shape[1] % self.patch or self.shape[2] % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide the latent {self.shape}")
+        if self.without_gradient >= self.iterations:
+            raise ValueError(
+                f"without_gradient {self.without_gradient} must leave one of the {self.iterations} iterations"
+            )
         return self
 
 
@@ -249,9 +295,9 @@ class ConvClassifier(Strict):
     features: Size
 
 
-FlowBackbone = Annotated[LightningDiT | Mlp | UNet | Sd3, Field(discriminator="kind")]
+FlowBackbone = Annotated[LightningDiT | Mlp | UNet | Get | Sd3, Field(discriminator="kind")]
 """Of networks with average velocities."""
 Backbone = Annotated[
-    LightningDiT | Mlp | UNet | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
+    LightningDiT | Mlp | UNet | Get | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
     Field(discriminator="kind"),
 ]

@@ -84,6 +84,9 @@ class LossParams(Strict):
     pyramid: ClassVar[bool] = False
     """Whether its network is given the scales of a pyramid, with a time for each."""
 
+    one_step: ClassVar[bool] = False
+    """Whether it trains a single step from noise to data, which a network without times can learn."""
+
     @property
     def velocity_at_expanded_time(self) -> bool:
         """Whether a network with one time has its velocity at the time condition 2 - t (FACM)."""

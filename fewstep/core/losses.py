@@ -23,6 +23,11 @@ def mean_square(a: Tensor, b: Tensor) -> Tensor:
     return (upcast(a) - upcast(b)).square().flatten(1).mean(1)
 
 
+def mean_absolute(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over C, H, W of |a - b|, shape (B,)."""
+    return (upcast(a) - upcast(b)).abs().flatten(1).mean(1)
+
+
 def adaptive(e: Tensor, p: float, c: float) -> Tensor:
     """e / sg(e + c)^p (MeanFlow, arXiv 2505.13447, section 4.3).
 

@@ -26,8 +26,17 @@ def karras_grid(
     ramp = torch.linspace(0, 1, points, dtype=torch.float64, device=device)
     if intervals is not None:
         ramp = (torch.arange(points, device=device) / intervals).clamp(max=1)
-    sigma = (HIGHEST ** (1 / rho) + ramp * (LOWEST ** (1 / rho) - HIGHEST ** (1 / rho))) ** rho
+    sigma = _levels(ramp, LOWEST, HIGHEST, rho)
     return sigma, (1 / (1 + sigma)).where(ramp > 0, 0).where(ramp < 1, 1)
+
+
+def karras_levels(points: int, lowest: float, highest: float, rho: float = 7.0) -> Tensor:
+    """EDM's noise levels between two of them, falling, (points,), float64 (arXiv 2206.00364, Eq. 5)."""
+    return _levels(torch.linspace(0, 1, points, dtype=torch.float64), lowest, highest, rho)
+
+
+def _levels(ramp: Tensor, lowest: float, highest: float, rho: float) -> Tensor:
+    return (highest ** (1 / rho) + ramp * (lowest ** (1 / rho) - highest ** (1 / rho))) ** rho
 
 
 def sample_times(law: TimeDistribution, rng: Streams, name: str) -> Tensor:

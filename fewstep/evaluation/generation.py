@@ -43,7 +43,7 @@ from ..data.normalisation import Normalisation
 from ..data.text_store import TextStore, open_text, read_captions_of
 from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
 from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
-from .generator import CHUNK, expanded_interval_velocity, indexed_noise
+from .generator import CHUNK, expanded_interval_velocity, indexed_noise, refuse_inner_times
 from .image_archive import open_images, write_images
 from .quantization import quantize, refuse_nan
 from .samplers import check_network, evaluations_per_image, integrate
@@ -95,6 +95,7 @@ def generate_images(
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     check_network(spec.sampler, spec.backbone, str(model))
+    refuse_inner_times(spec.backbone, spec.sampler, spec.steps, str(model))
     device = join_processes()
     net, model_card = load_network(model, spec.backbone, base)
     store = open_prompts(spec, text, device)

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import ConfigError
-from ..config.backbones import ClassNetwork
+from ..config.backbones import ClassNetwork, FlowNetwork
 from ..config.sampling import Choice, Sampling
+from ..config.settings import Sampler
 from ..core.guidance import guided_field
 from ..core.rng import generator
 from ..data.normalisation import Normalisation
@@ -51,6 +52,22 @@ def indexed_noise(shape: Sequence[int], seed: int, indices: range, purpose: str 
     return torch.stack(
         [torch.randn(tuple(shape), generator=generator(seed, "sample", i, purpose)) for i in indices]
     )
+
+
+def refuse_inner_times(network: FlowNetwork, sampler: Sampler, steps: int, name: str) -> None:
+    """Refuse to sample in more than one plain step from a network that is not told the times.
+
+    Args:
+        name: of its file, for the message.
+
+    Raises:
+        ConfigError: naming the sampler and the steps.
+    """
+    if not network.samples_in(sampler.kind, steps):
+        raise ConfigError(
+            f"{name}: steps: {steps} of sampler kind {sampler.kind}, but the network is not told the times; "
+            "ask for 1 step of kind cm or euler"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,7 @@ class Generator:
                 f"{self.name}: sampling.samplers: none for {steps} steps (known: {known}); pass --sampler"
             )
         check_network(choice.sampler, spec, self.name)
+        refuse_inner_times(spec, choice.sampler, steps, self.name)
         velocity: Callable[..., Tensor] = self.net
         if self.sampling.expanded:
             velocity = expanded_interval_velocity(self.net)

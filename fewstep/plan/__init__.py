@@ -24,7 +24,7 @@ from ..config.text import AnyProtocol, PromptProtocol, PromptSet
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
 from .jobs import Job, dependencies, inputs
-from .runs import BASE, Run, check_prediction, find_variants, pipeline_at, resolve_runs
+from .runs import BASE, Run, check_networks, find_variants, pipeline_at, resolve_runs
 from .stage_specs import BUILDERS
 from .targets import SPEC_OF
 
@@ -94,9 +94,9 @@ class Plan:
             file = self.config.method_files[run.method]
             with mistakes.caught():
                 marks.check(run.entry.provenance, marks.parts(run), file, f"{run.method}.provenance")
-            teacher = self.runs.get(f"{run.recipe.teacher}/{BASE}") if run.has_teacher else None
+            teacher = self.runs.get(f"{run.teacher}/{BASE}") if run.has_teacher else None
             with mistakes.caught():
-                check_prediction(run, teacher, f"{file}: {run.method}.backbone")
+                check_networks(run, teacher, f"{file}: {run.method}.backbone")
 
     def _wanted(self) -> list[str]:
         """The targets that have something behind them."""

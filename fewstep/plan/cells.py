@@ -362,6 +362,11 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
             f"{where}: sampler {name!r} guides {channels} channels, "
             f"but the latents have {run.tokenizer.shape[0]}"
         )
+    if isinstance(run.backbone, FlowNetwork) and not run.backbone.samples_in(sampler.kind, steps):
+        raise ConfigError(
+            f"{where}: sampler {name!r} in {steps} steps: backbone {run.network} is not told the times; "
+            "use kind: cm or euler in one step"
+        )
     inner = sampler.ucgm is not None and sampler.ucgm.condition == "next"
     jumps = inner or sampler.kind in ("mix", "jump")
     # Without a target time, a flow map only reaches the data.

@@ -348,6 +348,9 @@ def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:
 def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
     if not isinstance(backbone, FlowNetwork):
         return
+    if not backbone.timed and not loss.one_step:
+        yield "", f"trains at many times, which a backbone of kind {backbone.kind} is not told; use loss kd"
+        return
     if backbone.outputs not in loss.outputs:
         yield "", f"needs a backbone with outputs: {' or '.join(map(str, loss.outputs))}"
     if loss.pyramid != (backbone.pyramid > 1):
@@ -356,17 +359,22 @@ def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
         yield "", f"needs a backbone with target_time: {str(loss.target_time).lower()}"
 
 
-def check_prediction(run: Run, teacher: Run | None, where: str) -> None:
-    """Refuse to train, or to start from, a network that predicts noise, and to start from one of a pyramid.
+def check_networks(run: Run, teacher: Run | None, where: str) -> None:
+    """Refuse teachers not told the times or of a pyramid, and networks that predict noise in a training.
 
-    Its velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there few-step
-    generation starts; a student that predicts velocities could not start from such weights either.
+    The latter's velocity (x - e) / t at t = 0 holds the network's errors 157 times enlarged, and there
+    few-step generation starts; a student that predicts velocities could not start from such weights either.
     """
     for network in (teacher and teacher.backbone, run.adopted and run.backbone):
         if isinstance(network, FlowNetwork) and network.pyramid > 1:
             raise ConfigError(
                 f"{where}: a backbone with scales: {network.pyramid} is trained here, on data alone"
             )
+    if teacher is not None and isinstance(teacher.backbone, FlowNetwork) and not teacher.backbone.timed:
+        raise ConfigError(
+            f"{where}: teacher {teacher.method} has a backbone of kind {teacher.backbone.kind}, which is "
+            "not told the times and cannot teach"
+        )
     trained = None if run.adopted else run.backbone
     for network, doing in ((trained, "trained"), (teacher and teacher.backbone, "a teacher")):
         if isinstance(network, LightningDiT) and network.predicts == "noise":

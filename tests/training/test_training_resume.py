@@ -69,7 +69,7 @@ def kept(folder: Path) -> list[str]:
 
 
 def test_kept_checkpoints_are_models(pipeline, whole, tmp_path):
-    """Each is what a training that ends there with the same rates would write, but for its card."""
+    """Each is the average at its step, in a file like the last one; those of an earlier training go."""
     method, reference = whole
     call = pipeline.train(method, tmp_path).more("--keep-every", "2")
     call()
