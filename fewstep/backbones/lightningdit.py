@@ -163,12 +163,10 @@ class PyramidDiT(LightningDiT):
         turns = self.feat_rope() if self.feat_rope is not None else None
         for block in self.blocks:
             h = block(h, c, turns)
-        rows, columns = self.grid
-        found = []
-        for scale, (height, width) in zip(own, self.sides, strict=True):
-            patches = scale.final_layer(h, c).unflatten(2, (height // rows, width // columns, self.channels))
-            image = patches.unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
-            found.append(image.reshape(-1, self.channels, height, width))
+        found = [
+            unpatchify(scale.final_layer(h, c), self.grid, height // self.grid[0])
+            for scale, (height, _) in zip(own, self.sides, strict=True)
+        ]
         return pack(found).to(x.dtype)
 
 
