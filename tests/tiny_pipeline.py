@@ -26,6 +26,8 @@ TINY: dict[str, Any] = {
             "lightningdit-digits-scalar": NETWORK,
             "lightningdit-digits": NETWORK,
             "lightningdit-digits-dual": NETWORK,
+            "lightningdit-digits-pixels": NETWORK,
+            "lightningdit-digits-pyramid": NETWORK,
             "get-digits": NETWORK,
             "digits-autoencoder": {"width": 8},
             "digits-classifier": {"features": 16},
@@ -33,6 +35,7 @@ TINY: dict[str, Any] = {
         "protocols": {"digits": {"images": 40, "kid": {"subsets": 2, "size": 20}}},
         "recipes": {
             "digits": {"train": TRAIN, "guidance": {"calibration": 64}},
+            "digits-pixels": {"train": TRAIN},
             "digits-autoencoder": {"train": TRAIN},
             "digits-classifier": {"train": TRAIN},
         },

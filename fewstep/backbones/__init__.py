@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NETWORKS = {
     "lightningdit": ("lightningdit", "LightningDiT"),
     "noise": ("lightningdit", "NoiseDiT"),
+    "pyramid": ("lightningdit", "PyramidDiT"),
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
     "get": ("get", "Get"),
@@ -22,8 +23,8 @@ NETWORKS = {
     "conv-autoencoder": ("convnets", "ConvAutoencoder"),
     "conv-classifier": ("convnets", "ConvClassifier"),
 }
-"""Module and class by the kind of the spec, or by what its network predicts. Loaded when built, so that a
-training depends on the source of its own network alone."""
+"""Module and class by the kind of the spec, or by what its network predicts or is given. Loaded when built,
+so that a training depends on the source of its own network alone."""
 
 
 def build(spec: Backbone) -> nn.Module:
@@ -35,7 +36,9 @@ def build(spec: Backbone) -> nn.Module:
     Raises:
         ValueError: sizes that do not fit together, naming them.
     """
-    kind = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
+    kind: str = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
+    if getattr(spec, "scales", 1) > 1:
+        kind = "pyramid"
     module, name = NETWORKS[kind]
     network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)
     return network

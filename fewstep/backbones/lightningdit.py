@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..config import backbones as specs
 from ..core.path import append_dims
-from ..core.precision import upcast
+from ..core.precision import full_precision, upcast
+from ..core.pyramid import pack, sides, unpack
 from .layers import (
     Block,
     Conditioned,
@@ -28,6 +29,7 @@ from .layers import (
     PatchEmbedding,
     RotaryTable,
     ScalarHead,
+    TimeEmbedding,
     sincos_table,
     unpatchify,
     zero,
@@ -65,10 +67,7 @@ class LightningDiT(Conditioned):
         self.final_layer_u = FinalLayer(spec.width, features, spec.norm) if spec.outputs == 2 else None
         tokens = self.grid[0] * self.grid[1]
         self.scalar_head = ScalarHead(tokens * spec.width) if spec.scalar else None
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-                nn.init.zeros_(module.bias)
+        _draw_layers(self)
         normal = [self.y_embedder.embedding_table.weight]
         normal += [self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]
         if self.r_embedder is not None:
@@ -136,6 +135,78 @@ class Critic(LightningDiT):
         for block in self.blocks:
             h = block(h, c, turns)
         return upcast(self.final_layer(h[:, 0])[:, 0])
+
+
+def _draw_layers(net: nn.Module) -> None:
+    """Initial weights of all linear layers and convolutions."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            nn.init.zeros_(module.bias)
+
+
+class Scale(nn.Module):
+    """What a scale of `PyramidDiT` has of its own, named as in `LightningDiT` for the finest."""
+
+    def __init__(self, spec: specs.LightningDiT, patch: int) -> None:
+        super().__init__()
+        channels = spec.shape[0]
+        self.x_embedder = PatchEmbedding(channels, spec.width, patch)
+        self.t_embedder = TimeEmbedding(spec.width, spec.time_features, spec.time_scale, spec.time_period)
+        self.final_layer = FinalLayer(spec.width, patch**2 * channels, spec.norm)
+        _draw_layers(self)
+        for index in (0, 2):
+            nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02)
+        zero(self.final_layer.adaLN_modulation[1], self.final_layer.linear)
+
+
+class PyramidDiT(LightningDiT):
+    """Velocities of all scales of a Laplacian pyramid (decomposable flow matching, arXiv 2506.19839).
+
+    The scales, coarsest first, have patches of as many tokens, which are summed, as are the embeddings of
+    their times; every scale has a final layer. ``coarse`` are all scales but the finest.
+    """
+
+    def __init__(self, spec: specs.LightningDiT) -> None:
+        super().__init__(spec)
+        self.sides = sides(spec.shape[1], spec.shape[2], spec.scales)
+        levels = reversed(range(1, spec.scales))
+        self.coarse = nn.ModuleList(Scale(spec, spec.patch >> level) for level in levels)
+
+    def condition(self, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Sum of the embeddings of the scales' times (B, S) and the labels (B,): (B, width)."""
+        *coarse, finest = t.unbind(1)
+        c = super().condition(finest, s, y)
+        with full_precision(y.device.type):
+            for scale, time in zip(self.coarse, coarse, strict=True):
+                c = c + scale.t_embedder(time)
+        return c
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: the noisy scales (B, C, P) as `core.pyramid.pack` has them; one that is not there yet is zero.
+            t: times of the scales (B, S), in [0, 1]; 0 of one that is not there yet.
+            s: ignored.
+            y: labels (B,), int64; ``classes`` is the unconditional one.
+
+        Returns:
+            The velocities of the scales (B, C, P) in the dtype of ``x``.
+        """
+        c = self.condition(t, None, y)
+        own = [*self.coarse, self]
+        h = self.pos_embed
+        for scale, part in zip(own, unpack(x, self.sides), strict=True):
+            h = h + scale.x_embedder(part)
+        turns = self.feat_rope() if self.feat_rope is not None else None
+        for block in self.blocks:
+            h = block(h, c, turns)
+        found = [
+            unpatchify(scale.final_layer(h, c), self.grid, height // self.grid[0])
+            for scale, (height, _) in zip(own, self.sides, strict=True)
+        ]
+        return pack(found).to(x.dtype)
 
 
 @cache

@@ -29,6 +29,7 @@ from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context
 from ..core.operations import OperationCounter, per_step
+from ..core.pyramid import decompose, pack
 from ..core.rng import Streams
 from ..data.tokenizers import build_ldm_autoencoder
 from ..methods import build as build_method
@@ -221,6 +222,8 @@ def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> 
     with torch.no_grad(), OperationCounter() as counted:
         y = torch.zeros(rows, dtype=torch.long, device=device)
         if isinstance(spec, FlowNetwork):
+            if spec.pyramid > 1:
+                x, t = pack(decompose(x, spec.pyramid)), t[:, None].expand(-1, spec.pyramid)
             net(x, t, t, y)
         elif isinstance(spec, Clip):
             net.embed_images(x)

@@ -35,6 +35,11 @@ class FlowNetwork(Strict):
         """The label y that means no condition."""
         raise NotImplementedError
 
+    @property
+    def pyramid(self) -> int:
+        """Scales of the pyramid that it is given instead of a latent, each with its own time; 1: a latent."""
+        return getattr(self, "scales", 1)
+
     def samples_in(self, sampler: str, steps: int) -> bool:
         """Whether a kind of sampler can use it: one that is not told the times makes one plain step."""
         return self.timed or (steps == 1 and sampler in ("euler", "cm"))
@@ -75,11 +80,24 @@ class LightningDiT(TimedClassNetwork):
         default="velocity",
         description="noise: of a diffusion of 1,000 steps (DiT); turned into velocities, for sampling alone",
     )
+    scales: Size = Field(
+        default=1,
+        exclude_if=lambda value: value == 1,
+        description="of a Laplacian pyramid, each with its own time; patch is the finest scale's (DFM)",
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:
         if self.predicts == "noise" and (self.target_time or self.outputs == 2 or self.scalar):
             raise ValueError("predicts: noise knows one time and has one output")
+        if self.scales > 1 and (self.target_time or self.outputs == 2 or self.predicts == "noise"):
+            raise ValueError(
+                "scales: more than one go with target_time: false, one output, predicts: velocity"
+            )
+        if self.patch % (1 << (self.scales - 1)):
+            raise ValueError(
+                f"patch {self.patch} must be halved {self.scales - 1} times, for {self.scales} scales"
+            )
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
         if self.shape[1] % self.patch or self.shape[2] % self.patch:

@@ -83,6 +83,8 @@ class LossParams(Strict):
     """Whether its network must have the output `scalar`; others may not."""
     target_time: ClassVar[bool | None] = None
     """True: its network must know a second time s; False: it must not; None: either will do."""
+    pyramid: ClassVar[bool] = False
+    """Whether its network is given the scales of a pyramid, with a time for each."""
 
     one_step: ClassVar[bool] = False
     """Whether it trains a single step from noise to data, which a network without times can learn."""

@@ -15,11 +15,14 @@ Mark = Literal["paper", "code", "inferred"]
 
 
 Scale = Literal["paper", "small", "demo", "toy", "own"]
-Metric = Literal["fid", "frechet", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"]
+Metric = Literal[
+    "fid", "fdd", "frechet", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"
+]
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
     "pixels": ("4", "8", "16", "32"),
     "clip": ("embedding",),
+    "dinov2": ("cls",),
     "inception-v3-compat": ("64", "192", "768", "2048", "logits_unbiased", "logits"),
     "vgg16": ("fc2", "fc2_relu"),
     **dict.fromkeys(
@@ -255,8 +258,17 @@ class UCGMSampling(Strict):
         return self
 
 
+class PyramidSampling(Strict):
+    """Euler steps of one scale of a pyramid after another (DFM, arXiv 2506.19839)."""
+
+    steps: list[Size] = Field(min_length=2, description="until each scale is done, the coarsest first")
+    threshold: float = Field(
+        default=0.9, gt=0, lt=1, description="time of a scale at which the next one starts"
+    )
+
+
 class Sampler(Strict):
-    kind: Literal["euler", "cm", "mix", "jump", "ucgm", "pipeline"] = Field(
+    kind: Literal["euler", "cm", "mix", "jump", "ucgm", "pyramid", "pipeline"] = Field(
         description="pipeline: the scheduler of a released pipeline of diffusers"
     )
     guidance: Literal["none", "recipe"] | Guidance = "none"
@@ -271,6 +283,11 @@ class Sampler(Strict):
         description="jump: share of the noise after a step that is fresh; 1 is cm (CTM's gamma-sampling)",
     )
     ucgm: UCGMSampling | None = Field(default=None, description="of kind: ucgm, which needs it")
+    pyramid: PyramidSampling | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of kind: pyramid, which needs it",
+    )
     times: list[float] | None = Field(
         default=None, min_length=1, description="of the steps, from 0 up, instead of a grid; as many as NFE"
     )
@@ -281,6 +298,12 @@ class Sampler(Strict):
             raise ValueError(f"gamma belongs to kind: jump, not to {self.kind}")
         if (self.kind == "ucgm") != (self.ucgm is not None):
             raise ValueError("ucgm belongs to, and is needed by, kind: ucgm")
+        if (self.kind == "pyramid") != (self.pyramid is not None):
+            raise ValueError("pyramid belongs to, and is needed by, kind: pyramid")
+        if self.kind == "pyramid" and (self.shift != 1 or self.times is not None):
+            raise ValueError("shift and times are not for kind: pyramid, whose steps are pyramid.steps")
+        if self.pyramid and isinstance(self.guidance, Guidance) and self.guidance.interval != [0, 1]:
+            raise ValueError("kind: pyramid guides all scales at all times; leave guidance.interval out")
         if self.kind == "ucgm" and (self.shift != 1 or self.times is not None):
             raise ValueError("shift and times are not for kind: ucgm, whose grid is ucgm.schedule")
         if self.times is not None:
@@ -354,8 +377,8 @@ class Protocol(Precision):
     )
     labels: Literal["balanced", "random"]
     extractor: str = Field(
-        description="torch-fidelity name; conv-classifier or clip, which are trained here; pixels, averaged; "
-        "or identity"
+        description="torch-fidelity name; dinov2; conv-classifier or clip, which are trained here; pixels, "
+        "averaged; or identity"
     )
     features: str = Field(description="layer whose Gaussian is compared")
     logits: str | None = Field(default=None, description="layer for the Inception score")
@@ -400,7 +423,11 @@ class Protocol(Precision):
             )
         if self.extractor == "pixels" and "fid" in self.metrics:
             raise ValueError("metrics: fid is a distance in features of a network; of pixels say frechet")
-        if self.extractor.startswith("dinov2"):
+        if ("fdd" in self.metrics) != (self.extractor == "dinov2") or {"fid", "frechet"} & set(
+            self.metrics if self.extractor == "dinov2" else []
+        ):
+            raise ValueError("metrics: fdd is the distance in features of dinov2, which has no other")
+        if self.extractor.startswith("dinov2-"):
             raise ValueError(f"extractor {self.extractor}: only torch.hub has its weights, not pinned")
         layers = EXTRACTORS.get(self.extractor)
         if layers is None and not own:
@@ -417,8 +444,8 @@ class Protocol(Precision):
 
     @property
     def stored(self) -> bool:
-        """Whether the published file alone is the reference."""
-        return self.reference is not None and not self.compares_images
+        """Whether the published file alone is the reference; its mu and sigma are Inception's."""
+        return self.reference is not None and not self.compares_images and self.extractor != "dinov2"
 
 
 class Optimizer(Strict):

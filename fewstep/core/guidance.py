@@ -29,6 +29,8 @@ from .heads import Output, average_velocity
 from .path import append_dims
 
 TINY = 1e-8
+Times = float | tuple[float, ...]
+"""Time of all rows, or of each scale of a pyramid in them."""
 
 
 class ClassifierFreeGuidance:
@@ -80,16 +82,16 @@ class ClassifierFreeGuidance:
             return conditional.add(difference, alpha=g.scale - 1)
 
     def inside(self, t: Tensor) -> Tensor:
-        """Whether times (B,) are guided, (B,), bool."""
+        """Whether times (B,), or all of (B, S), are guided, (B,), bool."""
         if self.guidance is None or self.guidance.scale == 1:
             return torch.zeros_like(t, dtype=torch.bool)
         low, high = self.guidance.interval
-        return (t >= low) & (t <= high)
+        return ((t >= low) & (t <= high)).reshape(len(t), -1).all(1)
 
 
 def guided_field(
     net: Callable[..., Output], guidance: Guidance | None, null: int, y: Tensor, eta: float | None = None
-) -> Callable[[Tensor, float, float], Tensor]:
+) -> Callable[[Tensor, Times, Times], Tensor]:
     """The field (x, t, s) -> F that a sampler follows, for labels ``y`` (B,), guided for every s.
 
     All samples have the same times, which the host knows: outside the interval there is no unconditional
@@ -99,10 +101,15 @@ def guided_field(
     plain = ClassifierFreeGuidance(net, None, null)
     low, high = np.array([0, 1] if guidance is None else guidance.interval, dtype=np.float32)
 
-    def field(x: Tensor, t: float, s: float) -> Tensor:
-        times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        chosen = guided if low <= np.float32(t) <= high else plain
-        return chosen.field(x, times, torch.full_like(times, s), y)
+    def whole(t: Times, x: Tensor) -> Tensor:
+        if isinstance(t, tuple):
+            return torch.stack([whole(each, x) for each in t], 1)
+        return torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+
+    def field(x: Tensor, t: Times, s: Times) -> Tensor:
+        inside = (low <= np.float32(each) <= high for each in (t if isinstance(t, tuple) else (t,)))
+        chosen = guided if all(inside) else plain
+        return chosen.field(x, whole(t, x), whole(s, x), y)
 
     return field
 

@@ -54,6 +54,12 @@ class Extractor:
         if protocol.extractor == "pixels":
             self._net: Callable[[Tensor], tuple[Tensor, ...]] = partial(averaged, side=int(protocol.features))
             return
+        if weights is not None and protocol.weights is not None and protocol.extractor == "dinov2":
+            path, self.sha256 = read_record(weights).verified(protocol.weights.file)
+            from .dinov2 import DinoFeatures  # takes seconds to import
+
+            self._net = DinoFeatures(path.parent, self._device)
+            return
         if weights is None or protocol.weights is None:
             raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")
         if backbone is not None:

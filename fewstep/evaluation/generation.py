@@ -46,7 +46,7 @@ from .distributed_map import from_main, is_main, join_processes, own_share, prog
 from .generator import CHUNK, expanded_interval_velocity, indexed_noise, refuse_inner_times
 from .image_archive import open_images, write_images
 from .quantization import quantize, refuse_nan
-from .samplers import evaluations_per_image, integrate
+from .samplers import check_network, evaluations_per_image, integrate
 
 AHEAD = 2
 """Chunks that may wait for being written while another is made on a GPU."""
@@ -94,6 +94,7 @@ def generate_images(
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
+    check_network(spec.sampler, spec.backbone, str(model))
     refuse_inner_times(spec.backbone, spec.sampler, spec.steps, str(model))
     device = join_processes()
     net, model_card = load_network(model, spec.backbone, base)

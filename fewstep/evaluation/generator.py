@@ -21,7 +21,7 @@ from ..core.rng import generator
 from ..data.normalisation import Normalisation
 from ..data.tokenizers import Codec
 from .quantization import quantize, refuse_nan
-from .samplers import integrate
+from .samplers import check_network, integrate
 
 CHUNK = 250
 """Images made together. Part of the result: the last bits of a network's output depend on it.
@@ -114,6 +114,7 @@ class Generator:
             raise ConfigError(
                 f"{self.name}: sampling.samplers: none for {steps} steps (known: {known}); pass --sampler"
             )
+        check_network(choice.sampler, spec, self.name)
         refuse_inner_times(spec, choice.sampler, steps, self.name)
         velocity: Callable[..., Tensor] = self.net
         if self.sampling.expanded:

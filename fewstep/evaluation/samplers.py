@@ -1,9 +1,10 @@
-"""Samplers: Euler, consistency (re-noising), mix of both, flow-map jumps, and UCGM's.
+"""Samplers: Euler, consistency (re-noising), mix of both, flow-map jumps, UCGM's, and Euler over a pyramid.
 
 DE-CM, arXiv 2602.10764, section 4.5 and Fig. 5. Jumps with gamma in (0, 1] are CTM's gamma-sampling
 (arXiv 2310.02279, section 4): on the way to t' the jump overshoots to u > t', where
 the noise level (1 - u) / u is sqrt(1 - gamma^2) times that of t', and fresh noise makes up the rest.
 gamma = 0 are plain jumps, gamma = 1 are consistency steps. ``ucgm`` is Algorithm 2 of arXiv 2505.07447.
+``pyramid`` is that of decomposable flow matching (arXiv 2506.19839, section 3).
 
 Deviations from the papers:
 
@@ -11,6 +12,8 @@ Deviations from the papers:
   steps are consistency steps, 0.5 by default.
 * Euler is read as F(x, t, s = t), as the reported 4-step quality suggests; F(x, t_i, s = t_(i+1))
   is the ``jump`` sampler.
+* With three scales or more, the release of decomposable flow matching has no schedule that rises: here a
+  scale reaches the data when the next one reaches the threshold.
 * UCGM extrapolates data and noise one by one, as its release does. That acts on the velocity as kappa /
   (1 - kappa) and is of second order at kappa = 1 / 3, not at the 1 / 2 of its Theorem 5. Its Heun correction
   and its rho that depends on the step are not here.
@@ -25,9 +28,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..config.settings import Sampler, UCGMSampling
+from ..config.base import Strict
+from ..config.settings import PyramidSampling, Sampler, UCGMSampling
+from ..core.guidance import Times
+from ..core.pyramid import compose, pack, sides, unpack
 
-Field = Callable[[Tensor, float, float], Tensor]
+Field = Callable[[Tensor, Times, Times], Tensor]
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
@@ -65,8 +71,11 @@ def integrate(
     * mix: first one jump from 0 to t_1 (noise to noisy), then Euler steps while t_i < switch, then
       cm steps; the last step is always a cm step. With switch = 0 only the first step is deterministic.
 
+    * pyramid: `pyramid_grid`; x0 is the noise of the finest scale, and that of scale i a corner of noise(i).
+
     Args:
-        field: average velocity F(x, t, s) with x in float32; t and s are numbers, the same for all rows.
+        field: average velocity F(x, t, s) with x in float32; t and s are numbers, the same for all rows, or
+            one for each scale of a pyramid, which is then x (core/pyramid.py).
         noise: standard normal noise in the shape of x0 for step i, asked for once each.
 
     Nothing here waits for the device.
@@ -79,6 +88,8 @@ def integrate(
     _check(sampler, steps)
     if sampler.ucgm is not None:
         return _integrate_ucgm(sampler.ucgm, field, x0, steps, noise)
+    if sampler.pyramid is not None:
+        return _integrate_pyramid(sampler.pyramid, field, x0, noise)
     grid = [*sampler.times, 1.0] if sampler.times else time_grid(steps, sampler.shift).tolist()
     x = x0.double()
     with torch.no_grad():
@@ -125,6 +136,53 @@ def _integrate_ucgm(
     return x.to(x0.dtype)
 
 
+def pyramid_grid(options: PyramidSampling) -> list[tuple[float, ...]]:
+    """Times of the scales before each step, and after the last: the rows of a table.
+
+    While a scale goes from 0 to the threshold, or the last one to 1, the one before it goes on to 1. Scales
+    that have not started stay at 0. All steps of a scale are equal.
+    """
+    scales = len(options.steps)
+    rows = []
+    for stage, steps in enumerate(options.steps):
+        end = 1.0 if stage == scales - 1 else options.threshold
+        for step in range(steps):
+            done = step / steps
+            before = options.threshold + (1 - options.threshold) * done
+            row = [1.0] * max(stage - 1, 0) + [before] * (stage > 0) + [end * done]
+            rows.append((*row, *[0.0] * (scales - 1 - stage)))
+    return [*rows, (1.0,) * scales]
+
+
+def _integrate_pyramid(
+    options: PyramidSampling, field: Field, x0: Tensor, noise: Callable[[int], Tensor]
+) -> Tensor:
+    """Euler steps over a pyramid; see :func:`integrate`."""
+    shapes = sides(x0.shape[2], x0.shape[3], len(options.steps))
+    parts = [noise(scale)[:, :, :height, :width] for scale, (height, width) in enumerate(shapes[:-1])]
+    x = [part.to(x0).double() for part in (*parts, x0)]
+    stages = [stage for stage, steps in enumerate(options.steps) for _ in range(steps)]
+    with torch.no_grad():
+        for stage, (now, after) in zip(stages, pairwise(pyramid_grid(options)), strict=True):
+            # Scales that have not started are not shown to the network.
+            shown = [part if scale <= stage else torch.zeros_like(part) for scale, part in enumerate(x)]
+            F = unpack(field(pack(shown).float(), now, now).double(), shapes)
+            x = [part + (b - a) * v for part, v, a, b in zip(x, F, now, after, strict=True)]
+    return compose(x).to(x0.dtype)
+
+
+def check_network(sampler: Sampler, backbone: Strict, name: str) -> None:
+    """Refuse to sample from a network in a way that is not its own.
+
+    Raises:
+        ValueError: a pyramid is sampled as a latent, or the reverse, or has another number of scales.
+    """
+    scales = len(sampler.pyramid.steps) if sampler.pyramid else 1
+    own = getattr(backbone, "scales", 1)
+    if scales != own:
+        raise ValueError(f"{name}: sampler {sampler.kind} is for scales: {scales}, but the network has {own}")
+
+
 def _end(sampler: Sampler, i: int, now: float, after: float, last: bool) -> float:
     """Target time s that the network is given in step i; 1 means a consistency step."""
     if sampler.kind == "euler":
@@ -144,6 +202,8 @@ def _check(sampler: Sampler, steps: int) -> None:
         raise ValueError(f"steps is {steps}: a sampler takes at least one step")
     if sampler.times is not None and steps != len(sampler.times):
         raise ValueError(f"steps is {steps}: the sampler names the times of {len(sampler.times)} steps")
+    if sampler.pyramid is not None and steps != sum(sampler.pyramid.steps):
+        raise ValueError(f"steps is {steps}: the sampler's pyramid.steps are {sampler.pyramid.steps}")
     if sampler.kind == "mix" and steps == 1:
         raise ValueError(
             "steps is 1: the mix sampler spends its first step on a jump to noisy data and needs a second "

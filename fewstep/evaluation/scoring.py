@@ -76,7 +76,7 @@ def compute_metrics(protocol: Protocol, ours: FeatureCollector, real: Reference)
     asked = set(protocol.metrics)
     scale = 1.0 if protocol.feature_scale is None else protocol.feature_scale / float(real.sigma.trace())
     values: dict[str, float] = {}
-    for name in sorted(asked & {"fid", "frechet"}):
+    for name in sorted(asked & {"fid", "fdd", "frechet"}):
         values[name] = scale * frechet_distance(*ours.statistics(), real.mu, real.sigma)
     if asked & {"is", "kid", "precision", "recall"}:
         from . import fidelity  # takes seconds to import

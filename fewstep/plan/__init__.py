@@ -352,7 +352,8 @@ class Plan:
             entry = self.parts.protocols[key["protocol"]]
             if isinstance(entry, LikelihoodProtocol):
                 return "torch"
-            return "t2i" if isinstance(entry, PromptProtocol) or entry.extractor == "clip" else "metrics"
+            extra = isinstance(entry, PromptProtocol) or entry.extractor in ("clip", "dinov2")
+            return "t2i" if extra else "metrics"
         return "t2i" if self._captioned(key["run"]) else "torch"
 
     def _captioned(self, run: str) -> bool:

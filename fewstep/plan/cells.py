@@ -336,6 +336,16 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         raise ConfigError(
             f"{where}: sampler {name!r} names the times of {len(sampler.times)} steps, not of {steps}"
         )
+    scales = len(sampler.pyramid.steps) if sampler.pyramid else 1
+    own = run.backbone.pyramid if isinstance(run.backbone, FlowNetwork) else 1
+    if scales != own:
+        raise ConfigError(
+            f"{where}: sampler {name!r} is for scales: {scales}, but backbone {run.network} has {own}"
+        )
+    if sampler.pyramid is not None and steps != sum(sampler.pyramid.steps):
+        raise ConfigError(
+            f"{where}: sampler {name!r} takes {sum(sampler.pyramid.steps)} steps (pyramid.steps), not {steps}"
+        )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
     taught = run.has_teacher and not run.loss.follows_data

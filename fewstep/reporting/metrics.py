@@ -110,7 +110,7 @@ def warnings_of(entry: Entry) -> list[str]:
         found.append(f"sampled in {model['steps']} steps, made for {', '.join(map(str, made_for))}")
     images, dimensions = entry.get("images", 0), entry.get("dimensions", 0)
     found += [f"no {name}: {reason}" for name, reason in entry.get("refused", {}).items()]
-    if {"fid", "frechet"} & entry.keys() and images <= dimensions:
+    if {"fid", "fdd", "frechet"} & entry.keys() and images <= dimensions:
         found.append(f"Fréchet distance of {images} images in {dimensions} dimensions, which is biased")
     return found
 
@@ -128,6 +128,7 @@ def metric_name(metric: str, scale: str) -> str:
     full = scale in ("paper", REPORTED)
     names = {
         "fid": "FID" if full else "Fréchet distance",
+        "fdd": "FDD",
         "frechet": "Fréchet distance",
         "is": "Inception score",
         "mmd": "MMD²",

@@ -194,7 +194,8 @@ class Trainer:
         self.self_test: SelfTest | None = None
         if options.self_test and self.saved is None:
             bare = net.to(self.device)
-            self.self_test = SelfTest(bare, spec.loss.kind, self.loader, self.device, time_scale, load)
+            kind = "pyramid" if spec.loss.pyramid else spec.loss.kind  # of several times no tangent is taken
+            self.self_test = SelfTest(bare, kind, self.loader, self.device, time_scale, load)
         if adapted and spec.train.precision != "no" and self.layout != "fsdp2":
             cast_blocks(net, parallel.HALF[spec.train.precision])
 

@@ -288,9 +288,13 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
 
 
-def test_sd3s_autoencoder_has_16_channels_a_shift_and_no_quant_convs(tmp_path: Path) -> None:
-    """SD3's latents are (z - shift_factor) scaling_factor, of the config of its autoencoder."""
-    shift, scaling = 0.0609, 1.5305
+@pytest.mark.parametrize(
+    ("name", "shift", "scaling"), [("sd3-vae", 0.0609, 1.5305), ("flux-vae", 0.1159, 0.3611)]
+)
+def test_autoencoders_of_16_channels_have_a_shift_and_no_quant_convs(
+    name: str, shift: float, scaling: float, paper_plan: Any, tmp_path: Path
+) -> None:
+    """Latents of SD3 and FLUX are (z - shift_factor) scaling_factor, of the configs of their autoencoders."""
     vae, record = tiny_vae(
         tmp_path,
         latent_channels=16,
@@ -300,13 +304,8 @@ def test_sd3s_autoencoder_has_16_channels_a_shift_and_no_quant_convs(tmp_path: P
         scaling_factor=scaling,
     )
     assert vae.quant_conv is None and vae.post_quant_conv is None
-    tokenizer = Tokenizer(
-        kind="sd-vae",
-        shape=[16, 8, 8],
-        weights=VAE_FILE,
-        statistics="given",
-        mean=[shift] * 16,
-        std=[1 / scaling] * 16,
+    tokenizer = paper_plan.parts.tokenizers[name].model_copy(
+        update={"shape": [16, 8, 8], "weights": VAE_FILE, "posterior": "mean"}
     )
     codec = open_tokenizer(tokenizer, record, None)
     normalisation = known_normalisation(tokenizer, record)

@@ -102,6 +102,19 @@ class TinyScalar(TinyFlow):
         return self.outward(h), self.scalar(h.flatten(1)).squeeze(1)
 
 
+class TinyPyramid(TinyFlow):
+    """A smooth network on the packed pyramid of 2 x 2 and 4 x 4, with a time for each scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Conv1d(2, 8, 3, padding=1)  # type: ignore[assignment]
+        self.outward = nn.Conv1d(8, 2, 3, padding=1)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        condition = self.times(t) + self.labels(y)
+        return self.outward(torch.nn.functional.silu(self.inward(x) + condition[:, :, None]))
+
+
 class TinyAutoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -190,6 +203,7 @@ def tiny() -> Callable[[str], nn.Module]:
     def make(name: str) -> nn.Module:
         params = methods.parameter_classes()[name]
         flow = TinyHeads if params.outputs == (2,) else TinyScalar if params.scalar else TinyFlow
+        flow = TinyPyramid if params.pyramid else flow
         kinds = {"autoencoder": TinyAutoencoder, "classifier": TinyClassifier, "contrast": TinyClip}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

@@ -699,8 +699,8 @@ def test_a_tokenizer_that_its_own_training_needs():
 
 
 def test_extractors_are_those_of_torch_fidelity():
-    """But those whose weights cannot be given as a file, and beside the networks that are trained here."""
-    trained = {"conv-classifier", "clip", "pixels"}
+    """But those whose weights cannot be given as a file, and beside those that are trained or loaded here."""
+    trained = {"conv-classifier", "clip", "dinov2", "pixels"}
     ours = {name: layers for name, layers in EXTRACTORS.items() if name not in trained}
     theirs = {name: found for name, found in FEATURE_EXTRACTORS_REGISTRY.items() if "dinov2" not in name}
     found = {name: each.get_provided_features_list() for name, each in theirs.items() if name not in trained}

@@ -1,0 +1,98 @@
+"""FDD: features of DINOv2, from a tiny random network in transformers' layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.config.settings import Protocol
+from fewstep.evaluation.features import Extractor, FeatureCollector
+from fewstep.evaluation.reference_statistics import Reference
+from fewstep.evaluation.scoring import compute_metrics
+
+GIVEN = {
+    "images": 50,
+    "labels": "balanced",
+    "extractor": "dinov2",
+    "features": "cls",
+    "metrics": ["fdd"],
+    "weights": {"asset": "dinov2-large", "file": "model.safetensors"},
+    "reference": {"asset": "adm-reference-512", "file": "ref.npz"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers", reason="needs the extra [t2i]")
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
+    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dinov2")
+    transformers.Dinov2Model(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def images():
+    return torch.randint(
+        0, 256, (6, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_features_are_those_of_the_protocol(folder, images):
+    """One image after the other: Pillow's bicubic filter, ImageNet's moments, the last norm's class token."""
+    from transformers import Dinov2Model
+
+    from fewstep.evaluation.dinov2 import DinoFeatures
+
+    (found,) = DinoFeatures(folder, torch.device("cpu"))(images)
+    assert found.shape == (6, 16) and found.dtype == torch.float32
+    net = Dinov2Model.from_pretrained(folder).eval()
+    for row, image in zip(found, images, strict=True):
+        small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+        values = (np.asarray(small) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        pixels = torch.tensor(values.transpose(2, 0, 1)[None], dtype=torch.float32)
+        with torch.no_grad():
+            tokens = net(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(row, tokens[0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_distance_by_hand():
+    protocol = Protocol(**GIVEN)
+    ours = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    collector = FeatureCollector(protocol)
+    collector.add({"cls": ours})
+    x = ours.double().numpy()
+    mean, covariance = x.mean(0), np.cov(x.T)
+    real = Reference(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), None)
+    roots = np.sqrt(np.linalg.eigvalsh(covariance))
+    expected = mean @ mean + np.trace(covariance) + 3 - 2 * roots.sum()
+    assert compute_metrics(protocol, collector, real) == {"fdd": pytest.approx(expected, rel=1e-9)}
+
+
+def test_other_networks_and_missing_parts_are_refused(tmp_path, monkeypatch, images):
+    from fewstep.evaluation.dinov2 import DinoFeatures
+
+    pytest.importorskip("transformers", reason="needs the extra [t2i]")
+    with pytest.raises(ValueError, match="not a DINOv2 of transformers"):
+        DinoFeatures(tmp_path, torch.device("cpu"))
+    with pytest.raises(ValueError, match="extractor dinov2 needs a weights file"):
+        Extractor(Protocol(**GIVEN), None, None)
+    for wrong in (
+        {"metrics": ["fid"]},
+        {"metrics": ["fdd", "fid"]},
+        {"extractor": "vgg16", "features": "fc2"},
+    ):
+        with pytest.raises(ValueError, match="fdd is the distance in features of dinov2"):
+            Protocol(**GIVEN | wrong)
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs transformers; pip install -e"):
+        DinoFeatures(tmp_path, torch.device("cpu"))
+
+
+def test_published_moments_are_not_its_reference():
+    """They are Inception's: the images beside them are what is compared with."""
+    assert not Protocol(**GIVEN).stored
