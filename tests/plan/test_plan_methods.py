@@ -8,7 +8,7 @@ import pytest
 from configs import ROOT
 
 from fewstep import methods
-from fewstep.config.base import ConfigError, parse, read_yaml
+from fewstep.config.base import ConfigError, merge, parse, read_yaml
 
 ENTRIES = {
     name: entry
@@ -51,3 +51,11 @@ def test_no_key_of_a_loss_repeats_its_default(name):
 def test_the_reader_sees_repeats():
     assert resolved({"name": "decm", "freq": 3}) == resolved({"name": "decm"})
     assert resolved({"name": "decm", "times": {"law": "uniform", "segments": 3}}) is None
+
+
+def test_another_kind_replaces_what_a_recipe_says():
+    """Keys of one kind of average mean nothing to another."""
+    recipe = {"train": {"ema": {"kind": "power", "sigma_rel": 0.1}, "steps": 3}}
+    average = {"kind": "constant", "decay": 0.9}
+    assert merge(recipe, {"train": {"ema": average}}) == {"train": {"ema": average, "steps": 3}}
+    assert merge(recipe, {"train": {"ema": {"sigma_rel": 0.2}}})["train"]["ema"]["kind"] == "power"
