@@ -381,7 +381,7 @@ def is_there(path: Path) -> bool:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay ``over`` on ``base``: mappings key by key, anything else as a whole, as a mapping of another kind is."""
+    """Lay ``over`` on ``base``: mappings of one kind key by key, anything else as a whole."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         if base.get("kind") != over.get("kind", base.get("kind")):
             return dict(over)
