@@ -12,8 +12,8 @@ weights.
 Mapping: the paper's network returns the image G; ours the average velocity G - x from t = 0 to t = 1, so that
 one step of any sampler of such velocities gives G.
 
-Gradients pass through the last iterations alone, unrolled: the phantom gradient (arXiv 2111.05177) with
-damping 1. The release records all six.
+Gradients pass through all iterations, unrolled, as in the release. With ``without_gradient`` they pass
+through the last ones alone: the phantom gradient (arXiv 2111.05177) with damping 1.
 
 Deviations from the paper:
 

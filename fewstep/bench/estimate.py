@@ -37,7 +37,7 @@ from . import as_csv, as_text
 
 STATE = 4
 """Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
-ROWS, STEPS = 48, 1000
+ROWS, STEPS = 48, 20_000
 """Batch and length of the training on the tiny network; methods that group rows round the batch up."""
 TOKENS = 8
 """Of a caption of the tiny network."""
@@ -123,7 +123,8 @@ def job_line(spec: CostsSpec, asked: CostLine) -> Line:
     line.sources |= set(asked.sources)
     line.unknown |= dict.fromkeys(asked.unknown)
     sizes = [4 * count * parameters(spec.networks[name]) for name, count in asked.models.items()]
-    state = STATE * sum(sizes) if asked.rule == "train" else 0
+    whole = sum(4 * parameters(spec.networks[name]) for name in asked.models)
+    state = STATE * whole if asked.rule == "train" else 0
     line.kept = asked.kept + sum(sizes)
     line.temporary = asked.temporary + state
     if asked.work:

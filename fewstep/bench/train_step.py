@@ -31,13 +31,14 @@ from ..backbones import build, use_text
 from ..backbones.lora import AdaptersOff
 from ..config import read_spec
 from ..config.backbones import Backbone, LightningDiT, Lora, Sd3
+from ..config.objectives import WithPlayers
 from ..config.rates import Bench
 from ..config.settings import Guidance, Optimizer, PowerEma
 from ..config.specs import BenchSpec
 from ..core.capture import WARM_UP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import FORMULATIONS, value_and_tangent
-from ..core.method import Batch, Context, Loss, Method, Turn, kind_of_step, loss_parts
+from ..core.method import Batch, Context, Method, Update, kind_of_step, loss_parts
 from ..core.operations import OperationCounter
 from ..core.rng import Draw, Streams
 from ..core.wrappers import unwrap
@@ -153,7 +154,7 @@ class Trained:
     def _guided(self, spec: BenchSpec, teacher: nn.Module) -> ClassifierFreeGuidance:
         return ClassifierFreeGuidance(teacher, spec.guidance, spec.backbone.null, eta=1.0)
 
-    def update(self, loss: Loss, batch: Batch, ctx: Context) -> None:
+    def update(self, loss: Update, batch: Batch, ctx: Context) -> None:
         """What `training.trainer.Trainer` does for one loss."""
         with parallel.casts_kept(self.accelerator, "none"):
             for part in loss_parts(loss):
@@ -311,7 +312,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
         method: Method, steps: int, trained: Trained, formulation: str, captured: CapturedSteps | None
     ) -> None:
         for number in range(steps):
-            losses = [update for update in method.updates(number) if not isinstance(update, Turn)]
+            losses = method.updates(number)
             kind = kind_of_step(losses)
             ctx = Context(
                 step=step_number.fill_(number),
@@ -323,7 +324,7 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
                 teacher=trained.teacher,
             )
 
-            def updates(losses: Sequence[Loss] = losses, ctx: Context = ctx) -> None:
+            def updates(losses: Sequence[Update] = losses, ctx: Context = ctx) -> None:
                 rows = Batch(x1, x0, y)  # one object for all updates, so that they ask the teacher once
                 for loss in losses:
                     trained.update(loss, rows, ctx)
@@ -334,5 +335,8 @@ def _work(spec: BenchSpec, batch: int) -> dict[str, tuple[int, Step]]:
     found: dict[str, tuple[int, Step]] = {CONSISTENCY: (1, consistency)}
     for name, params in spec.losses.items():
         steps = getattr(params, "freq", 1)
-        found[name] = steps, partial(complete, build_method(params), steps)
+        method = build_method(params)
+        if isinstance(params, WithPlayers) or method.target_decay is not None or method.extra() is not None:
+            raise ValueError(f"bench.methods: {name} trains or averages more than one network; leave it out")
+        found[name] = steps, partial(complete, method, steps)
     return found

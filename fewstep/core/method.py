@@ -139,6 +139,11 @@ def at_rest(update: Update, net: nn.Module, ctx: Context) -> list[nn.Module]:
     return student + others if player_of(update) else others
 
 
+def second_order(update: Update) -> bool:
+    """Whether its loss holds gradients of the player's output."""
+    return isinstance(update, Turn) and update.second_order
+
+
 def loss_parts(update: Update) -> Sequence[Loss]:
     """The parts of a summed loss; any other loss is its own only part."""
     loss = update.loss if isinstance(update, Turn) else update

@@ -8,8 +8,8 @@ work, the optimizer and the moving averages are left out.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,11 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .method import Batch, Context, Method, at_rest, kind_of_step, loss_parts
+from .method import Batch, Context, Method, at_rest, kind_of_step, loss_parts, second_order
 from .wrappers import gathered, resting
-
-PERIOD = 120
-"""Steps looked at for updates that not every step has; a multiple of the usual frequencies."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -101,15 +98,16 @@ class OperationCounter(TorchDispatchMode):
 
 def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a block's forward and of its recomputation, for ``torch.utils.checkpoint``."""
-    return nullcontext(), _recomputing()
+    return nullcontext(), _Recomputing()
 
 
-@contextmanager
-def _recomputing() -> Iterator[None]:
-    OperationCounter.recomputing = True
-    try:
-        yield
-    finally:
+class _Recomputing:
+    """Marks a recomputation. A second derivative enters it again, as no @contextmanager can be."""
+
+    def __enter__(self) -> None:
+        OperationCounter.recomputing = True
+
+    def __exit__(self, *_: object) -> None:
         OperationCounter.recomputing = False
 
 
@@ -131,8 +129,8 @@ def per_step(
         clear: drops the gradients.
     """
     counted: dict[tuple[str, ...], int] = {}
-    total, looked_at = 0, min(steps, PERIOD)
-    for step in range(looked_at):
+    total = 0
+    for step in range(steps):
         updates = method.updates(step)
         kind = kind_of_step(updates)
         if kind not in counted:
@@ -140,9 +138,7 @@ def per_step(
             # Compiled blocks would hide their products from the count.
             with torch.compiler.set_stance("force_eager"), OperationCounter() as counter:
                 for update in updates:
-                    keep = (
-                        [net, *rows[0][1].players.values()] if getattr(update, "second_order", False) else ()
-                    )
+                    keep = [net, *rows[0][1].players.values()] if second_order(update) else ()
                     with resting(at_rest(update, net, rows[0][1])), gathered(keep):
                         for part in loss_parts(update):
                             for batch, context in rows:
@@ -150,4 +146,4 @@ def per_step(
             clear()
             counted[kind] = counter.total
         total += counted[kind]
-    return total / looked_at
+    return total / steps

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.cli import first_few
 from ..config import ConfigError
 from ..core.precision import exact_convolutions
 
@@ -37,11 +38,15 @@ class DinoFeatures:
             raise ConfigError("extractor dinov2 needs transformers; pip install -e '.[t2i]'") from None
         exact_convolutions()
         try:
-            net = Dinov2Model.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            net, found = Dinov2Model.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder}: not a DINOv2 of transformers: {error}") from None
         if net.config.model_type != "dinov2":
             raise ConfigError(f"{folder}: config.json: model_type {net.config.model_type}, not dinov2")
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise ConfigError(f"{folder}: not a DINOv2 of transformers: it lacks {first_few(missing)}")
         self._net = net.eval().requires_grad_(False).float().to(device)
 
     def __call__(self, images: Tensor) -> tuple[Tensor]:

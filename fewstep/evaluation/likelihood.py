@@ -173,9 +173,11 @@ def check(spec: LikelihoodScoreSpec, model: Path) -> None:
             f"{where}: backbone.scalar is false, and jumps need its divergence; train with loss f2d2, or use "
             "euler"
         )
-    if spec.latents.tokenizer.kind != "pixels":
+    tokenizer = spec.latents.tokenizer
+    if (tokenizer.kind, tokenizer.statistics, tokenizer.multiplier) != ("pixels", "none", 1):
         raise ConfigError(
-            f"{where}: latents {spec.latents.name} are no pixels; likelihoods are of images in 8 bits"
+            f"{where}: latents {spec.latents.name} are no pixels between -1 and 1; likelihoods are of "
+            "images in 8 bits"
         )
 
 

@@ -348,8 +348,12 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         )
     if sampler.guidance == "recipe" and run.recipe.guidance is None:
         raise ConfigError(f"{where}: sampler {name!r}: recipe {run.entry.recipe} has no guidance")
-    taught = run.has_teacher and not run.loss.follows_data
-    learned = run.guidance.scale if taught and run.guidance else 1.0
+    if sampler.pyramid and sampler.guidance == "recipe" and run.guidance and run.guidance.interval != [0, 1]:
+        raise ConfigError(
+            f"{where}: sampler {name!r} guides all scales at all times; leave guidance.interval of recipe "
+            f"{run.entry.recipe} at [0, 1]"
+        )
+    learned = run.learned_guidance
     scale = sampler.guidance.scale if isinstance(sampler.guidance, Guidance) else sampler.guidance
     if learned != 1 and scale not in ("none", 1):
         raise ConfigError(

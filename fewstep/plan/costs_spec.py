@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..config.backbones import Backbone, FlowNetwork, Sd3
+from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
 from ..config.specs import CostLine, ExamplesSpec, PlannedJob, Work
@@ -220,9 +220,9 @@ def _score(plan: Plan, job: Job) -> CostLine:
         return _line("score", *work, device="gpu")
     if isinstance(protocol, LikelihoodProtocol):
         run = plan.runs[job.key["run"]]
-        scalar = isinstance(run.backbone, FlowNetwork) and run.backbone.scalar
+        jumps = plan.parts.samplers[job.key["sampler"]].kind == "jump"
         # A tangent costs as much as its value.
-        each = 1 if scalar else 2 * (1 if protocol.trace == "probe" else prod(run.tokenizer.shape))
+        each = 1 if jumps else 2 * (1 if protocol.trace == "probe" else prod(run.tokenizer.shape))
         likelihoods = Work(
             name=f"likelihoods under {run.method} on {run.network}",
             images=protocol.images * int(job.key["steps"]) * each,

@@ -107,6 +107,12 @@ class Run:
         return self.teacher is not None
 
     @property
+    def learned_guidance(self) -> float:
+        """Scale of the guidance that it has learned from its teacher; 1: none."""
+        taught = self.has_teacher and not self.loss.follows_data
+        return self.guidance.scale if taught and self.guidance else 1.0
+
+    @property
     def device(self) -> Device:
         """Where networks of this size are trained and sampled from, unless a rate says otherwise."""
         own = self.recipe.scale == "own" and self.train.precision == "no"

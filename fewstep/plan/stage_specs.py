@@ -343,6 +343,15 @@ def _score(plan: Plan, run: str, seed: str, sampler: str, steps: str, protocol: 
 def _likelihood(plan: Plan, run: Run, cell: specs.CellKey, protocol: LikelihoodProtocol) -> Strict:
     where = f"cell {run.name}/{cell.sampler}-{cell.steps}"
     check_sampler(plan.config, run, cell.sampler, cell.steps, where)
+    if run.learned_guidance != 1:
+        raise ConfigError(
+            f"{where}: bpd: {run.name} has learned guidance of scale {run.learned_guidance:g}, whose field "
+            "has no density of the data; set guidance.scale to 1"
+        )
+    if run.expanded:
+        raise ConfigError(
+            f"{where}: bpd: {run.name} has its velocity at the time condition 2 - t, which is not followed"
+        )
     return specs.LikelihoodScoreSpec(
         cell=cell,
         protocol=protocol,

@@ -68,10 +68,10 @@ class Skips:
         row = (row + 1) * bad
         self._counts[player].copy_(torch.stack([skipped + bad, row, torch.maximum(most, row)]))
 
-    def read(self) -> tuple[int, list[int], int]:
-        """Skipped in all, in a row until now of each player, and most in a row of any."""
+    def read(self) -> tuple[int, list[int], list[int]]:
+        """Skipped in all, in a row until now of each player, and most in a row of each."""
         skipped, row, most = self._counts.T.tolist()
-        return sum(skipped), row, max(most)
+        return sum(skipped), row, most
 
 
 class Measured(nn.Module):

@@ -1,4 +1,4 @@
-"""The training of one network. ``Trainer.run`` is the loop, from the first step to the model file."""
+"""The training of a student, and of the players beside it, from the first step to the model file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
-from ..core.method import Batch, Context, Turn, Update, at_rest, kind_of_step, loss_parts, player_of
+from ..core.method import Batch, Context, Update, at_rest, kind_of_step, loss_parts, player_of, second_order
 from ..core.operations import per_step
 from ..core.precision import cast_blocks
 from ..core.rng import Draw, Streams, fold_in
@@ -209,10 +209,11 @@ class Trainer:
         self.student = Player(accelerator, spec.train.optimizer, own)
         self.players = {"": self.student}
         settings = spec.loss.players if isinstance(spec.loss, WithPlayers) else {}
+        # torch.compile has no second derivatives.
+        plain = {player_of(update) for update in self.method.updates(0) if second_order(update)}
         for name, player in players.items():
-            parallel.apply_compile_and_checkpointing(
-                player, options.checkpoint_blocks, options.compile_blocks
-            )
+            compiler = "" if name in plain else options.compile_blocks
+            parallel.apply_compile_and_checkpointing(player, options.checkpoint_blocks, compiler)
             prepared = {f"players.{name}": parallel.prepare(accelerator, player, self.layout)}
             self.players[name] = Player(accelerator, settings[name], prepared)
         self.skips = Skips(len(self.players), self.device)
@@ -332,7 +333,7 @@ class Trainer:
                         curve.write(step=step, update=update, **logged)
                     shown = {"loss": f"{logged['loss']:.3f}", "grad": f"{logged['grad_norm']:.2f}"}
                     bar.set_postfix(shown, refresh=False)
-                self._check_skips(updates[-1])
+                self._check_skips(step, updates)
             if step == first:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
@@ -341,7 +342,7 @@ class Trainer:
             bar.update()
             kept_now = bool(options.keep_every) and progress.step % options.keep_every == 0
             if kept_now and progress.step < spec.train.steps:
-                self._keep(updates[-1])
+                self._keep(step, updates)
             if options.watch and progress.step % options.watch_every == 0:
                 self._watch(options.watch)
 
@@ -352,7 +353,7 @@ class Trainer:
             if stopping or late or by_steps:
                 if curve:
                     curve.flush()
-                self._check_skips(updates[-1])
+                self._check_skips(step, updates)
                 self.state.save()
                 saved_at = time.monotonic()
             if stopping:
@@ -360,7 +361,7 @@ class Trainer:
                 accelerator.end_training()
                 raise SystemExit(STOPPED)
 
-        self._check_skips(updates[-1])
+        self._check_skips(step, updates)
         bar.close()
         weights = parallel.gather(self.ema.tensors())
         if curve:
@@ -427,11 +428,11 @@ class Trainer:
                 options["wandb"] |= {"dir": str(folder)}
         self.accelerator.init_trackers("fewstep" if name == "wandb" else "tensorboard", init_kwargs=options)
 
-    def _keep(self, last: dict[str, Tensor]) -> None:
+    def _keep(self, step: int, updates: list[dict[str, Tensor]]) -> None:
         """Write the average beside the model as a model of its own, unless it was before a resume."""
         out = self.options.out
         path = out.with_stem(f"{out.stem}-{self.progress.step}")
-        self._check_skips(last)
+        self._check_skips(step, updates)
         weights = parallel.gather(self.ema.tensors())
         if self.accelerator.is_main_process and not path.exists():
             save_model(path, weights, self.spec.backbone, self._card() | {"step": self.progress.step})
@@ -526,7 +527,7 @@ class Trainer:
         finite = norm.isfinite()
         player.update(finite)
         for name in [name for name in self.method.averages if name in values]:  # in the same order everywhere
-            value = self.accelerator.reduce(values[name].clone(), reduction="mean")
+            value = self.accelerator.reduce(values[name], reduction="mean")
             self.measured.update(name, value, finite)
         if player is self.student:
             for average in self.averages.values():
@@ -542,7 +543,7 @@ class Trainer:
         total = {"loss": torch.zeros((), device=self.device)}
         work = [(part, *each) for each in slices for part in loss_parts(update)]
         learning = self.players[player_of(update)].modules.values()
-        second = isinstance(update, Turn) and update.second_order
+        second = second_order(update)
         with resting(at_rest(update, self.net, slices[0][1])), gathered(learning if second else ()):
             for number, (part, batch, context) in enumerate(work):
                 last = number + 1 == len(work)
@@ -560,19 +561,25 @@ class Trainer:
             means = self.accelerator.reduce(means, reduction="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
-    def _check_skips(self, values: dict[str, Tensor]) -> None:
+    def _check_skips(self, step: int, updates: list[dict[str, Tensor]]) -> None:
         """Take the counts of skipped updates from the device.
 
+        Args:
+            updates: what those of the last step have to log.
+
         Raises:
-            FloatingPointError: too many in a row since the last look.
+            FloatingPointError: too many of one player in a row so far.
         """
         progress = self.progress
-        progress.skipped, progress.skipped_in_a_row, most = self.skips.read()
+        progress.skipped, progress.skipped_in_a_row, rows = self.skips.read()
+        most = max(rows)
         if most >= self.spec.train.max_skipped_updates:
-            saved = self.state.saved()
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+            saved, who = self.state.saved(), list(self.players)[rows.index(most)]
+            turns = map(player_of, self.method.updates(step))
+            values = [values for player, values in zip(turns, updates, strict=True) if player == who]
+            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (values or updates)[-1].items())
             raise FloatingPointError(
-                f"step {progress.step}: {most} non-finite updates in a row ({shown}); "
+                f"step {progress.step}: {most} non-finite updates in a row{who and f' of {who}'} ({shown}); "
                 f"last good state: {saved[-1] if saved else 'none'}"
             )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fewstep.config.settings import Protocol
 from fewstep.evaluation.features import Extractor, FeatureCollector
@@ -73,7 +76,7 @@ def test_the_distance_by_hand():
     assert compute_metrics(protocol, collector, real) == {"fdd": pytest.approx(expected, rel=1e-9)}
 
 
-def test_other_networks_and_missing_parts_are_refused(tmp_path, monkeypatch, images):
+def test_other_networks_and_missing_parts_are_refused(folder, tmp_path, monkeypatch, images):
     from fewstep.evaluation.dinov2 import DinoFeatures
 
     pytest.importorskip("transformers", reason="needs the extra [t2i]")
@@ -88,6 +91,14 @@ def test_other_networks_and_missing_parts_are_refused(tmp_path, monkeypatch, ima
     ):
         with pytest.raises(ValueError, match="fdd is the distance in features of dinov2"):
             Protocol(**GIVEN | wrong)
+    with pytest.raises(ValueError, match="images have 1 channels, not 3"):
+        DinoFeatures(folder, torch.device("cpu"))(images[:, :1])
+    shutil.copytree(folder, tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, tmp_path / "half/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"it lacks layernorm\.weight"):
+        DinoFeatures(tmp_path / "half", torch.device("cpu"))
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ValueError, match=r"needs transformers; pip install -e"):
         DinoFeatures(tmp_path, torch.device("cpu"))

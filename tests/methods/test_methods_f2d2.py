@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from configs import make_plan, raw_config
 from conftest import STD, ExactMap, _q
 from torch import nn
 
 from fewstep import methods
 from fewstep.config.settings import Sampler
+from fewstep.config.specs import LikelihoodScoreSpec
 from fewstep.core.divergence import divergence
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context
 from fewstep.core.path import append_dims, interpolate
 from fewstep.core.rng import Streams
-from fewstep.evaluation.likelihood import average_rates, bits_per_dimension, log_likelihood, velocity_rates
+from fewstep.evaluation.likelihood import (
+    _signs,
+    average_rates,
+    bits_per_dimension,
+    check,
+    log_likelihood,
+    velocity_rates,
+)
 from fewstep.methods.f2d2.params import F2D2Params
 
 SCALE = 7.0
@@ -67,16 +77,16 @@ def log_quotient(a, b):
     return 2 / (a + b) * series
 
 
-def context(batch, taught=True, rows=256):
+def context():
     truth = ExactMap().requires_grad_(False)
     return Context(
         step=torch.tensor(0, dtype=torch.float64),
         steps=10,
-        rng=Streams(0, 0, rows, slice(None)),
+        rng=Streams(0, 0, 256, slice(None)),
         null=1,
         jvp=value_and_tangent,
-        teacher=(lambda x, t, y: truth(x, t, t, y)) if taught else None,
-        teacher_net=truth if taught else None,
+        teacher=lambda x, t, y: truth(x, t, t, y),
+        teacher_net=truth,
     )
 
 
@@ -91,7 +101,7 @@ def test_residuals_vanish_at_the_exact_pair_only(form, gaussian_batch):
     """A diagonal Jacobian: its probe of random signs is exact as well."""
 
     def evaluate(*off):
-        return methods.build(FORMS[form]).loss(ExactPair(*off), gaussian_batch, context(gaussian_batch))
+        return methods.build(FORMS[form]).loss(ExactPair(*off), gaussian_batch, context())
 
     # The smallest jump of a shortcut is one of Euler.
     assert evaluate().loss.item() < (1e-6 if form == "shortcut" else 1e-20)
@@ -138,13 +148,14 @@ def test_objective_is_that_of_the_equations(form, tiny, tiny_batch):
         inside = rng.spread(0.5).mask
         count = torch.where(inside, 2 ** rng.integers("size", 3), 8)
         start = ((rng.uniform("t") * count).floor() / count).double()
-        end = torch.where(inside, start + 1 / count, start)
+        end = start + 1 / count
     else:
         inside = ~(rng.uniform("equal") < 0.5)
         draws = torch.stack([rng.uniform("t"), rng.uniform("s")]).double()
         start = draws.amin(0)
         end = torch.where(inside, draws.amax(0), start)
     t, s = torch.where(backward, end, start), torch.where(backward, start, end)
+    s = torch.where(inside, s, t)
     total = 0.0
     for row in range(8):
         x = interpolate(batch.x0, batch.x1, t)[row : row + 1]
@@ -200,3 +211,36 @@ def test_bits_of_uniform_bytes():
     """256 equally likely values are 8 bits: density 1/2 on [-1, 1]."""
     log_p = torch.full((3,), 5 * math.log(0.5), dtype=torch.float64)
     torch.testing.assert_close(bits_per_dimension(log_p, 5), torch.full((3,), 8.0, dtype=torch.float64))
+
+
+def test_probes_belong_to_the_image_and_the_time():
+    """So that a likelihood depends neither on the number of processes nor on what is scored together."""
+    x, t = torch.zeros(4, 1, 2, 2), torch.full((4,), 0.5)
+    whole = _signs(0, range(4))(x, t)
+    assert torch.equal(whole[2:], _signs(0, range(2, 4))(x[2:], t[2:]))
+    assert not torch.equal(whole, _signs(0, range(4))(x, t / 2))
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "told"),
+    [
+        ("sampler", {"kind": "cm"}, "it has no way back to the noise"),
+        ("sampler", {"guidance": "recipe"}, "a guided field has no density"),
+        ("backbone", {"scalar": False}, "backbone.scalar is false, and jumps need its divergence"),
+        ("latents", {"multiplier": 0.5}, "are no pixels between -1 and 1"),
+    ],
+)
+def test_what_has_no_likelihood(part, changes, told):
+    """One line, before a file is read."""
+    plan = make_plan(raw_config("demo"))
+    spec = plan.spec("score", "f2d2-distill/base/0/jump-2/digits-bpd")
+    assert isinstance(spec, LikelihoodScoreSpec)
+    check(spec, Path("model"))
+    given = getattr(spec, part)
+    if part == "latents":
+        given = given.model_copy(update={"tokenizer": given.tokenizer.model_copy(update=changes)})
+    else:
+        given = given.model_copy(update=changes)
+    with pytest.raises(ValueError, match=told):
+        check(spec.model_copy(update={part: given}), Path("model"))

@@ -17,7 +17,7 @@ from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
 from fewstep.training.state import FINISHED, RECORD, STOPPED
 
-METHODS = ["decm", "scm"]  # two updates a step; a module trained beside the network
+METHODS = ["decm", "scm", "afm"]  # two updates a step; a module trained beside the network; a player
 STEPS = {"train": {"steps": 14}}
 
 

@@ -86,8 +86,9 @@ class AFM(Method):
         d_real, d_fake, *d_near = logits.split([len(s), len(s), len(rows), len(rows)])
         adversarial = softplus(d_fake - d_real).mean()
         weight = p.penalty * self._length(t, s)[rows] / p.penalty_step**2
+        # Over all rows, so that parts of a batch average to the whole however they are cut.
         r1, r2 = (
-            (weight * (there - here[rows]).square()).mean()
+            (weight * (there - here[rows]).square()).sum() / (p.penalty_share * len(s))
             for there, here in zip(d_near, (d_real, d_fake), strict=True)
         )
         loss = adversarial + r1 + r2 + p.centring * (d_real + d_fake).square().mean()

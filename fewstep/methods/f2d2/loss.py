@@ -73,8 +73,8 @@ class F2D2(Method):
         jumps = 2 ** ctx.rng.integers("size", p.grid.bit_length() - 1)  # 1, 2, ..., M / 2
         jumps = jumps.masked_fill(~rows.mask, p.grid)
         start = (ctx.rng.uniform("t") * jumps).floor() / jumps
-        end = torch.where(rows.mask, start + 1 / jumps, start)
-        t, s = self._directed(start, end, ctx)
+        t, s = self._directed(start, start + 1 / jumps, ctx)
+        s = torch.where(rows.mask, s, t)  # of those towards the noise t reaches 1, where likelihoods start
         at = PathSample(batch, ctx, t)
         s = s.to(at.t.dtype)
         F_target = torch.empty_like(upcast(at.x))

@@ -11,7 +11,7 @@ where F^ is the moving average of the network. The gap s - t is drawn first, the
 rows that have lost their label; under a teacher v is its guided velocity, and w = 1.
 
 Mapping: the paper has noise at tau = 1 and f = x + (sigma - tau) F, sigma <= tau. With all times taken from 1
-the network changes sign, and so do the means of the logit-normal laws.
+the network changes sign, and so does the mean of s's law; a gap stays a gap.
 
 Deviations from the paper:
 
@@ -21,6 +21,7 @@ Deviations from the paper:
 * w is not an input of the network. The published models were trained at one w, at which label and lost label
   tell it as well. The output is not scaled by w.
 * The network keeps its norms: the paper makes it Lipschitz by RMS norms, also of the modulation.
+  It has SiT's 16 heads, not 18, and images are flipped at random.
 * The release takes rows with s = t out of the first term; here no gap is 0.
 """
 
