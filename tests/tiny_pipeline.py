@@ -43,8 +43,12 @@ TINY: dict[str, Any] = {
     "methods": {
         "teacher": {"train": {"steps": 8, "optimizer": {"warmup": 2}}},
         "twinflow": {"train": {"steps": 8}},
-        # Offsets of keys have no gradient but rounding, which Adam would enlarge to steps of full length.
+        # Where there is hardly a gradient but rounding, Adam would enlarge it to steps of full length.
         "get": {"train": {**TRAIN, "optimizer": {"warmup": 2, "eps": 1.0e-6}}},
+        "afm": {
+            "loss": {"players": {"discriminator": {"eps": 1.0e-5}}},
+            "train": {**TRAIN, "optimizer": {"warmup": 2, "eps": 1.0e-5}},
+        },
         "scm": {"loss": {"warmup": 4, "learned_weight": True}},
         "ayf": {"loss": {"warmup": 4}},
     },

@@ -155,8 +155,9 @@ class PatchEmbedding(nn.Module):
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Patches (B, N, patch * patch * C), channels last, of a grid row by row, as (B, C, H, W)."""
     rows, columns = grid
-    image = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
-    return image.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch, columns * patch)
+    channels = patches.shape[-1] // patch**2  # not -1: a batch may be empty
+    image = patches.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
+    return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, rows * patch, columns * patch)
 
 
 def sincos_table(rows: int, columns: int, width: int) -> Tensor:

@@ -381,10 +381,8 @@ def is_there(path: Path) -> bool:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay ``over`` on ``base``: mappings of one kind key by key, anything else as a whole."""
+    """Lay ``over`` on ``base``: mappings key by key, anything else as a whole."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
-        if base.get("kind") != over.get("kind", base.get("kind")):
-            return dict(over)
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
 

@@ -119,7 +119,7 @@ MISTAKES = {
         'replace_recipes: {"imagnet*": digits}',
         [
             "config/mine.yaml: replace_recipes.imagnet*: no recipe is called 'imagnet*'; did "
-            "you mean 'imagenet256-tcm'?",
+            "you mean 'imagenet256-tvm'?",
         ],
     ),
     "a recipe that replaces": (
@@ -216,7 +216,7 @@ MISTAKES = {
         "overrides: {tables: {table1: {metrics: [kidd]}}}",
         [
             "config/mine.yaml: overrides.tables.table1.metrics.0: 'kidd' is not one of "
-            f"{', '.join((*get_args(Metric), *PROMPT_METRICS))}; did you mean 'kid'?",
+            f"{', '.join((*get_args(Metric), *PROMPT_METRICS, 'bpd'))}; did you mean 'kid'?",
         ],
     ),
     "a column of a training": (
@@ -536,9 +536,13 @@ TOGETHER = {
             "config/assets.yaml: digits.kind: 'sklaern' is not one of sklearn, openmoji, hub, http, local; "
             "did you mean 'sklearn'?",
             "config/settings.yaml: backbones.unet-cifar10.depth: must be a whole number, not 'four'",
-            "config/settings.yaml: backbones.unet-cifar10-dual.depth: must be a whole number, not 'four'",
+            *(
+                f"config/settings.yaml: backbones.unet-cifar10-{name}.depth: "
+                "must be a whole number, not 'four'"
+                for name in ("scalar", "dual", "teacher", "labels-teacher")
+            ),
             "config/settings.yaml: samplers.euler.kind: 'eulr' is not one of euler, cm, mix, jump, ucgm, "
-            "pipeline; did you mean 'euler'?",
+            "pyramid, pipeline; did you mean 'euler'?",
             "config/methods/consistency.yaml: decm.loss.frequenzy: unknown key, perhaps misspelt; "
             "did you mean 'freq'?",
             "config/claims.yaml: claims.teacher-needs-steps.relation: '>>' is not one of <, <=, >, >=; "
@@ -598,6 +602,8 @@ TOGETHER = {
         [
             "config/config.yaml or preset: overrides.settings.backbones.unet-cifar10.classes: 11, "
             "but latents cifar10 have 10",
+            "config/config.yaml or preset: overrides.settings.backbones.unet-cifar10.classes: 11, "
+            "but latents cifar10-unflipped have 10",
             "config/config.yaml or preset: overrides.methods.tcm.teacher: tcm cannot teach itself; "
             "set it to false",
             "config/config.yaml or preset: overrides.tables.table4.rows.mix: sampler 'mix' needs at least 2 "
@@ -716,8 +722,7 @@ TARGETS = {
     "table1": "no rule makes it; did you mean 'results/demo/table1.csv'?",
     "asets": "no rule makes it; did you mean 'assets'?",
     "data/assets/digits.json": "no rule makes it; did you mean 'results/demo/assets/digits.json'?",
-    "nonsense": "no rule makes it; targets are files such as results/demo/dumo-figure3-samples.csv, "
-    "and assets, doctor",
+    "nonsense": "no rule makes it; targets are files such as results/demo/afm-table.csv, and assets, doctor",
     "results/demo/decmm/base/0/train.jsonl": "unknown method 'decmm'; did you mean 'decm'?",
     "results/demo/decm/freq-55/0/cm-1/digits.json": "unknown variant 'freq-55' of decm; "
     "did you mean 'freq-5'?",

@@ -66,6 +66,6 @@ def test_what_it_cannot_do(methods, message):
 
 @pytest.mark.parametrize(("sampler", "steps"), [("cm", 2), ("euler", 4), ("jump", 1), ("ucgm-few", 1)])
 def test_it_is_sampled_in_one_plain_step(sampler, steps):
-    change = {"zoo": {"rows": {"get": {"sampler": sampler, "steps": [steps]}}}}
-    with pytest.raises(ConfigError, match=f"rows.get: sampler '{sampler}' in {steps} steps: .*in one step"):
+    change = {"get-table": {"rows": {"s": {"sampler": sampler, "steps": [steps]}}}}
+    with pytest.raises(ConfigError, match=f"rows.s: sampler '{sampler}' in {steps} steps: .*in one step"):
         over(tables=change)

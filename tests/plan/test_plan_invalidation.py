@@ -9,6 +9,7 @@ from configs import make_plan, raw_config
 
 from fewstep.config.base import merge
 from fewstep.config.specs import CellKey
+from fewstep.config.text import LikelihoodProtocol
 from fewstep.plan import Plan
 
 
@@ -31,7 +32,8 @@ def all_specs(plan: Plan) -> dict[str, str]:
         cells += plan.tables[table].all_cells
     for key in cells:
         run, cell = f"{key.method}/{key.variant}", f"{key.sampler}-{key.steps}"
-        names.add(("sample", f"{run}/{cell}/{plan.image_set(key.protocol)}"))
+        if not isinstance(plan.parts.protocols[key.protocol], LikelihoodProtocol):
+            names.add(("sample", f"{run}/{cell}/{plan.image_set(key.protocol)}"))
         names.add(("score", f"{run}/{key.seed}/{cell}/{key.protocol}"))
         if getattr(plan.parts.protocols[key.protocol], "reference_latents", None):
             names.add(("reference", key.protocol))

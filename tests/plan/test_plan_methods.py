@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-from configs import ROOT
+from configs import ROOT, make_plan, raw_config
 
 from fewstep import methods
-from fewstep.config.base import ConfigError, merge, parse, read_yaml
+from fewstep.config.base import ConfigError, parse, read_yaml
 
 ENTRIES = {
     name: entry
@@ -53,9 +53,9 @@ def test_the_reader_sees_repeats():
     assert resolved({"name": "decm", "times": {"law": "uniform", "segments": 3}}) is None
 
 
-def test_another_kind_replaces_what_a_recipe_says():
+def test_an_average_of_another_kind_replaces_that_of_the_recipe():
     """Keys of one kind of average mean nothing to another."""
-    recipe = {"train": {"ema": {"kind": "power", "sigma_rel": 0.1}, "steps": 3}}
-    average = {"kind": "constant", "decay": 0.9}
-    assert merge(recipe, {"train": {"ema": average}}) == {"train": {"ema": average, "steps": 3}}
-    assert merge(recipe, {"train": {"ema": {"sigma_rel": 0.2}}})["train"]["ema"]["kind"] == "power"
+    plan = make_plan(raw_config("small"))
+    assert plan.config.methods["afm"].train["ema"]["kind"] == "constant"
+    assert plan.runs["afm/base"].recipe.train.ema.kind == "power"
+    assert plan.runs["afm/base"].train.ema.kind == "constant"

@@ -101,6 +101,7 @@ def test_inputs_of_training(scale):
         "text": scale.store(scale.captions),
         "captions": [],
         "encoder": [],
+        "continued": [],
         "teacher": scale.model("sd35-smooth"),
         "sampling": [f"{scale.results}/specs/sampling/decm-t2i/base.json"],
     }

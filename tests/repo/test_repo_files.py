@@ -34,8 +34,8 @@ def test_rules_name_no_method_table_or_dataset(paper_plan, demo_plan):
             names |= part.keys()
         for part in (parts.latents, parts.backbones, parts.samplers, parts.protocols, parts.recipes):
             names |= part.keys()
-    # "teacher" is a role of train's inputs, "common" a file of rules, and "samples" a word.
-    names -= {"teacher", "common", "samples"}
+    # "teacher" is a role of train's inputs, "common" a file of rules, and "samples" and "get" are words.
+    names -= {"teacher", "common", "samples", "get"}
     assert {"decm", "table1", "imagenet256", "digits"} <= names
     word = re.compile(
         rf"(?<![\w-])({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![\w-])"

@@ -54,7 +54,7 @@ PLACES = {
     "transformers": {
         *("data.text_encoders", "backbones.clip", "exporting.pipeline"),
         *("evaluation.scorers.towers", "evaluation.scorers.blip_score"),
-        *("evaluation.scorers.coco_detector", "evaluation.scorers.answers"),
+        *("evaluation.scorers.coco_detector", "evaluation.scorers.answers", "evaluation.dinov2"),
     },
     "peft": {"backbones.lora", "exporting."},
     "tokenizers": {"data.text_encoders", "exporting.pipeline"},

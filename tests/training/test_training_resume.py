@@ -217,21 +217,21 @@ def test_a_state_holds_no_pickle_and_a_planted_one_is_not_read(pipeline, whole, 
 
 def test_nothing_was_updated_before_the_state_was_saved(pipeline, tmp_path, monkeypatch):
     """A state without moments: every update until then was skipped."""
-    original, clip = CD.loss, Trainer._clip
+    original, update = CD.loss, Trainer._update
 
     def loss(self, net, batch, ctx):
         output = original(self, net, batch, ctx)
         return type(output)(output.loss * math.nan, output.logs) if ctx.step < 2 else output
 
-    def stopping(self):
+    def stopping(self, *given):
         if self.progress.step == 1:
             signal.raise_signal(signal.SIGTERM)
-        return clip(self)
+        return update(self, *given)
 
     monkeypatch.setattr(CD, "loss", loss)
     call, reference = pipeline.train("cd", tmp_path), pipeline.train("cd", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Trainer, "_clip", stopping)
+        patch.setattr(Trainer, "_update", stopping)
         call()
     call()
     reference()
@@ -270,7 +270,7 @@ def test_a_second_interrupt_does_not_wait(pipeline, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fewstep.training.trainer.Trainer._clip", impatient)
+        patch.setattr("fewstep.training.trainer.Trainer._update", impatient)
         call()
     assert not states(call)
 
@@ -291,14 +291,14 @@ def test_stop_in_this_process_leaves_no_output(pipeline, tmp_path):
     """The exit status reaches a caller of main, too."""
     call = pipeline.train("cd", tmp_path)
     with alone(), pytest.MonkeyPatch.context() as patch:
-        original = Trainer._clip
+        original = Trainer._update
 
-        def clip(self):
+        def update(self, *given):
             if self.progress.step == 2:
                 signal.raise_signal(signal.SIGTERM)
-            return original(self)
+            return original(self, *given)
 
-        patch.setattr(Trainer, "_clip", clip)
+        patch.setattr(Trainer, "_update", update)
         with pytest.raises(SystemExit) as stopped:
             call()
     assert stopped.value.code == STOPPED

@@ -3,7 +3,7 @@
 GenEval's authors use mmdetection's Mask2Former with a Swin-S backbone. Network and classes here are the same,
 the weights are those of Mask2Former's authors: scores differ a little. Images are prepared, and objects taken
 from the network's output, as mmdetection does both. transformers' own post-processing gives instances in
-masks of 384 x 384 pixels whatever the image is (issue 44901 of transformers), and its processor squashes
+masks of 384 x 384 pixels whatever the image is (known to its authors), and its processor squashes
 images to them.
 """
 
