@@ -194,10 +194,10 @@ def _resolve(
         check_references(method, file, key, config.names, found)
         found.refuse()
     recipe = parts.recipes[method.recipe]
-    given = recipe.train.model_dump()
+    recipes = recipe.train.model_dump()
     if method.train.get("ema", {}).get("kind", recipe.train.ema.kind) != recipe.train.ema.kind:
-        del given["ema"]  # keys of one kind of average mean nothing to another
-    train = parse(Train, merge(given, method.train), file, key, "train")
+        del recipes["ema"]  # keys of one kind of average mean nothing to another
+    train = parse(Train, merge(recipes, method.train), file, key, "train")
     guidance = None
     if recipe.guidance is not None:
         merged = merge(recipe.guidance.model_dump(), method.guidance)
