@@ -318,6 +318,7 @@ class Trainer:
         if options.watch and self.anew:
             self._watch(options.watch)  # tells at once if it cannot
 
+        step = progress.step - 1  # the last one done, also where none is left
         while progress.step < spec.train.steps:
             step = progress.step
             rates = {name: player.set_rate(step, spec.train.steps) for name, player in self.players.items()}
@@ -576,7 +577,7 @@ class Trainer:
         if most >= self.spec.train.max_skipped_updates:
             saved, who = self.state.saved(), list(self.players)[rows.index(most)]
             turns = map(player_of, self.method.updates(step))
-            values = [values for player, values in zip(turns, updates, strict=True) if player == who]
+            values = [values for player, values in zip(turns, updates, strict=False) if player == who]
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (values or updates)[-1].items())
             raise FloatingPointError(
                 f"step {progress.step}: {most} non-finite updates in a row{who and f' of {who}'} ({shown}); "
