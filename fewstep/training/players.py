@@ -94,9 +94,10 @@ class Measured(nn.Module):
 
     @torch.no_grad()
     def update(self, name: str, value: Tensor, taken: Tensor) -> None:
-        """Take in a number () of one update, unless ``taken`` (), bool, is false."""
+        """Take in a finite number () of one update, unless ``taken`` (), bool, is false."""
         updates, decay = self.get_buffer(f"{name}_updates"), self._decays[name]
+        taken = taken & value.isfinite()
         updates += taken
         share = (1 - decay) / (1 - decay ** updates.clamp(min=1))
         average = self.get_buffer(name)
-        average.copy_(average.lerp(value.nan_to_num(), share.to(average.dtype)).where(taken, average))
+        average.copy_(average.lerp(value, share.to(average.dtype)).where(taken, average))

@@ -170,7 +170,8 @@ def test_measured_averages_start_without_bias():
     measured, device = Measured({"a": 0.9}, torch.device("cpu")), torch.device("cpu")
     yes, no = torch.tensor(True, device=device), torch.tensor(False, device=device)
     assert measured.values()["a"] == 0
-    for value, taken in ((2.0, yes), (torch.nan, no), (4.0, yes)):
+    odd = [(torch.nan, no), (torch.nan, yes), (torch.inf, yes), (3.0, no)]
+    for value, taken in ((2.0, yes), *odd, (4.0, yes)):
         measured.update("a", torch.tensor(value), taken)
     assert float(measured.values()["a"]) == pytest.approx((0.9 * 2 + 4) / 1.9)
 
