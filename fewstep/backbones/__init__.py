@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..config.backbones import Backbone
+from ..config.backbones import Backbone, FlowNetwork
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ def build(spec: Backbone) -> nn.Module:
         ValueError: sizes that do not fit together, naming them.
     """
     kind: str = "noise" if getattr(spec, "predicts", "velocity") == "noise" else spec.kind
-    if getattr(spec, "scales", 1) > 1:
+    if isinstance(spec, FlowNetwork) and spec.scale_count > 1:
         kind = "pyramid"
     module, name = NETWORKS[kind]
     network: nn.Module = getattr(import_module(f".{module}", __package__), name)(spec)

@@ -223,8 +223,8 @@ def _forward(net: nn.Module, spec: Backbone, rows: int, device: str = "cpu") -> 
     with torch.no_grad(), OperationCounter() as counted:
         y = torch.zeros(rows, dtype=torch.long, device=device)
         if isinstance(spec, FlowNetwork):
-            if spec.pyramid > 1:
-                x, t = pack(decompose(x, spec.pyramid)), t[:, None].expand(-1, spec.pyramid)
+            if spec.scale_count > 1:
+                x, t = pack(decompose(x, spec.scale_count)), t[:, None].expand(-1, spec.scale_count)
             net(x, t, t, y)
         elif isinstance(spec, Clip):
             net.embed_images(x)

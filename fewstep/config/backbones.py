@@ -36,7 +36,7 @@ class FlowNetwork(Strict):
         raise NotImplementedError
 
     @property
-    def pyramid(self) -> int:
+    def scale_count(self) -> int:
         """Scales of the pyramid that it is given instead of a latent, each with its own time; 1: a latent."""
         return getattr(self, "scales", 1)
 

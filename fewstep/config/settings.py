@@ -292,6 +292,11 @@ class Sampler(Strict):
         default=None, min_length=1, description="of the steps, from 0 up, instead of a grid; as many as NFE"
     )
 
+    @property
+    def scale_count(self) -> int:
+        """Scales of the pyramids that it makes; 1: it makes latents."""
+        return len(self.pyramid.steps) if self.pyramid else 1
+
     @model_validator(mode="after")
     def _belongs(self) -> Sampler:
         if self.gamma and self.kind != "jump":

@@ -75,9 +75,9 @@ def write_metrics(
     Raises:
         ValueError: a value is not finite.
     """
-    _check_finite(out, values, archive.count)
     card = archive.card
     if isinstance(spec, ForeignSpec):
+        _check_finite(out, values, archive.count)
         foreign = {
             **values,
             "images": archive.count,

@@ -28,6 +28,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..config.backbones import FlowNetwork
 from ..config.base import Strict
 from ..config.settings import PyramidSampling, Sampler, UCGMSampling
 from ..core.guidance import Times
@@ -177,8 +178,8 @@ def check_network(sampler: Sampler, backbone: Strict, name: str) -> None:
     Raises:
         ValueError: a pyramid is sampled as a latent, or the reverse, or has another number of scales.
     """
-    scales = len(sampler.pyramid.steps) if sampler.pyramid else 1
-    own = getattr(backbone, "scales", 1)
+    scales = sampler.scale_count
+    own = backbone.scale_count if isinstance(backbone, FlowNetwork) else 1
     if scales != own:
         raise ValueError(f"{name}: sampler {sampler.kind} is for scales: {scales}, but the network has {own}")
 

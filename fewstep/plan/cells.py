@@ -336,8 +336,8 @@ def check_sampler(config: Config, run: Run, name: str, steps: int, where: str) -
         raise ConfigError(
             f"{where}: sampler {name!r} names the times of {len(sampler.times)} steps, not of {steps}"
         )
-    scales = len(sampler.pyramid.steps) if sampler.pyramid else 1
-    own = run.backbone.pyramid if isinstance(run.backbone, FlowNetwork) else 1
+    scales = sampler.scale_count
+    own = run.backbone.scale_count if isinstance(run.backbone, FlowNetwork) else 1
     if scales != own:
         raise ConfigError(
             f"{where}: sampler {name!r} is for scales: {scales}, but backbone {run.network} has {own}"

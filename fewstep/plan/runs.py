@@ -426,7 +426,7 @@ def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:
         yield "", f"needs a backbone with outputs: {' or '.join(map(str, loss.outputs))}"
     if backbone.scalar != loss.scalar:
         yield "", f"needs a backbone with scalar: {str(loss.scalar).lower()}"
-    if loss.pyramid != (backbone.pyramid > 1):
+    if loss.pyramid != (backbone.scale_count > 1):
         yield "", f"needs a backbone with scales: {'2 or more' if loss.pyramid else '1'}"
     if loss.target_time not in (None, backbone.target_time):
         yield "", f"needs a backbone with target_time: {str(loss.target_time).lower()}"
@@ -439,9 +439,9 @@ def check_networks(run: Run, teacher: Run | None, where: str) -> None:
     few-step generation starts; a student that predicts velocities could not start from such weights either.
     """
     for network in (teacher and teacher.backbone, run.adopted and run.backbone):
-        if isinstance(network, FlowNetwork) and network.pyramid > 1:
+        if isinstance(network, FlowNetwork) and network.scale_count > 1:
             raise ConfigError(
-                f"{where}: a backbone with scales: {network.pyramid} is trained here, on data alone"
+                f"{where}: a backbone with scales: {network.scale_count} is trained here, on data alone"
             )
     if teacher is not None and isinstance(teacher.backbone, FlowNetwork) and not teacher.backbone.timed:
         raise ConfigError(

@@ -223,14 +223,12 @@ class Trainer:
         self.target: nn.Module | None = None
         if target is not None:
             self.target = self._follow(target)
-        parts = {
-            key: (player, part) for player in self.players.values() for key, part in player.modules.items()
-        }
-        self.state.attach(
-            {key: part for key, (_, part) in parts.items()} | {"measured": self.measured},
-            {key: player.optimizer.optimizer for key, (player, _) in parts.items()},
-            self.averages,
-        )
+        modules: dict[str, nn.Module] = {"measured": self.measured}
+        optimizers: dict[str, torch.optim.Optimizer] = {}
+        for each in self.players.values():
+            modules |= each.modules
+            optimizers |= dict.fromkeys(each.modules, each.optimizer.optimizer)
+        self.state.attach(modules, optimizers, self.averages)
 
     def _load_teacher(self, path: Path, net: nn.Module) -> nn.Module:
         """The frozen teacher; ``net`` starts with those of its weights that both have.
