@@ -108,7 +108,7 @@ def test_a_grid_and_a_folder(model, tmp_path):
 
 def test_images_of_another_call_are_not_mixed_with(model, tmp_path):
     (tmp_path / "000001.png").touch()
-    with pytest.raises(ConfigError, match="--out: .* is not empty; name a new folder"):
+    with pytest.raises(ConfigError, match=r"--out: .* is not empty; name a new folder"):
         generate.main([str(model), "--classes", "1", "--device", "cpu", "--out", f"{tmp_path}/"])
 
 
