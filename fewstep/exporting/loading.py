@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones import build
-from ..backbones.model_file import backbone_of, check_tokenizer, load_compatible, load_model
+from ..backbones.model_file import backbone_of, check_tokenizer, load_model, network_of
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork
 from ..config.base import parse, read_spec
@@ -90,9 +89,7 @@ def open_model(
     backbone = backbone_of(card)
     if not isinstance(backbone, ClassNetwork):
         raise ConfigError(f"{path}: backbone.kind: {backbone.kind} makes no images of classes")
-    net = build(backbone)
-    load_compatible(net, tensors, str(path))
-    net.eval().requires_grad_(False)
+    net = network_of(path, tensors, backbone, card)
     if known is None:
         if "sampling" not in card:
             raise ConfigError(
@@ -104,6 +101,8 @@ def open_model(
     if "tokenizer" not in entry:
         raise ConfigError(f"{path}: latents.tokenizer: not in its card: it is no network of latents")
     own = parse(Tokenizer, entry["tokenizer"], str(path), "latents.tokenizer")
+    if own.kind == "points":
+        raise ConfigError(f"{path}: its samples are points, not images")
     if tokenizer is None and known.tokenizer_file is not None:
         tokenizer = path.parent / known.tokenizer_file
     weights = None if own.plain else tokenizer

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_pipeline import TinyPipeline
 
 import fewstep
 from fewstep import generate
+from fewstep.backbones import build
 from fewstep.backbones.model_file import backbone_of, load_model, save_model
 from fewstep.common.files import sha256
 from fewstep.config import ConfigError, dump
@@ -56,9 +58,9 @@ def folder(pipeline: TinyPipeline, model: Path, tmp_path_factory) -> Path:
     return path
 
 
-def arguments(pipeline: TinyPipeline, model: Path, folder: Path) -> list[str]:
-    spec = pipeline.spec("pipeline", "cd/base", folder.parent / "specs")
-    files = pipeline.plan.inputs("pipeline", {"run": "cd/base", "seed": "0"})
+def arguments(pipeline: TinyPipeline, model: Path, folder: Path, run: str = "cd/base") -> list[str]:
+    spec = pipeline.spec("pipeline", run, folder.parent / "specs")
+    files = pipeline.plan.inputs("pipeline", {"run": run, "seed": "0"})
     words = [word for name in ("tokenizer", "latents") for word in (f"--{name}", *files[name])]
     return ["--spec", str(spec), "--model", str(model), *words, "--out", str(folder / "model_index.json")]
 
@@ -164,6 +166,20 @@ def test_a_pipeline_in_a_fresh_process(model, folder, tmp_path, monkeypatch, blo
     wanted = pixels(fewstep.load(model, device="cpu")(CLASSES, steps=2, seed=5))
     assert np.array_equal(np.load(out), wanted)
     assert np.array_equal(pixels(fewstep.load(folder, device="cpu")(CLASSES, steps=2, seed=5)), wanted)
+
+
+@pytest.mark.parametrize("method", ["afm", "scfd"])
+def test_of_a_training_with_players_the_student_alone_is_written(pipeline, tmp_path, method):
+    """Its discriminators are in no model file, and so in no folder."""
+    model = pipeline.train(method, tmp_path / "trained")()
+    folder = tmp_path / "pipeline"
+    write_pipeline(arguments(pipeline, model, folder, f"{method}/base"))
+    (file,) = (folder / "model").glob("*.safetensors")
+    names = {f"net.{name}" for name in build(backbone_of(load_model(model)[1])).state_dict()}
+    assert {name for name in load_file(file) if not name.startswith("decoder.")} == names
+    tokenizer = pipeline.plan.model("digits-autoencoder")
+    wanted = fewstep.load(model, tokenizer=tokenizer, device="cpu").images(CLASSES)
+    assert fewstep.load(folder, device="cpu").images(CLASSES).equal(wanted)
 
 
 def test_a_model_card(folder):
