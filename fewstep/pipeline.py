@@ -5,7 +5,7 @@
 
 A text-to-image model that is trained here is the base of the students that fewstep.export writes. One of
 classes, published or trained here, is a `fewstep.Pipeline`, with a model card. The folder of ``--out`` is
-replaced as a whole; ``--push-to-hub`` then uploads it.
+replaced as a whole; ``--push-to-hub`` then uploads it, into a private repository unless ``--public``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--latents", type=Path, nargs="*", default=[], help="manifest.json: normalisation")
     arguments.add_argument("--encoder", type=Path, nargs="*", default=[], help="model of the text encoder")
     arguments.add_argument("--push-to-hub", metavar="REPO", help="upload the folder: owner/name")
+    arguments.add_argument("--public", action="store_true", help="make that repository a public one")
     given = arguments.parse_args(argv)
     spec = read_spec_of(pipeline_spec_class, given.spec)
     files = [next(iter(paths), None) for paths in (given.tokenizer, given.latents, given.encoder)]
     if given.push_to_hub:
-        from .data.hub import check_token
+        from .data.hub import check_upload
 
-        check_token(given.push_to_hub)
+        check_upload(given.push_to_hub)
+    elif given.public:
+        raise ConfigError("--public: belongs to --push-to-hub")
     if isinstance(spec, ClassPipelineSpec):
         from .exporting.class_folder import export_class_pipeline
 
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if given.push_to_hub:
         from .data.hub import upload_folder
 
-        upload_folder(given.out.parent, given.push_to_hub)
+        upload_folder(given.out.parent, given.push_to_hub, given.public)
 
 
 def _needed(path: Path | None, option: str, spec: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
         [
             "---",
             f"license: {json.dumps('other')}",
-            f"license_name: {json.dumps(sampling.licence)}",
+            f"license_name: {json.dumps(_identifier(sampling.licence))}",
             "library_name: diffusers",
             "tags: [few-step-generation, class-conditional]",
             "---",
@@ -147,6 +148,11 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             "",
         ]
     )
+
+
+def _identifier(licence: str) -> str:
+    """A licence's name as the hub wants it: small letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
 
 
 def measured(model: Path, checksum: str) -> list[tuple[str, str, dict[str, float]]]:

@@ -188,13 +188,6 @@ def test_a_model_card(folder):
     assert json.loads((folder / "fewstep.json").read_text())["status"] == "trained"
 
 
-def test_a_push_without_a_token_is_refused_first(pipeline, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(ConfigError, match=r"--push-to-hub me/model: no token of Hugging Face"):
-        write_pipeline([*arguments(pipeline, model, tmp_path / "p"), "--push-to-hub", "me/model"])
-    assert not (tmp_path / "p").exists()
-
-
 def test_the_package_itself_stays_without_torch():
     code = "import sys, fewstep; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
