@@ -15,6 +15,7 @@ from ..common.provenance import PACKAGE, backbone_module
 from ..config import ConfigError, digest
 from ..config.base import read_sealed
 from ..config.specs import ClassPipelineSpec
+from ..data.asset_files import read_record
 from ..data.tokenizers import KlCodec, open_tokenizer, weights_digest
 from .bundle import bundle
 from .class_pipeline import Model
@@ -144,10 +145,19 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             "",
             "## Licence",
             "",
-            f"Weights: {sampling.licence}, of what they were made from. Code in pipeline.py: Apache-2.0.",
+            f"Weights: {sampling.licence}, of what they were made from.{_decoder_licence(opened)} Code in "
+            "pipeline.py: Apache-2.0.",
             "",
         ]
     )
+
+
+def _decoder_licence(opened: Opened) -> str:
+    """That of a published autoencoder, whose weights are in the folder too."""
+    if opened.tokenizer.weights is None or opened.tokenizer.weights.asset is None or opened.weights is None:
+        return ""
+    body = read_record(opened.weights).body
+    return f" The decoder's: {body.licence} ({body.title or body.name})."
 
 
 def _identifier(licence: str) -> str:

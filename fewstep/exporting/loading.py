@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..backbones.model_file import backbone_of, check_tokenizer, load_model, network_of
+from ..common.files import reading
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork
 from ..config.base import parse, read_spec
@@ -62,7 +63,8 @@ def load(
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ConfigError(f"{path}: no model_index.json; name a model file or a folder of a pipeline")
-        pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
+        with reading(path, "a folder of fewstep.Pipeline"):
+            pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
         return pipe.generator
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; name a model.safetensors or a folder of a pipeline")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from class_models import KINDS, MOONS, export_words, write_model
 from PIL import Image
 
@@ -98,6 +100,37 @@ def test_a_folder_makes_the_images_of_the_model_file(generated, loaded, name):
     assert np.array_equal(loaded[place], generated[place])
     assert generated[place].shape == (3, 8, 8, 3) and generated[place].std() > 5
     assert not np.array_equal(generated[place][0], generated[place][1])
+
+
+@pytest.mark.parametrize(("name", "published"), [("sd-vae", True), ("autoencoder", False)])
+def test_the_card_names_the_licence_of_a_published_decoder(written, name, published):
+    text = (written / f"{list(KINDS).index(name)}/pipeline/README.md").read_text()
+    stated = text.partition("## Licence")[2]
+    assert 'license_name: "cc-by-4.0"' in text and "Weights: CC BY 4.0" in stated
+    assert ("The decoder's: own (" in stated) == published
+
+
+def test_a_folder_that_is_damaged(written, tmp_path):
+    """In one line; nothing is unpickled where the weights are gone."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(written / "0/pipeline", folder)
+    assert len(fewstep.load(folder, device="cpu")([1])) == 1
+    config, weights = folder / "model/config.json", folder / "model/diffusion_pytorch_model.safetensors"
+    content = {path: path.read_bytes() for path in (config, weights)}
+    for path in (config, weights):
+        path.write_bytes(content[path][: len(content[path]) // 2])
+        assert_one_line(folder)
+        path.write_bytes(content[path])
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    assert "safetensors" in assert_one_line(folder)
+
+
+def assert_one_line(folder: Path) -> str:
+    with pytest.raises(ValueError, match=r"pipeline: not a folder of fewstep\.Pipeline: ") as error:
+        fewstep.load(folder, device="cpu")
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_points_become_no_folder(tmp_path):
