@@ -20,7 +20,7 @@ from ..data.tokenizers import KlCodec, open_tokenizer, weights_digest
 from .bundle import bundle
 from .class_pipeline import Model
 from .loading import Opened, open_model
-from .replaced_folder import ABOUT, as_json, checked_folder
+from .replaced_folder import CARD, as_json, checked_folder, write_about
 
 SHOWN = ("fid", "is", "kid", "precision", "recall", "mmd")
 """Metrics that a model card lists."""
@@ -67,12 +67,12 @@ def export_class_pipeline(
         part = f"from {package}.exporting.class_pipeline import Model\n"
         for name, content in (
             ("model_index.json", as_json(index)),
-            (ABOUT, as_json(about)),
             ("pipeline.py", text),
             ("model/model.py", part),
-            ("README.md", model_card(spec, opened, model)),
+            (CARD, model_card(spec, opened, model)),
         ):
             (temporary / name).write_text(content, encoding="utf-8")
+        write_about(temporary, about)
 
 
 def _model(opened: Opened) -> Model:

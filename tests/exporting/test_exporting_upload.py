@@ -184,6 +184,28 @@ def test_nothing_is_uploaded_of_a_folder_that_is_not_whole(hub, model, tmp_path,
     assert not hub.asked and not (tmp_path / "pipeline").exists()
 
 
+def test_a_folder_that_is_there_is_uploaded_if_it_is_whole(hub, model, tmp_path):
+    """Its model card may have been written on."""
+    folder = tmp_path / "pipeline"
+    pipeline.main(words(model, folder)[:-2])
+    call = ["--out", str(folder / "model_index.json"), "--push-to-hub", "me/model"]
+    weights = folder / "model/diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    refused(call, r"model\.safetensors: not what was written there; write the folder again")
+    weights.unlink()
+    refused(call, r"model\.safetensors: missing; write the folder again")
+    refused(["--out", str(tmp_path / "x/y.json"), *call[2:]], r"fewstep\.json: not there.*, with --spec")
+    assert not hub.asked
+    weights.write_bytes(content)
+    with (folder / "README.md").open("a") as card:
+        card.write("It draws digits.\n")
+    (folder / "digits.png").write_bytes(b"a picture")
+    pipeline.main(call)
+    assert hub.files["me/model", "README.md"].endswith(b"It draws digits.\n")
+    assert hub.files["me/model", "digits.png"] == b"a picture" and len(hub.files) == 8
+
+
 def refused(call: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         pipeline.main(call)
@@ -211,6 +233,8 @@ def test_bad_calls_are_refused_first(hub, model, tmp_path, monkeypatch):
             words(model, tmp_path / "p", repository=repository), "not the name of a repository, owner/name"
         )
     refused([*model[1], "--public"], "--public: belongs to --push-to-hub")
+    refused(["--out", str(tmp_path / "p/model_index.json")], "give --spec, to write a folder, or --push-to")
+    refused([*model[1][:2], "--out", str(tmp_path / "p/x")], "to write the folder takes --model")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     refused(words(model, tmp_path / "p"), "no token of Hugging Face; set HF_TOKEN")
