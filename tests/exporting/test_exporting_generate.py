@@ -23,27 +23,6 @@ from fewstep.evaluation.image_archive import open_images
 from fewstep.pipeline import main as write_pipeline
 
 CLASSES = [3, 7, 0]
-IN_A_PROCESS = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if {blocked} and name.split(".")[0] == "fewstep":
-            raise ImportError("not installed")
-
-sys.meta_path.insert(0, Blocked())
-import numpy
-folder = sys.argv[1]
-if {blocked}:
-    from diffusers import DiffusionPipeline
-    own = dict(custom_pipeline=folder, trust_remote_code=True)
-    pipe = DiffusionPipeline.from_pretrained(folder, **own)
-else:
-    import fewstep
-    pipe = fewstep.Pipeline.from_pretrained(folder)
-images = pipe([3, 7, 0], steps=2, seed=5).images
-numpy.save(sys.argv[2], numpy.stack([numpy.asarray(image) for image in images]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +136,9 @@ def test_the_tokenizer_is_found_or_asked_for_and_checked(pipeline, model, tmp_pa
         fewstep.load(tokenizer)
 
 
-@pytest.mark.parametrize("blocked", [False, True])
-def test_a_pipeline_in_a_fresh_process(model, folder, tmp_path, monkeypatch, blocked):
-    """Bit for bit what the model file gives; also where fewstep cannot be imported."""
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    code, out = IN_A_PROCESS.format(blocked=blocked), tmp_path / "images.npy"
-    subprocess.run([sys.executable, "-c", code, str(folder), str(out)], check=True, cwd=folder.parent)
+def test_a_folder_makes_the_same_images(model, folder):
+    """Also in other processes, and without fewstep: test_exporting_kinds.py."""
     wanted = pixels(fewstep.load(model, device="cpu")(CLASSES, steps=2, seed=5))
-    assert np.array_equal(np.load(out), wanted)
     assert np.array_equal(pixels(fewstep.load(folder, device="cpu")(CLASSES, steps=2, seed=5)), wanted)
 
 
