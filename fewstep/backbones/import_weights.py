@@ -266,12 +266,12 @@ def convert_imf(tensors: dict[str, Tensor], path: Path, reverse: bool) -> dict[s
             ours[f"final_layer.{rest}"] = -value if rest.startswith("linear.") else value
         elif part not in ("v_heads", "v_final_layer"):
             ours[name] = value
-    for block, inner in blocks.items():
+    for block, layers in blocks.items():
         for joined, parts in IMF_LAYERS.items():
-            found = [inner.pop(f"{part}.weight", None) for part in parts]
+            found = [layers.pop(f"{part}.weight", None) for part in parts]
             missing = [part for part, value in zip(parts, found, strict=True) if value is None]
             if missing:
                 raise ValueError(f"{path}: {block} has no {missing[0]}.weight")
             ours[f"{block}.{joined}.weight"] = torch.cat([value for value in found if value is not None])
-        ours |= {f"{block}.{name}": value for name, value in inner.items()}
+        ours |= {f"{block}.{name}": value for name, value in layers.items()}
     return ours

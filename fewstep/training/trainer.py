@@ -208,7 +208,7 @@ class Trainer:
         own = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
         self.student = Player(accelerator, spec.train.optimizer, own)
         self.players = {"": self.student}
-        settings = spec.loss.players if isinstance(spec.loss, WithPlayers) else {}
+        settings = spec.loss.optimizers if isinstance(spec.loss, WithPlayers) else {}
         # torch.compile has no second derivatives.
         plain = {player_of(update) for update in self.method.updates(0) if second_order(update)}
         for name, player in players.items():
