@@ -38,7 +38,7 @@ class FlowNetwork(Strict):
     @property
     def scale_count(self) -> int:
         """Scales of the pyramid that it is given instead of a latent, each with its own time; 1: a latent."""
-        return getattr(self, "scales", 1)
+        return 1
 
     def samples_in(self, sampler: str, steps: int) -> bool:
         """Whether a kind of sampler can use it: one that is not told the times makes one plain step."""
@@ -96,6 +96,10 @@ class LightningDiT(TimedClassNetwork):
         exclude_if=lambda value: value == 1,
         description="the blocks are gone through so many times, each time told how often before (AFM)",
     )
+
+    @property
+    def scale_count(self) -> int:
+        return self.scales
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:

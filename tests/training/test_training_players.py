@@ -7,13 +7,15 @@ import signal
 import pytest
 import torch
 from child_processes import ranks, signal_at_step
+from safetensors.torch import load_file
 from torch import nn
 from trained_files import close, curve, same, states
 
+from fewstep.bench.estimate import state_numbers
 from fewstep.core.method import LossOutput, SummedLoss, Turn, at_rest, kind_of_step
 from fewstep.core.wrappers import resting
 from fewstep.training.players import Measured, Skips
-from fewstep.training.state import STOPPED
+from fewstep.training.state import FINISHED, STOPPED
 from fewstep.training.trainer import Trainer
 
 SHARDED = ("--shard", "fsdp2")
@@ -82,6 +84,17 @@ def test_a_classifier_guides_the_generator(pipeline, tmp_path):
         {"r1"},
         {"loss_classifier"},
     ]
+
+
+@pytest.mark.parametrize("method", ["afm", "scm", "dumo"])
+def test_the_plan_counts_what_a_state_holds(pipeline, tmp_path, method):
+    """Of a player, of a module beside the network, of a target network: in bytes, but for a few counters."""
+    call = pipeline.train(method, tmp_path)
+    call.more("--keep-state")()
+    files = (tmp_path / FINISHED).glob("step-*/*.safetensors")
+    held = sum(tensor.numel() for file in files for tensor in load_file(file).values())
+    run = pipeline.plan.run(method)
+    assert state_numbers(run.backbone, run.loss) == pytest.approx(held, rel=0.02)
 
 
 def penalised() -> None:
