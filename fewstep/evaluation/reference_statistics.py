@@ -57,8 +57,8 @@ def write_reference(
         collector.add(values)
     if not is_main():
         return
-    own = published is None or not spec.protocol.published_moments
-    mu, sigma = collector.statistics() if own else read_statistics(published)
+    moments = published if spec.protocol.published_moments else None
+    mu, sigma = collector.statistics() if moments is None else read_statistics(moments)
     content = {"features": collector.features.numpy()} if spec.protocol.compares_images else {}
     with atomic(out) as temporary:
         np.savez(
