@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import build, use_text
-from ..config.backbones import Backbone, Clip, FlowNetwork, Get, LightningDiT, Sd3, UNet
+from ..config.backbones import Backbone, Clip, FlowNetwork, Get, Imf, LightningDiT, Sd3, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.settings import Guidance, LdmAutoencoder, Tokenizer
@@ -327,14 +327,11 @@ def _random(spec: Backbone) -> nn.Module:
 
 def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
     """A small network of the same kind, with the same outputs and times."""
-    if isinstance(spec, LightningDiT):
+    if isinstance(spec, LightningDiT | Get | Imf):
         side = 4 * spec.patch
-        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
-        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
-    if isinstance(spec, Get):
-        side = 4 * spec.patch
-        blocks = {"depth": 1, "tied": 1, "width": 32, "heads": 2, "classes": 4}
-        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
+        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4}
+        own = {"tied": 1} if isinstance(spec, Get) else {"time_features": 32} if spec.kind != "imf" else {}
+        return spec.model_copy(update={**blocks, **own, "shape": shape or [spec.shape[0], side, side]})
     if isinstance(spec, UNet):
         levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}
         counts = {"groups": 4, "depth": 1, "classes": 4}

@@ -14,13 +14,14 @@ from fewstep import adopt
 from fewstep.backbones import build
 from fewstep.backbones.import_weights import import_weights
 from fewstep.backbones.model_file import load_network
-from fewstep.bench.estimate import operations, parameters
+from fewstep.bench.estimate import evaluations, operations, parameters
 from fewstep.common.files import sha256
 from fewstep.config import dump
 from fewstep.config.backbones import Imf, LightningDiT
 from fewstep.config.settings import Tokenizer
 from fewstep.config.specs import AdoptSpec
 from fewstep.core.jvp import value_and_tangent
+from fewstep.methods import parameter_classes
 
 WIDTH, HEADS, SIDE, CLASSES = 24, 2, 3, 5
 DMF = LightningDiT(
@@ -306,6 +307,7 @@ def test_the_published_size():
     xl = {"shape": [4, 32, 32], "classes": 1000, "depth": 48, "width": 1024, "heads": 16}
     spec = Imf(kind="imf", **xl, scale=8.0, interval=[0.38, 0.58])
     assert round(parameters(spec) / 1e6) == 610
+    assert 1 < evaluations(parameter_classes()["imeanflow"](), spec, None, False) < 20  # on a tiny one
     whole = DMF.model_copy(update={"depth": 28, "decoupled": 20})
     assert operations(whole) == pytest.approx(
         operations(whole.model_copy(update={"decoupled": None})), rel=0.1
