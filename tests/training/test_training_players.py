@@ -68,18 +68,18 @@ def test_a_penalty_on_gradients_trains_alike(pipeline, tmp_path, options):
 
 
 def test_a_classifier_guides_the_generator(pipeline, tmp_path):
-    """A third network, beside a generator whose blocks repeat, in one process and sharded over two."""
+    """A third network, beside a generator whose blocks repeat, in every layout."""
     deep = {"backbones": {"lightningdit-digits": {"repeats": 2}}}
     guided = pipeline.varied(
         {"methods": {"afm": {"loss": {"classifier": {"weight": 0.5}}}}, "settings": deep}
     )
-    calls = [guided.train("afm", tmp_path / name) for name in ("one", "two")]
-    for call, count, given in zip(calls, (1, 2), ((), SHARDED), strict=True):
-        folder = call.outputs[0].parent
-        folder.mkdir(exist_ok=True)
-        assert ranks(call.more(*given), folder, count) == [0] * count, (folder / "rank0.log").read_text()
-    close(*reversed(calls))
-    lines = [line for line in curve(calls[0].outputs[1]) if line["step"] == 1]
+    calls = {name: guided.train("afm", tmp_path / name) for name in ("one", "ddp", "fsdp2")}
+    for (name, call), count, given in zip(calls.items(), (1, 2, 2), ((), (), SHARDED), strict=True):
+        (tmp_path / name).mkdir(exist_ok=True)
+        told = tmp_path / name / "rank0.log"
+        assert ranks(call.more(*given), tmp_path / name, count) == [0] * count, told.read_text()
+        close(call, calls["one"])
+    lines = [line for line in curve(calls["one"].outputs[1]) if line["step"] == 1]
     assert [set(line) & {"loss_ce", "r1", "loss_classifier"} for line in lines] == [
         {"loss_ce"},
         {"r1"},
