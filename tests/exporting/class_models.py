@@ -47,6 +47,15 @@ GET: dict[str, Any] = {
     "iterations": 2,
 }
 SIT = {"norm": "layer", "mlp": "gelu", "rope": False}
+IMF: dict[str, Any] = {
+    "kind": "imf",
+    "depth": 1,
+    "width": 16,
+    "heads": 2,
+    "patch": 4,
+    "scale": 2.0,
+    "interval": [0.0, 1.0],
+}
 PYRAMID = {"kind": "pyramid", "pyramid": {"steps": [1, 1]}}
 LATENTS = {"patch": 2}
 DIFFUSERS_VAE: dict[str, Any] = {
@@ -146,6 +155,7 @@ KINDS = {
     "u-net without labels": Kind(UNET | {"conditional": False, "target_time": False}, guidance=None),
     "mlp": Kind({"kind": "mlp", "width": 8, "depth": 1}, sampler={"kind": "jump"}),
     "get": Kind(GET, steps=1, guidance=None),
+    "improved meanflow": Kind(IMF, sampler={"kind": "jump"}, guidance=None),
     "autoencoder": Kind(DIT | LATENTS, Tokenizer(**HERE), decoder=CONV, weights=trained(CONV)),
     "kl-autoencoder": Kind(DIT | LATENTS, Tokenizer(**HERE), decoder=KL, weights=trained(KL)),
     "va-vae": Kind(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from PIL import Image
 import fewstep
 from fewstep import generate, pipeline
 from fewstep.config import ConfigError
+from fewstep.config.backbones import ClassNetwork, TimedClassNetwork
+from fewstep.config.settings import Tokenizer
 
 CLASSES, SEED = [3, 0, 1], 5
 GENERATE = """
@@ -108,6 +111,17 @@ def test_the_card_names_the_licence_of_a_published_decoder(written, name, publis
     stated = text.partition("## Licence")[2]
     assert 'license_name: "cc-by-4.0"' in text and "Weights: CC BY 4.0" in stated
     assert ("The decoder's: own (" in stated) == published
+
+
+def test_every_network_of_classes_and_every_tokenizer_is_tried():
+    networks = [*ClassNetwork.__subclasses__(), *TimedClassNetwork.__subclasses__()]
+    fields = [network.model_fields["kind"] for network in networks if "kind" in network.model_fields]
+    tried = [*KINDS.values(), MOONS]
+    assert {kind for field in fields for kind in get_args(field.annotation)} == {
+        each.backbone["kind"] for each in tried
+    }
+    tokenizers = get_args(Tokenizer.model_fields["kind"].annotation)
+    assert {each.tokenizer.kind for each in tried} == set(tokenizers)
 
 
 def test_a_folder_that_is_damaged(written, tmp_path):
