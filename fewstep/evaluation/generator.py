@@ -207,7 +207,7 @@ class Generator:
 
     def _number(self, label: int | str) -> int:
         """Of a class, by its number or name."""
-        number = list(self.names).index(label) if label in self.names else label
+        number = self.names.index(label) if isinstance(label, str) and label in self.names else label
         if isinstance(number, str) or not 0 <= number < self.backbone.classes:
             raise ConfigError(f"{self.name}: classes: there is no class {label!r}; {self._known()}")
         return number

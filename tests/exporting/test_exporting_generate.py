@@ -177,6 +177,7 @@ def test_of_a_training_with_players_the_student_alone_is_written(pipeline, tmp_p
 def test_a_model_card(folder):
     text = (folder / "README.md").read_text()
     assert "row `cd/base`" in text and "CC BY 4.0" in text and "| cm-2 | fid |" in text
+    assert "pipe([0, 1], steps=2, seed=0)" in text  # few, even where many have a sampler of their own
     assert json.loads((folder / "fewstep.json").read_text())["status"] == "trained"
 
 
