@@ -47,10 +47,14 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(safe, " ".join(text.split()))
 
 
+MISSING = "–"
+"""Stands where there is no number."""
+
+
 def ours_text(row: TableRow) -> str:
     """Our number, with the signs of its status and warnings, and its rank; a dash where there is none."""
     if row.ours is None:
-        return "–"
+        return MISSING
     rank = f" ({row.rank})" if row.rank is not None else ""
     signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
     return format_mean(row.ours, row.ours_std, row.metric) + signs + rank
@@ -107,7 +111,7 @@ def _number(column: str, metric: str = "", significant: int | None = None) -> Ce
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant) or "–"
+        return format_number(value, metric, significant=significant) or MISSING
 
     return text
 
@@ -156,7 +160,11 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
             *(name for name, _ in costs),
         ]
         body = [
-            [_label(table, rows[0]), *map(text, rows), *(cost(rows[0]) for _, cost in costs)]
+            [
+                _label(table, rows[0]),
+                *(MISSING if row is None else text(row) for row in table.in_columns(rows)),
+                *(cost(rows[0]) for _, cost in costs),
+            ]
             for rows in methods
         ]
         parts += [f"**{heading}**", _grouped(head, body, [rows[0].group for rows in methods])]

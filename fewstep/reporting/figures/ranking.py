@@ -40,7 +40,7 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
         found = [row.ours for row in rows if row.ours is not None]
         if found:
             axis.plot([min(found), max(found)], [place, place], color="#cccccc", lw=1.4, zorder=1)
-    step_labels = list(dict.fromkeys(row.nfe_label for row in table.rows))
+    step_labels = table.step_labels or list(dict.fromkeys(row.nfe_label for row in table.rows))
     for index, label in enumerate(step_labels):
         points = [
             (row.ours, place)
@@ -75,7 +75,9 @@ def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
     """
     first = [rows[0] for rows in table.best_first()]
     points = [
-        (row.cost, row.ours, row.label) for row in first if row.cost is not None and row.ours is not None
+        (row.cost, row.ours, row.label)
+        for row in first
+        if row.cost is not None and row.ours is not None and row.nfe_label == first[0].nfe_label
     ]
     unit = next(row.label for row in table.rows if row.row == spec.table.unit)
     figure, (axis,) = style.panels(1, width=8.4, height=6.4)
