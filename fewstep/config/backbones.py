@@ -197,6 +197,10 @@ class Lora(Strict):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
+SD3_TIMESTEPS = 1000.0
+"""SD3's timestep at the noise."""
+
+
 class Sd3(FlowNetwork):
     """The transformer of Stable Diffusion 3 (arXiv 2403.03206), by diffusers; the defaults are 3.5 Medium's.
 
@@ -217,7 +221,7 @@ class Sd3(FlowNetwork):
     context: Size = Field(default=4096, description="width of a caption's tokens")
     pooled: Size = Field(default=2048, description="width of a caption's pooled embedding")
     time_scale: float = Field(
-        default=1000.0,
+        default=SD3_TIMESTEPS,
         gt=0,
         description="highest angular frequency of the time embedding, rad per unit time; 1000 is SD3's own, "
         "too fast for tangents",
