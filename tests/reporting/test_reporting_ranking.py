@@ -141,6 +141,24 @@ def test_names_do_not_cover_each_other():
     assert all(ranking._shared(a, b) == 0 for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+@pytest.mark.parametrize("count", [ranking.FEW, ranking.FEW + 1])
+def test_many_methods_have_numbers_and_a_key(count, make_spec, metric):
+    spec = spec_of(make_spec, "price", steps=[1])
+    keys = {row.id: row.cells["digits"][0][0] for row in spec.rows[:count]}
+    found = {
+        key: metric(key, 1 + index, model={"flops_per_step": 1e9 * (1 + index)})
+        for index, key in enumerate(keys.values())
+    }
+    (axis,) = ranking.draw_price(spec, fill_table(spec, found, lambda *_: False)).axes
+    texts = [text.get_text() for text in axis.texts if text.get_text()]
+    if count == ranking.FEW:
+        assert sorted(texts) == sorted(row.label for row in spec.table.rows[:count])
+    else:
+        key, *numbers = texts
+        assert numbers == [str(number) for number in range(1, count + 1)]
+        assert key.splitlines()[1] == " 2  Flow matching" and len(key.splitlines()) == count
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
