@@ -444,21 +444,24 @@ class ReportItem(Strict):
     caption: str = ""
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
     cells: dict[str, list[list[str]]] = Field(
-        default={}, description="row id -> for each number of steps, the cells behind our number"
+        default={},
+        description="row id -> for each number of steps, what is behind our number, curve or picture, by "
+        "name; that of the table's first protocol first",
     )
+    extra_metrics: dict[str, str] = Field(default={}, description="metric in a column of its own -> protocol")
 
 
 class SourceFiles(Strict):
-    """Files behind a number or a training, relative to the page."""
+    """Files behind a number, a training or images, relative to the page."""
 
-    result: str = Field(description="of a cell its metrics, of a training its curve")
+    result: str = Field(description="of a cell its metrics, of a training its curve; of images nothing")
     spec: str
     log: str
 
 
 class ReportTraining(SourceFiles):
     name: str = Field(description="method, variant and seed")
-    benchmark: str = Field(description="run time and CPU time, as Snakemake measures them")
+    time: str = Field(description="record of its time on the devices")
 
 
 class HyperParameter(Strict):
@@ -483,7 +486,10 @@ class ReportSpec(Strict):
     scale: str
     command: str = Field(description="how to call the workflow, without the target")
     target: str = Field(default="report.html", description="what to ask the workflow for to make this page")
-    sources: dict[str, SourceFiles] = Field(default={}, description="cell -> files behind its number")
+    sources: dict[str, SourceFiles] = Field(default={}, description="name -> files behind what is shown")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
+    times: list[str] = Field(
+        default=[], description="records of the time of every training behind the page, relative to it"
+    )
     protocols: dict[str, Protocol | PromptProtocol | LikelihoodProtocol] = {}

@@ -10,12 +10,13 @@ from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
 from .metrics import REPORTED, metric_name
-from .rows import FULL_SCALES, OWN, FilledTable, TableRow
+from .rows import FULL_SCALES, OWN, FilledTable, TableRow, is_miniature
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
     "Only orderings can be compared with the paper, never the numbers."
 )
+NO_NUMBER = "–"
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
 WARNING_SIGN = "†"
@@ -50,7 +51,7 @@ def escaped(text: str) -> str:
 def ours_text(row: TableRow) -> str:
     """Our number, with the signs of its status and warnings, and its rank; a dash where there is none."""
     if row.ours is None:
-        return "–"
+        return NO_NUMBER
     rank = f" ({row.rank})" if row.rank is not None else ""
     signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
     return format_mean(row.ours, row.ours_std, row.metric) + signs + rank
@@ -69,7 +70,7 @@ def warning_texts(table: FilledTable) -> list[str]:
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
-    miniature = spec.scale not in (*FULL_SCALES, OWN)
+    miniature = is_miniature(spec.scale)
     parts = [f"# {'In miniature: ' if miniature else ''}{escaped(spec.table.title)}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
@@ -107,7 +108,7 @@ def _number(column: str, metric: str = "", significant: int | None = None) -> Ce
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant) or "–"
+        return format_number(value, metric, significant=significant) or NO_NUMBER
 
     return text
 
@@ -219,7 +220,7 @@ def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
     """The claims, holding or not."""
     count = Counter(claim.holds for claim in claims)
     parts = ["# Claims of the paper"]
-    if spec.scale != "paper":
+    if is_miniature(spec.scale):
         parts.append(
             "**Miniature: a claim that fails here is neither proved nor refuted at the paper's scale; "
             "“known” says what earlier miniature runs showed.**"
