@@ -445,8 +445,8 @@ class ReportItem(Strict):
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
     cells: dict[str, list[list[str]]] = Field(
         default={},
-        description="row id -> for each number of steps, what is behind our number, curve or picture, by "
-        "name; that of the table's first protocol first",
+        description="row id, or empty for all -> for each number of steps, what is behind our number, "
+        "curve or picture, by name; that of the table's first protocol first",
     )
     extra_metrics: dict[str, str] = Field(default={}, description="metric in a column of its own -> protocol")
 

@@ -530,7 +530,7 @@ Cells = dict[str, specs.SourceFiles]
 
 
 def _sources(plan: Plan, table: str) -> dict[str, list[Cells]]:
-    """Row id -> for each number of steps, what is behind the number, the curve or the picture.
+    """Row id, or "" for all -> for each number of steps, what is behind the number, the curve or the picture.
 
     Of several protocols the first, which the number in the row's own column is of, stands first.
     """
@@ -542,19 +542,13 @@ def _sources(plan: Plan, table: str) -> dict[str, list[Cells]]:
         }
     if entry.table.bounds is not None:
         files = _source_files(plan, "bounds", plan.file("bounds", table=table), table=table)
-        return {
-            row.id: [{table: files}] * len(row.steps or entry.table.steps or []) for row in entry.table.rows
-        }
+        return {"": [{table: files}]}
     if entry.table.kind in PICTURES:
-        shown, firsts = (
-            set(entry.picture_cells),
-            {row: [*cells.values()][:1] for row, cells in entry.cells.items()},
-        )
+        shown = set(entry.picture_cells)
+        firsts = {row: next(iter(cells.values())) for row, cells in entry.cells.items() if cells}
         return {
-            row: [
-                _images(plan, [key for key in keys if key in shown]) for columns in first for keys in columns
-            ]
-            for row, first in firsts.items()
+            row: [_images(plan, [key for key in keys if key in shown]) for keys in columns]
+            for row, columns in firsts.items()
         }
     order = dict.fromkeys([*entry.protocols, *entry.extra_metrics.values()])
     return {

@@ -87,7 +87,7 @@ def render_page(
 
     def linked(text: str, item: ReportItem, row: TableRow, column: int, protocol: str = "") -> Markup:
         """A number as a link to its metrics file, where that is here; without a protocol, to the first."""
-        columns = item.cells.get(row.row, [])
+        columns = item.cells.get(row.row, item.cells.get("", []))
         names = columns[column] if column < len(columns) else []
         files = [spec.sources[name].result for name in names if not protocol or name.endswith(f"/{protocol}")]
         if not files or text == NO_NUMBER or not is_there(files[0]):

@@ -91,7 +91,7 @@ def test_a_damaged_record_is_refused_by_readers_and_begun_anew_by_trainings(tmp_
     content = json.loads(path.read_text())
     content["parts"][0]["seconds"] = -1
     path.write_text(json.dumps(content) if damage == "minus" else damage)
-    with pytest.raises(ValueError, match="time.json: not the time of a training; remove it"):
+    with pytest.raises(ValueError, match=r"time\.json: not the time of a training; remove it"):
         read_time(path)
     with measured_time(path, "one", HOUR, lambda: 1.0):
         pass
