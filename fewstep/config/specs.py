@@ -18,7 +18,7 @@ from .methods import AnyLossParams, Reembed
 from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
 from .sampling import Sampling
-from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
+from .settings import Dataset, Guidance, Latents, Mark, PossibleTrain, Precision, Protocol, Sampler, Tokenizer
 from .tables import Claim, Kind, Table
 from .text import LikelihoodProtocol, PromptProtocol, PromptSet, TextEncoder
 
@@ -149,7 +149,7 @@ class TrainSpec(Strict):
     teacher: bool
     guidance: Guidance | None
     label_dropout: float
-    train: Train
+    train: PossibleTrain
     continues: Continued | None = Field(default=None, exclude_if=lambda value: value is None)
 
 

@@ -181,6 +181,7 @@ def _continued(plan: Plan, run: Run, seed: str) -> specs.Continued | None:
 def _bench(plan: Plan) -> Strict:
     bench = plan.config.root.bench
     runs = [plan.run(name) for name in bench.methods]
+    plan.refuse_unmet(run.name for run in runs)
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
     return specs.BenchSpec.model_validate(

@@ -35,6 +35,7 @@ def check(plan: Plan, target: str) -> None:
         shards = plan.parts.latents[job.key["latents"]].shards
         if int(job.key["shard"]) >= shards:
             raise ConfigError(f"target {target}: shard {job.key['shard']}, but there are {shards}, from 0 on")
+    plan.check_needs([target])
     stage = SPEC_OF.get(job.stage, job.stage)
     try:
         plan.spec(stage, paths.SPECS[stage].format(**job.key))

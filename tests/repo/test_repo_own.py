@@ -19,7 +19,7 @@ overrides:
     backbones: {own-teacher: &small {depth: 1, width: 16, heads: 2}, own: *small, own-dual: *small}
     protocols: {pixels-8x8: {images: 30, features: "4"}}
     recipes: {own: {train: &short {steps: 4, optimizer: {warmup: 1}}, guidance: {calibration: 64}}}
-  methods: {teacher: {train: *short}, ayf: &warm {loss: {warmup: 1}}, scm: *warm}
+  methods: {teacher: {train: *short}}
   tables:
     table: &table
       {steps: [1], rows: [
