@@ -501,7 +501,7 @@ def _report(plan: Plan) -> Strict:
         items=[
             specs.ReportItem(
                 name=name,
-                target=f"{root.pathvars['results']}/{name}.csv",
+                target=plan.parts_of(name)[0],
                 cells={row: [list(cells) for cells in columns] for row, columns in shown[name].items()},
                 extra_metrics=plan.tables[name].extra_metrics,
                 **table.model_dump(include={"kind", "title", "paper", "caption"}),

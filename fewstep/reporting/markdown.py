@@ -19,7 +19,7 @@ MINIATURE = (
 NO_NUMBER = "–"
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
-WARNING_SIGN = "†"
+WARNING_SIGN = "¶"
 SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
@@ -64,8 +64,12 @@ def sign_texts(table: FilledTable) -> list[str]:
 
 
 def warning_texts(table: FilledTable) -> list[str]:
-    """The warnings of all rows, each with the label of its method."""
-    return list(dict.fromkeys(f"{row.label}: {row.warnings}." for row in table.rows if row.warnings))
+    """The warnings of all rows, each with the labels of its methods."""
+    labels: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        if row.warnings:
+            labels.setdefault(row.warnings, {})[row.label] = None
+    return [f"{', '.join(found)}: {warnings}." for warnings, found in labels.items()]
 
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
@@ -104,11 +108,11 @@ Column = tuple[str, CellText]
 """Heading, and the text of a row."""
 
 
-def _number(column: str, metric: str = "", significant: int | None = None) -> CellText:
+def _number(column: str, metric: str = "", significant: int | None = None, exact: bool = False) -> CellText:
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant) or NO_NUMBER
+        return format_number(value, metric, significant=significant, exact=exact) or NO_NUMBER
 
     return text
 
@@ -173,7 +177,7 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
     columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", name, significant=6))
+        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", exact=True))
         for name in table.reported_metrics
     ]
     if not own:

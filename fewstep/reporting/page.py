@@ -19,6 +19,7 @@ from .. import __version__
 from ..common.device_time import DeviceTime, read_time
 from ..common.files import reading
 from ..config.specs import HyperParameter, ReportItem, ReportSpec
+from ..config.text import AnyProtocol
 from .claim_checks import read_claims
 from .figures.overview import draw_overview
 from .formatting import format_number
@@ -29,6 +30,8 @@ from .rows import OWN, TableRow, is_miniature, read_table
 
 OF_ROWS = ("table", "curve", "ranking", "price", "sweep")
 """Kinds whose numbers are the rows of a table; a figure's stand below it."""
+OF_METRICS = ("kid", "mmd")
+"""Fields of a protocol that are the settings of a metric of the same name."""
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
@@ -105,7 +108,7 @@ def render_page(
     environment.filters |= {"number": format_number, "ours": ours_text, "hint": hint, "inline": inline}
     environment.filters |= {"metric_name": metric_name, "sign_texts": sign_texts, "in_words": in_words}
     environment.filters |= {"linked_papers": linked_papers, "by_key": by_key}
-    environment.filters |= {"training_time": training_time, "hours": hours_text}
+    environment.filters |= {"fields": protocol_fields, "training_time": training_time, "hours": hours_text}
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
@@ -199,6 +202,13 @@ def hint(row: TableRow) -> str:
 def inline(text: str) -> Markup:
     """Escaped text in which `x` and ``x`` are code."""
     return Markup(re.sub(r"``(.+?)``|`(.+?)`", r"<code>\1\2</code>", str(escape(text))))
+
+
+def protocol_fields(protocol: AnyProtocol) -> list[tuple[str, Any]]:
+    """What a reader must know of a protocol: its fields, without the settings of metrics that it has not."""
+    found = protocol.model_dump(exclude_none=True)
+    found |= {"network_dtype": protocol.network_dtype, "decoder_dtype": protocol.decoder_dtype}
+    return [(key, value) for key, value in found.items() if key not in OF_METRICS or key in protocol.metrics]
 
 
 def in_words(value: Any) -> str:

@@ -218,7 +218,7 @@ def test_warnings_stand_beside_the_number(make_spec, metric, write_json, tmp_pat
     stage.main(list(map(str, words)))
     skipped, few = "2 updates of the training were not finite and were skipped", "40 images in 64 dimensions"
     assert f"{skipped}; Fréchet distance of {few}" in capsys.readouterr().err
-    assert "2.00†" in markdown.read_text() and skipped in markdown.read_text()
+    assert "2.00¶" in markdown.read_text() and skipped in markdown.read_text()
     table = read_table(out)
     assert [few in one.warnings for one in table.rows].count(True) == 1
     assert skipped in hint(next(one for one in table.rows if one.warnings))

@@ -61,7 +61,7 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
 
 
 def _steps_axis(table: FilledTable) -> str:
-    """What the axis counts: steps, and how often a step of each line calls the network."""
+    """What the axis counts: steps, and in a second line how often a step of each line calls the network."""
     calls: dict[int, list[str]] = {}
     for rows in table.by_method():
         found = {int(row.evaluations) / row.steps for row in rows if row.evaluations.isdigit()}
@@ -70,7 +70,7 @@ def _steps_axis(table: FilledTable) -> str:
     if set(calls) <= {1}:
         return "Sampling steps (one network evaluation each)" if calls else "Sampling steps"
     told = [f"{count} for {', '.join(labels)}" for count, labels in sorted(calls.items()) if count > 1]
-    return "Sampling steps; network evaluations of a step: " + "; ".join(told) + "; else 1"
+    return "Sampling steps\n(network evaluations of a step: " + "; ".join(told) + "; else 1)"
 
 
 def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:
