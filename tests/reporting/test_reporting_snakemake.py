@@ -14,7 +14,7 @@ from PIL import Image
 from fewstep.plan.jobs import dependencies
 from fewstep.plan.paths import FILES, OUTPUTS
 
-TARGETS = ["table1", "figure1", "claims", "report"]
+TARGETS = ["table4", "figure6", "report"]
 
 
 def outputs(plan, job) -> list[str]:
@@ -36,8 +36,8 @@ def call(folder: Path, *words: str) -> str:
 def test_it_is_made_without_warnings(tmp_path):
     """Of results that were copied without their times: --touch, and then the report."""
     plan = make_plan({**raw_config("demo"), "targets": TARGETS})
-    files = {file for job in dependencies(plan, plan.targets()) for file in outputs(plan, job)}
     jobs = dependencies(plan, plan.targets())
+    files = {file for job in jobs for file in outputs(plan, job)}
     files |= {file for job in jobs for file in plan.inputs(job.stage, job.key).get("spec", [])}
     for file in files:
         path = tmp_path / file
@@ -46,12 +46,23 @@ def test_it_is_made_without_warnings(tmp_path):
             Image.new("RGB", (8, 8), "red").save(path)
         else:
             path.write_text("a,b\n1,2\n" if path.suffix == ".csv" else "<p>text</p>\n")
-    call(tmp_path, "--touch")
+    call(tmp_path, "--touch", "--forceall")
     out = tmp_path / "report.html"
     told = call(tmp_path, "--report", str(out))
     assert not re.search(r"(?i)warning|missing|error", told), told
     text = out.read_text(encoding="utf-8")
-    assert "Start with" in text and "DAG" in text
-    for shown in ("Tables", "Figures", "Claims", "Report", "Training curves"):
-        assert f'"{shown}"' in text, shown
-    assert text.count("the numbers behind the picture are in the CSV file") == 1
+    assert "Start with" in text
+    for category in ("Tables", "Figures", "Report", "Training curves"):
+        assert f'"{category}"' in text, category
+    trainings = sum(job.stage == "train" for job in jobs)
+    captions = {"the numbers behind the picture": 1, "one line for each row": 1, "one JSON object": trainings}
+    assert {words: text.count(words) for words in captions} == captions
+
+
+def test_what_it_shows_has_a_caption():
+    """Also what the miniature above has not, as the claims."""
+    rules = ROOT / "workflow/rules"
+    text = "".join(path.read_text(encoding="utf-8") for path in rules.glob("*.smk"))
+    captions = re.findall(r'caption="(.*?)"', text)
+    assert len(captions) == len(re.findall(r"\breport\(", text)) == 5
+    assert all((rules / caption).read_text(encoding="utf-8").strip() for caption in captions)
