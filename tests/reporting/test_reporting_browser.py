@@ -96,7 +96,18 @@ def made(tmp_path_factory) -> Path:
             pass
     out = folder / "results/report.html"
     report.main(
-        ["--spec", spec("report", "report"), "--parts", *parts, png, "--curves", *curves, "--out", str(out)]
+        [
+            "--spec",
+            spec("report", "report"),
+            "--parts",
+            *parts,
+            png,
+            csv,
+            "--curves",
+            *curves,
+            "--out",
+            str(out),
+        ]
     )
     return out
 
@@ -143,6 +154,11 @@ def test_what_leads_to_files(made):
     text = made.read_text(encoding="utf-8")
     assert '<a href="decm/base/0/cm-2/digits.json">1.' in text
     assert 'href="table1.csv"' in text and 'href="table1.md"' in text and 'href="figure1.png"' in text
+    points = text.partition("Numbers of the figure, and the files behind each")[2]
+    name = "teacher/base/0/euler-guided-4/digits"
+    assert f'<a href="{name}.json">{name}</a>' in points
+    assert re.search(rf'>4</td><td class="number" title="[^"]*"><a href="{name}\.json">\d', points)
+    assert '<a href="decm/base/0/cm-2/digits.json">0.500</a>' in text, "a further metric of Table 1"
     assert "data:image/svg+xml" in text
     assert text.count("trained for 2 min in 2 parts on 2 cores: 0.067 core-hours, 0.5 GB of memory") == 3
     assert "<dt>Core-hours</dt><dd>0.2</dd>" in text and "<dt>Trained on</dt><dd>a processor</dd>" in text
