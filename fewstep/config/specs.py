@@ -489,6 +489,7 @@ class ReportSpec(Strict):
     sources: dict[str, SourceFiles] = Field(default={}, description="name -> files behind what is shown")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
+    claims: dict[str, list[str]] = Field(default={}, description="id -> names of what is behind its numbers")
     times: list[str] = Field(
         default=[], description="records of the time of every training behind the page, relative to it"
     )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from . import Plan
 
 
+CLAIMS = "claims"
+"""Target of the claims that the page shows."""
 _PRINTED = re.compile(r"(?:LightningDiT|SiT|DiT)-[A-Z]+/\d|SD3\.5-Medium")
 """Names of the papers' networks in the labels of rows."""
 
@@ -483,6 +485,11 @@ def _report(plan: Plan) -> Strict:
     protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
     shown = {name: _sources(plan, name) for name in names}
+    of_items = [cells for rows in shown.values() for columns in rows.values() for cells in columns]
+    claims = {
+        entry.claim.id: _scores(plan, [key for keys in entry.cells for key in keys])
+        for entry in (plan.claims_of(CLAIMS) if CLAIMS in plan.wanted else [])
+    }
     trained = report_trainings(plan)
     files = [file for group in inputs(plan, "report", {}).values() for file in group]
     jobs = [job.key for job in dependencies(plan, files) if job.stage == "train"]
@@ -491,13 +498,8 @@ def _report(plan: Plan) -> Strict:
         scale=_scale(run for name in names for run in _behind(plan, name)),
         command=root.command,
         target=plan.file("page"),
-        sources={
-            name: files
-            for rows in shown.values()
-            for columns in rows.values()
-            for cells in columns
-            for name, files in cells.items()
-        },
+        sources={name: files for cells in [*of_items, *claims.values()] for name, files in cells.items()},
+        claims={name: list(cells) for name, cells in claims.items()},
         items=[
             specs.ReportItem(
                 name=name,

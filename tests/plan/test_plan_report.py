@@ -52,6 +52,17 @@ def test_results_are_what_a_table_or_figure_is_made_of(plan, page):
         assert found == wanted, item.name
 
 
+def test_claims_lead_to_all_their_numbers(plan, page):
+    names = {name for names in page.claims.values() for name in names}
+    found = {resolved(page.sources[name].result) for name in names}
+    assert found == set(plan.inputs("claims", {"claims": "claims"})["metrics"])
+    assert list(page.claims) == [entry.claim.id for entry in plan.claims_of("claims")]
+    assert (
+        make_plan({**raw_config("demo"), "targets": ["table1", "report"]}).spec("report", "report").claims
+        == {}
+    )
+
+
 def test_specs_and_logs_are_those_of_the_rules(plan, page):
     """Also of samples, which are gone once a picture is made of them."""
     stages = set()
