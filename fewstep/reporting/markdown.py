@@ -16,7 +16,6 @@ MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
     "Only orderings can be compared with the paper, never the numbers."
 )
-NO_NUMBER = "–"
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
 WARNING_SIGN = "¶"
@@ -48,10 +47,14 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(safe, " ".join(text.split()))
 
 
+MISSING = "–"
+"""Stands where there is no number."""
+
+
 def ours_text(row: TableRow) -> str:
     """Our number, with the signs of its status and warnings, and its rank; a dash where there is none."""
     if row.ours is None:
-        return NO_NUMBER
+        return MISSING
     rank = f" ({row.rank})" if row.rank is not None else ""
     signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
     return format_mean(row.ours, row.ours_std, row.metric) + signs + rank
@@ -112,7 +115,7 @@ def _number(column: str, metric: str = "", significant: int | None = None, exact
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant, exact=exact) or NO_NUMBER
+        return format_number(value, metric, significant=significant, exact=exact) or MISSING
 
     return text
 

@@ -23,7 +23,7 @@ from ..config.text import AnyProtocol
 from .claim_checks import read_claims
 from .figures.overview import draw_overview
 from .formatting import format_number
-from .markdown import MINIATURE, NO_NUMBER, ours_text, sign_texts
+from .markdown import MINIATURE, MISSING, ours_text, sign_texts
 from .metrics import metric_name
 from .origin import describe_origin
 from .rows import OWN, TableRow, is_miniature, read_table
@@ -88,12 +88,17 @@ def render_page(
     def is_there(path: str) -> bool:
         return (folder / path).is_file()
 
-    def linked(text: str, item: ReportItem, row: TableRow, column: int, protocol: str = "") -> Markup:
-        """A number as a link to its metrics file, where that is here; without a protocol, to the first."""
+    def behind(item: ReportItem, row: TableRow) -> list[str]:
+        """Names of what is behind a row's numbers."""
         columns = item.cells.get(row.row, item.cells.get("", []))
-        names = columns[column] if column < len(columns) else []
+        steps = [each.steps for each in tables[item.name].rows if each.row == row.row]
+        return dict(zip(steps, columns, strict=False)).get(row.steps, [])
+
+    def linked(text: str, item: ReportItem, row: TableRow, protocol: str = "") -> Markup:
+        """A number as a link to its metrics file, where that is here; without a protocol, to the first."""
+        names = behind(item, row)
         files = [spec.sources[name].result for name in names if not protocol or name.endswith(f"/{protocol}")]
-        if not files or text == NO_NUMBER or not is_there(files[0]):
+        if not files or text == MISSING or not is_there(files[0]):
             return escape(text)
         return Markup('<a href="{}">{}</a>').format(quote(files[0]), text)
 
@@ -124,6 +129,7 @@ def render_page(
         compared=sum(row.agrees != "" for row in rows),
         deviations=deviations,
         is_there=is_there,
+        behind=behind,
         linked=linked,
         curves=drawn,
         times=times,
