@@ -22,6 +22,7 @@ from fewstep.common.device_time import Part, measured_time
 from fewstep.common.files import write_lines
 from fewstep.config.base import merge
 from fewstep.plan.jobs import report_trainings
+from fewstep.reporting.formatting import format_number
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's chromium")
@@ -168,6 +169,19 @@ def test_what_leads_to_files(made):
     assert "LightningDiT, 3 layers" in text
     ours = [line for line in text.splitlines() if "digits.json" in line and 'class="number' in line]
     assert ours and not any(word in line for line in ours for word in ("675M", "XL/", "SD3.5-Medium"))
+
+
+def test_each_number_is_that_of_the_file_it_leads_to(made):
+    """In tables, and below figures; what has no link is no number."""
+    text = made.read_text(encoding="utf-8")
+    cells = re.findall(r'<td class="(?:number|linked)[^>]*>(.*?)</td>', text)
+    assert {cell for cell in cells if "<a " not in cell} == {"–"}
+    numbers = re.findall(r'<td class="number[^>]*><a href="(.*?)">(.*?)</a>', text)
+    figure1 = re.findall(r'<td class="number[^>]*><a href="(.*?)">', text.partition('id="figure1"')[2])
+    assert len(numbers) > len(figure1) > 10
+    for path, shown in numbers:
+        found = json.loads((made.parent / unquote(path)).read_text(encoding="utf-8"))["fid"]
+        assert shown == format_number(found), path
 
 
 @pytest.mark.slow
