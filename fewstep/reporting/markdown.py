@@ -164,7 +164,11 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
             *(name for name, _ in costs),
         ]
         body = [
-            [_label(table, rows[0]), *map(text, rows), *(cost(rows[0]) for _, cost in costs)]
+            [
+                _label(table, rows[0]),
+                *(MISSING if row is None else text(row) for row in table.in_columns(rows)),
+                *(cost(rows[0]) for _, cost in costs),
+            ]
             for rows in methods
         ]
         parts += [f"**{heading}**", _grouped(head, body, [rows[0].group for rows in methods])]
