@@ -10,7 +10,7 @@ from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
 from .metrics import REPORTED, metric_name
-from .rows import FULL_SCALES, OWN, FilledTable, TableRow
+from .rows import FULL_SCALES, OWN, FilledTable, TableRow, is_miniature
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -18,7 +18,7 @@ MINIATURE = (
 )
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
-WARNING_SIGN = "†"
+WARNING_SIGN = "¶"
 SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
@@ -67,13 +67,17 @@ def sign_texts(table: FilledTable) -> list[str]:
 
 
 def warning_texts(table: FilledTable) -> list[str]:
-    """The warnings of all rows, each with the label of its method."""
-    return list(dict.fromkeys(f"{row.label}: {row.warnings}." for row in table.rows if row.warnings))
+    """The warnings of all rows, each with the labels of its methods."""
+    labels: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        if row.warnings:
+            labels.setdefault(row.warnings, {})[row.label] = None
+    return [f"{', '.join(found)}: {warnings}." for warnings, found in labels.items()]
 
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
-    miniature = spec.scale not in (*FULL_SCALES, OWN)
+    miniature = is_miniature(spec.scale)
     parts = [f"# {'In miniature: ' if miniature else ''}{escaped(spec.table.title)}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
@@ -107,11 +111,11 @@ Column = tuple[str, CellText]
 """Heading, and the text of a row."""
 
 
-def _number(column: str, metric: str = "", significant: int | None = None) -> CellText:
+def _number(column: str, metric: str = "", significant: int | None = None, exact: bool = False) -> CellText:
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant) or MISSING
+        return format_number(value, metric, significant=significant, exact=exact) or MISSING
 
     return text
 
@@ -180,7 +184,7 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
     columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", name, significant=6))
+        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", exact=True))
         for name in table.reported_metrics
     ]
     if not own:
@@ -227,7 +231,7 @@ def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
     """The claims, holding or not."""
     count = Counter(claim.holds for claim in claims)
     parts = ["# Claims of the paper"]
-    if spec.scale != "paper":
+    if is_miniature(spec.scale):
         parts.append(
             "**Miniature: a claim that fails here is neither proved nor refuted at the paper's scale; "
             "“known” says what earlier miniature runs showed.**"

@@ -20,6 +20,12 @@ FULL_SCALES = ("paper", "toy")
 OWN = "own"
 """Scale of a user's own images, of which no paper has numbers."""
 
+
+def is_miniature(scale: str) -> bool:
+    """Whether numbers of a scale cannot be compared with a paper's, which there is."""
+    return scale not in (*FULL_SCALES, OWN)
+
+
 IsStale = Callable[[Entry], bool]
 
 
@@ -293,7 +299,7 @@ def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale, othe
         return "missing"
     if any(is_stale(entry) for entry in ours.entries):
         return "stale"
-    if spec.scale not in (*FULL_SCALES, OWN):
+    if is_miniature(spec.scale):
         return "miniature"
     if any(entry.get("status") == "released" for entry in ours.entries):
         return "released weights"

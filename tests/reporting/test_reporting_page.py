@@ -11,7 +11,7 @@ from PIL import Image
 from fewstep import report as stage
 from fewstep.config import dump
 from fewstep.config.settings import Protocol, Weights
-from fewstep.config.specs import CellKey, ClaimsSpec, ReportItem, ReportMethod, ReportSpec
+from fewstep.config.specs import CellKey, ClaimsSpec, ReportItem, ReportMethod, ReportSpec, SourceFiles
 from fewstep.config.tables import CellName, Claim
 from fewstep.reporting.claim_checks import check_claims, claims_csv
 from fewstep.reporting.page import inline
@@ -99,6 +99,11 @@ def page(make_spec, metric, tmp_path):
             scale=scale,
             command="snakemake --profile profiles/x",
             items=items,
+            sources={
+                name: SourceFiles(result=f"{name}.json", spec="report.json", log="")
+                for name in ("claims", "gone")
+            },
+            claims={"less": ["claims", "gone"]},
             methods={"decm": ReportMethod(title="DE-CM", paper="arXiv:2602.10764", loss="decm")},
             protocols={"decm": PROTOCOL},
         )
@@ -141,6 +146,14 @@ def test_claims_that_fail_are_shown(page):
     text = page()
     assert "Of 2 claims" in text and "<h3>Holding</h3>" in text and "<h3>Not holding</h3>" in text
     assert text.index("<h3>Holding</h3>") < text.index("one &gt;= two") < text.index("<h3>Not holding</h3>")
+
+
+def test_claims_lead_to_their_files(page, tmp_path):
+    """As far as these are here; the report's own spec stands for one."""
+    (tmp_path / "claims.json").write_text("{}")
+    behind = page().partition("Files behind each claim")[2].partition("</table>")[0]
+    assert behind.count('<a href="claims.json">claims</a><a href="report.json">spec</a><br>gone') == 1
+    assert "one &lt; two" in behind and "one &gt;= two" not in behind
 
 
 def test_a_method_with_some_of_the_steps_has_blank_cells(page):
