@@ -15,7 +15,7 @@ from .backbones.import_weights import import_weights, read_weights
 from .backbones.model_file import sampling_card, save_model, versions
 from .common.cli import add_sampling, parser, run
 from .config import ConfigError, digest, read_spec
-from .config.backbones import LightningDiT, Sd3
+from .config.backbones import Imf, LightningDiT, Sd3
 from .config.specs import AdoptSpec
 from .data.asset_files import read_record
 
@@ -27,8 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     add_sampling(arguments)
     given = arguments.parse_args(argv)
     spec = read_spec(AdoptSpec, given.spec)
-    if not isinstance(spec.backbone, LightningDiT | Sd3):
-        raise ConfigError(f"{given.spec}: backbone.kind: only weights of lightningdit and sd3 can be adopted")
+    if not isinstance(spec.backbone, LightningDiT | Sd3 | Imf):
+        raise ConfigError(
+            f"{given.spec}: backbone.kind: only weights of lightningdit, sd3 and imf can be adopted"
+        )
     record = read_record(given.asset)
     if record.body.name != spec.asset:
         raise ConfigError(

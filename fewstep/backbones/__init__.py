@@ -17,6 +17,7 @@ NETWORKS = {
     "mlp": ("mlp", "Mlp"),
     "unet": ("unet", "UNet"),
     "get": ("get", "Get"),
+    "imf": ("imf", "Imf"),
     "sd3": ("sd3", "Sd3"),
     "kl-autoencoder": ("kl_autoencoder", "KlAutoencoder"),
     "clip": ("clip", "Clip"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.tensor_files import load_tensors
-from ..config.backbones import LightningDiT, Sd3
+from ..config.backbones import Imf, LightningDiT, Sd3
 from ..core.rng import fold_in
 from . import build, use_text
 from .model_file import load_compatible
@@ -30,19 +30,29 @@ TELLING = {
 HEADS = ("final_layer", "final_layer_u")
 OUTPUTS = [f"{head}.linear.{part}" for head in HEADS for part in ("weight", "bias")]
 LABELS = "y_embedder.embedding_table.weight"
+LOSS_WEIGHT = ("logvar_linear.weight", "logvar_linear.bias")
+"""Of Decoupled MeanFlow's release: a layer that weights its loss."""
+IMF_LAYERS = {
+    "attn.qkv": ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    "attn.proj": ("attn.out_proj",),
+    "mlp.w12": ("mlp.w1", "mlp.w3"),
+    "mlp.w3": ("mlp.w2",),
+}
+"""The linear layers of a block, and those of improved MeanFlow's release that are joined in each."""
 EMA_PREFIX = "ema_models.1.ema_model."
 
 
 def import_weights(
     published: dict[str, Tensor],
-    backbone: LightningDiT | Sd3,
+    backbone: LightningDiT | Sd3 | Imf,
     path: Path,
     reverse: bool = False,
     new_labels: bool = False,
 ) -> tuple[nn.Module, list[str]]:
     """The network of ``backbone`` with published weights, in float32, and what was converted.
 
-    SD3's are those of diffusers' transformer, whose clock its own module converts.
+    SD3's are those of diffusers' transformer, whose clock its own module converts; improved MeanFlow's are
+    those of its release for PyTorch.
 
     ``path`` is for messages; ``reverse``: the weights are those of a flow from data to noise; ``new_labels``:
     they know other classes, whose embeddings ours do not take over.
@@ -56,6 +66,9 @@ def import_weights(
     if isinstance(backbone, Sd3):
         _compare_sd3(tensors, backbone, path, reverse)
         tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    elif isinstance(backbone, Imf):
+        tensors = convert_imf(tensors, path, reverse)
+        converted.append("velocity reversed; layers that are one here joined; the second head dropped")
     else:
         _compare(tensors, backbone, path)
         tensors, changes = convert_state_dict(tensors, backbone, reverse)
@@ -126,7 +139,7 @@ def _to_float32(tensor: Tensor, where: str) -> Tensor:
     return tensor.float()
 
 
-def _taken_labels(tensors: dict[str, Tensor], backbone: LightningDiT | Sd3, path: Path) -> Tensor:
+def _taken_labels(tensors: dict[str, Tensor], backbone: LightningDiT | Sd3 | Imf, path: Path) -> Tensor:
     """Take the embeddings of other classes out of the tensors."""
     table = tensors.pop(LABELS, None)
     if isinstance(backbone, Sd3) or table is None or table.ndim != 2 or table.shape[1] != backbone.width:
@@ -153,8 +166,11 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
             f"{path}: has labels for {len(labels) - 1} classes and the unconditional one, but the "
             f"backbone says classes: {backbone.classes}; of your own classes, set weights.new_labels: true"
         )
-    if not backbone.target_time and any(name.startswith("r_embedder.") for name in tensors):
-        raise ValueError(f"{path}: has a target-time embedding (r_embedder); set target_time: true")
+    second_time = any(name.startswith("r_embedder.") for name in tensors)
+    if second_time and (not backbone.target_time or backbone.decoupled is not None):
+        raise ValueError(
+            f"{path}: has a target-time embedding (r_embedder); set target_time: true, and decoupled: null"
+        )
 
 
 def _compare_sd3(tensors: dict[str, Tensor], backbone: Sd3, path: Path, reverse: bool) -> None:
@@ -189,10 +205,10 @@ def convert_state_dict(
     """Weights for our convention (noise at t = 0, velocity data - noise), and in words what was done.
 
     Channels of a learned variance (DiT, SiT: ``learn_sigma``), which samplers of flows do not use,
-    are recognised by twice as many outputs and dropped. ``reverse``: the published network has its
-    noise at t = 1 and predicts noise - data.
+    are recognised by twice as many outputs and dropped; so is a layer that weights the loss of training.
+    ``reverse``: the published network has its noise at t = 1 and predicts noise - data.
     """
-    tensors, done = dict(tensors), []
+    tensors, done = {name: tensor for name, tensor in tensors.items() if name not in LOSS_WEIGHT}, []
     channels = backbone.shape[0]
     for name in OUTPUTS:
         value = tensors.get(name)
@@ -200,6 +216,8 @@ def convert_state_dict(
             # The outputs of a patch are channels last.
             tensors[name] = value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
             done = ["outputs of a learned variance dropped"]
+    if backbone.decoupled is not None:
+        done.append(f"blocks from {backbone.decoupled} on told the target time")
     if reverse:
         _reverse_time(tensors, backbone)
         done.append("time and velocity reversed")
@@ -222,3 +240,38 @@ def _reverse_time(tensors: dict[str, Tensor], backbone: LightningDiT) -> None:
             turned = torch.cat([cos * w.cos() + sin * w.sin(), cos * w.sin() - sin * w.cos()], dim=1)
             tensors[name] = turned.to(value.dtype)
     tensors.update({name: -tensors[name] for name in OUTPUTS if name in tensors})
+
+
+def convert_imf(tensors: dict[str, Tensor], path: Path, reverse: bool) -> dict[str, Tensor]:
+    """The weights of improved MeanFlow's release for PyTorch, named and joined as ours, for our velocity.
+
+    Its blocks are counted in two parts, those that both heads share and those of the average velocity's.
+
+    Raises:
+        ValueError: ``reverse`` is false, or a layer to be joined is missing.
+    """
+    if not reverse:
+        raise ValueError(f"{path}: reverse: improved MeanFlow has its noise at t = 1; set reverse: true")
+    plain = {re.sub(r"^net\.|_flax_(linear|embedding)\.", "", name): value for name, value in tensors.items()}
+    shared = len({name.split(".")[1] for name in plain if name.startswith("shared_blocks.")})
+    ours: dict[str, Tensor] = {}
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for name, value in plain.items():
+        part, _, rest = name.partition(".")
+        if part in ("shared_blocks", "u_heads"):
+            number, _, inner = rest.partition(".")
+            place = int(number) + (shared if part == "u_heads" else 0)
+            blocks.setdefault(f"blocks.{place}", {})[inner] = value
+        elif part == "u_final_layer":
+            ours[f"final_layer.{rest}"] = -value if rest.startswith("linear.") else value
+        elif part not in ("v_heads", "v_final_layer"):
+            ours[name] = value
+    for block, layers in blocks.items():
+        for joined, parts in IMF_LAYERS.items():
+            found = [layers.pop(f"{part}.weight", None) for part in parts]
+            missing = [part for part, value in zip(parts, found, strict=True) if value is None]
+            if missing:
+                raise ValueError(f"{path}: {block} has no {missing[0]}.weight")
+            ours[f"{block}.{joined}.weight"] = torch.cat([value for value in found if value is not None])
+        ours |= {f"{block}.{name}": value for name, value in layers.items()}
+    return ours

@@ -223,13 +223,13 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Self-attention of (B, N, width) tokens with rotary positions where ``turns`` are given."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool, norm: str) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool, norm: str, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.q_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
         self.k_norm = Norm(norm, width // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, turns: Tensor | None, injected: Tensor | None = None) -> Tensor:
         """``injected`` (B, N or 1, 3 width) is added to queries, keys and values."""
@@ -255,10 +255,10 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """``w3(silu(a) * b)`` with (a, b) = w12(x)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden, bias=bias)
+        self.w3 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.w12(x.flatten(0, -2)).chunk(2, dim=-1)  # rows, as in `Attention`

@@ -82,9 +82,42 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
+    def embed(self, spec: specs.TimedClassNetwork, width: int, labels: bool) -> None:
+        """Make the embeddings; decoupled blocks have one for both times."""
+        super().embed(spec, width, labels)
+        if self.spec.decoupled is not None:
+            self.r_embedder = None
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is sharded one by one: blocks that are called once in a forward."""
+        return [*self.blocks] if self.spec.repeats == 1 else []
+
     def critic(self) -> Critic:
         """A fresh network of the same layers that gives each sample a number."""
         return Critic(self.spec)
+
+    def classifier(self) -> LatentClassifier:
+        """A fresh network of the same layers, half as many, that tells classes of noisy samples."""
+        return LatentClassifier(self.spec)
+
+    def conditions(self, t: Tensor, s: Tensor | None, y: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each block is told in the order of their calls, and the final layers, (B, width) each.
+
+        Of repeated blocks each pass k of K has the embedding of the time k / K added (arXiv 2511.22475).
+        Decoupled blocks are told t, and from a depth on s (arXiv 2510.24474).
+        """
+        depth, repeats, early = self.spec.depth, self.spec.repeats, self.spec.decoupled
+        if early is not None:
+            assert s is not None
+            first, c = self.condition(t, None, y), self.condition(s, None, y)
+            return [first if number < early else c for number in range(depth)], c
+        c = self.condition(t, s, y)
+        if repeats == 1:
+            return [c] * depth, c
+        with full_precision(y.device.type):
+            passes = [c + self.t_embedder(torch.full_like(t, k / repeats)) for k in range(repeats)]
+        return [told for told in passes for _ in range(depth)], c
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate the network.
@@ -99,11 +132,11 @@ class LightningDiT(Conditioned):
             The average velocity (B, C, H, W) in the dtype of ``x``, or (velocity, flow map) with two outputs,
             or velocity and scalar (B,).
         """
-        c = self.condition(t, s, y)
+        conditions, c = self.conditions(t, s, y)
         h = self.x_embedder(x) + self.pos_embed
         turns = self.feat_rope() if self.feat_rope is not None else None
-        for block in self.blocks:
-            h = block(h, c, turns)
+        for block, own in zip([*self.blocks] * self.spec.repeats, conditions, strict=True):
+            h = block(h, own, turns)
         velocity = unpatchify(self.final_layer(h, c), self.grid, self.patch).to(x.dtype)
         if self.scalar_head is not None:
             return velocity, self.scalar_head(h).to(x.dtype)
@@ -112,20 +145,20 @@ class LightningDiT(Conditioned):
         return velocity, unpatchify(self.final_layer_u(h, c), self.grid, self.patch).to(x.dtype)
 
 
-class Critic(LightningDiT):
-    """A number for each sample, D(x, t, y): read from a token of its own (arXiv 2511.22475, section 4).
+class TokenReader(LightningDiT):
+    """Numbers for each sample, read from a token of its own (arXiv 2511.22475, section 4).
 
     Without target time. The token has no position; a norm without gain and offset and a linear layer read it.
     """
 
-    def __init__(self, spec: specs.LightningDiT) -> None:
-        super().__init__(spec.model_copy(update={"target_time": False, "outputs": 1}))
+    def __init__(self, spec: specs.LightningDiT, numbers: int, bias: bool, depth: int) -> None:
+        once = {"target_time": False, "outputs": 1, "decoupled": None, "repeats": 1, "depth": depth}
+        super().__init__(spec.model_copy(update=once))
         self.token = nn.Parameter(0.02 * torch.randn(spec.width))
-        self.final_layer = nn.Sequential(Norm("layer", spec.width), nn.Linear(spec.width, 1, bias=False))
+        self.final_layer = nn.Sequential(Norm("layer", spec.width), nn.Linear(spec.width, numbers, bias=bias))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        """D, (B,), of points x (B, C, H, W) at times t (B,) with labels y (B,)."""
-        c = self.condition(t, None, y)
+    def read(self, x: Tensor, c: Tensor) -> Tensor:
+        """The numbers (B, n) of points x (B, C, H, W), conditioned on c (B, width)."""
         h = self.x_embedder(x) + self.pos_embed
         h = torch.cat([self.token.to(h.dtype).expand(len(h), 1, -1), h], dim=1)
         turns = self.feat_rope() if self.feat_rope is not None else None
@@ -134,7 +167,32 @@ class Critic(LightningDiT):
             turns = torch.cat([still, turns])
         for block in self.blocks:
             h = block(h, c, turns)
-        return upcast(self.final_layer(h[:, 0])[:, 0])
+        return upcast(self.final_layer(h[:, 0]))
+
+
+class Critic(TokenReader):
+    """A number for each sample, D(x, t, y)."""
+
+    def __init__(self, spec: specs.LightningDiT) -> None:
+        super().__init__(spec, 1, bias=False, depth=spec.depth)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """D, (B,), of points x (B, C, H, W) at times t (B,) with labels y (B,)."""
+        return self.read(x, self.condition(t, None, y))[:, 0]
+
+
+class LatentClassifier(TokenReader):
+    """Logits of the classes of noisy samples, C(x, t)."""
+
+    def __init__(self, spec: specs.LightningDiT) -> None:
+        super().__init__(spec, spec.classes, bias=True, depth=-(-spec.depth // 2))
+        del self.y_embedder
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (B, classes) of points x (B, C, H, W) at times t (B,)."""
+        with full_precision(x.device.type):
+            c = self.t_embedder(t)
+        return self.read(x, c)
 
 
 def _draw_layers(net: nn.Module) -> None:

@@ -21,12 +21,12 @@ from torch import Tensor
 from ..common.cli import first_few
 from ..common.files import sha256
 from ..config import digest
+from ..config.backbones import SD3_TIMESTEPS
 from ..config.methods import Reembed
 from ..config.specs import ReembedSpec
 from ..core.dual import make_dual, tangent_of
 from ..core.rng import generator
 from .model_file import load_model, save_model
-from .sd3 import TIMESTEPS
 
 EMBEDDER = "transformer.time_text_embed.timestep_embedder."
 """Start of the names of an embedder's tensors in a model file."""
@@ -112,8 +112,8 @@ def even_times() -> Tensor:
 
 def sinusoids(number: int, time_scale: float, t: Tensor) -> Tensor:
     """SD3's sinusoids (N, number) of times t (N,), the fastest of ``time_scale`` rad per unit of t."""
-    waves = Timesteps(number, flip_sin_to_cos=True, downscale_freq_shift=0, scale=time_scale / TIMESTEPS)
-    result: Tensor = waves(TIMESTEPS * (1 - t))
+    waves = Timesteps(number, flip_sin_to_cos=True, downscale_freq_shift=0, scale=time_scale / SD3_TIMESTEPS)
+    result: Tensor = waves(SD3_TIMESTEPS * (1 - t))
     return result
 
 

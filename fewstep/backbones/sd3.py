@@ -21,11 +21,10 @@ from ..config import backbones as specs
 from ..config.methods import Reembed
 from ..core.precision import full_precision, upcast
 from .layers import zero
+from .reembedding import fit_embedder
 
 Captions = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Context (B, L, D) and pooled embedding (B, P) of captions y (B,), int64: data/text_store.py."""
-TIMESTEPS = 1000
-"""SD3's timestep at the noise."""
 
 
 class TwoTimes(CombinedTimestepTextProjEmbeddings):
@@ -42,7 +41,7 @@ class TwoTimes(CombinedTimestepTextProjEmbeddings):
         The embedding of the target time starts at zero, so that the network starts independent of it.
         """
         embedding.__class__ = cls
-        embedding.time_proj.scale = time_scale / TIMESTEPS
+        embedding.time_proj.scale = time_scale / specs.SD3_TIMESTEPS
         embedding.target_embedder = None
         if target_time:
             layer = embedding.timestep_embedder
@@ -122,8 +121,6 @@ class Sd3(nn.Module):
 
         In place, on the CPU; see `reembedding.fit_embedder`.
         """
-        from .reembedding import fit_embedder
-
         old, own = (net.transformer.time_text_embed.timestep_embedder for net in (teacher, self))
         fitted = fit_embedder(old, teacher.spec.time_scale, self.spec.time_scale, Reembed(of="teacher"))
         own.load_state_dict(fitted.state_dict())
@@ -171,7 +168,7 @@ class Sd3(nn.Module):
             x,
             encoder_hidden_states=context,
             pooled_projections=pooled,
-            timestep=TIMESTEPS * (1 - times),
+            timestep=specs.SD3_TIMESTEPS * (1 - times),
             return_dict=False,
         )
         return -velocity.to(x.dtype)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import build, use_text
-from ..config.backbones import Backbone, Clip, FlowNetwork, Get, LightningDiT, Sd3, UNet
+from ..config.backbones import Backbone, Clip, FlowNetwork, Get, Imf, LightningDiT, Sd3, UNet
 from ..config.objectives import LossParams
 from ..config.rates import Device
 from ..config.settings import Guidance, LdmAutoencoder, Tokenizer
@@ -35,8 +35,8 @@ from ..data.tokenizers import build_ldm_autoencoder
 from ..methods import build as build_method
 from . import as_csv, as_text
 
-STATE = 4
-"""Copies of a network in a training's saved state: weights, EMA, and Adam's two moments."""
+STATES = 3
+"""Saved states of a training at one time: two that are kept (training/state.py), and one that is written."""
 ROWS, STEPS = 48, 20_000
 """Batch and length of the training on the tiny network; methods that group rows round the batch up."""
 TOKENS = 8
@@ -123,10 +123,12 @@ def job_line(spec: CostsSpec, asked: CostLine) -> Line:
     line.sources |= set(asked.sources)
     line.unknown |= dict.fromkeys(asked.unknown)
     sizes = [4 * count * parameters(spec.networks[name]) for name, count in asked.models.items()]
-    whole = sum(4 * parameters(spec.networks[name]) for name in asked.models)
-    state = STATE * whole if asked.rule == "train" else 0
-    line.kept = asked.kept + sum(sizes)
-    line.temporary = asked.temporary + state
+    state, kept = 0, 0
+    if asked.states is not None:
+        state = 4 * state_numbers(spec.networks[asked.states.network], asked.states.loss)
+        kept = state * asked.states.kept
+    line.kept = asked.kept + sum(sizes) + kept
+    line.temporary = asked.temporary + STATES * state - kept
     if asked.work:
         line.longest += spec.start
     for work in asked.work:
@@ -166,6 +168,20 @@ def parameters(spec: Backbone) -> int:
     trained = isinstance(spec, Sd3) and spec.lora is not None
     weights = _on_meta(spec).parameters()
     return sum(weight.numel() for weight in weights if weight.requires_grad or not trained)
+
+
+def state_numbers(network: Backbone, loss: LossParams) -> int:
+    """Numbers in a training's saved state.
+
+    Of the network these are weights, their averages, and the optimizer's two moments; of what is trained
+    beside it, weights and moments.
+    """
+    method = build_method(loss)
+    with torch.device("meta"):
+        beside = [*method.players(_on_meta(network)).values(), method.extra()]
+    others: int = sum(weight.numel() for module in beside if module for weight in module.parameters())
+    averages = 1 if method.target_decay is None else 2
+    return (3 + averages) * parameters(network) + 3 * others
 
 
 @cache
@@ -311,14 +327,11 @@ def _random(spec: Backbone) -> nn.Module:
 
 def _tiny(spec: Backbone, shape: list[int] | None = None) -> Backbone:
     """A small network of the same kind, with the same outputs and times."""
-    if isinstance(spec, LightningDiT):
+    if isinstance(spec, LightningDiT | Get | Imf):
         side = 4 * spec.patch
-        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4, "time_features": 32}
-        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
-    if isinstance(spec, Get):
-        side = 4 * spec.patch
-        blocks = {"depth": 1, "tied": 1, "width": 32, "heads": 2, "classes": 4}
-        return spec.model_copy(update={**blocks, "shape": shape or [spec.shape[0], side, side]})
+        blocks = {"depth": 1, "width": 32, "heads": 2, "classes": 4}
+        own = {"tied": 1} if isinstance(spec, Get) else {"time_features": 32} if spec.kind != "imf" else {}
+        return spec.model_copy(update={**blocks, **own, "shape": shape or [spec.shape[0], side, side]})
     if isinstance(spec, UNet):
         levels = {"width": 16, "multipliers": [1, 2], "attention": [8] if spec.attention else []}
         counts = {"groups": 4, "depth": 1, "classes": 4}

@@ -96,9 +96,12 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
 
     Released weights have no training code here (``code`` is None).
     """
-    kind, loss = metrics.get("backbone_kind"), metrics.get("model", {}).get("loss")
+    model = metrics.get("model", {})
+    kind, loss = metrics.get("backbone_kind"), model.get("loss")
     training, score = metrics.get("code"), metrics.get("score_code")
-    if training is not None and (None in (kind, loss) or training != training_digest(loss, kind)):
+    # A training that goes on with another one's state is both of theirs.
+    codes = {training, model.get("continues", {}).get("code", training)}
+    if training is not None and (None in (kind, loss) or codes != {training_digest(loss, kind)}):
         return True
     protocol = metrics.get("protocol", {}).get("kind", FEATURES)
     return score is not None and score != score_digest(kind, protocol)

@@ -38,7 +38,7 @@ class FlowNetwork(Strict):
     @property
     def scale_count(self) -> int:
         """Scales of the pyramid that it is given instead of a latent, each with its own time; 1: a latent."""
-        return getattr(self, "scales", 1)
+        return 1
 
     def samples_in(self, sampler: str, steps: int) -> bool:
         """Whether a kind of sampler can use it: one that is not told the times makes one plain step."""
@@ -85,6 +85,21 @@ class LightningDiT(TimedClassNetwork):
         exclude_if=lambda value: value == 1,
         description="of a Laplacian pyramid, each with its own time; patch is the finest scale's (DFM)",
     )
+    decoupled: Size | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the first so many blocks are told t, the others and the final layer s, by one embedding "
+        "(Decoupled MeanFlow, arXiv 2510.24474); null: all are told both",
+    )
+    repeats: Size = Field(
+        default=1,
+        exclude_if=lambda value: value == 1,
+        description="the blocks are gone through so many times, each time told how often before (AFM)",
+    )
+
+    @property
+    def scale_count(self) -> int:
+        return self.scales
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:
@@ -94,6 +109,15 @@ class LightningDiT(TimedClassNetwork):
             raise ValueError(
                 "scales: more than one go with target_time: false, one output, predicts: velocity"
             )
+        if self.decoupled is not None and not (
+            self.target_time and self.decoupled < self.depth and self.repeats == 1
+        ):
+            raise ValueError(
+                f"decoupled {self.decoupled} must be below depth {self.depth}, with target_time: true and "
+                "repeats: 1"
+            )
+        if self.repeats > 1 and self.scales > 1:
+            raise ValueError("repeats: more than one go with scales: 1")
         if self.patch % (1 << (self.scales - 1)):
             raise ValueError(
                 f"patch {self.patch} must be halved {self.scales - 1} times, for {self.scales} scales"
@@ -175,6 +199,37 @@ class Get(ClassNetwork):
         return self
 
 
+class Imf(ClassNetwork):
+    """The transformer of improved MeanFlow (arXiv 2512.02012), told all that it knows by tokens."""
+
+    kind: Literal["imf"]
+    target_time: Literal[True] = True
+    outputs: Literal[1] = 1
+    scalar: Literal[False] = Field(default=False, exclude_if=lambda value: not value)
+    depth: Size
+    width: Size
+    heads: Size
+    patch: Size = 2
+    class_tokens: Size = 8
+    scale_tokens: Size = Field(default=4, description="of the guidance scale")
+    interval_tokens: Size = Field(default=2, description="of each end of the guidance interval")
+    time_tokens: Size = Field(default=4, description="of s - t")
+    scale: float = Field(ge=1, description="of the guidance that it has learned")
+    interval: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        min_length=2, max_length=2, description="times t in which it is guided"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Imf:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} / heads {self.heads} must be even")
+        if self.shape[1] % self.patch or self.shape[2] % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide the latent {self.shape}")
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"interval {self.interval} must not fall")
+        return self
+
+
 class Lora(Strict):
     """Low-rank adapters of linear layers (arXiv 2106.09685), by peft: W x + (alpha / rank) B A x."""
 
@@ -197,6 +252,10 @@ class Lora(Strict):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
+SD3_TIMESTEPS = 1000.0
+"""SD3's timestep at the noise."""
+
+
 class Sd3(FlowNetwork):
     """The transformer of Stable Diffusion 3 (arXiv 2403.03206), by diffusers; the defaults are 3.5 Medium's.
 
@@ -217,7 +276,7 @@ class Sd3(FlowNetwork):
     context: Size = Field(default=4096, description="width of a caption's tokens")
     pooled: Size = Field(default=2048, description="width of a caption's pooled embedding")
     time_scale: float = Field(
-        default=1000.0,
+        default=SD3_TIMESTEPS,
         gt=0,
         description="highest angular frequency of the time embedding, rad per unit time; 1000 is SD3's own, "
         "too fast for tangents",
@@ -306,9 +365,9 @@ class ConvClassifier(Strict):
     features: Size
 
 
-FlowBackbone = Annotated[LightningDiT | Mlp | UNet | Get | Sd3, Field(discriminator="kind")]
+FlowBackbone = Annotated[LightningDiT | Mlp | UNet | Get | Imf | Sd3, Field(discriminator="kind")]
 """Of networks with average velocities."""
 Backbone = Annotated[
-    LightningDiT | Mlp | UNet | Get | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
+    LightningDiT | Mlp | UNet | Get | Imf | Sd3 | ConvAutoencoder | ConvClassifier | KlAutoencoder | Clip,
     Field(discriminator="kind"),
 ]

@@ -17,7 +17,7 @@ INFERRED = {
 """Section of settings.yaml -> the keys that an entry may leave out."""
 LATENTS = {"pixels": (None, 1), "sd-vae": (4, 8), "vavae": (32, 16)}
 """Kind of tokenizer -> channels of its latents (None: the images'), and pixels of a side to one of theirs."""
-CLASS_NETWORKS = ("lightningdit", "mlp", "unet", "get")
+CLASS_NETWORKS = ("lightningdit", "mlp", "unet", "get", "imf")
 """Kinds of networks whose condition is a class."""
 Entries = dict[str, Any]
 

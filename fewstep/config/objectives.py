@@ -127,6 +127,11 @@ class WithPlayers(LossParams):
 
     players: dict[str, Optimizer] = Field(description="optimizer of each network beside the student")
 
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Of each network beside the student, those included that an option adds."""
+        return self.players
+
     @model_validator(mode="before")
     @classmethod
     def _complete_players(cls, raw: Any) -> Any:

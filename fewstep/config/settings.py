@@ -448,9 +448,14 @@ class Protocol(Precision):
         return self.moons is not None or not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
 
     @property
+    def published_moments(self) -> bool:
+        """Whether mu and sigma of a published file are the reference's; they are Inception's."""
+        return self.reference is not None and self.extractor != "dinov2"
+
+    @property
     def stored(self) -> bool:
-        """Whether the published file alone is the reference; its mu and sigma are Inception's."""
-        return self.reference is not None and not self.compares_images and self.extractor != "dinov2"
+        """Whether the published file alone is the reference."""
+        return self.published_moments and not self.compares_images
 
 
 class Optimizer(Strict):

@@ -404,6 +404,14 @@ class Work(Strict):
     tokens: int = Field(default=0, description="of a caption that conditions the network")
 
 
+class SavedStates(Strict):
+    """What a training saves to resume from."""
+
+    network: str = Field(description="that is trained")
+    loss: AnyLossParams = Field(description="says what is trained and averaged beside it")
+    kept: bool = Field(description="whether the last one stays, for another training to go on with")
+
+
 class CostLine(Strict):
     """What a job costs."""
 
@@ -412,6 +420,7 @@ class CostLine(Strict):
     run: str = Field(default="", description="method/variant that it is of")
     work: list[Work] = []
     models: dict[str, int] = Field(default={}, description="network -> files of its weights that are kept")
+    states: SavedStates | None = None
     kept: float = Field(default=0, description="other bytes that stay")
     temporary: float = Field(default=0, description="bytes that go again")
     sources: list[Source] = Field(default=[], description="of the sizes")

@@ -207,7 +207,7 @@ class Method:
     def players(self, net: nn.Module) -> dict[str, nn.Module]:
         """The networks that are trained in turns of their own beside the student.
 
-        They are built after it, under a seed of their own. Each has its settings in ``params.players``.
+        They are built after it, under a seed of their own. Each has its settings in ``params.optimizers``.
 
         Args:
             net: the bare student, which already has its first weights.

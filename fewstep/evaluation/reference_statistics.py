@@ -23,6 +23,8 @@ from .image_archive import open_npz_images
 from .quantization import quantize, refuse_nan
 
 CHUNK = 250
+NEED_IMAGES = ("fdd", "kid", "mmd", "precision", "recall")
+"""Metrics for which a published mu and sigma, those of Inception's features, are not enough."""
 
 
 def write_reference(
@@ -30,7 +32,8 @@ def write_reference(
 ) -> None:
     """Write `mu`, `sigma` (float64), `n`, `shape` (C, H, W) and perhaps `features`, float32, as npz.
 
-    A published reference keeps its own mu and sigma, bit for bit; only features are computed from its images.
+    A published reference keeps its own mu and sigma, bit for bit, and only features are computed from its
+    images; of an extractor that these are not of, mu and sigma are computed from its images too.
 
     Args:
         manifest: of shards of the real images, if ``spec`` names latents.
@@ -45,7 +48,7 @@ def write_reference(
         read, count = _shard_images(manifest, spec)
     else:
         published = published_file(published, spec.protocol)
-        read, count = _published_images(published)
+        read, count = _published_images(published, spec.protocol)
     device = join_processes()
     extractor = Extractor(spec.protocol, weights, spec.extractor, device)
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
@@ -54,7 +57,8 @@ def write_reference(
         collector.add(values)
     if not is_main():
         return
-    mu, sigma = collector.statistics() if published is None else read_statistics(published)
+    moments = published if spec.protocol.published_moments else None
+    mu, sigma = collector.statistics() if moments is None else read_statistics(moments)
     content = {"features": collector.features.numpy()} if spec.protocol.compares_images else {}
     with atomic(out) as temporary:
         np.savez(
@@ -87,8 +91,9 @@ def _shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range]
     return read, len(shards)
 
 
-def _published_images(path: Path) -> tuple[Callable[[range], Tensor], int]:
-    remedy = "; take kid, precision and recall out of the protocol's metrics, or name another reference"
+def _published_images(path: Path, protocol: Protocol) -> tuple[Callable[[range], Tensor], int]:
+    wanting = " and ".join(name for name in protocol.metrics if name in NEED_IMAGES)
+    remedy = f"; take {wanting} out of the protocol's metrics, or name another reference"
     read, count = open_npz_images(path, remedy)
     return lambda indices: torch.from_numpy(read(indices)), count
 

@@ -20,9 +20,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from ..backbones.kl_autoencoder import KlAutoencoder
 from ..backbones.model_file import check_text, check_tokenizer, load_network
-from ..backbones.sd3 import TIMESTEPS, Sd3
+from ..backbones.sd3 import Sd3
 from ..common.files import atomic_folder
 from ..config import digest
+from ..config.backbones import SD3_TIMESTEPS
 from ..config.specs import PipelineSpec
 from ..data.manifest import read_manifest
 from ..data.normalisation import Normalisation
@@ -55,7 +56,7 @@ def export_pipeline(
     for key, found, wanted in (
         ("lora", backbone.lora is not None, False),
         ("target_time", backbone.target_time, False),
-        ("time_scale", backbone.time_scale, float(TIMESTEPS)),
+        ("time_scale", backbone.time_scale, SD3_TIMESTEPS),
     ):
         if found != wanted:
             raise ValueError(f"{model}: backbone.{key}: {found}; the base of a pipeline has {wanted}")

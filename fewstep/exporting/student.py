@@ -25,10 +25,9 @@ from torch import Tensor
 
 from ..backbones.model_file import load_model
 from ..backbones.reembedding import read_embedder, sinusoids
-from ..backbones.sd3 import TIMESTEPS
 from ..common.cli import first_few
 from ..common.files import sha256
-from ..config.backbones import Sd3
+from ..config.backbones import SD3_TIMESTEPS, Sd3
 from ..config.base import digest
 from ..config.specs import ExportSpec
 from .lora_files import EMBEDDING, PREFIX, save_lora, save_time_embedding
@@ -92,7 +91,7 @@ def export_student(spec: ExportSpec, model: Path, base: Path, origin: Path | Non
     """
     adapters, embedded, card = read_student(spec, model)
     below = Base.read(base, card.get("base"), f"the base of {model}")
-    own = below if below.time_scale == TIMESTEPS else _origin(below, origin)
+    own = below if below.time_scale == SD3_TIMESTEPS else _origin(below, origin)
     lora = spec.backbone.lora
     assert lora is not None
     about = {
@@ -184,8 +183,8 @@ def _origin(base: Base, origin: Path | None) -> Base:
     if origin is None:
         raise ValueError(f"{base.path}: its time is embedded anew: give the model it was made from, --origin")
     own = Base.read(origin, base.card["origin"]["sha256"], f"the origin of {base.path}")
-    if own.time_scale != TIMESTEPS:
-        raise ValueError(f"{origin}: time_scale {own.time_scale:g} is not SD3's own, {TIMESTEPS}")
+    if own.time_scale != SD3_TIMESTEPS:
+        raise ValueError(f"{origin}: time_scale {own.time_scale:g} is not SD3's own, {SD3_TIMESTEPS:g}")
     return own
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.backbones import Backbone, Sd3
 from ..config.rates import Device
 from ..config.settings import PUBLISHED_IMAGES, Latents, Protocol, Tokenizer, Weights
-from ..config.specs import CostLine, ExamplesSpec, PlannedJob, Work
+from ..config.specs import CostLine, ExamplesSpec, PlannedJob, SavedStates, Work
 from ..config.text import IN_MEMORY, LikelihoodProtocol, PromptProtocol, Scorer, TextEncoder
 from .jobs import Job
 
@@ -145,9 +145,8 @@ def _train(plan: Plan, job: Job) -> CostLine:
     )
     live = plan.live_text(run)
     more = [_live_captions(plan, run, live)] if live else []
-    # A kept state has the weights, their average and two moments.
-    files = 1 + 4 * (job.key["run"] in plan.continued)
-    return _line("train", work, *more, device=run.device, models={run.network: files})
+    states = SavedStates(network=run.network, loss=run.loss, kept=job.key["run"] in plan.continued)
+    return _line("train", work, *more, device=run.device, models={run.network: 1}, states=states)
 
 
 def _trained_images(plan: Plan, run: Run) -> int:

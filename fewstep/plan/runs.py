@@ -49,7 +49,7 @@ class Run:
     @property
     def network_text(self) -> str:
         """Kind and depth of the network, as a reader names them."""
-        names = {"lightningdit": "LightningDiT", "sd3": "SD3", "mlp": "MLP", "unet": "U-Net"}
+        names = {"lightningdit": "LightningDiT", "sd3": "SD3", "mlp": "MLP", "unet": "U-Net", "imf": "iMF"}
         kind = self.backbone.kind
         depth = getattr(self.backbone, "depth", None) or getattr(self.backbone, "layers", None)
         return names.get(kind, kind) + (f", {depth} layers" if depth else "")

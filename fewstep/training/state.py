@@ -139,6 +139,8 @@ class TrainingState:
         for key in ("spec", "teacher", "latents", "captions"):
             if owner.get(key) != wanted.get(key):
                 raise ValueError(f"{other}: is of a training with another {key} than is asked for; {again}")
+        if first_code(other) != self.owner["training code"]:
+            print(f"{other}: of a training with other code than now; what follows from it will be stale")
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(other.parent / CURVE, self.curve)
 
@@ -293,6 +295,17 @@ def finished_state(model: Path, run: str) -> Path:
             "state is kept where another run continues it, or with --keep-state"
         )
     return found[-1]
+
+
+def first_code(state: Path) -> str:
+    """Digest of the training code behind a state: where it was gone on with, of the training that was first.
+
+    Raises:
+        ValueError: its record is damaged.
+    """
+    owner = read_sealed(state / RECORD, "the record of a saved state")["owner"]
+    code: str = owner.get("continued code", owner["training code"])
+    return code
 
 
 def damage(folder: Path) -> str | None:

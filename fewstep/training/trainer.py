@@ -58,7 +58,16 @@ from .ema import Approach, Ema
 from .feed import Feed, Given
 from .players import Measured, Player, Skips
 from .self_test import SelfTest
-from .state import RECORD, STOPPED, Curve, Progress, StopRequest, TrainingState, finished_state
+from .state import (
+    RECORD,
+    STOPPED,
+    Curve,
+    Progress,
+    StopRequest,
+    TrainingState,
+    finished_state,
+    first_code,
+)
 
 Watch = Callable[[int, dict[str, Tensor], torch.device], dict[str, float]]
 """What is done with the average of a step, on the main process; returns numbers to show."""
@@ -185,7 +194,7 @@ class Trainer:
         before: Path | None = None
         if spec.continues is not None and options.continued is not None:
             before = finished_state(options.continued, spec.continues.run)
-            owner["continued state"] = sha256(before / RECORD)
+            owner |= {"continued state": sha256(before / RECORD), "continued code": first_code(before)}
         self.state = TrainingState(accelerator, options.out.parent, owner, self.progress)
         self.saved = self.state.newest()
         self.anew = self.saved is None
@@ -210,7 +219,7 @@ class Trainer:
         own = {"net": self.net} | ({"extra": self.extra} if self.extra is not None else {})
         self.student = Player(accelerator, spec.train.optimizer, own)
         self.players = {"": self.student}
-        settings = spec.loss.players if isinstance(spec.loss, WithPlayers) else {}
+        settings = spec.loss.optimizers if isinstance(spec.loss, WithPlayers) else {}
         # torch.compile has no second derivatives.
         plain = {player_of(update) for update in self.method.updates(0) if second_order(update)}
         for name, player in players.items():
@@ -593,8 +602,9 @@ class Trainer:
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
         if spec.continues is not None:
-            state = self.state.owner["continued state"]
-            more["continues"] = spec.continues.model_dump() | {"state": state}
+            told = {"state": "continued state", "code": "continued code"}
+            own = {key: self.state.owner[name] for key, name in told.items()}
+            more["continues"] = spec.continues.model_dump() | own
         latents = self.loader.shards.manifest
         return (
             more

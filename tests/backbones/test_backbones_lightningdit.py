@@ -274,3 +274,18 @@ def test_half_precision_weights(spec, active, inputs):
     rough = active(one, torch.bfloat16)(x.bfloat16(), t, s, y)
     assert rough.dtype == torch.bfloat16
     assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
+def test_repeated_blocks_are_told_which_pass_it_is(spec, active, inputs):
+    """AFM's deep generators: the pass k of K has the embedding of k / K, the final layer has none."""
+    net = active(spec(repeats=2, target_time=True, depth=2), torch.float64, target=True)
+    x, t, s, y = inputs(net.spec, dtype=torch.float64)
+    c = net.t_embedder(t) + net.y_embedder(y) + net.r_embedder(s)
+    h, turns = net.x_embedder(x) + net.pos_embed, net.feat_rope()
+    for time in (0.0, 0.5):
+        told = c + net.t_embedder(torch.full_like(t, time))
+        for block in net.blocks:
+            h = block(h, told, turns)
+    expected = unpatchify(net.final_layer(h, c), net.grid, net.patch)
+    torch.testing.assert_close(net(x, t, s, y), expected, rtol=1e-12, atol=1e-12)
+    assert net.units == [] and not net.critic().spec.decoupled and net.critic().spec.repeats == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewstep.common.files import sha256
 from fewstep.config.settings import Protocol
+from fewstep.config.specs import ReferenceSpec
 from fewstep.evaluation.features import Extractor, FeatureCollector
-from fewstep.evaluation.reference_statistics import Reference
+from fewstep.evaluation.reference_statistics import Reference, read_reference, write_reference
 from fewstep.evaluation.scoring import compute_metrics
 
 GIVEN = {
@@ -107,3 +111,52 @@ def test_other_networks_and_missing_parts_are_refused(folder, tmp_path, monkeypa
 def test_published_moments_are_not_its_reference():
     """They are Inception's: the images beside them are what is compared with."""
     assert not Protocol(**GIVEN).stored
+
+
+def recorded(folder: Path) -> Path:
+    """The record of an asset whose files lie in a folder."""
+    files = [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "source": "x"}
+        for path in sorted(folder.iterdir())
+    ]
+    record = folder.with_suffix(".json")
+    body = {"name": folder.name, "kind": "http", "title": "", "licence": "", "files": files}
+    record.write_text(json.dumps(body))
+    return record
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Writes ADM's kind of file, as it is fetched; the record of it."""
+
+    def write(**content: np.ndarray) -> Path:
+        (tmp_path / "adm").mkdir()
+        np.savez(tmp_path / "adm/ref.npz", **content)
+        return recorded(tmp_path / "adm")
+
+    return write
+
+
+SPEC = ReferenceSpec(protocol=Protocol(**GIVEN), extractor=None, latents=None)
+
+
+def test_the_reference_is_of_the_images_in_a_published_file(folder, images, published, tmp_path):
+    """Not its mu and sigma, which are of other features."""
+    from fewstep.evaluation.dinov2 import DinoFeatures
+
+    moments = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    record = published(arr_0=images.permute(0, 2, 3, 1).numpy(), **moments)
+    shutil.copytree(folder, tmp_path / "dinov2")
+    out = tmp_path / "out.npz"
+    write_reference(SPEC, None, record, recorded(tmp_path / "dinov2"), out)
+    (features,) = DinoFeatures(folder, torch.device("cpu"))(images)
+    found = read_reference(out, SPEC.protocol, [3, 40, 48], sha256(folder / "model.safetensors"))
+    torch.testing.assert_close(found.mu, features.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sigma, features.double().T.cov(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_published_file_without_images_is_refused(published, tmp_path):
+    record = published(mu=np.zeros(2048), sigma=np.eye(2048))
+    told = r"ref.npz: holds mu.npy, sigma.npy and no images \(arr_0\); take fdd out"
+    with pytest.raises(ValueError, match=told):
+        write_reference(SPEC, None, record, None, tmp_path / "out.npz")

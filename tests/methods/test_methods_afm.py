@@ -138,3 +138,77 @@ def test_players_say_only_what_differs():
     assert given.players["discriminator"].betas == AFMParams().players["discriminator"].betas == [0.0, 0.9]
     with pytest.raises(ValueError, match="players: no 'critic'; there is discriminator"):
         AFMParams.model_validate({"name": "afm", "players": {"critic": {}}})
+
+
+class Guide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(7)
+        self.weights = nn.Parameter(torch.randn(3, 18, generator=draws, dtype=torch.float64))
+
+    def forward(self, x, t):
+        return (x.flatten(1) * (1 + t[:, None])).tanh() @ self.weights.T
+
+
+def negative_log_probability(guide, x, t, y):
+    """Of the label of each row, (B,)."""
+    exponentials = guide(x, t).exp()
+    return -(exponentials / exponentials.sum(1, keepdim=True)).log()[range(ROWS), y]
+
+
+def test_the_classifier_learns_points_of_the_path():
+    net, batch, ctx = case()
+    guide = ctx.players["classifier"] = Guide()
+    method = build(AFMParams.model_validate({"name": "afm", "classifier": {}}))
+    tau = (1 - drawn("uniform", "classified t")).view(-1, 1, 1, 1)
+    x = (1 - tau) * batch.x1 + tau * batch.x0
+    expected = negative_log_probability(guide, x, 1 - tau.flatten(), batch.y).mean()
+    terms = method.classify(net, batch, ctx)
+    torch.testing.assert_close(terms.loss, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "guided"),
+    [
+        ({"weight": 0.4, "times": [0.5, 0.8]}, True),
+        ({"weight": 0.4, "times": [0.5, 0.8], "renoise": False}, True),
+        ({"start": 3}, True),
+        ({"start": 4}, False),
+    ],
+)
+def test_guidance_adds_the_classifiers_loss_at_what_is_made(guidance, guided):
+    net, batch, ctx = case()  # of step 3
+    guide = ctx.players["classifier"] = Guide()
+    plain, p = AFMParams(), AFMParams.model_validate({"name": "afm", "classifier": guidance})
+    assert p.classifier is not None
+    ours, without = (build(each).generate(net, batch, ctx) for each in (p, plain))
+    _, end, _, fake, _ = points(net, batch)
+    low, high = p.classifier.times
+    noise_time, inside = end, (end <= 1 - low) & (end >= 1 - high)
+    if p.classifier.renoise:
+        noise_time = (1 - high) + (high - low) * (1 - drawn("uniform", "guided t"))
+        wide = noise_time.view(-1, 1, 1, 1)
+        fake = (1 - wide) * fake + wide * drawn("normal", "guided noise", SHAPE)
+        inside = torch.ones(ROWS, dtype=torch.bool)
+    else:
+        assert 0 < inside.sum() < ROWS
+    losses = negative_log_probability(guide, fake, 1 - noise_time, batch.y)
+    added = guided * p.classifier.weight * (losses * inside).mean()
+    torch.testing.assert_close(ours.loss, without.loss + added, rtol=1e-10, atol=0)
+    expected = torch.autograd.grad(without.loss + added, net.weights)[0]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.loss, net.weights)[0], expected, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_guidance_brings_a_player_with_it():
+    p = AFMParams.model_validate({"name": "afm", "classifier": {"optimizer": {"lr": 0.5}}})
+    assert {name: each.lr for name, each in p.optimizers.items()} == {
+        "discriminator": 1e-4,
+        "classifier": 0.5,
+    }
+    assert p.optimizers["classifier"].betas == [0.9, 0.95]
+    assert AFMParams().optimizers.keys() == {"discriminator"} and "classifier" not in AFMParams().model_dump()
+    assert [turn.player for turn in build(p).updates(0)[:2]] == ["classifier", "discriminator"]
+    with pytest.raises(ValueError, match="must rise"):
+        AFMParams.model_validate({"name": "afm", "classifier": {"times": [1.0, 0.9]}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from configs import make_plan, raw_config
 
+from fewstep.bench.estimate import job_line, parameters
 from fewstep.config import ConfigError, digest
 from fewstep.config.base import merge
 from fewstep.config.specs import TrainSpec
@@ -63,7 +64,12 @@ def test_it_costs_the_added_steps():
     images = {name: lines[f"{name}/base"].work[0].images for name in ("decm", "long")}
     added = 2000 - train.steps
     assert images == {"decm": train.steps * train.global_batch_size, "long": added * train.global_batch_size}
-    assert [*lines["decm/base"].models.values()] == [5]
+    assert {name: lines[f"{name}/base"].states.kept for name in images} == {"decm": True, "long": False}
+    spec = plan.spec("costs", "costs")
+    decm, long = (job_line(spec, lines[f"{name}/base"]) for name in images)
+    network = 4 * parameters(plan.run("decm").backbone)  # of a state, four: weights, average, moments
+    assert (decm.kept, long.kept) == (5 * network, network)
+    assert decm.kept + decm.temporary == long.kept + long.temporary == 13 * network
 
 
 @pytest.mark.parametrize(

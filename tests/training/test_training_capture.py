@@ -74,6 +74,15 @@ def test_steps_differ_in_numbers_only(pipeline: TinyPipeline, tmp_path, monkeypa
             assert not changed, changed[0]
 
 
+def test_a_guided_generators_steps_differ_in_numbers_only(pipeline, tmp_path, monkeypatch):
+    """Three networks in turns, and guidance that starts in the middle; the generator's blocks repeat."""
+    deep = {"backbones": {"lightningdit-digits": {"repeats": 2}}}
+    guided = {"afm": {"loss": {"classifier": {"start": 5}}}}
+    pipeline = pipeline.varied({"methods": guided, "settings": deep})
+    first, *others = recorded(pipeline.train("afm", tmp_path), monkeypatch).values()
+    assert len(others) == 6 and all(other == first for other in others)
+
+
 def test_contrast_with_captions_differs_in_numbers_only(tmp_path):
     """As above, of a CLIP and the captions that its store looks up."""
     pytest.importorskip("transformers", reason="needs the extra [t2i]")

@@ -15,6 +15,8 @@ from trained_files import same
 
 from fewstep.backbones.model_file import load_model
 from fewstep.common.files import sha256
+from fewstep.common.provenance import is_stale
+from fewstep.config.base import read_sealed, sealed
 from fewstep.training.state import FINISHED, RECORD, STOPPED
 
 METHODS = ["decm", "scm", "afm"]  # two updates a step; a module trained beside the network; a player
@@ -53,10 +55,28 @@ def test_continued_is_one_training_of_that_length(pipeline, kept, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert long.outputs[1].read_bytes() == whole.outputs[1].read_bytes()
     (record,) = first.out.with_name(FINISHED).glob(f"step-*/{RECORD}")
-    origin = load_model(long.out)[1]["continues"]
-    assert origin == {
-        "run": f"{method}/base", "spec": load_model(first.out)[1]["spec"], "steps": 8, "state": sha256(record)
-    }  # fmt: skip
+    origin, card = load_model(long.out)[1]["continues"], load_model(first.out)[1]
+    of_both = {"spec": card["spec"], "code": card["code"]}
+    assert origin == {"run": f"{method}/base", "steps": 8, "state": sha256(record), **of_both}
+
+
+@pytest.mark.parametrize("kept", ["decm"], indirect=True)
+def test_other_code_behind_a_state_is_told_and_makes_stale(pipeline, kept, tmp_path, capsys):
+    """Also where that state was one of a training that went on with another's."""
+    other = tmp_path / "other/model.safetensors"
+    folder = shutil.copytree(kept[1].out.with_name(FINISHED), other.with_name(FINISHED))
+    call = replaced(continued(pipeline, kept, tmp_path / "long"), "--continued", str(other))
+    (path,) = folder.glob(f"step-*/{RECORD}")
+    record = read_sealed(path, "a record")
+    for number, key in enumerate(("training code", "continued code")):
+        record["owner"][key] = str(number) * 16
+        path.write_text(sealed(record))
+        call()
+        assert "of a training with other code than now" in capsys.readouterr().out
+        card = load_model(call.out)[1]
+        assert card["continues"]["code"] == str(number) * 16
+        metrics = {"code": card["code"], "backbone_kind": "lightningdit", "model": card}
+        assert is_stale(metrics) and not is_stale({**metrics, "model": {**card, "continues": {}}})
 
 
 def test_continued_resumes_its_own_state(pipeline, kept, tmp_path):

@@ -7,14 +7,17 @@ import signal
 import pytest
 import torch
 from child_processes import ranks, signal_at_step
+from safetensors.torch import load_file
 from torch import nn
 from trained_files import close, curve, same, states
 
+from fewstep.bench.estimate import state_numbers
+from fewstep.config.settings import Optimizer
 from fewstep.core.method import LossOutput, SummedLoss, Turn, at_rest, kind_of_step
 from fewstep.core.wrappers import resting
-from fewstep.training.players import Measured, Skips
-from fewstep.training.state import STOPPED
-from fewstep.training.trainer import Trainer
+from fewstep.training.players import Measured, Player, Skips
+from fewstep.training.state import FINISHED, STOPPED
+from fewstep.training.trainer import Trainer, start_accelerator
 
 SHARDED = ("--shard", "fsdp2")
 
@@ -62,6 +65,37 @@ def test_a_penalty_on_gradients_trains_alike(pipeline, tmp_path, options):
         folder.mkdir(exist_ok=True)
         assert ranks(call.more(*given), folder, count) == [0] * count, (folder / "rank0.log").read_text()
     close(*reversed(calls))
+
+
+def test_a_classifier_guides_the_generator(pipeline, tmp_path):
+    """A third network, beside a generator whose blocks repeat, in every layout."""
+    deep = {"backbones": {"lightningdit-digits": {"repeats": 2}}}
+    guided = pipeline.varied(
+        {"methods": {"afm": {"loss": {"classifier": {"weight": 0.5}}}}, "settings": deep}
+    )
+    calls = {name: guided.train("afm", tmp_path / name) for name in ("one", "ddp", "fsdp2")}
+    for (name, call), count, given in zip(calls.items(), (1, 2, 2), ((), (), SHARDED), strict=True):
+        (tmp_path / name).mkdir(exist_ok=True)
+        told = tmp_path / name / "rank0.log"
+        assert ranks(call.more(*given), tmp_path / name, count) == [0] * count, told.read_text()
+        close(call, calls["one"])
+    lines = [line for line in curve(calls["one"].outputs[1]) if line["step"] == 1]
+    assert [set(line) & {"loss_ce", "r1", "loss_classifier"} for line in lines] == [
+        {"loss_ce"},
+        {"r1"},
+        {"loss_classifier"},
+    ]
+
+
+@pytest.mark.parametrize("method", ["afm", "scm", "dumo"])
+def test_the_plan_counts_what_a_state_holds(pipeline, tmp_path, method):
+    """Of a player, of a module beside the network, of a target network: in bytes, but for a few counters."""
+    call = pipeline.train(method, tmp_path)
+    call.more("--keep-state")()
+    files = (tmp_path / FINISHED).glob("step-*/*.safetensors")
+    held = sum(tensor.numel() for file in files for tensor in load_file(file).values())
+    run = pipeline.plan.run(method)
+    assert state_numbers(run.backbone, run.loss) == pytest.approx(held, rel=0.02)
 
 
 def penalised() -> None:
@@ -184,3 +218,34 @@ def test_skips_are_counted_for_each():
     skips.restore(4, [0, 3])
     skips.count(1, torch.tensor(False))
     assert skips.read() == (5, [0, 4], [0, 4])
+
+
+def test_a_loss_scaler_serves_two_optimizers(tmp_path, monkeypatch):
+    """As fp16 has one on a GPU: both go as without it, and what overflows is skipped alone."""
+    found = {}
+    for scaled in (False, True):
+        accelerator = start_accelerator("no", tmp_path)
+        if scaled:  # accelerate has none on a CPU
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+            accelerator.native_amp = True
+            monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+        torch.manual_seed(0)
+        modules = {name: nn.Linear(2, 2) for name in ("net", "critic")}
+        options = Optimizer(lr=0.1, clip=0.5)
+        players = {name: Player(accelerator, options, {name: module}) for name, module in modules.items()}
+        x, steps = torch.randn(8, 2), []
+        for step in range(6):
+            for turn, player in players.items():
+                broken = torch.inf if (step, turn) == (3, "critic") else 1.0
+                accelerator.backward((players[turn].modules[turn](x) * broken).square().mean())
+                norm = player.clip()
+                player.update(norm.isfinite())
+                weights = [weight for module in modules.values() for weight in module.parameters()]
+                steps.append((norm, [weight.detach().clone() for weight in weights]))
+        found[scaled] = steps
+        if scaled:
+            assert float(accelerator.scaler.get_scale()) == 2.0**9  # halved once
+        accelerator.end_training()
+    for (norm, weights), (plain_norm, plain) in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(norm, plain_norm, equal_nan=True)
+        torch.testing.assert_close(weights, plain)

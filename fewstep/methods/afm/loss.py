@@ -9,6 +9,12 @@ A generator jumps from t to s, and a discriminator D(x, s, y) tells where it lan
 
 with n ~ N(0, I). The last term moves each point as little as it can: it picks one of the maps that the
 discriminator cannot tell apart. Its weight l falls from ``transport`` to ``transport_end`` by a cosine.
+Guidance (option ``classifier``) adds ``weight`` times the cross-entropy of a classifier C(x, t) at
+
+    x = r fake + (1 - r) n,   r ~ U(times),
+
+or, where jumps do not end at the data, at the fake itself, if s lies in ``times``. C learns points of the
+path at t ~ U(0, 1).
 The gradient of L_G's first term on fake is divided by the root of a moving average of its squared norm times
 the number of elements, so that it does not depend on D's scale.
 
@@ -25,7 +31,13 @@ Deviations from the paper:
 * Which rows have the penalties is fixed, evenly over the batch; the release takes the first ones.
 * F is the average velocity for every choice of ``steps``; the release predicts the end point where there is
   one step, and then has no times in the networks.
-* The guidance by a classifier of noised samples is left out, and so are the networks whose blocks repeat.
+* The release trains the classifier first (a DiT-B on shifted and rotated images) and turns to guidance by
+  hand, once transport has fallen. Here it is one more player, of half of the generator's layers, which learns
+  from the same rows as the others; guidance begins with step ``start``.
+* The release's program looks for the switch of the noise elsewhere than its configuration has it, and so
+  classifies what is made as it is, at the drawn time. Here the noise is added, as the paper says.
+* What the discriminator sees is not shifted or erased in parts, as in the release's guided stage.
+* A network whose blocks repeat (backbone ``repeats``) is told t and s beside the number of the pass.
 """
 
 from __future__ import annotations
@@ -34,13 +46,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 
 from ...core.losses import mean_square
 from ...core.method import Batch, Context, LossOutput, Method, Turn, Update
 from ...core.path import flow_map, interpolate
 from ...core.precision import upcast
-from .params import AFMParams
+from .params import AFMParams, ClassifierGuidance
 
 GRADIENT = "gradient_square"
 
@@ -49,15 +61,18 @@ class AFM(Method):
     params: AFMParams
 
     def players(self, net: nn.Module) -> dict[str, nn.Module]:
-        critic: nn.Module = net.critic()
-        return {"discriminator": critic}
+        found: dict[str, nn.Module] = {"discriminator": net.critic()}
+        if self.params.classifier is not None:
+            found["classifier"] = net.classifier()
+        return found
 
     @property
     def averages(self) -> dict[str, float]:
         return {GRADIENT: self.params.gradient_decay}
 
     def updates(self, step: int) -> tuple[Update, ...]:
-        return Turn("discriminator", self.discriminate), self.generate
+        turns = Turn("discriminator", self.discriminate), self.generate
+        return turns if self.params.classifier is None else (Turn("classifier", self.classify), *turns)
 
     def times(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """t and s > t of the step's jumps, each (B,)."""
@@ -95,6 +110,14 @@ class AFM(Method):
         logs = {"loss_adversarial": adversarial, "r1": r1, "r2": r2, "logit_gap": (d_real - d_fake).mean()}
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
 
+    def classify(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        """Cross-entropy of the classifier at points of the path."""
+        t = ctx.rng.uniform("classified t").to(batch.x1.dtype)
+        logits = ctx.players["classifier"](interpolate(batch.x0, batch.x1, t), t)
+        loss = cross_entropy(logits, batch.y)
+        accuracy = (logits.argmax(1) == batch.y).float().mean()
+        return LossOutput(loss, {"loss_ce": loss.detach(), "accuracy": accuracy})
+
     def generate(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
         """L_G."""
         t, s = self.times(batch, ctx)
@@ -116,7 +139,22 @@ class AFM(Method):
         transport = self._transport(ctx) / self._length(t, s) * mean_square(fake, x)
         loss = (follow + transport).mean()
         logs = {"loss_adversarial": adversarial.mean(), "loss_transport": transport.mean()}
+        if self.params.classifier is not None:
+            guidance = self._guidance(self.params.classifier, fake, s, batch, ctx).mean()
+            loss = loss + guidance
+            logs["loss_classifier"] = guidance
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()}, {GRADIENT: square})
+
+    def _guidance(self, p: ClassifierGuidance, fake: Tensor, s: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """Weighted cross-entropy of each row at what is made, (B,)."""
+        low, high = p.times
+        r = s
+        if p.renoise:
+            r = low + (high - low) * ctx.rng.uniform("guided t").to(s.dtype)
+            fake = interpolate(ctx.rng.normal_like("guided noise", fake), fake, r)
+        losses = cross_entropy(ctx.players["classifier"](fake, r), batch.y, reduction="none")
+        counted = (r >= low) & (r <= high) & (ctx.step >= p.start)
+        return p.weight * torch.where(counted, losses, 0)
 
     def _length(self, t: Tensor, s: Tensor) -> Tensor:
         return (s - t).clamp(min=self.params.shortest)

@@ -1,20 +1,54 @@
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...config.backbones import Backbone, LightningDiT
-from ...config.base import Count
+from ...config.base import Count, Strict
 from ...config.objectives import LossParams, Problems, WithPlayers
 from ...config.settings import Optimizer, Train
+
+
+class ClassifierGuidance(Strict):
+    """Cross-entropy of a classifier of noisy samples at what the generator makes."""
+
+    weight: float = Field(default=0.003, gt=0, description="of the cross-entropy in the generator's loss")
+    renoise: bool = Field(
+        default=True,
+        description="classify what is made with new noise, at a time drawn from times; false: as it is",
+    )
+    times: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[0.9, 1.0], min_length=2, max_length=2, description="t of what is classified"
+    )
+    start: int = Field(default=0, ge=0, description="steps before the generator follows the classifier")
+    optimizer: Optimizer = Field(
+        default=Optimizer(lr=1.0e-4, betas=[0.9, 0.95], weight_decay=0.01, clip=50.0),
+        description="of the classifier",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, raw: Any) -> Any:
+        """An optimizer that says only what differs from the default."""
+        own = raw.get("optimizer") if isinstance(raw, Mapping) else None
+        if not isinstance(own, Mapping):
+            return raw
+        return {**raw, "optimizer": cls.model_fields["optimizer"].default.model_dump() | dict(own)}
+
+    @model_validator(mode="after")
+    def _rises(self) -> ClassifierGuidance:
+        if self.times[0] >= self.times[1]:
+            raise ValueError(f"times {self.times} must rise")
+        return self
 
 
 class AFMParams(WithPlayers):
     title = "AFM"
     papers = ("2511.22475",)
     note = "adversarial; no derivative, no teacher"
-    provenance = {"loss": "code", "loss.transport_steps": "inferred"}
+    provenance = {"loss": "code", "loss.transport_steps": "inferred", "loss.classifier.start": "inferred"}
     target_time = True
 
     name: Literal["afm"] = "afm"
@@ -37,6 +71,17 @@ class AFMParams(WithPlayers):
     gradient_decay: float = Field(
         default=0.9, ge=0, lt=1, description="of the average that the discriminator's gradient is divided by"
     )
+
+    classifier: ClassifierGuidance | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="guide the generator by a classifier, which is trained beside it; null: no guidance",
+    )
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        guide = {} if self.classifier is None else {"classifier": self.classifier.optimizer}
+        return self.players | guide
 
     @property
     def follows_data(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ...config.backbones import Backbone
+from ...config.backbones import Backbone, FlowNetwork
 from ...config.objectives import LossParams, Problems, TimeDistribution
 from ...config.settings import Train
 
@@ -36,7 +36,7 @@ class DFMParams(LossParams):
         return self
 
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
-        scales = getattr(backbone, "scales", 1)
+        scales = backbone.scale_count if isinstance(backbone, FlowNetwork) else 1
         if scales != len(self.stages):
             yield "stages", f"{len(self.stages)} shares, but the backbone has scales: {scales}"
         if teacher is not None:

@@ -20,9 +20,10 @@ Mapping: the papers have noise at the last time and solve the ODE backwards; her
 
 Deviations from the paper:
 
-* Both solve the ODE beforehand, for a fixed set of noises (GET: 1,000,000). Here it is solved for the noise
-  of each batch: no second data set is stored and no noise comes twice, at the price of a solution in every
-  step.
+* Both solve the ODE beforehand, for a fixed set of noises; GET's release makes a million pairs of noise and
+  image by a program of its own, and every process holds its part of them in memory. Here it is solved for the
+  noise of each batch: no second data set is stored and no noise comes twice, at the price of a solution in
+  every step. For GET's 800,000 steps of 128 images that is 102 solutions for one of the paper's.
 * The teacher is guided where its recipe says so, and its solver is Heun's or Euler's; that of Luhman and
   Luhman is DDIM's. GET's teacher is EDM's network; here it is one of flow matching.
 * Without a teacher the ODE is that of the network's own velocity, without gradient.
