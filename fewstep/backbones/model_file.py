@@ -100,6 +100,17 @@ def load_network(
     backbone = backbone_of(card)
     if expected is not None and backbone != expected:
         raise ValueError(f"{path}: holds backbone {_changed(backbone, expected)}; make the file again")
+    return network_of(path, tensors, backbone, card, base), card
+
+
+def network_of(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    backbone: Backbone,
+    card: Mapping[str, Any],
+    base: str | Path | None = None,
+) -> nn.Module:
+    """The network of what `load_model` has read of ``path``; arguments and errors as for `load_network`."""
     net = build(backbone)
     names: frozenset[str] | None = getattr(net, "trained", None)
     if (names is None) != (base is None):
@@ -112,10 +123,10 @@ def load_network(
             raise ValueError(f"{base}: has sha256 {found}, but the base of {path} has {card.get('base')}")
         load_base(net, backbone, base)
         rest = {name: tensor for name, tensor in net.state_dict().items() if name not in names}
-        _load(net, rest | tensors, str(path))
+        _load(net, rest | dict(tensors), str(path))
     else:
         load_compatible(net, tensors, str(path))
-    return net.eval().requires_grad_(False), card
+    return net.eval().requires_grad_(False)
 
 
 def load_base(net: nn.Module, backbone: Backbone, path: str | Path) -> dict[str, Any]:

@@ -174,6 +174,17 @@ class Record:
             )
         return path, found
 
+    def verified_with_folder(self, name: str | None) -> tuple[Path, str]:
+        """Path of the file called ``name``, and its SHA-256; every file of its folder is hashed again, for a
+        library that reads more of the folder than it is told of.
+
+        Raises:
+            ConfigError: as for `verified_folder`.
+        """
+        path, file = self._find(name)
+        self.verified_folder(file.name.rpartition("/")[0])
+        return path, file.sha256
+
     def verified_folder(self, name: str = "") -> Path:
         """Path of a folder of the asset, or of the whole asset, of which every file is hashed again.
 

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..common.files import first_line, write_text
+from ..common.files import write_text
+from ..common.folders import visible_files
 from ..common.secrets_in_urls import redacted
 from ..config import ConfigError
 from ..config.assets import Asset, AssetFile
@@ -174,33 +175,47 @@ class HubRepository:
         )
 
 
-def check_token(repository: str) -> None:
-    """Refuse an upload for which there is no token.
+def check_upload(repository: str) -> None:
+    """Refuse an upload that the hub would refuse after all the work.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: not the name of a repository, or there is no token.
     """
     from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    try:
+        validate_repo_id(repository)
+        fits = "/" in repository
+    except HFValidationError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"--push-to-hub {repository}: not the name of a repository, owner/name")
     if get_token() is None:
         raise ConfigError(
             f"--push-to-hub {repository}: no token of Hugging Face; set HF_TOKEN, or run `hf auth login`"
         )
 
 
-def upload_folder(folder: Path, repository: str) -> None:
-    """Upload a folder to a repository of the hub, which is made if it is not there.
+def upload_folder(folder: Path, repository: str, public: bool = False) -> None:
+    """Upload a folder's files in one commit: all of them are there afterwards, or none.
+
+    Args:
+        repository: owner/name; if it is not there it is made, private.
+        public: it is made public instead. One that is there already stays as it is.
 
     Raises:
-        ConfigError: there is no token, or the hub refuses.
+        ConfigError: the hub refuses, or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
 
-    check_token(repository)
     api = HfApi()
+    files = [CommitOperationAdd(name, folder / name) for name in visible_files(folder)]
     try:
-        api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
-    except (HfHubHTTPError, ValueError) as error:
-        raise ConfigError(f"--push-to-hub {repository}: {first_line(error)}") from None
+        url = api.create_repo(repository, private=not public, exist_ok=True)
+        api.create_commit(repository, files, commit_message="Upload a pipeline by fewstep")
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # type: ignore[attr-defined]
+        told = redacted(" ".join(str(error).split()))
+        raise ConfigError(f"--push-to-hub {repository}: nothing is uploaded: {told}") from None
+    print(f"{url}: {len(files)} files uploaded")

@@ -127,10 +127,12 @@ def open_tokenizer(
                 f"{weights}: tokenizer.kind: autoencoder needs a backbone conv-autoencoder or kl-autoencoder"
             )
         return ConvCodec(load_network(weights, backbone)[0], device, decoding)
-    path, _ = read_record(weights).verified(tokenizer.weights.file if tokenizer.weights else None)
+    record, file = read_record(weights), tokenizer.weights.file if tokenizer.weights else None
     if tokenizer.kind == "vavae":
+        path, _ = record.verified(file)
         vae = load_ldm_autoencoder(path, tokenizer.network or LdmAutoencoder(), tokenizer.shape[0])
     else:
+        path, _ = record.verified_with_folder(file)
         vae = _load_diffusers_autoencoder(path.parent)
     return KlCodec(vae, tokenizer.posterior, device, decoding)
 

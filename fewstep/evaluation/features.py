@@ -55,12 +55,10 @@ class Extractor:
             self._net: Callable[[Tensor], tuple[Tensor, ...]] = partial(averaged, side=int(protocol.features))
             return
         if weights is not None and protocol.weights is not None and protocol.extractor == "dinov2":
-            record, file = read_record(weights), protocol.weights.file or ""
-            _, self.sha256 = record.verified(file)
-            folder = record.verified_folder(file.rpartition("/")[0])
+            path, self.sha256 = read_record(weights).verified_with_folder(protocol.weights.file)
             from .dinov2 import DinoFeatures  # takes seconds to import
 
-            self._net = DinoFeatures(folder, self._device)
+            self._net = DinoFeatures(path.parent, self._device)
             return
         if weights is None or protocol.weights is None:
             raise ConfigError(f"extractor {protocol.extractor} needs a weights file; pass --extractor")

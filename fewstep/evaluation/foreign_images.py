@@ -11,6 +11,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,12 +24,15 @@ from ..common.image_folders import SUFFIXES
 from ..common.tar_files import members
 from ..config import ConfigError
 from ..data.image_files import FORMATS, check_size
+from .distributed_map import from_main, is_main
 from .image_archive import open_npz_images
 
 BATCH = 250
 """Images that are read at once."""
 MODES = {1: "L", 3: "RGB"}
 """Channels -> Pillow's mode."""
+PNG_BITS = 24
+"""Place of the byte of a PNG that says how many bits a channel has."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class ForeignImages:
 
 
 def open_foreign(path: Path, shape: Sequence[int], count: int, prompts: int = 1) -> ForeignImages:
-    """The images of a folder, npz or tar.
+    """The images of a folder, npz or tar. Their files are hashed by the main process alone.
 
     Args:
         shape: (C, H, W) of the protocol's images.
@@ -73,45 +77,50 @@ def open_foreign(path: Path, shape: Sequence[int], count: int, prompts: int = 1)
     """
     shape = tuple(shape)
     if path.is_dir():
-        kind, found, read, digest = "folder", *_folder(path, shape)
+        kind, found, read, checksum = "folder", *_folder(path, shape)
     elif path.suffix == ".npz":
-        kind, found, read, digest = "npz", *_npz(path, shape)
+        kind, found, read, checksum = "npz", *_npz(path, shape)
     elif path.suffix == ".tar":
-        kind, found, read, digest = "webdataset", *_tar(path, shape)
+        kind, found, read, checksum = "webdataset", *_tar(path, shape)
     else:
         what = "is no folder, .npz or .tar" if path.exists() else "no such file or folder"
         raise ConfigError(f"{path}: {what}")
     if found != count:
         raise ConfigError(f"{path}: {found} images, but the protocol wants {count}")
+    digest = from_main(checksum() if is_main() else "")
     card = {"path": str(path), "kind": kind, "count": found, "image": list(shape), "sha256": digest}
     return ForeignImages(path, card, shape, found, prompts, read)
 
 
-Found = tuple[int, Callable[[range], np.ndarray], str]
-"""Number of images, their reader, checksum."""
+Found = tuple[int, Callable[[range], np.ndarray], Callable[[], str]]
+"""Number of images, their reader, and what hashes them."""
 
 
 def _folder(path: Path, shape: tuple[int, ...]) -> Found:
     names = [name for name in visible_files(path) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not names:
         raise ConfigError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    total = hashlib.sha256()
     for name in names:
         check_size(path / name, (path / name).stat().st_size)
-        total.update(f"{name}\0{sha256(path / name)}\n".encode())
+
+    def checksum() -> str:
+        total = hashlib.sha256()
+        for name in names:
+            total.update(f"{name}\0{sha256(path / name)}\n".encode())
+        return total.hexdigest()
 
     def read(indices: range) -> np.ndarray:
         files = ((path / names[i], (path / names[i]).read_bytes()) for i in indices)
         return np.stack([decoded(content, shape, str(file)) for file, content in files])
 
-    return len(names), read, total.hexdigest()
+    return len(names), read, checksum
 
 
 def _npz(path: Path, shape: tuple[int, ...]) -> Found:
     read, count = open_npz_images(path)
     if count and (found := read(range(1)).shape[1:]) != shape:
         raise ConfigError(f"{path}: images are {found}, but the protocol's are {shape}")
-    return count, read, sha256(path)
+    return count, read, partial(sha256, path)
 
 
 def _tar(path: Path, shape: tuple[int, ...]) -> Found:
@@ -135,7 +144,7 @@ def _tar(path: Path, shape: tuple[int, ...]) -> Found:
     def read(indices: range) -> np.ndarray:
         return np.stack([decoded(content, shape, where) for where, content in contents(indices)])
 
-    return len(places), read, sha256(path)
+    return len(places), read, partial(sha256, path)
 
 
 def decoded(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
@@ -152,6 +161,8 @@ def decoded(content: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
                 raise ValueError(f"is {size}, and nothing is resized here")
             if image.mode != MODES.get(channels):
                 raise ValueError(f"has mode {image.mode}, not {MODES.get(channels)}; convert it first")
+            if image.format == "PNG" and content[PNG_BITS] > 8:  # which Pillow would cut to 8
+                raise ValueError(f"has {content[PNG_BITS]} bits in a channel, not 8; convert it first")
             pixels = np.asarray(image)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{where}: {first_line(error)}") from None

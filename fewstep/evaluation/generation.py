@@ -10,18 +10,9 @@ memory is short makes a chunk in parts, which moves the last bits of a network's
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import shutil
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,25 +24,17 @@ from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.capture import WARM_UP, CapturedNetwork, CapturedSteps
 from ..core.compilation import check_compiler, compile_blocks
-from ..core.guidance import guided_field
-from ..core.heads import Output
-from ..core.memory import FittingBatches, free_memory, place
+from ..core.memory import FittingBatches, free_memory
 from ..core.precision import cast_blocks
 from ..core.rng import generator
 from ..data.manifest import known_normalisation, read_manifest
 from ..data.normalisation import Normalisation
 from ..data.text_store import TextStore, open_text, read_captions_of
 from ..data.tokenizers import Decoding, open_tokenizer, weights_digest
-from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
-from .generator import CHUNK, expanded_interval_velocity, indexed_noise, refuse_inner_times
-from .image_archive import open_images, write_images
-from .quantization import quantize, refuse_nan
-from .samplers import check_network, evaluations_per_image, integrate
-
-AHEAD = 2
-"""Chunks that may wait for being written while another is made on a GPU."""
-
-Velocity = Callable[..., Output]
+from .distributed_map import is_main, join_processes
+from .generator import CHUNK, ImageSampler, Velocity, expanded_interval_velocity, refuse_inner_times
+from .kept_chunks import write_in_chunks
+from .samplers import check_network, evaluations_per_image
 
 
 @dataclass(frozen=True)
@@ -107,36 +90,16 @@ def generate_images(
     normalisation = read_normalisation(spec, manifest, weights)
     tokenizer_digest = weights_digest(weights)
     check_tokenizer(model_card, spec.latents.tokenizer, model, tokenizer_digest)
-    velocity = prepared_velocity(net, options, device, spec.network_dtype, spec.expanded)
-    dtype = getattr(torch, spec.decoder_dtype)
-    decoding = Decoding(dtype, options.channels_last, options.compile)
-    decoder = open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device, decoding)
+    sampler = open_sampler(spec, net, normalisation, weights, options, device, str(model))
     labels = image_labels(spec)
-    unlabelled = spec.backbone.null
-    release = velocity.forget if isinstance(velocity, CapturedNetwork) else None
+    release = sampler.velocity.forget if isinstance(sampler.velocity, CapturedNetwork) else None
     sampling = FittingBatches("sampling", CHUNK, release)
 
-    def latents_of(part: range) -> Tensor:
+    def latents(part: range) -> Tensor:
         y = labels[part.start : part.stop]
         if store is not None:
             store.load(y)
-        y = place(y, device)
-        field = guided_field(velocity, spec.guidance, unlabelled, y)
-        x0 = place(image_noise(spec, part, "start"), device)
-        return integrate(
-            spec.sampler, field, x0, spec.steps, lambda step: place(image_noise(spec, part, step), device)
-        )
-
-    def make(indices: range) -> tuple[Tensor, Tensor]:
-        """Images of a chunk as bytes, and whether one held NaN, on the device, which is not waited for."""
-        latents = torch.cat(sampling(latents_of, indices))
-        images = decoder.decode(normalisation.denormalise(latents))
-        if list(images.shape[1:]) != spec.image:
-            raise ValueError(
-                f"{model}: latents decode to {tuple(images.shape[1:])}, but the data set has "
-                f"{tuple(spec.image)}"
-            )
-        return quantize(images, spec.uint8), images.isnan().any()
+        return sampler.latents(part, y)
 
     owner = {
         "spec": digest(spec),
@@ -146,18 +109,6 @@ def generate_images(
         "code": sampling_digest(spec.backbone.kind),
         "text": store.digest if store else None,
     }
-    kept = KeptChunks(out, owner)
-    chunks = [range(first, min(first + CHUNK, spec.images)) for first in range(0, spec.images, CHUNK)]
-    missing = from_main(kept.missing(chunks) if is_main() else [])
-    if device.type == "cuda" and is_main():
-        print(f"sampling: {CHUNK} images at a time; {free_memory(device)}")
-    with ChunkWriter(kept, thread=device.type == "cuda") as writer:
-        share = own_share(missing)
-        for indices in progress(share, len(share)):
-            writer.write(indices, *make(indices))
-    wait_for_all()
-    if not is_main():
-        return
     card = {
         **spec.model_dump(mode="json"),
         "spec": digest(spec),
@@ -167,9 +118,17 @@ def generate_images(
     if store is not None:
         shown = sorted(set(labels.tolist()))
         card |= {"text_store": store.card, "captions": {label: captions[label] for label in shown}}
-    parts = zip(map(kept.read, chunks), labels.split(CHUNK), strict=True)
-    write_images(out, card, ((images, part.numpy()) for images, part in parts))
-    shutil.rmtree(kept.folder)
+    if device.type == "cuda" and is_main():
+        print(f"sampling: {CHUNK} images at a time; {free_memory(device)}")
+    write_in_chunks(
+        out,
+        owner,
+        card,
+        labels,
+        CHUNK,
+        lambda indices: sampler.images(torch.cat(sampling(latents, indices))),
+        device,
+    )
 
 
 def open_prompts(spec: SampleSpec, text: Path | None, device: torch.device) -> TextStore | None:
@@ -183,6 +142,44 @@ def open_prompts(spec: SampleSpec, text: Path | None, device: torch.device) -> T
     if text is None:
         raise ConfigError(f"{spec.text.name}: the network is conditioned on captions; pass --text")
     return open_text(text, spec.text, device)
+
+
+def open_sampler(
+    spec: SampleSpec,
+    net: nn.Module,
+    normalisation: Normalisation,
+    weights: Path | None,
+    options: Options,
+    device: torch.device,
+    name: str,
+) -> ImageSampler:
+    """What makes the images of a spec by a network of it.
+
+    Args:
+        weights: of the tokenizer.
+        name: of the network's file, for messages.
+
+    Raises:
+        ValueError: the tokenizer's weights do not fit, or a CUDA graph is asked for without a GPU.
+    """
+    assert isinstance(spec.backbone, FlowNetwork)
+    velocity = prepared_velocity(net, options, device, spec.network_dtype, spec.expanded)
+    decoding = Decoding(getattr(torch, spec.decoder_dtype), options.channels_last, options.compile)
+    return ImageSampler(
+        velocity=velocity,
+        null=spec.backbone.null,
+        shape=spec.latents.shape,
+        sampler=spec.sampler,
+        guidance=spec.guidance,
+        steps=spec.steps,
+        seed=spec.seed,
+        codec=open_tokenizer(spec.latents.tokenizer, weights, spec.decoder, device, decoding),
+        normalisation=normalisation,
+        image=spec.image,
+        uint8=spec.uint8,
+        device=device,
+        name=name,
+    )
 
 
 def prepared_velocity(
@@ -211,105 +208,6 @@ def prepared_velocity(
     return CapturedNetwork(velocity, CapturedSteps(device, WARM_UP)) if options.capture else velocity
 
 
-class KeptChunks:
-    """Finished chunks of an archive that is being made, in a folder beside it.
-
-    Args:
-        out: the archive.
-        owner: all that the images depend on; chunks of another owner are removed.
-    """
-
-    def __init__(self, out: Path, owner: Mapping[str, Any]) -> None:
-        text = json.dumps(owner, sort_keys=True)
-        self.folder = out.with_name(f"{out.stem}.chunks-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
-        if is_main():
-            for other in out.parent.glob(f"{glob.escape(out.stem)}.chunks-*"):
-                if other != self.folder:
-                    print(f"{other}: images of another model, spec or code discarded")
-                    shutil.rmtree(other)
-            self.folder.mkdir(parents=True, exist_ok=True)
-
-    def missing(self, chunks: Sequence[range]) -> list[range]:
-        """Chunks that are not there, or damaged."""
-        return [indices for indices in chunks if not self._is_whole(indices)]
-
-    def _is_whole(self, indices: range) -> bool:
-        if not self._path(indices).exists():
-            return False
-        try:
-            self.read(indices)
-        except ValueError as error:
-            print(f"{error}: made again")
-            return False
-        return True
-
-    def read(self, indices: range) -> np.ndarray:
-        """The images (n, C, H, W) of a chunk.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        return open_images(self._path(indices)).images(0)
-
-    def write(self, indices: range, images: np.ndarray) -> None:
-        """Keep the images of a chunk."""
-        card = {"uint8": "none" if images.dtype == np.float32 else "bytes"}
-        write_images(self._path(indices), card, [(images, np.array(indices))])
-
-    def _path(self, indices: range) -> Path:
-        return self.folder / f"{indices.start:08d}.tar"
-
-
-class ChunkWriter:
-    """Writes chunks, with ``thread`` while the caller makes the next one; all are there when it is left."""
-
-    def __init__(self, kept: KeptChunks, thread: bool) -> None:
-        self._kept = kept
-        self._pool = ThreadPoolExecutor(1) if thread else None
-        self._writing: deque[Future[None]] = deque()
-
-    def __enter__(self) -> ChunkWriter:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=error is not None)
-        if error is None:
-            self._wait(0)
-
-    def write(self, indices: range, images: Tensor, nan: Tensor) -> None:
-        """Write the images (n, C, H, W) of a chunk.
-
-        Args:
-            images: bytes or float32 data, on any device.
-            nan: bool, whether an image held NaN before it was bytes.
-
-        Raises:
-            ValueError: there was NaN, in this chunk or one that was still being written.
-        """
-        copied = None
-        if images.is_cuda:  # to pinned memory
-            images, nan = (values.to("cpu", non_blocking=True) for values in (images, nan))
-            copied = torch.cuda.Event()
-            copied.record()
-        if self._pool is None:
-            self._finish(indices, images, nan, copied)
-            return
-        self._wait(AHEAD - 1)
-        self._writing.append(self._pool.submit(self._finish, indices, images, nan, copied))
-
-    def _wait(self, most: int) -> None:
-        """Until at most so many chunks are still to be written."""
-        while len(self._writing) > most:
-            self._writing.popleft().result()
-
-    def _finish(self, indices: range, images: Tensor, nan: Tensor, copied: torch.cuda.Event | None) -> None:
-        if copied is not None:
-            copied.synchronize()
-        refuse_nan(nan)
-        self._kept.write(indices, images.numpy())
-
-
 def read_normalisation(spec: SampleSpec, manifest: Path | None, weights: Path | None) -> Normalisation:
     """How latents are normalised: by a manifest, or without one by the tokenizer's own files.
 
@@ -333,11 +231,3 @@ def image_labels(spec: SampleSpec) -> Tensor:
         return torch.arange(spec.images) % classes
     draws = generator(spec.seed, "sample", "labels")
     return torch.randint(classes, (spec.images,), generator=draws)
-
-
-def image_noise(spec: SampleSpec, indices: range, purpose: str | int) -> Tensor:
-    """Standard normal noise (n, C, H, W), drawn by a random generator of its own for each image.
-
-    ``purpose`` is ``start``, or the number of the step that adds noise.
-    """
-    return indexed_noise(spec.latents.shape, spec.seed, indices, purpose)

@@ -1,4 +1,4 @@
-"""Images of chosen classes by one network: what `python -m fewstep.generate` and `fewstep.Pipeline` share.
+"""From a network to images: what sampling a cell, watching a training and generating images share.
 
 Image i of a seed starts from the noise of image i of a cell whose protocol has that seed.
 """
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork, FlowNetwork
 from ..config.sampling import Choice, Sampling
-from ..config.settings import Sampler
+from ..config.settings import Guidance, Sampler
 from ..core.guidance import guided_field
+from ..core.heads import Output
+from ..core.memory import place
 from ..core.rng import generator
 from ..data.normalisation import Normalisation
 from ..data.tokenizers import Codec
@@ -28,6 +30,7 @@ CHUNK = 250
 
 With guidance 500 rows of the network: more than enough for a GPU.
 """
+Velocity = Callable[..., Output]
 
 
 def expanded_interval_velocity(net: nn.Module) -> Callable[..., Tensor]:
@@ -71,6 +74,71 @@ def refuse_inner_times(network: FlowNetwork, sampler: Sampler, steps: int, name:
 
 
 @dataclass(frozen=True)
+class ImageSampler:
+    """A network with all that its images depend on beside their labels."""
+
+    velocity: Velocity
+    null: int
+    """The label of no condition."""
+    shape: Sequence[int]
+    """(C, H, W) of the latents."""
+    sampler: Sampler
+    guidance: Guidance | None
+    steps: int
+    seed: int
+    codec: Codec
+    normalisation: Normalisation
+    image: Sequence[int]
+    """(C, H, W) of the images."""
+    uint8: str
+    """How images become bytes, as in a protocol."""
+    device: torch.device
+    name: str
+    """Of the network's file, for messages."""
+
+    def latents(self, indices: range, labels: Tensor) -> Tensor:
+        """Normalised latents (n, C, H, W) of some images, on the device.
+
+        Args:
+            labels: int64 (n,), on any device.
+        """
+
+        def noise(purpose: str | int) -> Tensor:
+            return place(indexed_noise(self.shape, self.seed, indices, purpose), self.device)
+
+        field = guided_field(self.velocity, self.guidance, self.null, place(labels, self.device))
+        return integrate(self.sampler, field, noise("start"), self.steps, noise)
+
+    def images(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) of latents, as bytes, and whether one held NaN, on the device, not waited for.
+
+        Raises:
+            ValueError: the images are of another size.
+        """
+        decoded = self.codec.decode(self.normalisation.denormalise(latents))
+        if list(decoded.shape[1:]) != list(self.image):
+            raise ValueError(
+                f"{self.name}: latents decode to {tuple(decoded.shape[1:])}, but its images are "
+                f"{tuple(self.image)}"
+            )
+        return quantize(decoded, self.uint8), decoded.isnan().any()
+
+    def on_host(self, labels: Tensor, most: int) -> Tensor:
+        """Images (n, C, H, W) of labels (n,), numbered from 0, on the CPU; ``most`` are made together.
+
+        Raises:
+            ValueError: an image holds NaN, or is of another size.
+        """
+        made = []
+        for first in range(0, len(labels), most):
+            indices = range(first, min(first + most, len(labels)))
+            images, nan = self.images(self.latents(indices, labels[indices.start : indices.stop]))
+            refuse_nan(nan)
+            made.append(images.cpu())
+        return torch.cat(made)
+
+
+@dataclass(frozen=True)
 class Generator:
     """A network with all that its images depend on; it computes in float32."""
 
@@ -98,7 +166,7 @@ class Generator:
             choice: sampler and guidance, instead of those of the model for that many steps.
 
         Raises:
-            ConfigError: no classes, an unknown one, points instead of images, or no sampler for the steps.
+            ConfigError: no classes, an unknown one, or no sampler for the steps.
             ValueError: a number of steps that the sampler cannot take, or an image holds NaN.
         """
         spec = self.backbone
@@ -106,8 +174,6 @@ class Generator:
         if wrong or not classes:
             found = f"{wrong[0]} is none" if wrong else "none is given"
             raise ConfigError(f"{self.name}: classes: {found}; there are 0 to {spec.classes - 1}")
-        if self.sampling.uint8 == "none":
-            raise ConfigError(f"{self.name}: its samples are points, not images")
         choice = choice or self.sampling.choice(steps)
         if choice is None:
             known = ", ".join(self.sampling.samplers) or "none"
@@ -116,29 +182,25 @@ class Generator:
             )
         check_network(choice.sampler, spec, self.name)
         refuse_inner_times(spec, choice.sampler, steps, self.name)
-        velocity: Callable[..., Tensor] = self.net
+        velocity: Velocity = self.net
         if self.sampling.expanded:
             velocity = expanded_interval_velocity(self.net)
-        device = next(self.net.parameters()).device
-        made = []
-        for first in range(0, len(classes), CHUNK):
-            indices = range(first, min(first + CHUNK, len(classes)))
-
-            def noise(purpose: str | int, indices: range = indices) -> Tensor:
-                return indexed_noise(spec.shape, seed, indices, purpose).to(device)
-
-            labels = torch.tensor([classes[i] for i in indices], device=device)
-            field = guided_field(velocity, choice.guidance, spec.null, labels)
-            latents = integrate(choice.sampler, field, noise("start"), steps, noise)
-            decoded = self.codec.decode(self.normalisation.denormalise(latents))
-            refuse_nan(decoded.isnan().any())
-            if list(decoded.shape[1:]) != self.sampling.image:
-                raise ValueError(
-                    f"{self.name}: sampling.image: {self.sampling.image}, but latents decode to "
-                    f"{list(decoded.shape[1:])}"
-                )
-            made.append(quantize(decoded, self.sampling.uint8).cpu())
-        return torch.cat(made)
+        sampler = ImageSampler(
+            velocity=velocity,
+            null=spec.null,
+            shape=spec.shape,
+            sampler=choice.sampler,
+            guidance=choice.guidance,
+            steps=steps,
+            seed=seed,
+            codec=self.codec,
+            normalisation=self.normalisation,
+            image=self.sampling.image,
+            uint8=self.sampling.uint8,
+            device=next(self.net.parameters()).device,
+            name=self.name,
+        )
+        return sampler.on_host(torch.tensor(classes), CHUNK)
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
@@ -147,6 +209,6 @@ def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.I
     rows = -(-len(pictures) // columns)
     width, height = (side + 2 for side in pictures[0].size)
     whole = Image.new("RGB", (columns * width - 2, rows * height - 2), "white")
-    for place, picture in enumerate(pictures):
-        whole.paste(picture, (place % columns * width, place // columns * height))
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (number % columns * width, number // columns * height))
     return whole

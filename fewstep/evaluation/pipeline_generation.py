@@ -16,7 +16,6 @@ takes the end as 0 there too, as the code that it was trained by does.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -40,9 +39,8 @@ from ..core.rng import generator
 from ..data.asset_files import Record, read_record
 from ..data.captions import read_prompts
 from ..data.text_store import captions_sha256
-from .distributed_map import from_main, is_main, join_processes, own_share, progress, wait_for_all
-from .generation import ChunkWriter, KeptChunks
-from .image_archive import write_images
+from .distributed_map import join_processes
+from .kept_chunks import write_in_chunks
 from .quantization import quantize
 
 KEPT = 16
@@ -86,33 +84,21 @@ def generate_by_pipeline(spec: PipelineSampleSpec, records: Sequence[Path], prom
         "code": sampling_digest(PIPELINE),
         "diffusers": diffusers.__version__,
     }
-    kept = KeptChunks(out, owner)
-    chunks = [range(first, min(first + KEPT, spec.images)) for first in range(0, spec.images, KEPT)]
-    missing = from_main(kept.missing(chunks) if is_main() else [])
-    with ChunkWriter(kept, thread=device.type == "cuda") as writer:
-        share = own_share(missing)
-        for indices in progress(share, len(share)):
-            images = torch.cat([_image(spec, pipe, lines[index % len(lines)], index) for index in indices])
-            writer.write(indices, quantize(2 * images - 1, spec.uint8), images.isnan().any())
-    wait_for_all()
-    if not is_main():
-        return
-    write_images(
-        out,
-        _card(spec, weights, lines),
-        ((kept.read(indices), _labels(indices, len(lines)).numpy()) for indices in chunks),
-    )
-    shutil.rmtree(kept.folder)
+
+    def make(indices: range) -> tuple[Tensor, Tensor]:
+        images = torch.cat([_image(spec, pipe, lines[index % len(lines)], index) for index in indices])
+        return quantize(2 * images - 1, spec.uint8), images.isnan().any()
+
+    labels = torch.arange(spec.images) % len(lines)
+    write_in_chunks(out, owner, _card(spec, weights, lines, labels), labels, KEPT, make, device)
 
 
-def _labels(indices: range, prompts: int) -> Tensor:
-    return torch.tensor(indices, dtype=torch.int64) % prompts
-
-
-def _card(spec: PipelineSampleSpec, weights: dict[str, str], prompts: Sequence[str]) -> dict[str, Any]:
+def _card(
+    spec: PipelineSampleSpec, weights: dict[str, str], prompts: Sequence[str], labels: Tensor
+) -> dict[str, Any]:
     pipeline = spec.pipeline
     scheduler = pipeline.scheduler.model_dump(mode="json") if pipeline.scheduler else None
-    shown = sorted(set(_labels(range(spec.images), len(prompts)).tolist()))
+    shown = sorted(set(labels.tolist()))
     return {
         **spec.model_dump(mode="json"),
         "spec": digest(spec),

@@ -67,12 +67,12 @@ def score_prompt_images(
             refused.
     """
     protocol = spec.protocol
+    device = join_processes()
     archive = opened(images, spec)
     lines = read_prompts(spec.prompts, prompts)
     check_prompts(spec, lines, prompts)
     check_captions(archive, lines, prompts)
     shown = [lines[image % len(lines)] for image in range(protocol.images)]
-    device = join_processes()
     scorers, unopened = open_scorers(spec, weights, prompts, device)
     refused = from_main(
         unopened | failed(scorers, self_test(prompts, lines) or drawn_shapes(spec.image)) if is_main() else {}

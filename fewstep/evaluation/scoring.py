@@ -37,8 +37,8 @@ def score_images(
         ValueError: images, reference, extractor and protocol that do not belong together.
     """
     protocol = spec.protocol
-    archive = opened(images, spec)
     device = join_processes()
+    archive = opened(images, spec)
     extractor = Extractor(protocol, weights, spec.extractor, device, channels_last)
     if protocol.stored:
         reference = published_file(reference, protocol)

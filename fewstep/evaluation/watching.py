@@ -13,20 +13,10 @@ from ..backbones import build
 from ..common.files import atomic
 from ..config.settings import Protocol
 from ..config.specs import ScoreSpec
-from ..core.guidance import guided_field
-from ..data.tokenizers import Decoding, open_tokenizer
 from .features import Extractor, FeatureCollector
-from .generation import (
-    PLAIN,
-    image_labels,
-    image_noise,
-    prepared_velocity,
-    read_normalisation,
-)
+from .generation import PLAIN, image_labels, open_sampler, read_normalisation
 from .generator import CHUNK
-from .quantization import quantize, refuse_nan
 from .reference_statistics import published_file, read_reference
-from .samplers import integrate
 from .scoring import compute_metrics
 
 SIDE = 8
@@ -83,28 +73,10 @@ class Watching:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, which a training must not notice
             net = build(spec.backbone)
         net.load_state_dict(weights)
-        velocity = prepared_velocity(net.eval(), PLAIN, device, spec.network_dtype, spec.expanded)
         normalisation = read_normalisation(spec, self.manifest, self.tokenizer)
-        decoding = Decoding(getattr(torch, spec.decoder_dtype), False, "")
-        decoder = open_tokenizer(spec.latents.tokenizer, self.tokenizer, spec.decoder, device, decoding)
-        indices = range(min(CHUNK, spec.images))
-        labels = image_labels(spec)[: len(indices)]
-        made = []
-        for first in range(0, len(indices), SIDE**2):  # few at once: the training fills a GPU's memory
-            part = indices[first : first + SIDE**2]
-            y = labels[part.start : part.stop].to(device)
-            field = guided_field(velocity, spec.guidance, getattr(spec.backbone, "null", 0), y)
-            latents = integrate(
-                spec.sampler,
-                field,
-                image_noise(spec, part, "start").to(device),
-                spec.steps,
-                lambda step, part=part: image_noise(spec, part, step).to(device),  # type: ignore[misc]
-            )
-            images = decoder.decode(normalisation.denormalise(latents))
-            refuse_nan(images.isnan().any())
-            made.append(quantize(images, spec.uint8).cpu())
-        return torch.cat(made)
+        sampler = open_sampler(spec, net.eval(), normalisation, self.tokenizer, PLAIN, device, "the network")
+        # Few at once: the training fills a GPU's memory.
+        return sampler.on_host(image_labels(spec)[:CHUNK], SIDE**2)
 
     @staticmethod
     def _write_grid(images: Tensor, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from ..common.provenance import PACKAGE, backbone_module
 from ..config import ConfigError, digest
 from ..config.base import read_sealed
 from ..config.specs import ClassPipelineSpec
+from ..data.asset_files import read_record
 from ..data.tokenizers import KlCodec, open_tokenizer, weights_digest
 from .bundle import bundle
 from .class_pipeline import Model
 from .loading import Opened, open_model
-from .replaced_folder import ABOUT, as_json, checked_folder
+from .replaced_folder import CARD, as_json, checked_folder, write_about
 
 SHOWN = ("fid", "is", "kid", "precision", "recall", "mmd")
 """Metrics that a model card lists."""
@@ -65,12 +67,12 @@ def export_class_pipeline(
         part = f"from {package}.exporting.class_pipeline import Model\n"
         for name, content in (
             ("model_index.json", as_json(index)),
-            (ABOUT, as_json(about)),
             ("pipeline.py", text),
             ("model/model.py", part),
-            ("README.md", model_card(spec, opened, model)),
+            (CARD, model_card(spec, opened, model)),
         ):
             (temporary / name).write_text(content, encoding="utf-8")
+        write_about(temporary, about)
 
 
 def _model(opened: Opened) -> Model:
@@ -115,7 +117,7 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
         [
             "---",
             f"license: {json.dumps('other')}",
-            f"license_name: {json.dumps(sampling.licence)}",
+            f"license_name: {json.dumps(_identifier(sampling.licence))}",
             "library_name: diffusers",
             "tags: [few-step-generation, class-conditional]",
             "---",
@@ -143,10 +145,24 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             "",
             "## Licence",
             "",
-            f"Weights: {sampling.licence}, of what they were made from. Code in pipeline.py: Apache-2.0.",
+            f"Weights: {sampling.licence}, of what they were made from.{_decoder_licence(opened)} Code in "
+            "pipeline.py: Apache-2.0.",
             "",
         ]
     )
+
+
+def _decoder_licence(opened: Opened) -> str:
+    """That of a published autoencoder, whose weights are in the folder too."""
+    if opened.tokenizer.weights is None or opened.tokenizer.weights.asset is None or opened.weights is None:
+        return ""
+    body = read_record(opened.weights).body
+    return f" The decoder's: {body.licence} ({body.title or body.name})."
+
+
+def _identifier(licence: str) -> str:
+    """A licence's name as the hub wants it: small letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.")
 
 
 def measured(model: Path, checksum: str) -> list[tuple[str, str, dict[str, float]]]:

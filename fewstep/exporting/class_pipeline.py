@@ -64,8 +64,9 @@ class Model(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Model:
-        """As in diffusers; networks have constants that must not be left out at first."""
-        model: Model = super().from_pretrained(*arguments, **options | {"low_cpu_mem_usage": False})
+        """As in diffusers, but from safetensors only, and with the constants that networks have."""
+        own = {"low_cpu_mem_usage": False, "use_safetensors": True}
+        model: Model = super().from_pretrained(*arguments, **options | own)
         model.eval().requires_grad_(False)
         return model
 

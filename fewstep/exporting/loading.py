@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones import build
-from ..backbones.model_file import backbone_of, check_tokenizer, load_compatible, load_model
+from ..backbones.model_file import backbone_of, check_tokenizer, load_model, network_of
+from ..common.files import reading
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork
 from ..config.base import parse, read_spec
@@ -63,7 +63,8 @@ def load(
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ConfigError(f"{path}: no model_index.json; name a model file or a folder of a pipeline")
-        pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
+        with reading(path, "a folder of fewstep.Pipeline"):
+            pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
         return pipe.generator
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; name a model.safetensors or a folder of a pipeline")
@@ -90,9 +91,7 @@ def open_model(
     backbone = backbone_of(card)
     if not isinstance(backbone, ClassNetwork):
         raise ConfigError(f"{path}: backbone.kind: {backbone.kind} makes no images of classes")
-    net = build(backbone)
-    load_compatible(net, tensors, str(path))
-    net.eval().requires_grad_(False)
+    net = network_of(path, tensors, backbone, card)
     if known is None:
         if "sampling" not in card:
             raise ConfigError(
@@ -104,6 +103,8 @@ def open_model(
     if "tokenizer" not in entry:
         raise ConfigError(f"{path}: latents.tokenizer: not in its card: it is no network of latents")
     own = parse(Tokenizer, entry["tokenizer"], str(path), "latents.tokenizer")
+    if own.kind == "points":
+        raise ConfigError(f"{path}: its samples are points, not images")
     if tokenizer is None and known.tokenizer_file is not None:
         tokenizer = path.parent / known.tokenizer_file
     weights = None if own.plain else tokenizer

@@ -29,7 +29,7 @@ from ..data.manifest import read_manifest
 from ..data.normalisation import Normalisation
 from ..data.text_encoders import sd3_text_parts
 from ..data.tokenizers import weights_digest
-from .replaced_folder import ABOUT, as_json, checked_folder
+from .replaced_folder import checked_folder, write_about
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -104,7 +104,7 @@ def export_pipeline(
     }
     with atomic_folder(folder) as temporary:
         pipe.save_pretrained(temporary)
-        (temporary / ABOUT).write_text(as_json(about), encoding="utf-8")
+        write_about(temporary, about)
     print(f"{folder}: call the pipeline with max_sequence_length={spec.text.t5_length}, as it was trained")
 
 

@@ -305,6 +305,7 @@ _INPUTS: dict[str, Callable[..., Files]] = {
     "sample": _sample,
     "reference": _reference,
     "images": _images,
+    "pictures": _images,
     "bounds": _bounds,
     "examples": _examples,
     "score": _score,

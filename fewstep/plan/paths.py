@@ -16,6 +16,7 @@ OUTPUTS = {
     },
     "sample": {"images": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.tar"},
     "images": {"npz": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.npz"},
+    "pictures": {"pngs": "<results>/{run}/{seed}/{sampler}-{steps}/{images}.pngs"},
     "score": {"metrics": "<results>/{run}/{seed}/{sampler}-{steps}/{protocol}.json"},
     "reference": {"statistics": "<results>/references/{protocol}.npz"},
     "bounds": {"bounds": "<results>/references/{table}.json"},

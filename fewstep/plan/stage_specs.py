@@ -122,13 +122,20 @@ def _export(plan: Plan, run: str) -> Strict:
 def _pipeline(plan: Plan, run: str) -> Strict:
     entry = plan.runs[run]
     where = f"{entry.place}.backbone"
+    if entry.only_pipeline:
+        raise ConfigError(f"{entry.place}: is a released pipeline of diffusers; use that")
     if isinstance(entry.backbone, ClassNetwork):
+        if entry.tokenizer.kind == "points":
+            raise ConfigError(f"{where}: its samples are points, not images, and a pipeline makes images")
         sampling = _sampling(plan, run)
         return specs.ClassPipelineSpec(method=entry.method, variant=entry.variant, sampling=sampling)
     if entry.adopted:
         raise ConfigError(f"{where}: published weights have a folder of diffusers already; use that")
-    if not isinstance(entry.backbone, Sd3) or entry.backbone.lora or entry.backbone.target_time:
-        raise ConfigError(f"{where}: {entry.network} is no plain SD3, of which diffusers has a pipeline")
+    if not isinstance(entry.backbone, Sd3):
+        raise ConfigError(f"{where}: {entry.network} makes no images of classes or captions")
+    if entry.backbone.lora or entry.backbone.target_time:
+        file = plan.file("lora", run=run, seed="0")
+        raise ConfigError(f"{where}: {entry.network} is no plain SD3; adapters of one are written as {file}")
     encoder = plan.parts.text_encoders[entry.text_encoder or ""]
     decoder, network = plan.network(entry.tokenizer.weights), plan.network(encoder.weights)
     if decoder is None or network is None:

@@ -15,7 +15,7 @@ from .jobs import maker
 if TYPE_CHECKING:
     from . import Plan
 
-SPEC_OF = {"manifest": "encode", "figure": "table", "images": "sample"}
+SPEC_OF = {"manifest": "encode", "figure": "table", "images": "sample", "pictures": "sample"}
 """Stages that read the spec of another."""
 NUMBERS = {"seed": "0, 1, 2 and so on", "steps": "1, 2, 3 and so on"}
 """Wildcard of a run's file -> what it may be."""
@@ -35,6 +35,8 @@ def check(plan: Plan, target: str) -> None:
         shards = plan.parts.latents[job.key["latents"]].shards
         if int(job.key["shard"]) >= shards:
             raise ConfigError(f"target {target}: shard {job.key['shard']}, but there are {shards}, from 0 on")
+    if job.stage in ("images", "pictures") and plan.image_sets[job.key["images"]].uint8 == "none":
+        raise ConfigError(f"target {target}: {job.key['images']}: these samples are points, not images")
     stage = SPEC_OF.get(job.stage, job.stage)
     try:
         plan.spec(stage, paths.SPECS[stage].format(**job.key))

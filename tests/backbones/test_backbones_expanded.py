@@ -6,7 +6,7 @@ import torch
 
 from fewstep.config.settings import Sampler
 from fewstep.core.guidance import guided_field
-from fewstep.evaluation.generation import expanded_interval_velocity
+from fewstep.evaluation.generator import expanded_interval_velocity
 from fewstep.evaluation.samplers import integrate
 
 

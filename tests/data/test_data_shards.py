@@ -288,6 +288,23 @@ def test_sd_vae_draws_by_image_and_not_by_batch(tmp_path: Path) -> None:
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
 
 
+def test_every_file_of_an_autoencoder_is_verified(tmp_path: Path) -> None:
+    """Not the weights alone: diffusers reads the whole folder."""
+    _, record = tiny_vae(tmp_path, latent_channels=4)
+    tokenizer = Tokenizer(kind="sd-vae", shape=[4, 8, 8], weights=VAE_FILE)
+    config = record.with_suffix("") / "vae/config.json"
+    text = config.read_text()
+    config.write_text(text.replace("silu", "relu"))
+    assert config.read_text() != text
+    with pytest.raises(ConfigError, match=r"vae/config\.json: differs from .*vae\.json: its sha256"):
+        open_tokenizer(tokenizer, record, None)
+    config.write_text(text)
+    open_tokenizer(tokenizer, record, None)
+    (config.parent / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"vae\.json: files: does not name vae/diffusion.*index\.json"):
+        open_tokenizer(tokenizer, record, None)
+
+
 @pytest.mark.parametrize(
     ("name", "shift", "scaling"), [("sd3-vae", 0.0609, 1.5305), ("flux-vae", 0.1159, 0.3611)]
 )

@@ -27,8 +27,8 @@ from fewstep.core.guidance import guided_field
 from fewstep.core.memory import FittingBatches
 from fewstep.data import normalisation as normalisations
 from fewstep.data.tokenizers import ConvCodec, Decoding, KlCodec, build_ldm_autoencoder
-from fewstep.evaluation import features, generation, samplers
-from fewstep.evaluation.generation import ChunkWriter, KeptChunks
+from fewstep.evaluation import features, generation, generator, kept_chunks, samplers
+from fewstep.evaluation.kept_chunks import ChunkWriter, KeptChunks
 from fewstep.evaluation.quantization import quantize
 
 CELLS = [("cd", "cm-2"), ("teacher", "euler-4"), ("teacher", "euler-guided-4")]
@@ -69,9 +69,9 @@ def test_nothing_waits_while_a_chunk_is_made(pipeline: TinyPipeline, tmp_path, m
     """Network, guidance, sampler, decoder and bytes; noise and times are made on the host."""
     call = pipeline.sample(method, cell, tmp_path)
     expected = sampled(call)
-    for module, name in ((generation, "image_noise"), (samplers, "time_grid"), (samplers, "ucgm_grid")):
+    for module, name in ((generator, "indexed_noise"), (samplers, "time_grid"), (samplers, "ucgm_grid")):
         monkeypatch.setattr(module, name, on_host(getattr(module, name)))
-    writer, seen = generation.ChunkWriter, []
+    seen = []
 
     def recorded(items: Iterable[range], total: int) -> Iterator[range]:
         for item in items:
@@ -79,8 +79,8 @@ def test_nothing_waits_while_a_chunk_is_made(pipeline: TinyPipeline, tmp_path, m
                 yield item
             seen.append(len(recorder.seen))
 
-    monkeypatch.setattr(generation, "progress", recorded)
-    monkeypatch.setattr(generation, "ChunkWriter", lambda kept, thread: writer(kept, thread=True))
+    monkeypatch.setattr(kept_chunks, "progress", recorded)
+    monkeypatch.setattr(kept_chunks, "ChunkWriter", lambda kept, thread: ChunkWriter(kept, thread=True))
     call.out.unlink()
     assert torch.equal(sampled(call), expected)
     assert len(seen) == 1 and seen[0] > 100
@@ -241,14 +241,14 @@ def test_parts_are_halved_until_they_fit(capsys):
 
 def test_images_do_not_depend_on_the_memory(pipeline, tmp_path, monkeypatch, capsys):
     whole = images_of(pipeline.sample("cd", "cm-2").out)
-    original = generation.integrate
+    original = generator.integrate
 
     def short(sampler: Any, field: Any, x0: Tensor, *rest: Any) -> Tensor:
         if len(x0) > 7:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(sampler, field, x0, *rest)
 
-    monkeypatch.setattr(generation, "integrate", short)
+    monkeypatch.setattr(generator, "integrate", short)
     call = pipeline.sample("cd", "cm-2", tmp_path)
     assert same_but_rounding(sampled(call), whole, 0.01)
     assert "sampling: 5 at a time" in capsys.readouterr().out

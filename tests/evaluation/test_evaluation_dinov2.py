@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_text import write_record
 
 from fewstep.common.files import sha256
 from fewstep.config.settings import Protocol
@@ -106,6 +107,21 @@ def test_other_networks_and_missing_parts_are_refused(folder, tmp_path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ValueError, match=r"needs transformers; pip install -e"):
         DinoFeatures(tmp_path, torch.device("cpu"))
+
+
+def test_every_file_of_its_folder_is_verified(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "dinov2-large")
+    record = write_record(tmp_path / "dinov2-large")
+    config = tmp_path / "dinov2-large/config.json"
+    content = config.read_text()
+    assert Extractor(Protocol(**GIVEN), record, None).sha256 == sha256(config.with_name("model.safetensors"))
+    config.write_text(content.replace('"gelu"', '"relu"'))
+    with pytest.raises(ValueError, match=r"config\.json: differs from .*dinov2-large\.json"):
+        Extractor(Protocol(**GIVEN), record, None)
+    config.write_text(content)
+    config.with_name("preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"does not name preprocessor_config\.json"):
+        Extractor(Protocol(**GIVEN), record, None)
 
 
 def test_published_moments_are_not_its_reference():

@@ -15,8 +15,9 @@ from fewstep.backbones.model_file import load_model, save_model
 from fewstep.common.files import sha256
 from fewstep.config import read_spec
 from fewstep.config.specs import SampleSpec
-from fewstep.evaluation import generation
-from fewstep.evaluation.generation import image_labels, image_noise
+from fewstep.evaluation import generation, generator
+from fewstep.evaluation.generation import image_labels
+from fewstep.evaluation.generator import indexed_noise
 from fewstep.evaluation.image_archive import open_images
 from fewstep.evaluation.quantization import quantize, refuse_nan
 
@@ -39,13 +40,14 @@ def test_labels(spec):
 
 
 def test_noise_belongs_to_the_image(spec):
-    whole = image_noise(spec, range(12), "start")
-    parts = torch.cat([image_noise(spec, range(5), "start"), image_noise(spec, range(5, 12), "start")])
-    assert torch.equal(whole, parts)
-    assert not torch.equal(whole, image_noise(spec, range(12), 0))
-    assert not torch.equal(whole, image_noise(spec.model_copy(update={"seed": 1}), range(12), "start"))
-    assert abs(image_noise(spec, range(500), "start").mean()) < 0.05
-    assert image_noise(spec, range(500), "start").std() == pytest.approx(1, abs=0.02)
+    shape, seed = spec.latents.shape, spec.seed
+    whole = indexed_noise(shape, seed, range(12), "start")
+    parts = [indexed_noise(shape, seed, part, "start") for part in (range(5), range(5, 12))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, indexed_noise(shape, seed, range(12), 0))
+    assert not torch.equal(whole, indexed_noise(shape, 1, range(12), "start"))
+    many = indexed_noise(shape, seed, range(500), "start")
+    assert abs(many.mean()) < 0.05 and many.std() == pytest.approx(1, abs=0.02)
 
 
 def test_chunks_move_the_last_bits_only(pipeline, tmp_path, monkeypatch):
@@ -68,7 +70,7 @@ def test_models_share_noise_and_labels(pipeline, tmp_path, monkeypatch):
         seen.setdefault("again", []).append(again(0).clone())
         return torch.zeros_like(x0)
 
-    monkeypatch.setattr(generation, "integrate", spying)
+    monkeypatch.setattr(generator, "integrate", spying)
     for method, cell in (("cd", "cm-2"), ("teacher", "euler-4")):
         pipeline.sample(method, cell, tmp_path / method)()
     for first, second in seen.values():
@@ -130,7 +132,7 @@ def test_refuses_images_that_are_not_finite(pipeline, tmp_path, monkeypatch):
     def broken(sampler, field, x0, *rest):
         return torch.full_like(x0, float("nan"))
 
-    monkeypatch.setattr(generation, "integrate", broken)
+    monkeypatch.setattr(generator, "integrate", broken)
     refused(pipeline.sample("cd", "cm-2", tmp_path), "NaN", "diverge")
 
 

@@ -204,6 +204,20 @@ def test_files_that_are_not_what_was_fetched(case, tmp_path):
         file.write_bytes(kept)
 
 
+def test_a_config_that_was_not_fetched_is_not_read(case, tmp_path):
+    """Beside weights of one file it counts for nothing; in a folder that is read whole it is refused."""
+    given = case.changed(tmp_path, case.state)
+    record = given.paths["weights"]
+    stranger = given.file("weights")[0].with_name("config.json")
+    if case.parts.name == "pickscore":
+        stranger = stranger.with_name("preprocessor_config_2.json")
+    stranger.write_text("nothing")
+    if case.parts.name != "pickscore":
+        assert OPENERS[given.entry.kind](given).sha256 == given.file("weights")[1]
+        return
+    assert told(given).startswith(f"{record}: files: does not name {stranger.name}")
+
+
 def test_files_that_run_code_are_not_opened(tmp_path):
     """Its hash is right, but it is not a file of tensors."""
     folder = tmp_path / "weights"

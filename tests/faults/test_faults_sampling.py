@@ -14,10 +14,10 @@ from fewstep.backbones.model_file import load_model, save_model
 
 def small_chunks(die_after: int | None = None, number: int = signal.SIGKILL) -> None:
     """Six chunks instead of one; the process gets a signal in the chunk after so many."""
-    from fewstep.evaluation import generation
+    from fewstep.evaluation import generation, generator
 
     generation.CHUNK = 7
-    original, made = generation.integrate, []
+    original, made = generator.integrate, []
 
     def integrate(*arguments):
         if len(made) == die_after:
@@ -26,7 +26,7 @@ def small_chunks(die_after: int | None = None, number: int = signal.SIGKILL) -> 
         print("chunk made", flush=True)
         return original(*arguments)
 
-    generation.integrate = integrate
+    generator.integrate = integrate
 
 
 @pytest.fixture(scope="module")

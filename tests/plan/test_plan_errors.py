@@ -747,6 +747,10 @@ REFUSED = {
     "results/demo/decm-t2i/base/0/euler-sd3-4/scenes.json": "sampler 'euler-sd3' guides, but "
     "decm-t2i/base has learned its teacher's guidance of scale 2; use one without",
     "results/demo/latents/digits-latents/shard-00099.tar": "shard 00099, but there are 2, from 0 on",
+    "results/demo/dumo-moons/base/0/cm-1/balanced-5000-none-0.npz": "balanced-5000-none-0: these samples are "
+    "points, not images",
+    "results/demo/dumo-moons/base/0/pipeline/model_index.json": "dumo-moons.backbone: its samples "
+    "are points, not images, and a pipeline makes images",
 }
 
 
@@ -762,6 +766,10 @@ def test_targets_that_can_be_made(demo_plan, paper_plan):
         for target in plan.targets():
             check(plan, target)
     check(demo_plan, "results/demo/decm/freq-5/7/mix-3/digits.json")
+    for stage, end in (("images", ".npz"), ("pictures", ".pngs")):  # samples that are kept
+        target = f"results/demo/decm/base/0/cm-2/balanced-2000-round-0{end}"
+        assert maker(demo_plan, target).stage == stage
+        check(demo_plan, target)
     assert explain(paper_plan, "results/teacher/base/1/model.safetensors", []) == (
         "target results/teacher/base/1/model.safetensors: weights that are not trained here have no seeds; "
         "use 0"

@@ -43,6 +43,17 @@ rule images:
         " --spec {input.spec:q} --images {input.images:q} --out {output:q} > {log:q} 2>&1"
 
 
+use rule images as pictures with:
+    input:
+        unpack(inputs("pictures")),
+    output:
+        directory(FILES["pngs"]),
+    log:
+        "<logs>/pictures/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    benchmark:
+        "<logs>/pictures/{run}/{seed}/{sampler}-{steps}/{images}.tsv"
+
+
 rule reference:
     input:
         unpack(inputs("reference")),

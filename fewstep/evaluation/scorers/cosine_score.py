@@ -55,13 +55,15 @@ def open_clip(parts: Parts) -> CosineScorer:
     """The CLIP score (arXiv 2103.00020), not rescaled, by a CLIP that was trained here or is published.
 
     Raises:
-        ConfigError, ValueError: as `trained_towers`, `published_towers`, and `Parts.folder`.
+        ConfigError, ValueError: as `trained_towers`, `published_towers`, and `Parts.with_folder`.
     """
-    path, checksum = parts.file("weights")
     if parts.entry.weights.file is None:
+        path, checksum = parts.file("weights")
         towers = trained_towers(path, parts.backbone, parts.device)
     else:
-        towers = published_towers(read_weights(path)[0], path, parts.folder("weights"), parts.device)
+        path, checksum = parts.with_folder("weights")
+        folder = path.parent
+        towers = published_towers(read_weights(path)[0], path, folder, folder, parts.device)
     return CosineScorer(parts.name, checksum, parts.device, towers, COSINE.format("CLIP"))
 
 
@@ -71,15 +73,15 @@ def open_pickscore(parts: Parts) -> CosineScorer:
     Raises:
         ConfigError, ValueError: as for `open_clip`.
     """
-    path, checksum = parts.file("weights")
-    parts.folder("weights")
-    towers = published_towers(read_weights(path)[0], path, parts.folder("tokenizer"), parts.device)
+    path, checksum = parts.with_folder("weights")
+    texts = parts.with_folder("tokenizer")[0].parent
+    towers = published_towers(read_weights(path)[0], path, path.parent, texts, parts.device)
     computes = f"{towers.scale:.6g} x {COSINE.format('PickScore')}"
     return CosineScorer(parts.name, checksum, parts.device, towers, computes, towers.scale)
 
 
 def open_hps(parts: Parts) -> CosineScorer:
-    """HPS v2.1 (arXiv 2306.09341): 100 times the cosine by its CLIP.
+    """HPS v2.1 (arXiv 2306.09341): 100 times the cosine by its CLIP, of the sizes of its tokenizer's.
 
     Its authors fit the longer side of an image into the network's square; of square images that is the same.
 
@@ -88,6 +90,7 @@ def open_hps(parts: Parts) -> CosineScorer:
     """
     path, checksum = parts.file("weights")
     tensors = from_open_clip(read_weights(path, "state_dict")[0])
-    towers = published_towers(tensors, path, parts.folder("tokenizer"), parts.device)
+    texts = parts.with_folder("tokenizer")[0].parent
+    towers = published_towers(tensors, path, texts, texts, parts.device)
     computes = f"{HPS_SCALE:g} x {COSINE.format('HPS v2.1')}"
     return CosineScorer(parts.name, checksum, parts.device, towers, computes, HPS_SCALE)

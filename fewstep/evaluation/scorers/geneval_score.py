@@ -161,9 +161,8 @@ def open_mask2former(parts: Parts) -> HfGenEvalScorer:
         ConfigError: a file is missing, or not the one that was fetched.
         ValueError: it is of another network.
     """
-    folder, clip = parts.folder("weights"), parts.folder("colours")
-    path, colours_sha256 = parts.file("colours")
-    colours = ColourNames(published_towers(read_weights(path)[0], path, clip, parts.device))
-    detector = coco_detector.CocoDetector(folder, parts.device)
-    _, checksum = parts.file("weights")
+    (weights, checksum), (path, colours_sha256) = map(parts.with_folder, ("weights", "colours"))
+    clip = path.parent
+    colours = ColourNames(published_towers(read_weights(path)[0], path, clip, clip, parts.device))
+    detector = coco_detector.CocoDetector(weights.parent, parts.device)
     return HfGenEvalScorer(parts.name, checksum, parts.device, detector, colours, colours_sha256)

@@ -61,14 +61,13 @@ class Parts:
         path, file = self.paths[key], self.entry.files[key].file
         return (path, sha256(path)) if file is None else read_record(path).verified(file)
 
-    def folder(self, key: str) -> Path:
-        """The folder of that file, in which every file is verified.
+    def with_folder(self, key: str) -> tuple[Path, str]:
+        """The published file under ``key``, and its SHA-256; every file of its folder is verified.
 
         Raises:
             ConfigError: a file is missing, or not the one that was fetched, or no part of the asset.
         """
-        name = self.entry.files[key].file or ""
-        return read_record(self.paths[key]).verified_folder(name.rpartition("/")[0])
+        return read_record(self.paths[key]).verified_with_folder(self.entry.files[key].file)
 
 
 Opener = Callable[[Parts], "Scorer"]

@@ -210,6 +210,6 @@ def open_questions(parts: Parts) -> QuestionScorer:
         ConfigError: a file is missing, or not the one that was fetched.
         ValueError: it is of another network.
     """
-    model = Qwen3VL(parts.folder("weights"), parts.device)
+    model = Qwen3VL(parts.with_folder("weights")[0].parent, parts.device)
     scorer = {"dpg": DpgScorer, "geneval2": SoftTifaScorer}[parts.name]
     return scorer(parts.name, read_record(parts.paths["weights"]).digest, parts.device, model)

@@ -55,29 +55,28 @@ def trained_towers(weights: Path, backbone: Backbone | None, device: torch.devic
 
 
 def published_towers(
-    tensors: Mapping[str, Tensor], weights: Path, texts: Path, device: torch.device | str
+    tensors: Mapping[str, Tensor], weights: Path, config: Path, texts: Path, device: torch.device | str
 ) -> Towers:
     """A CLIP as transformers' CLIPModel reads it. Prompts are cut to the tokens that it has places for.
 
     Args:
         tensors: its weights, by the names of CLIPModel.
-        weights: their file.
-        texts: folder of its tokenizer and its image processor, and of its `config.json` if none is beside
-            the weights.
+        weights: their file, for messages.
+        config: folder of its `config.json`.
+        texts: folder of its tokenizer and its image processor.
 
     Raises:
         ValueError: naming the file: it is damaged, or the weights are not those of `config.json`.
     """
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-    folder = weights.parent if (weights.parent / "config.json").exists() else texts
-    with reading(folder, "a CLIP of transformers"):
-        config = CLIPConfig.from_pretrained(folder, local_files_only=True)
+    with reading(config, "a CLIP of transformers"):
+        sizes = CLIPConfig.from_pretrained(config, local_files_only=True)
     with reading(texts, "the tokenizer and image processor of a CLIP"):
         tokenizer = CLIPTokenizer.from_pretrained(texts, local_files_only=True)
         processor = CLIPImageProcessorPil.from_pretrained(texts, local_files_only=True)
-    net = load_published(CLIPModel, config, tensors, weights).to(device)
-    length = config.text_config.max_position_embeddings
+    net = load_published(CLIPModel, sizes, tensors, weights).to(device)
+    length = sizes.text_config.max_position_embeddings
 
     def embed_images(images: Tensor) -> Tensor:
         found: Tensor = net.get_image_features(pixel_values=pixels(processor, images)).pooler_output
