@@ -233,9 +233,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor | None, injected: Tensor | None = None) -> Tensor:
         """``injected`` (B, N or 1, 3 width) is added to queries, keys and values."""
-        qkv = self.qkv(x) if injected is None else self.qkv(x) + injected
+        batch, tokens, width = x.shape
+        # As rows (B N, width), which a linear layer would make of them and undo.
+        qkv = self.qkv(x.flatten(0, 1))
+        if injected is not None:
+            qkv = qkv.view(batch, tokens, 3 * width) + injected
         # Queries and keys go through norm and rotation as one tensor (2, B, heads, N, D).
-        pair, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).split([2, 1])
+        qkv = qkv.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        pair, v = qkv.split([2, 1])
         if isinstance(self.q_norm, Norm) and isinstance(self.k_norm, Norm):
             pair = self.q_norm.normalise(pair, pair.shape[-1:], eps=self.q_norm.eps)
             if self.q_norm.weight is not None and self.k_norm.weight is not None:
@@ -244,7 +249,7 @@ class Attention(nn.Module):
             pair = rotate(pair, turns)
         q, k = pair.to(v.dtype).unbind(0)  # as autocast would cast each of the two
         mixed = F.scaled_dot_product_attention(q, k, v.squeeze(0))
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj(mixed.transpose(1, 2).reshape(-1, width)).view(x.shape)
 
 
 class SwiGLU(nn.Module):
@@ -256,8 +261,8 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(a) * b)
+        a, b = self.w12(x.flatten(0, -2)).chunk(2, dim=-1)  # rows, as in `Attention`
+        return self.w3(F.silu(a) * b).view(x.shape)
 
 
 class Gelu(nn.Module):
@@ -270,7 +275,8 @@ class Gelu(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        rows = self.fc1(x.flatten(0, -2))
+        return self.fc2(F.gelu(rows, approximate=self.approximate)).view(x.shape)
 
 
 class Block(nn.Module):

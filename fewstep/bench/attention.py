@@ -53,8 +53,8 @@ def sliced(q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor) 
 def at_once(q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
     o = F.scaled_dot_product_attention(q, k, v)
     with torch.no_grad():
-        heads = (z.flatten(0, 1) for z in (o, q, dq, k, dk, v, dv))
-        return o, dual.attention_slice(None, q.shape[-1] ** -0.5, *heads).view(o.shape)
+        heads = (z.flatten(0, 1) for z in (q, dq, k, dk, v, dv))
+        return o, dual.attention_slice(None, q.shape[-1] ** -0.5, o, *heads)
 
 
 @cache

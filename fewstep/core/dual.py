@@ -365,7 +365,7 @@ def attention(
         attn_mask = torch.zeros_like(attn_mask, dtype=y.dtype).masked_fill_(~attn_mask, -torch.inf)
     whole = [z.to(y.dtype) for z in (y, *inputs)]
     if attn_mask is None and y.shape[:-1].numel() * keys <= most:  # in one slice
-        return attention_slice(None, scale, *(z.flatten(0, -3) for z in whole)).view(y.shape)
+        return attention_slice(None, scale, whole[0], *(z.flatten(0, -3) for z in whole[1:]))
     # First what is sliced by query, then what is sliced by head alone.
     whole = [torch.empty_like(y), *whole]
     whole += [] if attn_mask is None else [attn_mask.expand(*y.shape[:-1], keys)]
@@ -389,11 +389,17 @@ def attention(
 def attention_slice(
     mask: Any, scale: float, o: Tensor, q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor
 ) -> Tensor:
-    """The rule of `attention` on some rows (heads, n, E) of o, q and dq, and all keys of these heads."""
-    start, beta = (q.new_zeros(()), 0) if mask is None else (mask, 1)
-    P = torch.baddbmm(start, q, k.mT, beta=beta, alpha=scale).softmax(-1)
-    H = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT, beta=scale, alpha=scale).mul_(P)
-    return torch.baddbmm(torch.bmm(P.to(v.dtype), dv), H, v).addcmul_(H.sum(-1, keepdim=True), o, value=-1)
+    """The rule of `attention` on some rows (heads, n, E) of q and dq, and all keys of these heads.
+
+    ``o`` and what is returned may be (..., heads, n, E), with all these heads in any layout.
+    """
+    keys = k.mT
+    H = torch.bmm(dq, keys)
+    start, beta = (H, 0) if mask is None else (mask, 1)  # times 0 nothing is read
+    P = torch.baddbmm(start, q, keys, beta=beta, alpha=scale).softmax(-1)
+    H = torch.baddbmm(H, q, dk.mT, beta=scale, alpha=scale).mul_(P)
+    tangent = torch.baddbmm(torch.bmm(P.to(v.dtype), dv), H, v).view(o.shape)
+    return tangent.addcmul_(H.sum(-1, keepdim=True).view(*o.shape[:-1], 1), o, value=-1)
 
 
 LINEAR = """

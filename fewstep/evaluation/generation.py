@@ -23,7 +23,7 @@ from ..config import ConfigError, digest
 from ..config.backbones import FlowNetwork
 from ..config.specs import SampleSpec
 from ..core.capture import WARM_UP, CapturedNetwork, CapturedSteps
-from ..core.compilation import compile_blocks
+from ..core.compilation import check_compiler, compile_blocks
 from ..core.memory import FittingBatches, free_memory
 from ..core.precision import cast_blocks
 from ..core.rng import generator
@@ -192,12 +192,13 @@ def prepared_velocity(
         expanded: the network is one of `expanded_interval_velocity`.
 
     Raises:
-        ValueError: a CUDA graph is asked for without a GPU.
+        ValueError: a CUDA graph is asked for without a GPU, or compilation without a compiler.
     """
     if options.capture and device.type != "cuda":
         raise ValueError("--capture: a CUDA graph needs a GPU")
     net = net.to(device)
     if options.compile:
+        check_compiler("--compile", options.compile, device.type)
         compile_blocks(net, options.compile)
     if dtype != "float32":
         half = getattr(torch, dtype)

@@ -40,6 +40,7 @@ from ..config.objectives import WithPlayers
 from ..config.settings import ConstantEma
 from ..config.specs import TextSpec, TrainSpec
 from ..core.capture import WARM_UP, WARM_UP_DDP, CapturedSteps
+from ..core.compilation import check_compiler
 from ..core.guidance import ClassifierFreeGuidance
 from ..core.jvp import value_and_tangent
 from ..core.method import Batch, Context, Update, at_rest, kind_of_step, loss_parts, player_of, second_order
@@ -131,6 +132,7 @@ class Trainer:
             time_scale,
         )
         if options.compile_blocks:
+            check_compiler("--compile-blocks", options.compile_blocks, self.device.type)
             parallel.keep_compiled_code(options.out.parent / "inductor")
         self.captured: CapturedSteps | None = None
         if options.capture:

@@ -119,6 +119,15 @@ def test_compiled_block_by_block(name, checkpoint):
     assert relative([net(*given)], [plain(*given)]) < 1e-5
 
 
+def test_one_block_compiled():
+    """Traced whole, value and tangent, and run without a compiler."""
+    torch.compiler.reset()
+    net, plain = (sd3_network(layers=1, dual_attention=1) for _ in range(2))
+    given = inputs(net, 8)
+    parallel.apply_compile_and_checkpointing(net, compile="eager")
+    assert_near(evaluate(net, given, "fused"), evaluate(plain, given, "fused"), 1e-6)
+
+
 def _share(rank: int, folder: Path) -> None:
     shard = partial(parallel.shard, device=torch.device("cpu"), processes=2)
     for name in ADAPTED[1:]:
@@ -133,11 +142,12 @@ def _share(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
-    """Each with half of the rows, replicated or sharded. SD3: test_backbones_sd3.py."""
+    """Each with half of the rows, replicated or sharded, in float64. SD3: test_backbones_sd3.py."""
     in_two_processes(_share, tmp_path)
     for name in ADAPTED[1:]:
         net = NETWORKS[name](dtype=torch.float64)
         value, tangent, gradients = evaluate(net, inputs(net, 8, torch.float64), "fused")
         for layout in ("ddp", "fsdp2"):
             found = torch.load(tmp_path / f"{name}-{layout}.pt", weights_only=True)
-            assert relative(found, [value[:4], tangent[:4], *gradients]) < 1e-6, (name, layout)
+            limit = 1e-6 if "sana" in name else 1e-13  # its attention is in float32
+            assert relative(found, [value[:4], tangent[:4], *gradients]) < limit, (name, layout)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recorded_operations import Recorder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones import build
 from fewstep.backbones.layers import unpatchify
 from fewstep.backbones.model_file import load_compatible
 from fewstep.config.backbones import LightningDiT
+from fewstep.core.jvp import value_and_tangent
 
 XL = {"shape": [32, 16, 16], "classes": 1000, "depth": 28, "width": 1152, "heads": 16}
 
@@ -289,3 +291,19 @@ def test_repeated_blocks_are_told_which_pass_it_is(spec, active, inputs):
     expected = unpatchify(net.final_layer(h, c), net.grid, net.patch)
     torch.testing.assert_close(net(x, t, s, y), expected, rtol=1e-12, atol=1e-12)
     assert net.units == [] and not net.critic().spec.decoupled and net.critic().spec.repeats == 1
+
+
+def test_operations_that_a_block_dispatches(spec, active, inputs):
+    """At most, views included: value with tangent, its backward, and the value alone."""
+    counts = []
+    for depth in (1, 2):
+        net = active(spec(depth=depth, qk_norm=True, target_time=True))
+        *given, y = inputs(net.spec)
+        with Recorder() as both:
+            value, tangent = value_and_tangent(net, given, given, y)
+        with Recorder() as backward:
+            (value * tangent).sum().backward()
+        with Recorder() as plain:
+            net(*given, y)
+        counts.append([len(each.seen) for each in (both, backward, plain)])
+    assert all(two - one <= most for one, two, most in zip(*counts, (160, 160, 66), strict=True)), counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.compilation import compile_blocks
+from fewstep.core.compilation import check_compiler, compile_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,24 @@ def test_more_graphs_than_torch_allows_by_itself():
             for block in net.blocks:
                 block(torch.ones(size))
     assert sizes == [(2,), (3,), (4,), (5,)]
+
+
+def test_inductor_without_a_compiler_is_refused_in_one_line(monkeypatch, tmp_path):
+    """An executable that the variable names will do, and no other backend wants any."""
+    monkeypatch.setenv("PATH", "")
+    for variable, device in (("CXX", "cpu"), ("CC", "cuda")):
+        monkeypatch.delenv(variable, raising=False)
+        with pytest.raises(ValueError, match=rf"^--compile: no compiler g.* \(variable {variable}\); .+$"):
+            check_compiler("--compile", "inductor", device)
+        monkeypatch.setenv(variable, str(tmp_path / "cc"))
+    check_compiler("--compile", "aot_eager", "cpu")
+    (tmp_path / "cc").touch(mode=0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(ValueError, match=r"^--compile: no .*Python\.h .+$"):
+        check_compiler("--compile", "inductor", "cpu")
+    (tmp_path / "Python.h").touch()
+    for device in ("cpu", "cuda"):
+        check_compiler("--compile", "inductor", device)
 
 
 def test_what_cannot_be_compiled_is_an_error():
