@@ -13,12 +13,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .common.cli import add_compiler, add_sampling, parser, run
+from .common.device_time import FILE, Part, measured_time, processor
 from .common.files import write_text
 from .config import read_spec
 from .config.specs import ScoreSpec, TrainSpec
@@ -136,7 +139,7 @@ def train_in_memory(spec: TrainSpec, options: Options, path: Path) -> None:
     given = options.device_batch is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
     while True:
         try:
-            Trainer(spec, options).run()
+            _train(Trainer(spec, options))
             return
         except torch.cuda.OutOfMemoryError as error:
             told = str(error).splitlines()[0]
@@ -151,6 +154,30 @@ def train_in_memory(spec: TrainSpec, options: Options, path: Path) -> None:
         # Only here, past the handler, are the failed training's own tensors gone.
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _train(trainer: Trainer) -> None:
+    """Run a training; its first process records the time on the devices beside the model."""
+    if not trainer.accelerator.is_main_process:
+        trainer.run()
+        return
+    device, count = trainer.device, trainer.accelerator.num_processes
+    gpu = device.type == "cuda"
+    part = Part(
+        device=torch.cuda.get_device_name(device) if gpu else processor(),
+        gpu=gpu,
+        count=count if gpu else count * torch.get_num_threads(),
+        seconds=time.monotonic() - trainer.began,
+        memory=0.0,
+    )
+
+    def memory() -> float:
+        if gpu:
+            return float(torch.cuda.max_memory_allocated(device)) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    with measured_time(trainer.options.out.with_name(FILE), trainer.state.folder.name, part, memory):
+        trainer.run()
 
 
 def _watch(spec: TrainSpec, given: dict[str, Any]) -> Watch | None:

@@ -103,6 +103,13 @@ class LossParams(Strict):
         """Needs that are not met beside those above; ``teacher`` is the loss of the method's teacher."""
         yield from ()
 
+    def check_schedule(self, train: Train) -> Problems:
+        """Needs of the training's length and batch, which the scale of a recipe decides, that are not met.
+
+        They are told of what a target asks for alone.
+        """
+        yield from ()
+
     @model_validator(mode="before")
     @classmethod
     def _complete_times(cls, raw: Any) -> Any:

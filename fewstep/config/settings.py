@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .base import Batch, Count, Seed, Shape, Size, Strict, nearest
 from .references import Ref
@@ -497,11 +497,22 @@ class Train(Strict):
         default=10, description="skipped non-finite updates in a row before stopping"
     )
 
-    @model_validator(mode="after")
-    def _possible(self) -> Train:
+    @property
+    def problem(self) -> str:
+        """Why no training can have these numbers together; empty where one can."""
         if self.optimizer.warmup >= self.steps:
-            raise ValueError(f"warmup {self.optimizer.warmup} is not below steps {self.steps}")
-        return self
+            return f"warmup {self.optimizer.warmup} is not below steps {self.steps}"
+        return ""
+
+
+def _possible(train: Train) -> Train:
+    if train.problem:
+        raise ValueError(train.problem)
+    return train
+
+
+PossibleTrain = Annotated[Train, AfterValidator(_possible)]
+"""Of a recipe, and of a training; what a method lays over its recipe is looked at when it is asked for."""
 
 
 class Recipe(Strict):
@@ -513,7 +524,7 @@ class Recipe(Strict):
     )
     latents: Annotated[str, Ref("latents")]
     backbone: Annotated[str, Ref("backbones")]
-    train: Train
+    train: PossibleTrain
     teacher: Annotated[str | None, Ref("methods")] = Field(None, description="it teaches and initialises")
     text_encoder: Annotated[str | None, Ref("text_encoders")] = Field(
         default=None, description="of the captions that condition the network"

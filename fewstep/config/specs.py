@@ -18,7 +18,7 @@ from .methods import AnyLossParams, Reembed
 from .pipelines import DiffusersPipeline
 from .rates import Bench, Device, Operations, Rate, Source
 from .sampling import Sampling
-from .settings import Dataset, Guidance, Latents, Mark, Precision, Protocol, Sampler, Tokenizer, Train
+from .settings import Dataset, Guidance, Latents, Mark, PossibleTrain, Precision, Protocol, Sampler, Tokenizer
 from .tables import Claim, Kind, Table
 from .text import LikelihoodProtocol, PromptProtocol, PromptSet, TextEncoder
 
@@ -149,7 +149,7 @@ class TrainSpec(Strict):
     teacher: bool
     guidance: Guidance | None
     label_dropout: float
-    train: Train
+    train: PossibleTrain
     continues: Continued | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
@@ -453,21 +453,24 @@ class ReportItem(Strict):
     caption: str = ""
     target: str = Field(description="what to ask the workflow for, e.g. results/table1.csv")
     cells: dict[str, list[list[str]]] = Field(
-        default={}, description="row id -> for each number of steps, the cells behind our number"
+        default={},
+        description="row id, or empty for all -> for each number of steps, what is behind our number, "
+        "curve or picture, by name; that of the table's first protocol first",
     )
+    extra_metrics: dict[str, str] = Field(default={}, description="metric in a column of its own -> protocol")
 
 
 class SourceFiles(Strict):
-    """Files behind a number or a training, relative to the page."""
+    """Files behind a number, a training or images, relative to the page."""
 
-    result: str = Field(description="of a cell its metrics, of a training its curve")
+    result: str = Field(description="of a cell its metrics, of a training its curve; of images nothing")
     spec: str
     log: str
 
 
 class ReportTraining(SourceFiles):
     name: str = Field(description="method, variant and seed")
-    benchmark: str = Field(description="run time and CPU time, as Snakemake measures them")
+    time: str = Field(description="record of its time on the devices")
 
 
 class HyperParameter(Strict):
@@ -492,7 +495,11 @@ class ReportSpec(Strict):
     scale: str
     command: str = Field(description="how to call the workflow, without the target")
     target: str = Field(default="report.html", description="what to ask the workflow for to make this page")
-    sources: dict[str, SourceFiles] = Field(default={}, description="cell -> files behind its number")
+    sources: dict[str, SourceFiles] = Field(default={}, description="name -> files behind what is shown")
     items: list[ReportItem]
     methods: dict[str, ReportMethod] = {}
+    claims: dict[str, list[str]] = Field(default={}, description="id -> names of what is behind its numbers")
+    times: list[str] = Field(
+        default=[], description="records of the time of every training behind the page, relative to it"
+    )
     protocols: dict[str, Protocol | PromptProtocol | LikelihoodProtocol] = {}

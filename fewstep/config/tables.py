@@ -42,6 +42,7 @@ LARGER_IS_BETTER = frozenset({"is", "precision", "recall", *PROMPT_METRICS})
 """Metrics whose best number is the largest; of all others it is the smallest."""
 _DECIMALS = {"geneval": 3, "geneval2": 3, "dpg": 2, "pickscore": 2, "hps": 2}
 DECIMALS = {metric: _DECIMALS.get(split_metric(metric)[0], 4) for metric in PROMPT_METRICS}
+DECIMALS |= {"precision": 3, "recall": 3}
 """How papers print shares, cosines and rewards. Two decimals, as elsewhere, say too little of them, 0.1 is a
 large difference, and there is no logarithm, as they may be zero."""
 Kind = Literal["table", "curve", "ranking", "price", "sweep", "training", "grid", "samples", "scatter"]

@@ -24,7 +24,16 @@ from ..config.text import AnyProtocol, LikelihoodProtocol, PromptProtocol, Promp
 from . import marks, paths
 from .cells import ResolvedClaim, Resolver
 from .jobs import Job, dependencies, inputs
-from .runs import BASE, Run, check_networks, find_variants, pipeline_at, resolve_runs
+from .runs import (
+    BASE,
+    Run,
+    check_networks,
+    find_variants,
+    named_teacher,
+    pipeline_at,
+    resolve_runs,
+    unmet_needs,
+)
 from .stage_specs import BUILDERS
 from .targets import SPEC_OF
 
@@ -54,6 +63,7 @@ class Plan:
         mistakes = Mistakes(config.origins.locate)
         variants = find_variants(config, mistakes)
         self.runs = resolve_runs(config, variants, mistakes)
+        self._check_networks(mistakes)
         resolver = Resolver(config, self.runs, variants, self.shared_models, mistakes)
         self.tables = {name: resolver.table(name) for name in config.tables}
         claims = [resolver.claim(claim) for claim in config.claims]
@@ -64,6 +74,7 @@ class Plan:
         protocols = self.parts.protocols.items()
         sampled = {name: entry for name, entry in protocols if not isinstance(entry, LikelihoodProtocol)}
         self.image_sets = {self.image_set(name): entry for name, entry in sampled.items()}
+        self.check_needs(self.targets())
 
     @cached_property
     def published(self) -> dict[str, Run]:
@@ -74,6 +85,13 @@ class Plan:
     @cached_property
     def shared_models(self) -> set[str]:
         """Methods that others build on: teachers, tokenizers, feature extractors."""
+        teachers = {run.teacher for run in self.runs.values() if run.teacher}
+        teachers |= {run.entry.reembed.of for run in self.runs.values() if run.entry.reembed}
+        return teachers | self._methods_of_parts
+
+    @cached_property
+    def _methods_of_parts(self) -> set[str]:
+        """Methods that make tokenizers, text encoders, feature extractors, scorers and references."""
         weights = [tokenizer.weights for tokenizer in self.parts.tokenizers.values()]
         weights += [encoder.weights for encoder in self.parts.text_encoders.values()]
         for protocol in self.parts.protocols.values():
@@ -81,9 +99,7 @@ class Plan:
                 weights += protocol.files
             elif isinstance(protocol, Protocol):
                 weights += [protocol.weights, protocol.reference]
-        teachers = {run.teacher for run in self.runs.values() if run.teacher}
-        teachers |= {run.entry.reembed.of for run in self.runs.values() if run.entry.reembed}
-        return teachers | {given.method for given in weights if given is not None and given.method}
+        return {given.method for given in weights if given is not None and given.method}
 
     @cached_property
     def continued(self) -> set[str]:
@@ -104,6 +120,46 @@ class Plan:
             teacher = self.runs.get(f"{run.teacher}/{BASE}") if run.has_teacher else None
             with mistakes.caught():
                 check_networks(run, teacher, f"{file}: {run.method}.backbone")
+
+    @cached_property
+    def unmet(self) -> dict[str, list[str]]:
+        """Run -> what it needs and does not have, a line each; of the runs of which that is so."""
+        needs = {name: unmet_needs(self.runs, run) for name, run in self.runs.items()}
+        return {name: lines for name, lines in needs.items() if lines}
+
+    def _check_networks(self, mistakes: Mistakes) -> None:
+        """Tell what network and teacher lack of what stands in a table or claim, and of what that builds on.
+
+        It follows from recipes as well, which fit what is used. Other runs, and schedules, are looked at when
+        they are asked for.
+        """
+        config = self.config
+        rows = (row.method for table in config.tables.values() for row in table.rows)
+        sides = (cell.method for claim in config.claims for cell in (claim.left, *claim.right))
+        methods = list(dict.fromkeys([*rows, *sides, *self._methods_of_parts]))
+        for method in methods:
+            run = self.runs.get(f"{method}/{BASE}")
+            more = (named_teacher(run.entry, run.recipe), run.entry.continues) if run else ()
+            methods += [name for name in more if name and name not in methods]
+        for run in self.runs.values():
+            if run.method in methods:
+                mistakes.add(*unmet_needs(self.runs, run, schedule=False))
+
+    def check_needs(self, files: Iterable[str]) -> None:
+        """Refuse files behind which is a run that does not have what it needs.
+
+        Raises:
+            ConfigError: one line for every need.
+        """
+        if self.unmet:
+            self.refuse_unmet(job.key["run"] for job in dependencies(self, files) if "run" in job.key)
+
+    def refuse_unmet(self, runs: Iterable[str]) -> None:
+        """The same of runs, by their names."""
+        mistakes = Mistakes(self.config.origins.locate)
+        for name in runs:
+            mistakes.add(*self.unmet.get(name, []))
+        mistakes.refuse()
 
     def _wanted(self) -> list[str]:
         """The targets that have something behind them."""
@@ -375,6 +431,7 @@ class Plan:
         found = paths.pattern(paths.SPECS[stage], self.constraints).fullmatch(name)
         if found is None:
             raise ConfigError(f"workflow: {stage}: nothing is called {name!r}")
+        self.refuse_unmet(value for wildcard, value in found.groupdict().items() if wildcard == "run")
         return BUILDERS[stage](self, **found.groupdict())
 
     def spec_text(self, stage: str, name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from ..common.device_time import FILE
+
 OUTPUTS = {
     "fetch": {"record": "<assets>/{asset}.json"},
     "encode": {"shard": "<latents>/{latents}/shard-{shard}.tar"},
@@ -42,14 +44,13 @@ MAKERS = {kind: stage for stage, files in OUTPUTS.items() for kind in files}
 
 LOGS = {
     "train": "<logs>/train/{run}/{seed}.log",
+    "sample": "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.log",
+    "bounds": "<logs>/bounds/{table}.log",
     "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.log",
 }
 """Stage -> its log, of those that the report leads to."""
-BENCHMARKS = {
-    "train": "<results>/{run}/{seed}/benchmark.tsv",
-    "score": "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.tsv",
-}
-"""Stage -> time and memory of a job, as Snakemake measures them; other rules name theirs like their logs."""
+TIME = f"<results>/{{run}}/{{seed}}/{FILE}"
+"""Record of a training's time on its devices, which the training writes beside its model."""
 
 SPECS = {
     "fetch": "{asset}",

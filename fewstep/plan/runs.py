@@ -303,7 +303,7 @@ def _check_pipeline(config: Config, pipeline: DiffusersPipeline, place: str) -> 
 
 
 def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
-    """Refuse teachers that go in a circle, and losses whose needs they, network or schedule do not meet."""
+    """Refuse teachers that go in a circle, and an embedding of a time anew of another network."""
     if run.only_pipeline:
         return
     line = [run]
@@ -322,14 +322,6 @@ def _check_teachers(runs: Mapping[str, Run], run: Run) -> None:
             f"{run.place}.reembed.of: backbone {line[1].network} differs from {run.network} in "
             f"{', '.join(others)}; the embedding of a time has time_scale alone of its own"
         )
-    teacher = line[1].loss if len(line) > 1 else None
-    base = runs[f"{run.method}/{BASE}"]
-    told = [] if run is base else _problems(base, teacher)
-    problems = [problem for problem in _problems(run, teacher) if problem not in told]
-    if problems:
-        where = f"{run.place}.loss"
-        lines = (f"{where}.{key}: {message}" if key else f"{where}: {message}" for key, message in problems)
-        raise ConfigError("\n".join(lines))
 
 
 def _other_keys(new: Backbone, old: Backbone) -> list[str]:
@@ -411,9 +403,32 @@ def _of_training(run: Run) -> dict[str, Any]:
     }
 
 
-def _problems(run: Run, teacher: LossParams | None) -> list[tuple[str, str]]:
-    """What is wrong with a run's loss, by key."""
-    return [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
+def unmet_needs(runs: Mapping[str, Run], run: Run, schedule: bool = True) -> list[str]:
+    """What a run needs of network and teacher and does not have, a line each.
+
+    A variant that shares a problem with its method tells it where the method has it.
+
+    Args:
+        schedule: also what it needs of the length and the batch of its training.
+    """
+    base = runs[f"{run.method}/{BASE}"]
+    shared = _problems(runs, base, schedule)
+    return [
+        f"{base.place if told in shared else run.place}.{told}" for told in _problems(runs, run, schedule)
+    ]
+
+
+def _problems(runs: Mapping[str, Run], run: Run, schedule: bool) -> list[str]:
+    """The same, each line from the key below the run's place on."""
+    name = named_teacher(run.entry, run.recipe)
+    if run.only_pipeline or (name and f"{name}/{BASE}" not in runs):  # the latter is told already
+        return []
+    teacher = runs[f"{name}/{BASE}"].loss if name else None
+    found = [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
+    told = [f"train: {run.train.problem}"] if schedule and run.train.problem else []
+    if schedule:
+        found += run.loss.check_schedule(run.train)
+    return told + [f"loss.{key}: {message}" if key else f"loss: {message}" for key, message in found]
 
 
 def _network_problems(loss: LossParams, backbone: Backbone) -> Problems:

@@ -17,9 +17,9 @@ from ..config.settings import Dataset, Guidance, Sampler
 from ..config.tables import Row
 from ..config.text import LikelihoodProtocol, PromptProtocol, PromptSet, SampledProtocol
 from . import paths
-from .cells import ResolvedTable, check_sampler
+from .cells import PICTURES, ResolvedTable, check_sampler
 from .costs_spec import planned
-from .jobs import report_trainings, score_files, weights
+from .jobs import dependencies, inputs, report_trainings, score_files, weights
 from .marks import hyperparameters_by_scale
 from .runs import BASE, Run
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from . import Plan
 
 
+CLAIMS = "claims"
+"""Target of the claims that the page shows."""
 _PRINTED = re.compile(r"(?:LightningDiT|SiT|DiT)-[A-Z]+/\d|SD3\.5-Medium")
 """Names of the papers' networks in the labels of rows."""
 
@@ -188,6 +190,7 @@ def _continued(plan: Plan, run: Run, seed: str) -> specs.Continued | None:
 def _bench(plan: Plan) -> Strict:
     bench = plan.config.root.bench
     runs = [plan.run(name) for name in bench.methods]
+    plan.refuse_unmet(run.name for run in runs)
     first = runs[0]
     teacher = plan.run(first.teacher) if first.teacher else None
     return specs.BenchSpec.model_validate(
@@ -488,28 +491,28 @@ def _report(plan: Plan) -> Strict:
     protocols = dict.fromkeys(key for run in runs for key in run.recipe.protocols)
     protocols |= dict.fromkeys(key for name in names for key in plan.tables[name].protocols)
     tables = {name: plan.config.tables[name] for name in names}
-    shown = {name: _shown_cells(plan, name) for name in names}
+    shown = {name: _sources(plan, name) for name in names}
+    of_items = [cells for rows in shown.values() for columns in rows.values() for cells in columns]
+    claims = {
+        entry.claim.id: _scores(plan, [key for keys in entry.cells for key in keys])
+        for entry in (plan.claims_of(CLAIMS) if CLAIMS in plan.wanted else [])
+    }
     trained = report_trainings(plan)
+    files = [file for group in inputs(plan, "report", {}).values() for file in group]
+    jobs = [job.key for job in dependencies(plan, files) if job.stage == "train"]
     return specs.ReportSpec(
         title=root.title,
         scale=_scale(run for name in names for run in _behind(plan, name)),
         command=root.command,
         target=plan.file("page"),
-        sources={
-            _cell_name(key): _cell_files(plan, key)
-            for rows in shown.values()
-            for columns in rows.values()
-            for keys in columns
-            for key in keys
-        },
+        sources={name: files for cells in [*of_items, *claims.values()] for name, files in cells.items()},
+        claims={name: list(cells) for name, cells in claims.items()},
         items=[
             specs.ReportItem(
                 name=name,
-                target=f"{root.pathvars['results']}/{name}.csv",
-                cells={
-                    row: [[_cell_name(key) for key in keys] for keys in columns]
-                    for row, columns in shown[name].items()
-                },
+                target=plan.parts_of(name)[0],
+                cells={row: [list(cells) for cells in columns] for row, columns in shown[name].items()},
+                extra_metrics=plan.tables[name].extra_metrics,
                 **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()
@@ -527,49 +530,93 @@ def _report(plan: Plan) -> Strict:
             )
             for name, run in methods.items()
         },
+        times=[_from_page(plan, plan.path(paths.TIME, **key)) for key in jobs],
         protocols={key: plan.parts.protocols[key] for key in protocols},
     )
 
 
-def _cell_name(key: specs.CellKey) -> str:
-    return f"{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}/{key.protocol}"
+Cells = dict[str, specs.SourceFiles]
+"""Name of a cell, of a training or of images -> the files behind it."""
 
 
-def _shown_cells(plan: Plan, table: str) -> dict[str, list[list[specs.CellKey]]]:
-    """Row id -> for each number of steps, the cells behind our number: those of the first protocol."""
+def _sources(plan: Plan, table: str) -> dict[str, list[Cells]]:
+    """Row id, or "" for all -> for each number of steps, what is behind the number, the curve or the picture.
+
+    Of several protocols the first, which the number in the row's own column is of, stands first.
+    """
     entry = plan.tables[table]
-    if entry.table.kind != "table":
-        return {}
-    protocols = {
-        row: [name for name in entry.protocols if name in cells] for row, cells in entry.cells.items()
+    if entry.table.kind == "training":
+        seeds = entry.seeds.items()
+        return {
+            row: [_trainings(plan, entry.runs[row].name, found)] for row, found in seeds if row in entry.runs
+        }
+    if entry.table.bounds is not None:
+        files = _source_files(plan, "bounds", plan.file("bounds", table=table), table=table)
+        return {"": [{table: files}]}
+    if entry.table.kind in PICTURES:
+        shown = set(entry.picture_cells)
+        firsts = {row: next(iter(cells.values())) for row, cells in entry.cells.items() if cells}
+        return {
+            row: [_images(plan, [key for key in keys if key in shown]) for keys in columns]
+            for row, columns in firsts.items()
+        }
+    order = dict.fromkeys([*entry.protocols, *entry.extra_metrics.values()])
+    return {
+        row: [
+            _scores(plan, [key for keys in column for key in keys]) for column in zip(*columns, strict=True)
+        ]
+        for row, cells in entry.cells.items()
+        if (columns := [cells[name] for name in order if name in cells])
     }
-    return {row: entry.cells[row][names[0]] for row, names in protocols.items() if names}
 
 
-def _source_files(plan: Plan, stage: str, result: str, **key: str) -> dict[str, str]:
-    """Files behind a result, relative to the page."""
-    folder = PurePosixPath(plan.file("page")).parent
-    found = {
-        "result": result,
-        "spec": plan.spec_file(stage, **key),
-        "log": plan.path(paths.LOGS[stage], **key),
+def _trainings(plan: Plan, run: str, seeds: Iterable[int]) -> Cells:
+    keys = ({"run": run, "seed": str(seed)} for seed in seeds)
+    return {
+        f"{run}/{key['seed']}": _source_files(plan, "train", plan.file("curve", **key), **key) for key in keys
     }
-    return {name: posixpath.relpath(path, folder) for name, path in found.items()}
 
 
-def _cell_files(plan: Plan, key: specs.CellKey) -> specs.SourceFiles:
-    wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json")}
-    return specs.SourceFiles(**_source_files(plan, "score", plan.metrics(key), **wildcards))
+def _images(plan: Plan, cells: Iterable[specs.CellKey]) -> Cells:
+    """Images are gone once they are shown; what they were made by stays."""
+    found = {}
+    for key in cells:
+        images = plan.image_set(key.protocol)
+        wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json"), "images": images}
+        found[f"{_cell_name(key)}/{images}"] = _source_files(plan, "sample", "", **wildcards)
+    return found
+
+
+def _scores(plan: Plan, cells: Iterable[specs.CellKey]) -> Cells:
+    found = {}
+    for key in cells:
+        wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json")}
+        name = f"{_cell_name(key)}/{key.protocol}"
+        found[name] = _source_files(plan, "score", plan.metrics(key), **wildcards)
+    return found
+
+
+def _cell_name(key: specs.CellKey) -> str:
+    return f"{key.method}/{key.variant}/{key.seed}/{key.sampler}-{key.steps}"
+
+
+def _from_page(plan: Plan, path: str) -> str:
+    """The path of a file, relative to the page."""
+    return posixpath.relpath(path, PurePosixPath(plan.file("page")).parent)
+
+
+def _source_files(plan: Plan, stage: str, result: str, **key: str) -> specs.SourceFiles:
+    return specs.SourceFiles(
+        result=_from_page(plan, result) if result else "",
+        spec=_from_page(plan, plan.spec_file(stage, **key)),
+        log=_from_page(plan, plan.path(paths.LOGS[stage], **key)),
+    )
 
 
 def _training(plan: Plan, run: str, seed: int) -> specs.ReportTraining:
-    key = {"run": run, "seed": str(seed)}
-    benchmark = plan.path(paths.BENCHMARKS["train"], **key)
-    return specs.ReportTraining(
-        name=f"{run}/{seed}",
-        benchmark=posixpath.relpath(benchmark, PurePosixPath(plan.file("page")).parent),
-        **_source_files(plan, "train", plan.file("curve", **key), **key),
-    )
+    ((name, files),) = _trainings(plan, run, [seed]).items()
+    time = _from_page(plan, plan.path(paths.TIME, run=run, seed=seed))
+    return specs.ReportTraining(name=name, time=time, **files.model_dump())
 
 
 def _costs(plan: Plan) -> Strict:

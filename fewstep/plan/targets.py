@@ -37,6 +37,7 @@ def check(plan: Plan, target: str) -> None:
             raise ConfigError(f"target {target}: shard {job.key['shard']}, but there are {shards}, from 0 on")
     if job.stage in ("images", "pictures") and plan.image_sets[job.key["images"]].uint8 == "none":
         raise ConfigError(f"target {target}: {job.key['images']}: these samples are points, not images")
+    plan.check_needs([target])
     stage = SPEC_OF.get(job.stage, job.stage)
     try:
         plan.spec(stage, paths.SPECS[stage].format(**job.key))

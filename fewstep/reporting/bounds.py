@@ -9,7 +9,7 @@ from ..config.base import read_sealed
 from ..config.specs import TableSpec
 from .formatting import format_number, rounded
 from .metrics import is_measured, metric_name, value_of
-from .rows import FULL_SCALES, FilledTable, TableRow, columns_of
+from .rows import FilledTable, TableRow, columns_of, is_miniature
 
 SCENES = {
     "real": "Real scenes, their own captions",
@@ -44,7 +44,7 @@ def bounds_table(spec: TableSpec, path: Path, code: str) -> FilledTable:
         if not isinstance(content.get(key), dict):
             raise ValueError(f"{path}: {key}: is missing; make the file with fewstep.bounds")
     stale = content.get("code") != code
-    status = "stale" if stale else "reproduced" if spec.scale in FULL_SCALES else "miniature"
+    status = "stale" if stale else "miniature" if is_miniature(spec.scale) else "reproduced"
     refused = [f"no {name}: {reason}" for name, reason in content.get("refused", {}).items()]
     scores = {
         key: {

@@ -78,7 +78,7 @@ class CheckedClaim:
     def bound(self) -> str:
         """The relation with its factor, as `≥ 3 ×`."""
         sign = _SIGNS.get(self.relation, self.relation)
-        return sign if self.factor == 1 else f"{sign} {format_number(self.factor, significant=6)} ×"
+        return sign if self.factor == 1 else f"{sign} {format_number(self.factor, exact=True)} ×"
 
     @property
     def ratio_text(self) -> str:

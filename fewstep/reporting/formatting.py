@@ -28,19 +28,26 @@ Model = TypeVar("Model")
 
 
 def format_number(
-    value: float | None, metric: str = "", *, signed: bool = False, significant: int | None = None
+    value: float | None,
+    metric: str = "",
+    *,
+    signed: bool = False,
+    significant: int | None = None,
+    exact: bool = False,
 ) -> str:
     """A number for readers; empty for None.
 
     As many decimals as the metric has in DECIMALS. For others two, one from 1000 on; or ``significant``
-    digits.
+    digits, zeros at the end among them. An ``exact`` number, which is not measured, is as short as it can be.
     """
     if value is None:
         return ""
-    if metric in DECIMALS:
+    if exact:
+        text = f"{value:.6g}"
+    elif metric in DECIMALS:
         text = f"{value:{'+' if signed else ''}.{DECIMALS[metric]}f}"
     elif significant is not None:
-        text = f"{value:.{significant}g}"
+        text = f"{value:#.{significant}g}".rstrip(".")
     else:
         text = f"{value:{'+' if signed else ''}.{2 if abs(value) < 1000 else 1}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")

@@ -10,7 +10,7 @@ from ..config.specs import ClaimsSpec, TableSpec
 from .claim_checks import CheckedClaim
 from .formatting import format_mean, format_number
 from .metrics import REPORTED, metric_name
-from .rows import FULL_SCALES, OWN, FilledTable, TableRow
+from .rows import FULL_SCALES, OWN, FilledTable, TableRow, is_miniature
 
 MINIATURE = (
     "Measured on a small data set with a small network and another feature extractor. "
@@ -18,7 +18,7 @@ MINIATURE = (
 )
 COST = "Cost of a step"
 STATUS_SIGNS = {"stale": "°", "released weights": "‡", "another scorer": "§"}
-WARNING_SIGN = "†"
+WARNING_SIGN = "¶"
 SIGN_TEXTS = {
     "stale": "° stale: the code of its training or score has changed since; run that again for a new number.",
     "released weights": "‡ measured on published weights, not trained here.",
@@ -47,10 +47,14 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(safe, " ".join(text.split()))
 
 
+MISSING = "–"
+"""Stands where there is no number."""
+
+
 def ours_text(row: TableRow) -> str:
     """Our number, with the signs of its status and warnings, and its rank; a dash where there is none."""
     if row.ours is None:
-        return "–"
+        return MISSING
     rank = f" ({row.rank})" if row.rank is not None else ""
     signs = STATUS_SIGNS.get(row.status, "") + (WARNING_SIGN if row.warnings else "")
     return format_mean(row.ours, row.ours_std, row.metric) + signs + rank
@@ -63,13 +67,17 @@ def sign_texts(table: FilledTable) -> list[str]:
 
 
 def warning_texts(table: FilledTable) -> list[str]:
-    """The warnings of all rows, each with the label of its method."""
-    return list(dict.fromkeys(f"{row.label}: {row.warnings}." for row in table.rows if row.warnings))
+    """The warnings of all rows, each with the labels of its methods."""
+    labels: dict[str, dict[str, None]] = {}
+    for row in table.rows:
+        if row.warnings:
+            labels.setdefault(row.warnings, {})[row.label] = None
+    return [f"{', '.join(found)}: {warnings}." for warnings, found in labels.items()]
 
 
 def table_markdown(spec: TableSpec, table: FilledTable) -> str:
     """The table in the paper's own form, our numbers beside the reported ones."""
-    miniature = spec.scale not in (*FULL_SCALES, OWN)
+    miniature = is_miniature(spec.scale)
     parts = [f"# {'In miniature: ' if miniature else ''}{escaped(spec.table.title)}"]
     if miniature:
         parts.append(f"**In miniature.** {MINIATURE}")
@@ -103,11 +111,11 @@ Column = tuple[str, CellText]
 """Heading, and the text of a row."""
 
 
-def _number(column: str, metric: str = "", significant: int | None = None) -> CellText:
+def _number(column: str, metric: str = "", significant: int | None = None, exact: bool = False) -> CellText:
     def text(row: TableRow) -> str:
         value = row[column]
         assert value is None or isinstance(value, float)
-        return format_number(value, metric, significant=significant) or "–"
+        return format_number(value, metric, significant=significant, exact=exact) or MISSING
 
     return text
 
@@ -156,7 +164,11 @@ def _wide(spec: TableSpec, table: FilledTable) -> list[str]:
             *(name for name, _ in costs),
         ]
         body = [
-            [_label(table, rows[0]), *map(text, rows), *(cost(rows[0]) for _, cost in costs)]
+            [
+                _label(table, rows[0]),
+                *(MISSING if row is None else text(row) for row in table.in_columns(rows)),
+                *(cost(rows[0]) for _, cost in costs),
+            ]
             for rows in methods
         ]
         parts += [f"**{heading}**", _grouped(head, body, [rows[0].group for rows in methods])]
@@ -172,7 +184,7 @@ def _long(spec: TableSpec, table: FilledTable) -> str:
         of_method.append(("#Params, reported", lambda row: escaped(row.params)))
     columns: list[Column] = [("NFE", lambda row: escaped(row.nfe_label))]
     columns += [
-        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", name, significant=6))
+        (f"{_metric(name, REPORTED)}, reported", _number(f"reported_{name}", exact=True))
         for name in table.reported_metrics
     ]
     if not own:
@@ -219,7 +231,7 @@ def claims_markdown(spec: ClaimsSpec, claims: Sequence[CheckedClaim]) -> str:
     """The claims, holding or not."""
     count = Counter(claim.holds for claim in claims)
     parts = ["# Claims of the paper"]
-    if spec.scale != "paper":
+    if is_miniature(spec.scale):
         parts.append(
             "**Miniature: a claim that fails here is neither proved nor refuted at the paper's scale; "
             "“known” says what earlier miniature runs showed.**"

@@ -9,22 +9,29 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 from .. import __version__
+from ..common.device_time import DeviceTime, read_time
 from ..common.files import reading
-from ..config.specs import HyperParameter, ReportSpec
+from ..config.specs import HyperParameter, ReportItem, ReportSpec
+from ..config.text import AnyProtocol
 from .claim_checks import read_claims
 from .figures.overview import draw_overview
 from .formatting import format_number
-from .markdown import MINIATURE, ours_text, sign_texts
+from .markdown import MINIATURE, MISSING, ours_text, sign_texts
 from .metrics import metric_name
-from .origin import describe_origin, read_benchmark
-from .rows import OWN, TableRow, read_table
+from .origin import describe_origin
+from .rows import OWN, TableRow, is_miniature, read_table
 
+OF_ROWS = ("table", "curve", "ranking", "price", "sweep")
+"""Kinds whose numbers are the rows of a table; a figure's stand below it."""
+OF_METRICS = ("kid", "mmd")
+"""Fields of a protocol that are the settings of a metric of the same name."""
 STATUS_TEXTS = {
     "reproduced": "trained and measured here, at the paper's scale",
     "released weights": "measured here on published weights",
@@ -58,14 +65,15 @@ def render_page(
     """
     tables, pictures = {}, {}
     for item in spec.items:
-        if item.kind == "table" and f"{item.name}.csv" in parts:
+        if item.kind in OF_ROWS and f"{item.name}.csv" in parts:
             tables[item.name] = read_table(parts[f"{item.name}.csv"])
-        elif item.kind != "table" and f"{item.name}.png" in parts:
+        if item.kind != "table" and f"{item.name}.png" in parts:
             pictures[item.name] = _picture(parts[f"{item.name}.png"])
-    rows = [row for table in tables.values() for row in table.rows]
+    shown = [tables[item.name] for item in spec.items if item.kind == "table" and item.name in tables]
+    rows = [row for table in shown for row in table.rows]
     claims = read_claims(parts["claims.csv"]) if "claims.csv" in parts else []
     given = {path.resolve() for path in curves}
-    drawn, times = {}, {}
+    drawn = {}
     for name, method in spec.methods.items():
         logged = {
             training.name: folder / training.result
@@ -74,9 +82,26 @@ def render_page(
         }
         if logged:
             drawn[name] = base64.b64encode(draw_overview(logged)).decode()
-        for training in method.trainings:
-            if (measured := read_benchmark(folder / training.benchmark)) is not None:
-                times[training.name] = measured
+    times = {path: time for path in spec.times if (time := read_time(folder / path)) is not None}
+    parts_of_trainings = [part for time in times.values() for part in time.parts]
+
+    def is_there(path: str) -> bool:
+        return (folder / path).is_file()
+
+    def behind(item: ReportItem, row: TableRow) -> list[str]:
+        """Names of what is behind a row's numbers."""
+        columns = item.cells.get(row.row, item.cells.get("", []))
+        steps = [each.steps for each in tables[item.name].rows if each.row == row.row]
+        return dict(zip(steps, columns, strict=False)).get(row.steps, [])
+
+    def linked(text: str, item: ReportItem, row: TableRow, protocol: str = "") -> Markup:
+        """A number as a link to its metrics file, where that is here; without a protocol, to the first."""
+        names = behind(item, row)
+        files = [spec.sources[name].result for name in names if not protocol or name.endswith(f"/{protocol}")]
+        if not files or text == MISSING or not is_there(files[0]):
+            return escape(text)
+        return Markup('<a href="{}">{}</a>').format(quote(files[0]), text)
+
     statuses = Counter(row.status for row in rows)
     environment = Environment(
         loader=PackageLoader("fewstep.reporting"),
@@ -87,11 +112,12 @@ def render_page(
     )
     environment.filters |= {"number": format_number, "ours": ours_text, "hint": hint, "inline": inline}
     environment.filters |= {"metric_name": metric_name, "sign_texts": sign_texts, "in_words": in_words}
-    environment.filters |= {"linked_papers": linked_papers, "duration": duration, "by_key": by_key}
+    environment.filters |= {"linked_papers": linked_papers, "by_key": by_key}
+    environment.filters |= {"fields": protocol_fields, "training_time": training_time, "hours": hours_text}
     return environment.get_template("report.html.j2").render(
         spec=spec,
         version=__version__,
-        miniature=spec.scale not in ("paper", OWN),
+        miniature=is_miniature(spec.scale),
         own=spec.scale == OWN,
         warning=MINIATURE,
         tables=tables,
@@ -102,11 +128,16 @@ def render_page(
         agreeing=sum(row.agrees == "yes" for row in rows),
         compared=sum(row.agrees != "" for row in rows),
         deviations=deviations,
-        is_there=lambda path: (folder / path).is_file(),
+        is_there=is_there,
+        behind=behind,
+        linked=linked,
         curves=drawn,
         times=times,
-        total_hours=sum(time.seconds for time in times.values()) / 3600,
-        cpu_hours=sum(time.cpu_seconds for time in times.values()) / 3600,
+        total_hours={
+            unit: sum(part.hours for part in parts_of_trainings if part.unit == unit)
+            for unit in dict.fromkeys(part.unit for part in parts_of_trainings)
+        },
+        devices=sorted({part.device for part in parts_of_trainings}),
         origin=describe_origin(),
     )
 
@@ -130,6 +161,25 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def hours_text(hours: float) -> str:
+    """Two digits of a small number, whole hours of a large one."""
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def training_time(time: DeviceTime) -> str:
+    """As `trained for 5 min on 8 NVIDIA H100: 0.67 GPU-hours, 41.2 GB of memory`."""
+    places = [
+        f"{part.count} {part.device if part.gpu else 'core' + 's' * (part.count > 1)}" for part in time.parts
+    ]
+    where = " and ".join(dict.fromkeys(places))
+    resumed = f" in {len(time.parts)} parts" if len(time.parts) > 1 else ""
+    units = dict.fromkeys(part.unit for part in time.parts)
+    spent = ", ".join(f"{hours_text(time.hours(unit))} {unit}" for unit in units)
+    ended = "" if time.finished else "not to its end, "
+    memory = f"{time.memory:.1f} GB of memory"
+    return f"{ended}trained for {duration(time.seconds)}{resumed} on {where}: {spent}, {memory}"
 
 
 def by_key(parameters: Mapping[str, Sequence[HyperParameter]]) -> dict[str, dict[str, HyperParameter]]:
@@ -158,6 +208,13 @@ def hint(row: TableRow) -> str:
 def inline(text: str) -> Markup:
     """Escaped text in which `x` and ``x`` are code."""
     return Markup(re.sub(r"``(.+?)``|`(.+?)`", r"<code>\1\2</code>", str(escape(text))))
+
+
+def protocol_fields(protocol: AnyProtocol) -> list[tuple[str, Any]]:
+    """What a reader must know of a protocol: its fields, without the settings of metrics that it has not."""
+    found = protocol.model_dump(exclude_none=True)
+    found |= {"network_dtype": protocol.network_dtype, "decoder_dtype": protocol.decoder_dtype}
+    return [(key, value) for key, value in found.items() if key not in OF_METRICS or key in protocol.metrics]
 
 
 def in_words(value: Any) -> str:

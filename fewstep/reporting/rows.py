@@ -20,6 +20,12 @@ FULL_SCALES = ("paper", "toy")
 OWN = "own"
 """Scale of a user's own images, of which no paper has numbers."""
 
+
+def is_miniature(scale: str) -> bool:
+    """Whether numbers of a scale cannot be compared with a paper's, which there is."""
+    return scale not in (*FULL_SCALES, OWN)
+
+
 IsStale = Callable[[Entry], bool]
 
 
@@ -90,14 +96,33 @@ class FilledTable:
         return [list(group) for _, group in groupby(self.rows, key=lambda row: row.row)]
 
     def best_first(self) -> list[list[TableRow]]:
-        """The same in the order of the first number; without a number last."""
-        return sorted(self.by_method(), key=lambda rows: badness(rows[0]))
+        """The same in the order of the first number; without it last.
+
+        With :attr:`step_labels` that is the number in the first of these columns.
+        """
+        first = self.step_labels[:1]
+
+        def place(rows: list[TableRow]) -> float:
+            return badness(rows[0]) if not first or rows[0].nfe_label == first[0] else math.inf
+
+        return sorted(self.by_method(), key=place)
 
     @property
     def step_labels(self) -> list[str]:
-        """Numbers of steps, if all methods share the same several: each is then a column for readers."""
-        found = {tuple(row.nfe_label for row in group) for group in self.by_method()}
-        return list(next(iter(found))) if len(found) == 1 and len(next(iter(found))) > 1 else []
+        """Numbers of steps that are columns for readers; empty where each number has a line of its own.
+
+        They are columns if most methods have the same several, and the others have some of these.
+        """
+        methods = [[row.nfe_label for row in rows] for rows in self.by_method()]
+        columns = max(methods, key=len, default=[])
+        known = all(set(labels) <= set(columns) for labels in methods)
+        most = 2 * methods.count(columns) > len(methods)
+        return columns if len(columns) > 1 and known and most else []
+
+    def in_columns(self, rows: Sequence[TableRow]) -> list[TableRow | None]:
+        """A method's rows in the columns of :attr:`step_labels`; None for a number of steps that it lacks."""
+        found = {row.nfe_label: row for row in rows}
+        return [found.get(label) for label in self.step_labels]
 
     @property
     def metric(self) -> str:
@@ -274,7 +299,7 @@ def _status(spec: TableSpec, row: Row, ours: CellMetric, is_stale: IsStale, othe
         return "missing"
     if any(is_stale(entry) for entry in ours.entries):
         return "stale"
-    if spec.scale not in (*FULL_SCALES, OWN):
+    if is_miniature(spec.scale):
         return "miniature"
     if any(entry.get("status") == "released" for entry in ours.entries):
         return "released weights"

@@ -45,7 +45,7 @@ def finished(call: Call, whole: Call) -> None:
     kills["results lost"] += lost
     assert not lost
     unfinished(call, whole)
-    kept = {"model.safetensors", "train.jsonl", "tensorboard"}
+    kept = {"model.safetensors", "train.jsonl", "time.json", "tensorboard"}
     assert {path.name for path in call.out.parent.iterdir()} - {"log"} <= {*kept, *extra(call)}
 
 
@@ -157,7 +157,7 @@ def results(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Files of results and where the tests' own pipeline has the same, made without Snakemake."""
     for path in sorted(folder.joinpath("results/demo").rglob("*")):
         place = path.relative_to(folder / "results/demo")
-        if path.is_file() and place.parts[0] != "specs" and path.name != "benchmark.tsv":
+        if path.is_file() and place.parts[0] != "specs" and path.name not in ("benchmark.tsv", "time.json"):
             yield path, place if place.parts[0] in ("assets", "latents") else Path("results") / place
 
 

@@ -205,6 +205,44 @@ def test_the_sampler_with_a_velocity_in_closed_form(images):
         integrate(PYRAMID, field, x0, 4, more)
 
 
+def sampled_covariance(data, steps):
+    """Covariance of 4 x 4 pixels that the sampler makes with the exact velocity of data N(0, ``data``).
+
+    All is linear in the noise, 4 + 16 numbers: the rows of the batch are its unit vectors.
+    """
+    unit = torch.eye(16, dtype=torch.float64)
+    parts = pack(decompose(unit.reshape(16, 1, 4, 4), 2))[:, 0]  # of each pixel
+    clean = parts.T @ data @ parts  # covariance of the pyramid of the data
+    noise = torch.eye(20, dtype=torch.float64)
+    corner = torch.zeros(20, 1, 4, 4, dtype=torch.float64)
+    corner[:, 0, :2, :2] = noise[:, :4].reshape(20, 2, 2)
+
+    def field(x, t, s):
+        """E[x1 - x0 | what is shown], of jointly normal x_t = t x1 + (1 - t) x0."""
+        x = x[:, 0].double()
+        shown = x.any(0) if not t[1] else torch.ones(20, dtype=torch.bool)
+        time = torch.tensor([t[0]] * 4 + [t[1]] * 16, dtype=torch.float64)
+        mixed = time[:, None] * clean * time + torch.diag((1 - time) ** 2)
+        both = clean * time - torch.diag(1 - time)
+        found = torch.zeros_like(x)
+        found[:, shown] = (
+            both[shown][:, shown] @ torch.linalg.solve(mixed[shown][:, shown], x[:, shown].T)
+        ).T
+        return found[:, None]
+
+    sampler = Sampler(kind="pyramid", pyramid=PyramidSampling(steps=steps))
+    x = integrate(sampler, field, noise[:, 4:].reshape(20, 1, 4, 4), sum(steps), lambda scale: corner)
+    return x.reshape(20, 16).T @ x.reshape(20, 16)
+
+
+def test_the_sampler_makes_the_datas_distribution():
+    """Of normal data, with the exact velocity; the error is of the first order in the steps."""
+    factor = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 4
+    data = factor @ factor.T
+    coarse, fine = ((sampled_covariance(data, [4 * n, n]) - data).abs().max() for n in (50, 500))
+    assert fine < 0.01 * data.abs().max() and 8 < coarse / fine < 12
+
+
 def test_guidance_of_a_pyramid(images):
     from fewstep.config.settings import Guidance
 

@@ -12,9 +12,11 @@ from torch.nn.functional import softplus
 
 from fewstep.backbones import build as build_network
 from fewstep.config.backbones import LightningDiT
+from fewstep.config.settings import Sampler
 from fewstep.core.jvp import value_and_tangent
 from fewstep.core.method import Batch, Context, Turn
 from fewstep.core.rng import Streams
+from fewstep.evaluation.samplers import integrate
 from fewstep.methods import build
 from fewstep.methods.scfd.discriminator import Discriminator
 from fewstep.methods.scfd.params import SCFDParams
@@ -220,3 +222,15 @@ class TestDiscriminator:
     def test_any_shape_will_do(self, shape):
         network = Discriminator(shape, 32, 4, 2)
         assert network(torch.zeros(4, *shape)).shape == (4,)
+
+
+@pytest.mark.parametrize(("steps", "ratio"), [(1, 1.0), (1000, 2.0)])
+def test_eulers_method_overshoots_where_paths_are_not_straight(steps, ratio):
+    """By an exact f, of normal numbers: f(x, t) = x b / sqrt((1 - t)^2 + (t b)^2). One step is right."""
+    b = 0.73
+
+    def field(x, t, s):
+        return (x * b / math.hypot(1 - t, t * b) - x) / (1 - t)
+
+    found = integrate(Sampler(kind="euler"), field, torch.ones(1, dtype=torch.float64), steps, lambda _: None)
+    assert found.item() == pytest.approx(ratio * b, rel=2e-3)

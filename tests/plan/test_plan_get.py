@@ -50,13 +50,13 @@ def test_it_is_made_when_asked_for(paper_plan, demo_plan):
         ({"decm": {"backbone": "get-b"}}, r"decm\.loss: trains at many times, .*use loss kd"),
         ({"facm": {"backbone": "get-b"}}, r"facm\.loss: trains at many times"),
         (
-            {"get": {"backbone": "lightningdit-xl1"}},
-            r"get\.loss\.iterate_decay: needs a backbone of kind get",
+            {"get-s": {"backbone": "lightningdit-xl1"}},
+            r"get-s\.loss\.iterate_decay: needs a backbone of kind get",
         ),
-        ({"get": {"teacher": False}}, r"get\.loss: needs a teacher"),
+        ({"get-s": {"teacher": False}}, r"get-s\.loss: needs a teacher"),
         ({"kd": {"teacher": "get"}}, r"kd\.backbone: teacher get has a backbone of kind get"),
-        ({"get": {"loss": {"sigma": [2.0, 1.0]}}}, r"get\.loss\.sigma"),
-        ({"get": {"loss": {"solver_steps": 1}}}, r"get\.loss\.solver_steps"),
+        ({"get-s": {"loss": {"sigma": [2.0, 1.0]}}}, r"get-s\.loss\.sigma"),
+        ({"get-s": {"loss": {"solver_steps": 1}}}, r"get-s\.loss\.solver_steps"),
     ],
 )
 def test_what_it_cannot_do(methods, message):

@@ -14,8 +14,9 @@ from own_images import draw, draw_parquet, own_plan
 
 from fewstep.common.image_folders import look_into
 from fewstep.config import ConfigError
-from fewstep.config.base import read_yaml
+from fewstep.config.base import merge, read_yaml
 from fewstep.config.origins import SOMEWHERE
+from fewstep.plan.targets import check
 
 COLUMNS = ("image", "label")
 
@@ -208,6 +209,45 @@ def test_every_method_of_the_miniature_can_stand_in_the_table():
     rows = [{"id": name, "label": name, "method": name} for name in sorted(methods - {"teacher"})]
     plan = own_plan({"tables": {"table": {"steps": [1], "rows": rows}}})
     assert {run.recipe.scale for run in plan.tables["table"].runs.values()} == {"own"}
+
+
+SHORT = {"settings": {"recipes": {"own": {"train": {"steps": 10, "optimizer": {"warmup": 1}}}}}}
+UNFIT = {"settings": {"backbones": {"own-dual": {"outputs": 1}}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "method", "told"),
+    [
+        (SHORT, "scm", "methods.scm.loss.warmup: 100 is beyond the 10 training steps"),
+        (SHORT, "ayf", "methods.ayf.loss.warmup: 100 is beyond the 10 training steps"),
+        (UNFIT, "dumo", "methods.dumo.loss: needs a backbone with outputs: 2"),
+    ],
+)
+def test_what_nothing_asks_for_need_not_suit_the_recipe(change, method, told):
+    """What it needs is told when it stands in a table, or is asked for by name."""
+    draw({"a": 2})
+    plan = own_plan(change)
+    check(plan, plan.file("csv", table="table"))
+    with pytest.raises(ConfigError, match=told):
+        check(plan, plan.model(method))
+    rows = {"rows": [{"id": method, "label": method, "method": method}], "steps": [1]}
+    assert told in refused(merge(change, {"tables": {"table": rows}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"loss": {"warm": 1}}, "loss.warm: unknown key"),
+        ({"loss": {"warmup": "a"}}, "loss.warmup: must be a whole number"),
+        ({"train": {"stepps": 1}}, "train.stepps: unknown key"),
+        ({"train": {"steps": 0}}, "train.steps: must be above 0"),
+        ({"recipe": "owm"}, "recipe: unknown name 'owm'"),
+        ({"backbone": "owm"}, "backbone: unknown name 'owm'"),
+    ],
+)
+def test_what_is_wrong_in_itself_is_refused_where_nothing_asks_for_it(changes, told):
+    draw({"a": 2})
+    assert refused({"methods": {"ayf": changes}}).startswith(f"methods.ayf.{told}")
 
 
 def test_the_preset_for_one_gpu():

@@ -7,6 +7,7 @@ from configs import behind, make_plan, raw_config, teacher_file, wildcard_values
 
 from fewstep.config import ConfigError
 from fewstep.config.base import merge
+from fewstep.plan.targets import check
 
 
 def demo(**methods):
@@ -82,16 +83,32 @@ def test_an_unknown_dear_row():
         ({"tcm-stage1": {"teacher": "tcm"}}, r"teacher: (\S+) <- \S+ <- \1 goes in a circle"),
         ({"tcm": {"teacher": "teacher"}}, "tcm.loss.boundary: needs a first stage"),
         ({"tcm": {"teacher": False}}, "tcm.loss.boundary: needs a first stage"),
-        (
-            {"imm": {"loss": {"particles": 3}}},
-            "imm.loss.particles: train.global_batch_size 256 does not divide",
-        ),
         ({"shortcut": {"backbone": "lightningdit-digits-teacher"}}, "shortcut.loss: needs a backbone with"),
     ],
 )
 def test_what_cannot_be_is_refused(methods, words):
     with pytest.raises(ConfigError, match=words):
         demo(**methods)
+
+
+def test_a_schedule_is_looked_at_where_it_is_asked_for():
+    """Tables that are no target have it as well, but so has one who asks for something else."""
+    changes = {"imm": {"loss": {"particles": 3}}, "shortcut": {"train": {"optimizer": {"warmup": 200}}}}
+    plan = demo(**changes)
+    told = (
+        r"shortcut\.train: warmup 200 is not below steps 200\n"
+        r".*imm\.loss\.particles: train\.global_batch_size 256 does not divide into groups of 3$"
+    )
+    check(plan, plan.metrics(plan.tables["table1"].all_cells[0]))
+    check(plan, plan.file("page"))
+    with pytest.raises(ConfigError, match=told):
+        check(plan, plan.file("csv", table="zoo"))
+    with pytest.raises(ConfigError, match=told):
+        make_plan(merge(raw_config("demo"), {"overrides": {"methods": changes}, "targets": ["zoo"]}))
+    with pytest.raises(ConfigError, match=r"imm\.loss\.particles"):
+        check(plan, plan.model("imm"))
+    with pytest.raises(ConfigError, match=r"shortcut\.train"):
+        plan.spec("train", "shortcut/base/0")
 
 
 def test_a_smooth_time_is_tuned_by_the_network_of_the_old_one(paper_plan, demo_plan):

@@ -19,7 +19,7 @@ overrides:
     backbones: {own-teacher: &small {depth: 1, width: 16, heads: 2}, own: *small, own-dual: *small}
     protocols: {pixels-8x8: {images: 30, features: "4"}}
     recipes: {own: {train: &short {steps: 4, optimizer: {warmup: 1}}, guidance: {calibration: 64}}}
-  methods: {teacher: {train: *short}, ayf: &warm {loss: {warmup: 1}}, scm: *warm}
+  methods: {teacher: {train: *short}}
   tables:
     table: &table
       {steps: [1], rows: [
@@ -38,7 +38,7 @@ def test_from_a_folder_to_a_table_and_a_grid(tmp_path, monkeypatch, counts):
         *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--profile", str(ROOT / "profiles/own"), "--quiet", "all"),
         *("--configfile", str(ROOT / "config/own.yaml"), "tiny.yaml", "--"),
-        *("results/own/table.csv", "results/own/pictures.png"),
+        *("results/own/table.csv", "results/own/pictures.png", "results/own/report.html"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,6 +50,12 @@ def test_from_a_folder_to_a_table_and_a_grid(tmp_path, monkeypatch, counts):
     assert all(row.metric == "frechet" and row.protocol == "pixels-8x8" and row.ours for row in table.rows)
     text = (tmp_path / "results/own/table.md").read_text()
     assert "Fréchet distance" in text and "paper" not in text and "miniature" not in text.lower()
+    page = (tmp_path / "results/own/report.html").read_text()
+    shown, _, methods = page.partition('<h2 id="methods">')
+    assert "paper" not in shown.partition("</style>")[2] and ", ours" not in page
+    assert "miniature" not in page.partition("</style>")[2].lower()
+    assert "deviate from the papers" not in page and "Paper's scale" not in page
+    assert methods.count("trained for") == 2 and "<dt>Core-hours</dt>" in methods
     with Image.open("results/own/pictures.png") as grid:
         assert grid.width > len(counts) * 96 and grid.height > 2 * 96
     names = [name for name in counts if name != "."] or ["own"]

@@ -97,7 +97,7 @@ def test_the_files_and_the_page(spec, tmp_path, capsys):
     assert f"warning: scenes-bounds: {warning}" in capsys.readouterr().err
     text = markdown.read_text()
     assert "| its relation | – | – | 1.000 | 0.5312 | miniature |" in text
-    assert f"† {warning}" in text
+    assert f"¶ {warning}" in text
     read = read_table(out)
     assert [row.row for row in read.rows][:3] == ["real", "reconstructed", "others"]
     report = ReportSpec(

@@ -18,9 +18,11 @@ from configs import dry_run, make_plan, raw_config
 from PIL import Image
 
 from fewstep import figure, report, table
+from fewstep.common.device_time import Part, measured_time
 from fewstep.common.files import write_lines
 from fewstep.config.base import merge
 from fewstep.plan.jobs import report_trainings
+from fewstep.reporting.formatting import format_number
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's chromium")
@@ -88,12 +90,32 @@ def made(tmp_path_factory) -> Path:
         curves.append(curve)
         Path(curve).parent.mkdir(parents=True, exist_ok=True)
         write_lines(curve, "".join(f"{json.dumps(line)}\n" for line in lines))
-        write(str(Path(curve).with_name("benchmark.tsv")), "s\tcpu_time\n60.0\t30.0\n")
+        part = Part("a processor", gpu=False, count=2, seconds=60.0, memory=0.5)
+        with pytest.raises(KeyboardInterrupt), measured_time(record(curve), run, part, lambda: 0.25):
+            raise KeyboardInterrupt
+        with measured_time(record(curve), run, part, lambda: 0.5):
+            pass
     out = folder / "results/report.html"
     report.main(
-        ["--spec", spec("report", "report"), "--parts", *parts, png, "--curves", *curves, "--out", str(out)]
+        [
+            "--spec",
+            spec("report", "report"),
+            "--parts",
+            *parts,
+            png,
+            csv,
+            "--curves",
+            *curves,
+            "--out",
+            str(out),
+        ]
     )
     return out
+
+
+def record(curve: str) -> Path:
+    """Where a training says how long it took."""
+    return Path(curve).with_name("time.json")
 
 
 class Links(HTMLParser):
@@ -133,10 +155,33 @@ def test_what_leads_to_files(made):
     text = made.read_text(encoding="utf-8")
     assert '<a href="decm/base/0/cm-2/digits.json">1.' in text
     assert 'href="table1.csv"' in text and 'href="table1.md"' in text and 'href="figure1.png"' in text
-    assert "trained in 60 s, 30 s of CPU time" in text and "data:image/svg+xml" in text
+    points = text.partition("Numbers of the figure, and the files behind each")[2]
+    name = "teacher/base/0/euler-guided-4/digits"
+    assert f'<a href="{name}.json">{name}</a>' in points
+    assert re.search(rf'>4</td><td class="number" title="[^"]*"><a href="{name}\.json">\d', points)
+    assert '<a href="decm/base/0/cm-2/digits.json">0.500</a>' in text, "a further metric of Table 1"
+    assert "data:image/svg+xml" in text
+    assert text.count("trained for 2 min in 2 parts on 2 cores: 0.067 core-hours, 0.5 GB of memory") == 3
+    assert "<dt>Core-hours</dt><dd>0.2</dd>" in text and "<dt>Trained on</dt><dd>a processor</dd>" in text
+    assert re.search(
+        r"<dt>Trainings</dt><dd>\d+ behind this page; \d+ without a record of their time</dd>", text
+    )
     assert "LightningDiT, 3 layers" in text
     ours = [line for line in text.splitlines() if "digits.json" in line and 'class="number' in line]
     assert ours and not any(word in line for line in ours for word in ("675M", "XL/", "SD3.5-Medium"))
+
+
+def test_each_number_is_that_of_the_file_it_leads_to(made):
+    """In tables, and below figures; what has no link is no number."""
+    text = made.read_text(encoding="utf-8")
+    cells = re.findall(r'<td class="(?:number|linked)[^>]*>(.*?)</td>', text)
+    assert {cell for cell in cells if "<a " not in cell} == {"–"}
+    numbers = re.findall(r'<td class="number[^>]*><a href="(.*?)">(.*?)</a>', text)
+    figure1 = re.findall(r'<td class="number[^>]*><a href="(.*?)">', text.partition('id="figure1"')[2])
+    assert len(numbers) > len(figure1) > 10
+    for path, shown in numbers:
+        found = json.loads((made.parent / unquote(path)).read_text(encoding="utf-8"))["fid"]
+        assert shown == format_number(found), path
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from fewstep import report as stage
 from fewstep.config import dump
 from fewstep.config.settings import Protocol, Weights
-from fewstep.config.specs import CellKey, ClaimsSpec, ReportItem, ReportMethod, ReportSpec
+from fewstep.config.specs import CellKey, ClaimsSpec, ReportItem, ReportMethod, ReportSpec, SourceFiles
 from fewstep.config.tables import CellName, Claim
 from fewstep.reporting.claim_checks import check_claims, claims_csv
 from fewstep.reporting.page import inline
@@ -50,10 +51,15 @@ class Checker(HTMLParser):
 def page(make_spec, metric, tmp_path):
     """Write parts and spec, run the stage, return the HTML text."""
 
-    def make(scale="paper", caption="A <b> & c", parts=("table1", "table3", "figure1", "claims")) -> str:
+    def make(
+        scale="paper",
+        caption="A <b> & c",
+        names=("table1", "table3", "figure1"),
+        parts=("table1", "table3", "figure1", "claims"),
+    ) -> str:
         files = []
         items = []
-        for name in ("table1", "table3", "figure1"):
+        for name in names:
             spec = make_spec(name, scale=scale).model_copy(update={"extra_metrics": {"recall": "decm"}})
             keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
             metrics = {key: metric(key, 1.5, recall=0.625) for key in keys if key.variant != "freq-5"}
@@ -93,6 +99,11 @@ def page(make_spec, metric, tmp_path):
             scale=scale,
             command="snakemake --profile profiles/x",
             items=items,
+            sources={
+                name: SourceFiles(result=f"{name}.json", spec="report.json", log="")
+                for name in ("claims", "gone")
+            },
+            claims={"less": ["claims", "gone"]},
             methods={"decm": ReportMethod(title="DE-CM", paper="arXiv:2602.10764", loss="decm")},
             protocols={"decm": PROTOCOL},
         )
@@ -135,6 +146,24 @@ def test_claims_that_fail_are_shown(page):
     text = page()
     assert "Of 2 claims" in text and "<h3>Holding</h3>" in text and "<h3>Not holding</h3>" in text
     assert text.index("<h3>Holding</h3>") < text.index("one &gt;= two") < text.index("<h3>Not holding</h3>")
+
+
+def test_claims_lead_to_their_files(page, tmp_path):
+    """As far as these are here; the report's own spec stands for one."""
+    (tmp_path / "claims.json").write_text("{}")
+    behind = page().partition("Files behind each claim")[2].partition("</table>")[0]
+    assert behind.count('<a href="claims.json">claims</a><a href="report.json">spec</a><br>gone') == 1
+    assert "one &lt; two" in behind and "one &gt;= two" not in behind
+
+
+def test_a_method_with_some_of_the_steps_has_blank_cells(page):
+    text = page("demo", names=("zoo",), parts=("zoo",))
+    checker = Checker()
+    checker.feed(text)
+    row = next(line for line in text.split("<tr>") if line.startswith("<td>GET<"))
+    ours, *more = [re.sub("<.*?>", "", cell).strip() for cell in row.split("</td>")[1:-1]]
+    assert checker.open == [] and ours == "1.50 (1)"
+    assert more == ["–"] * 3 + ["–"] + ["0.625"] + ["–"] * 3, "columns of steps, the cost, another metric"
 
 
 def test_a_part_that_was_not_given_is_said_to_be_missing(page):

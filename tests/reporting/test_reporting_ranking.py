@@ -13,6 +13,7 @@ from fewstep.config import dump
 from fewstep.config.base import ConfigError, parse, read_yaml
 from fewstep.config.tables import Table
 from fewstep.reporting.figures import ranking, style
+from fewstep.reporting.markdown import table_markdown
 from fewstep.reporting.rows import FilledTable, fill_table, read_table
 
 VALUES = {"teacher": 6.0, "flow-matching": 9.0, "decm": 1.0, "meanflow": 2.0, "scm": 1.5}
@@ -50,6 +51,41 @@ def test_rows_are_ordered_by_the_first_column_and_ranked_in_each(make_spec, metr
     ranks = {(row.row, row.steps): row.rank for row in table.rows}
     assert [ranks["decm", steps] for steps in (1, 2, 4, 50)] == [1, 2, 3, 5]
     assert ranks["scm", 50] == 1 and ranks["cd", 1] is None
+
+
+def test_a_method_may_have_some_of_the_steps(make_spec, metric):
+    spec = spec_of(make_spec)
+    keys = {row.id: row.cells["digits"] for row in spec.rows}
+    rows = measured(spec, metric) | {keys["get"][0][0]: metric(keys["get"][0][0], 0.5)}
+    table = fill_table(spec, rows, lambda *_: False)
+    assert table.step_labels == ["1", "2", "4", "50"]
+    best, second = table.by_method()[:2]
+    assert [row.rank for row in best] == [1] and [row.rank for row in second] == [2, 2, 3, 5]
+    assert table.in_columns(best) == [best[0], None, None, None] and table.in_columns(second) == second
+    assert "| GET [1] | 0.50 (1) | – | – | – | – |" in table_markdown(spec, table)
+
+
+def test_a_method_without_the_first_number_of_steps_comes_last(make_spec, metric):
+    spec = spec_of(make_spec)
+    rows = [row if row.id != "scm" else row.model_copy(update={"steps": [50]}) for row in spec.table.rows]
+    cells = [
+        row if row.id != "scm" else row.model_copy(update={"cells": {"digits": row.cells["digits"][-1:]}})
+        for row in spec.rows
+    ]
+    spec = spec.model_copy(
+        update={"table": spec.table.model_copy(update={"rows": rows}), "rows": cells},
+    )
+    table = filled(spec, metric)
+    assert table.by_method()[0][0].row == "decm"
+    scm = next(rows for rows in table.by_method() if rows[0].row == "scm")
+    assert table.best_first()[4:].count(scm) == 1 and scm[0].rank == 1
+    assert [row and row.steps for row in table.in_columns(scm)] == [None, None, None, 50]
+    ranking.draw_ranking(spec, table)
+
+
+@pytest.mark.parametrize("name", ["afm-table", "newer-table", "f2d2-table", "get-table"])
+def test_numbers_have_lines_of_their_own_where_few_methods_share_their_steps(name, make_spec):
+    assert fill_table(make_spec(name), {}, lambda *_: False).step_labels == []
 
 
 def test_rows_keep_their_order_unless_asked(make_spec, metric):
@@ -103,6 +139,24 @@ def test_names_do_not_cover_each_other():
     assert len(boxes) == 9
     assert len(axis.texts) > 9, "a crowd needs lines from names to points"
     assert all(ranking._shared(a, b) == 0 for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize("count", [ranking.FEW, ranking.FEW + 1])
+def test_many_methods_have_numbers_and_a_key(count, make_spec, metric):
+    spec = spec_of(make_spec, "price", steps=[1])
+    keys = {row.id: row.cells["digits"][0][0] for row in spec.rows[:count]}
+    found = {
+        key: metric(key, 1 + index, model={"flops_per_step": 1e9 * (1 + index)})
+        for index, key in enumerate(keys.values())
+    }
+    (axis,) = ranking.draw_price(spec, fill_table(spec, found, lambda *_: False)).axes
+    texts = [text.get_text() for text in axis.texts if text.get_text()]
+    if count == ranking.FEW:
+        assert sorted(texts) == sorted(row.label for row in spec.table.rows[:count])
+    else:
+        key, *numbers = texts
+        assert numbers == [str(number) for number in range(1, count + 1)]
+        assert key.splitlines()[1] == " 2  Flow matching" and len(key.splitlines()) == count
 
 
 @pytest.mark.parametrize(

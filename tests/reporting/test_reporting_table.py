@@ -12,10 +12,10 @@ from fewstep.common.provenance import is_stale
 from fewstep.config import dump
 from fewstep.config.specs import CellKey
 from fewstep.reporting.formatting import csv_text, format_mean, format_number
-from fewstep.reporting.markdown import table_markdown
+from fewstep.reporting.markdown import table_markdown, warning_texts
 from fewstep.reporting.metrics import load_metrics
 from fewstep.reporting.page import hint
-from fewstep.reporting.rows import FilledTable, TableRow, fill_table, read_table
+from fewstep.reporting.rows import FilledTable, TableRow, fill_table, is_miniature, read_table
 
 
 def cells(spec, row, protocol="decm"):
@@ -194,10 +194,17 @@ def test_numbers_for_readers():
     assert shown == ["309.51", "1234.6", "", "−0.20"]
     assert [format_number(value, signed=True) for value in (-0.001, 0.5)] == ["0.00", "+0.50"]
     assert format_number(-0.0001234, significant=3) == "−0.000123"
+    assert [format_number(value, significant=3) for value in (0.81, 0, 147.2)] == ["0.810", "0.00", "147"]
+    assert [format_number(0.81, name) for name in ("precision", "recall")] == ["0.810", "0.810"]
+    assert [format_number(value, "recall", exact=True) for value in (0.81, 2, 0.625)] == [
+        "0.81",
+        "2",
+        "0.625",
+    ]
     assert [format_mean(2.0, None), format_mean(2.0, 0.5), format_mean(0.004, 0.001)] == [
         "2.00",
         "2.00 ± 0.50",
-        "0.004 ± 0.001",
+        "0.00400 ± 0.00100",
     ]
 
 
@@ -218,7 +225,22 @@ def test_warnings_stand_beside_the_number(make_spec, metric, write_json, tmp_pat
     stage.main(list(map(str, words)))
     skipped, few = "2 updates of the training were not finite and were skipped", "40 images in 64 dimensions"
     assert f"{skipped}; Fréchet distance of {few}" in capsys.readouterr().err
-    assert "2.00†" in markdown.read_text() and skipped in markdown.read_text()
+    assert "2.00¶" in markdown.read_text() and skipped in markdown.read_text()
     table = read_table(out)
     assert [few in one.warnings for one in table.rows].count(True) == 1
     assert skipped in hint(next(one for one in table.rows if one.warnings))
+
+
+@pytest.mark.parametrize("scale", ["paper", "toy", "own", "demo", "small", "demo/paper"])
+def test_which_scales_are_miniatures(scale):
+    """A toy is as small in its paper, and own images have none."""
+    assert is_miniature(scale) == (scale not in ("paper", "toy", "own"))
+
+
+def test_a_warning_of_several_rows_is_told_once(make_spec, metric):
+    spec = make_spec("table4")
+    keys = [key for row in spec.rows for column in row.cells["decm"] for key in column]
+    metrics = {key: metric(key, 2.0, dimensions=60000) for key in keys}
+    (warning,) = warning_texts(fill_table(spec, metrics, lambda *_: False))
+    labels = ", ".join(row.label for row in spec.table.rows)
+    assert warning == f"{labels}: Fréchet distance of 50000 images in 60000 dimensions, which is biased."

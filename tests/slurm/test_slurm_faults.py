@@ -63,6 +63,7 @@ def without_a_fault(workdir: Workdir, built: Workdir) -> None:
         f"{workdir.model.name}.lock",
         "train.jsonl",
         "benchmark.tsv",
+        "time.json",
         "tensorboard",
     }
 

@@ -145,6 +145,7 @@ def short_memory(monkeypatch):
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore")
 
         monkeypatch.setattr(train, "Trainer", Short)
+        monkeypatch.setattr(train, "_train", Short.run)
         latents, steps = SimpleNamespace(shape=[32, 16, 16]), SimpleNamespace(global_batch_size=1024)
         options = Options(*map(Path, ["latents", "teacher", "out", "curve"]), device_batch=device_batch)
         spec = SimpleNamespace(latents=latents, train=steps, loss=loss or DECMParams())

@@ -4,7 +4,7 @@ from fewstep.config import ConfigError
 from fewstep.config.base import are_texts, command_line_values, complete, passed_on
 from fewstep.environment import MOST_RETRIES, profiles_of
 from fewstep.plan import Plan
-from fewstep.plan.paths import BENCHMARKS, FILES, LOGS
+from fewstep.plan.paths import FILES, LOGS
 
 # With `config:` in a module statement, the files and the command line are those of another workflow.
 outer = workflow.modifier.skip_configfile

@@ -4,7 +4,7 @@ rule sample:
     output:
         temp(FILES["images"]),
     log:
-        "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.log",
+        LOGS["sample"],
     benchmark:
         "<logs>/sample/{run}/{seed}/{sampler}-{steps}/{images}.tsv"
     conda:
@@ -84,7 +84,7 @@ rule bounds:
     output:
         FILES["bounds"],
     log:
-        "<logs>/bounds/{table}.log",
+        LOGS["bounds"],
     benchmark:
         "<logs>/bounds/{table}.tsv"
     retries: FEW_RETRIES
@@ -127,7 +127,7 @@ rule score:
     log:
         LOGS["score"],
     benchmark:
-        BENCHMARKS["score"]
+        "<logs>/score/{run}/{seed}/{sampler}-{steps}/{protocol}.tsv"
     retries: FEW_RETRIES
     conda:
         environment("score")

@@ -62,7 +62,7 @@ rule train:
     log:
         LOGS["train"],
     benchmark:
-        BENCHMARKS["train"]
+        "<results>/{run}/{seed}/benchmark.tsv"
     wildcard_constraints:
         run=plan.runs_pattern("train"),
     conda:

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...config.backbones import Backbone
 from ...config.objectives import LossParams, Problems, TimeDistribution
 from ...config.settings import Train
 
@@ -28,6 +27,6 @@ class AYFParams(LossParams):
     rho: float = Field(default=0.99, gt=0, le=1, description="emd: where the ramp ends")
     constant: float = Field(default=0.1, gt=0, description="c of g / (rms(g) + c)")
 
-    def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
+    def check_schedule(self, train: Train) -> Problems:
         if self.warmup > train.steps:
             yield "warmup", f"{self.warmup} is beyond the {train.steps} training steps"

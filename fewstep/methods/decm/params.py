@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ...config.backbones import Backbone
-from ...config.objectives import ConsistencyTerms, LossParams, Problems
+from ...config.objectives import ConsistencyTerms, Problems
 from ...config.settings import Train
 
 
@@ -54,6 +53,6 @@ class DECMParams(ConsistencyTerms):
             raise ValueError("weight_left and weight_right are both 0")
         return self
 
-    def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
+    def check_schedule(self, train: Train) -> Problems:
         if self.n2n and self.freq > train.steps:
             yield "freq", f"{self.freq} is beyond the {train.steps} training steps"

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...config.backbones import Backbone
 from ...config.objectives import LossParams, Problems
 from ...config.settings import Train
 
@@ -25,7 +24,7 @@ class IMMParams(LossParams):
     power: float = Field(default=2.0, ge=1, description="a of the weight")
     shift: float = Field(default=4.0, description="b of the weight")
 
-    def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
+    def check_schedule(self, train: Train) -> Problems:
         if train.global_batch_size % self.particles:
             yield (
                 "particles",

@@ -4,9 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...config.backbones import Backbone
 from ...config.base import Size
-from ...config.objectives import LossParams, Problems, TimeDistribution, WithPlayers
+from ...config.objectives import Problems, TimeDistribution, WithPlayers
 from ...config.settings import Optimizer, Train
 
 
@@ -41,7 +40,7 @@ class SCFDParams(WithPlayers):
     players: dict[str, Optimizer] = {"discriminator": Optimizer(lr=1e-4, clip=None)}
     group: Size = Field(default=4, description="rows whose spread the discriminator sees")
 
-    def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
+    def check_schedule(self, train: Train) -> Problems:
         if train.global_batch_size % self.group:
             yield (
                 "group",

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from ...config.specs import TableSpec
 from ...config.tables import DECIMALS
 from ..metrics import metric_name
-from ..rows import OWN, FilledTable, TableRow
+from ..rows import FULL_SCALES, OWN, FilledTable, TableRow
 from . import style
 
 
@@ -23,7 +23,7 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
     At the paper's scale, reported values are hollow markers on dashed lines beside ours. Below it the two
     cannot share an axis, and the reported values get a panel of their own.
     """
-    paper, own = spec.scale == "paper", spec.scale == OWN
+    paper, own = spec.scale in FULL_SCALES, spec.scale == OWN
     figure, axes = style.panels(1, width=7.6) if paper or own else style.panels(2)
     handles = []
     for index, rows in enumerate(table.by_method()):
@@ -61,7 +61,7 @@ def draw_steps(spec: TableSpec, table: FilledTable) -> Figure:
 
 
 def _steps_axis(table: FilledTable) -> str:
-    """What the axis counts: steps, and how often a step of each line calls the network."""
+    """What the axis counts: steps, and in a second line how often a step of each line calls the network."""
     calls: dict[int, list[str]] = {}
     for rows in table.by_method():
         found = {int(row.evaluations) / row.steps for row in rows if row.evaluations.isdigit()}
@@ -70,7 +70,7 @@ def _steps_axis(table: FilledTable) -> str:
     if set(calls) <= {1}:
         return "Sampling steps (one network evaluation each)" if calls else "Sampling steps"
     told = [f"{count} for {', '.join(labels)}" for count, labels in sorted(calls.items()) if count > 1]
-    return "Sampling steps; network evaluations of a step: " + "; ".join(told) + "; else 1"
+    return "Sampling steps\n(network evaluations of a step: " + "; ".join(told) + "; else 1)"
 
 
 def draw_sweep(spec: TableSpec, table: FilledTable) -> Figure:

@@ -17,6 +17,8 @@ POINTS = 400
 """At most so many of a curve are drawn."""
 GREY = "#808894"
 """Of text and axes: readable on white and on black."""
+COLOURS = [*style.COLOURS[:-1], GREY]
+"""Without black, for the same reason."""
 QUANTITIES = {"loss": "Loss", "grad_norm": "Gradient norm"}
 
 
@@ -45,24 +47,25 @@ def draw_overview(curves: Mapping[str, Path]) -> bytes:
             first = [entry for entry in read_entries(path) if entry.get("update", 0) == 0]
             chosen = first[:: max(1, math.ceil(len(first) / POINTS))]
             steps = [entry["step"] for entry in chosen]
-            look = {"color": style.look(index)["color"]}
+            colour, dashes = COLOURS[index % len(COLOURS)], "--" if index >= len(COLOURS) else "-"
             for axis, quantity in zip(axes, QUANTITIES, strict=True):
                 values = [
                     float(value) if (value := entry.get(quantity)) is not None else math.nan
                     for entry in chosen
                 ]
                 drawn[quantity] += values
-                axis.plot(steps, values, **look, alpha=0.3, lw=0.8)
-                axis.plot(steps, running_median(values), **look, lw=1.6, label=name)
+                axis.plot(steps, values, color=colour, alpha=0.3, lw=0.8)
+                axis.plot(steps, running_median(values), color=colour, ls=dashes, lw=1.6, label=name)
         for axis, (quantity, title) in zip(axes, QUANTITIES.items(), strict=True):
             positive = all(value > 0 for value in drawn[quantity] if math.isfinite(value))
             axis.set(xlabel="Training step", title=title, yscale="log" if positive else "linear")
             axis.margins(x=0.01)
             if positive:
                 style.plain_numbers(axis)
-        if len(curves) > 1:
-            axes[0].legend(loc="upper right", fontsize=7)
         figure.tight_layout()
+        if len(curves) > 1:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.05, 0.0), ncols=4, fontsize=8)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue()

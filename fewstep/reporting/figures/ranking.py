@@ -16,13 +16,16 @@ from ..metrics import metric_name
 from ..rows import FilledTable
 from . import style
 
+FEW = 15
+"""Methods whose names find room beside their points."""
+
 Place = tuple[int, int, Literal["left", "center", "right"]]
 PLACES: list[Place] = [(7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center")]
 PLACES += [(7, 8, "left"), (-7, 8, "right"), (7, -14, "left"), (-7, -14, "right")]
 NEAR = len(PLACES)
 PLACES += [
     (round(radius * cos(angle)), round(radius * sin(angle)) - 3, "left" if cos(angle) > 0 else "right")
-    for radius in (24, 36, 48, 62, 76, 92)
+    for radius in (17, 24, 36, 48, 62, 76, 92)
     for angle in (pi * twelfth / 12 for twelfth in range(-11, 12, 2))
 ]
 """Where a point's label may stand: offset in points, alignment; the earlier the better. Beyond the first
@@ -40,7 +43,7 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
         found = [row.ours for row in rows if row.ours is not None]
         if found:
             axis.plot([min(found), max(found)], [place, place], color="#cccccc", lw=1.4, zorder=1)
-    step_labels = list(dict.fromkeys(row.nfe_label for row in table.rows))
+    step_labels = table.step_labels or list(dict.fromkeys(row.nfe_label for row in table.rows))
     for index, label in enumerate(step_labels):
         points = [
             (row.ours, place)
@@ -71,16 +74,25 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
 def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
     """The metric of each method's first number against the cost of its training step.
 
-    Both are logarithmic, if the metric has logarithms.
+    Both are logarithmic, if the metric has logarithms. More than FEW methods have numbers instead of names,
+    in the order of the metric, which a key at the right explains.
     """
     first = [rows[0] for rows in table.best_first()]
     points = [
-        (row.cost, row.ours, row.label) for row in first if row.cost is not None and row.ours is not None
+        (row.cost, row.ours, row.label)
+        for row in first
+        if row.cost is not None and row.ours is not None and row.nfe_label == first[0].nfe_label
     ]
     unit = next(row.label for row in table.rows if row.row == spec.table.unit)
-    figure, (axis,) = style.panels(1, width=8.4, height=6.4)
-    axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=34, zorder=2)
+    crowded = len(points) > FEW
+    figure, (axis,) = style.panels(1, width=11 if crowded else 8.4, height=8 if crowded else 6.4)
+    size = 18 if crowded else 34
+    axis.scatter([p[0] for p in points], [p[1] for p in points], c=style.COLOURS[0], s=size, zorder=2)
     axis.set_xlabel(f"Operations of a training step, relative to “{unit}”")
+    if crowded:
+        key = "\n".join(f"{number:>2}  {name}" for number, (*_, name) in enumerate(points, start=1))
+        axis.text(1.03, 1, key, transform=axis.transAxes, va="top", fontsize=9, linespacing=1.35)
+        points = [(x, y, str(number)) for number, (x, y, _) in enumerate(points, start=1)]
     axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {first[0].nfe_label} NFE")
     axis.margins(x=0.14, y=0.12)
     _scale(axis, bool(points), x=True, y=spec.table.metric not in DECIMALS)
@@ -131,7 +143,7 @@ def _burden(bare: Bbox, place: Place, taken: Sequence[Bbox], axis: Axes) -> floa
     box = bare.translated(across * pixels - aside, up * pixels)
     outside = bare.width * bare.height - _shared(box, axis.get_window_extent())
     # The line that leads there, as some points of it.
-    steps = [(bare.x0 + across * pixels * k / 8, bare.y0 + up * pixels * k / 8) for k in range(1, 8)]
+    steps = [(bare.x0 + across * pixels * k / 24, bare.y0 + up * pixels * k / 24) for k in range(1, 24)]
     crossed = sum(other.contains(*step) for other in taken for step in steps)
     return outside + sum(_shared(box, other) for other in taken) + 60 * crossed + 2 * hypot(across, up)
 
