@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+TYPED = ("bench", "config", "generate", "methods", "score")
+"""Commands that need no spec."""
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -19,9 +21,12 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print the commands, one a line."""
-    print("The workflow calls these; each explains itself with --help.\n")
-    for name, summary in sorted(commands()):
+    """Print the commands, one a line: first those that are typed, then the stages of the workflow."""
+    print("Each explains itself with --help. These are for you:\n")
+    found = sorted(commands(), key=lambda command: (command[0] not in TYPED, command[0]))
+    for place, (name, summary) in enumerate(found):
+        if place == len(TYPED):
+            print("\nThe workflow calls these, with a spec that it writes:\n")
         print(f"python -m fewstep.{name:10} {summary}")
 
 

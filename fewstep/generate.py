@@ -4,11 +4,13 @@
     python -m fewstep.generate MODEL --classes 207 360 --seed 3 --steps 2 --out FOLDER/
 
 MODEL is a model.safetensors, or a folder that fewstep.pipeline wrote. Sampler and guidance are those that its
-row has for that number of steps, unless --sampler names another. Images are numbered in the folder.
+row has for that number of steps, unless --sampler names another. Images are numbered in the folder, which is
+new or empty. Classes of own images can be given by their names.
 """
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -24,10 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; errors as for `load` and `Generator.images`."""
     arguments = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("model", type=Path, help="model.safetensors, or the folder of a pipeline")
-    arguments.add_argument("--classes", type=int, nargs="+", required=True, help="one image of each")
-    arguments.add_argument("--steps", type=int, default=1)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--out", required=True, help="a .png, or a folder/ of PNGs")
+    arguments.add_argument(
+        "--classes", type=_label, nargs="+", required=True, help="numbers or names; one image of each"
+    )
+    arguments.add_argument("--steps", type=int, default=1, help="of the sampler; 1 by default")
+    arguments.add_argument("--seed", type=int, default=0, help="of the noise; 0 by default")
+    arguments.add_argument("--out", required=True, help="a .png, or a folder/ of PNGs, new or empty")
     arguments.add_argument("--columns", type=int, help="of the grid; by default about as many as rows")
     arguments.add_argument(
         "--sampler", choices=["euler", "cm", "mix", "jump"], help="instead of the row's own"
@@ -49,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = given.out.endswith("/") or Path(given.out).is_dir()
     if not folder and not given.out.endswith(".png"):
         raise ConfigError(f"--out: {given.out}: must end with .png, or with / for a folder of PNGs")
+    if folder and Path(given.out).is_dir() and any(Path(given.out).iterdir()):
+        raise ConfigError(f"--out: {given.out}: is not empty; name a new folder, or empty it")
     if given.columns is not None and given.columns < 1:
         raise ConfigError(f"--columns: {given.columns}: must be at least 1")
 
@@ -63,6 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     for place, picture in enumerate(pictures if folder else [grid(pictures, given.columns)]):
         with atomic(out / f"{place:06d}.png" if folder else out) as temporary:
             picture.save(temporary)
+
+
+def _label(word: str) -> int | str:
+    return int(word) if re.fullmatch(r"-?\d+", word) else word
 
 
 if __name__ == "__main__":

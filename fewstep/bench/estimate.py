@@ -385,7 +385,7 @@ def text_of(lines: Sequence[Line]) -> str:
     """The table for a terminal."""
     rows = [
         {
-            "": line.name if line.kind != "total" else "total",
+            "": line.name if line.kind != "total" else f"total, {line.device.upper()}s",
             "jobs": str(line.jobs),
             "time": "-" if line.time is None else f"{line.time:.4g} {line.unit}",
             "longest": "-" if line.longest_time is None else f"{line.longest_time:.4g}",

@@ -93,7 +93,9 @@ def _look(folder: Path, columns: Sequence[str]) -> ImageFolder:
     tables = [name for name in files if name.endswith(".parquet")]
     if not images and not tables:
         kinds = Counter(PurePosixPath(name).suffix or "files without an ending" for name in files)
-        has = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(5)) or "nothing"
+        if not kinds:
+            raise ValueError(f"{folder} is empty; put images or .parquet files into it")
+        has = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(5))
         raise ValueError(
             f"{folder} has no images ({', '.join(SUFFIXES)}) and no .parquet files, but {has}; of tar files, "
             "give format, images, classes and resolution of the data set"

@@ -68,16 +68,22 @@ Model = TypeVar("Model", bound=BaseModel)
 class Mistakes:
     """Collects mistakes, to be told together; one that is found twice is told once.
 
+    A file that cannot be read makes others of what refers to it: then such files alone are told.
+
     Args:
         locate: what to do with every line when it is told: `origins.Origins.locate`.
     """
 
     def __init__(self, locate: Callable[[str], str] = str) -> None:
         self._lines: dict[str, None] = {}
+        self._unread: dict[str, None] = {}
         self.locate = locate
 
-    def add(self, *lines: str) -> None:
+    def add(self, *lines: str, unread: bool = False) -> None:
+        """Collect lines; ``unread``: of a file that cannot be read."""
         self._lines |= dict.fromkeys(lines)
+        if unread:
+            self._unread |= dict.fromkeys(lines)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -93,7 +99,7 @@ class Mistakes:
     def refuse(self) -> None:
         """Raise a ConfigError if there are any."""
         if self._lines:
-            raise ConfigError("\n".join(dict.fromkeys(map(self.locate, self._lines))))
+            raise ConfigError("\n".join(dict.fromkeys(map(self.locate, self._unread or self._lines))))
 
 
 def parse(model: type[Model], raw: Any, file: str, *key: str) -> Model:
@@ -366,7 +372,7 @@ def read_yaml(path: Path, shown: str = "", mistakes: Mistakes | None = None) -> 
     if not isinstance(raw, dict | NoneType):
         found.append(f"must be a mapping, not {type(raw).__name__}")
         raw = None
-    own.add(*(f"{shown or path}: {line}" for line in found))
+    own.add(*(f"{shown or path}: {line}" for line in found), unread=raw is None)
     if mistakes is None:
         own.refuse()
     return raw or {}
@@ -415,7 +421,8 @@ def layers(
             mistakes.add(f"{preset}: based_on: goes in a circle: {' <- '.join([*found, preset])}")
             break
         if not is_there(repository / preset):
-            mistakes.add(f"{SOMEWHERE}: based_on: there is no file {shown(preset)} in {repository.resolve()}")
+            there = f"there is no file {shown(preset)} in {repository.resolve()}"
+            mistakes.add(f"{SOMEWHERE}: based_on: {there}", unread=True)
             break
         found[preset] = read_yaml(repository / preset, preset, mistakes)
         preset = found[preset].get("based_on")

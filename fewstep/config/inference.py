@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.image_folders import ImageFolder, look_into
-from .base import ConfigError
+from .base import ConfigError, nearest
+from .settings import Dataset
 
 INFERRED = {
     "datasets": {"format", "resolution", "classes", "images"},
@@ -63,6 +64,7 @@ class Inference:
                     if entry.get("shape") in (None, "infer"):
                         del self._parts["backbones"][name]
                     continue
+                self._check_patch(name, entry)
                 conditional = {"classes": classes} if "classes" in keys else {}
                 self._fill("backbones", name, entry, shape=shapes, **conditional)
 
@@ -92,6 +94,11 @@ class Inference:
     def _dataset(self, name: str, entry: Mapping[str, Any], asset: Mapping[str, Any]) -> Entries:
         """The entry with what its folder holds; the asset's entry then says what lies there."""
         given = {key: value for key, value in entry.items() if value not in (None, "infer")}
+        for key in given.keys() - Dataset.model_fields.keys():  # else what it stands for seems left out
+            raise ConfigError(
+                f"{self._settings_file}: datasets.{name}.{key}: unknown key, perhaps misspelt"
+                f"{nearest(str(key), Dataset.model_fields, '')}"
+            )
         key = str(given["asset"])
         folder = Path(str(asset.get("path"))).expanduser()
         try:
@@ -122,11 +129,9 @@ class Inference:
         """The side of the images, which must be squares of one size."""
         sides = {side for size in found.sizes for side in size}
         if len(sides) > 1:
-            (width, height), (most, highest) = found.sizes
             raise ConfigError(
                 f"{self._settings_file}: datasets.{name}.resolution: is left out, and the images in {folder} "
-                f"have {width}x{height} to {most}x{highest} pixels; give the side that they are cropped and "
-                "resized to"
+                f"have {_sizes(found)} pixels; give the side that they are cropped and resized to"
             )
         return sides.pop()
 
@@ -153,6 +158,15 @@ class Inference:
 
         None in place of the shapes: it is not used.
         """
+        latents = self._latents_of(backbone)
+        if not latents:
+            return None, []
+        shapes = [self._named("tokenizers", each.get("tokenizer")).get("shape") for each in latents]
+        classes = [self._named("datasets", each.get("dataset")).get("classes") for each in latents]
+        return [one for one in shapes if one is not None], [one for one in classes if one is not None]
+
+    def _latents_of(self, backbone: str) -> list[Mapping[str, Any]]:
+        """Entries of the latents of all recipes under which a network is used."""
         used = [entry for _, entry in self._entries("recipes") if entry.get("backbone") == backbone]
         methods = [_named(self._methods, name) for name in self._methods]
         used += [
@@ -160,12 +174,22 @@ class Inference:
             for method in methods
             if method.get("backbone") == backbone
         ]
-        if not used:
-            return None, []
-        latents = [self._named("latents", recipe.get("latents")) for recipe in used]
-        shapes = [self._named("tokenizers", each.get("tokenizer")).get("shape") for each in latents]
-        classes = [self._named("datasets", each.get("dataset")).get("classes") for each in latents]
-        return [one for one in shapes if one is not None], [one for one in classes if one is not None]
+        return [self._named("latents", recipe.get("latents")) for recipe in used]
+
+    def _check_patch(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Refuse a resolution whose latents a network cannot cut into its patches."""
+        patch = entry.get("patch")
+        for latents in self._latents_of(name):
+            tokenizer = self._named("tokenizers", latents.get("tokenizer"))
+            side = self._named("datasets", latents.get("dataset")).get("resolution")
+            if not isinstance(patch, int) or patch < 1 or not isinstance(side, int):
+                continue
+            multiple = patch * LATENTS.get(str(tokenizer.get("kind")), (None, 1))[1]
+            if side % multiple:
+                raise ConfigError(
+                    f"{self._settings_file}: datasets.{latents['dataset']}.resolution: must be a multiple of "
+                    f"{multiple} for the patches of network {name}, not {side}"
+                )
 
     def _named(self, part: str, name: Any) -> Mapping[str, Any]:
         return _named(self._parts.get(part, {}), name)
@@ -181,9 +205,14 @@ def _note(name: str, folder: Path, found: ImageFolder, resolution: int) -> str:
     """What a data set was found to be."""
     named = ", ".join(found.names[:5]) + (", ..." if len(found.names) > 5 else "")
     classes = f"{found.classes} class{'es' if found.classes > 1 else ''}" + (f" ({named})" if named else "")
-    sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in found.sizes))
+    sizes = _sizes(found)
     square = f"{resolution}x{resolution}"
     fit = "" if sizes == square else f", cropped to the centre and resized to {square}"
     return (
         f"data set {name}: {found.images} images of {classes} in {folder / found.prefix}; {sizes} pixels{fit}"
     )
+
+
+def _sizes(found: ImageFolder) -> str:
+    """The smallest and the largest width and height, or one size."""
+    return " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in found.sizes))

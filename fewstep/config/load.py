@@ -209,6 +209,8 @@ class _Reader:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.mistakes = Mistakes()
+        self.recipes: list[str] = []
+        """All that there are, before some are replaced."""
 
     def load(
         self, raw: Mapping[str, Any], files: Iterable[str | Path], command_line: Mapping[str, Any]
@@ -389,6 +391,7 @@ class _Reader:
             with self.mistakes.caught():
                 found.refuse()
             self.mistakes.refuse()
+        self.recipes = list(recipes)
         return {name: recipe for name, recipe in recipes.items() if self._recipe(name) == name}
 
     def _recipe(self, name: Any) -> Any:
@@ -410,9 +413,12 @@ class _Reader:
                 else:
                     found[name], files[name] = entry, name_of_file
         methods = _present(self._changed(found, over, "overrides.methods", Method))
-        for entry in methods.values():
+        for name, entry in methods.items():
             if isinstance(entry, dict) and isinstance(entry.get("recipe"), str):
-                entry["recipe"] = self._recipe(entry["recipe"])
+                recipe = self._recipe(entry["recipe"])
+                if recipe != entry["recipe"]:
+                    self._known(entry["recipe"], self.recipes, files[name], f"{name}.recipe")
+                entry["recipe"] = recipe
         return {name: _continued(methods, name) for name in methods}, files
 
     def _folder(self, folder: str, key: str) -> list[Path]:

@@ -89,8 +89,7 @@ class VerifiedFile(io.RawIOBase):
             expected = self._checksums[8 * number : 8 * number + 8]
             if len(content) < size or (self._checksums and f"{zlib.crc32(content):08x}" != expected):
                 raise ConfigError(
-                    f"{self.path}: damaged: its MiB {number} is not the one that was fetched; "
-                    f"fetch the asset again"
+                    f"{self.path}: damaged: its MiB {number} is not the one that was fetched; {AGAIN}"
                 )
             self._held = number, content
         return self._held[1]

@@ -86,7 +86,10 @@ def open_foreign(path: Path, shape: Sequence[int], count: int, prompts: int = 1)
         what = "is no folder, .npz or .tar" if path.exists() else "no such file or folder"
         raise ConfigError(f"{path}: {what}")
     if found != count:
-        raise ConfigError(f"{path}: {found} images, but the protocol wants {count}")
+        raise ConfigError(
+            f"{path}: {found} images, but the protocol wants {count}; give as many, or a preset (--config) "
+            f"whose protocol says images: {found}"
+        )
     digest = from_main(checksum() if is_main() else "")
     card = {"path": str(path), "kind": kind, "count": found, "image": list(shape), "sha256": digest}
     return ForeignImages(path, card, shape, found, prompts, read)

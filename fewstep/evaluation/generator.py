@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..common.cli import first_few
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork, FlowNetwork
 from ..config.sampling import Choice, Sampling
@@ -149,20 +150,23 @@ class Generator:
     sampling: Sampling
     name: str
     """Of the file, for messages."""
+    names: Sequence[str] = ()
+    """Of the classes, where the data have them."""
 
     def __call__(
-        self, classes: Sequence[int], steps: int = 1, seed: int = 0, choice: Choice | None = None
+        self, classes: Sequence[int | str], steps: int = 1, seed: int = 0, choice: Choice | None = None
     ) -> list[Image.Image]:
         """One picture for each class; errors as for `images`."""
         pixels = self.images(classes, steps, seed, choice).permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(each.squeeze(-1) if each.shape[-1] == 1 else each) for each in pixels]
 
     def images(
-        self, classes: Sequence[int], steps: int = 1, seed: int = 0, choice: Choice | None = None
+        self, classes: Sequence[int | str], steps: int = 1, seed: int = 0, choice: Choice | None = None
     ) -> Tensor:
         """Images uint8 (n, C, H, W) on the CPU, one for each class.
 
         Args:
+            classes: their numbers, or names.
             choice: sampler and guidance, instead of those of the model for that many steps.
 
         Raises:
@@ -170,10 +174,9 @@ class Generator:
             ValueError: a number of steps that the sampler cannot take, or an image holds NaN.
         """
         spec = self.backbone
-        wrong = [label for label in classes if not 0 <= label < spec.classes]
-        if wrong or not classes:
-            found = f"{wrong[0]} is none" if wrong else "none is given"
-            raise ConfigError(f"{self.name}: classes: {found}; there are 0 to {spec.classes - 1}")
+        numbers = [self._number(each) for each in classes]
+        if not numbers:
+            raise ConfigError(f"{self.name}: classes: none is given; {self._known()}")
         choice = choice or self.sampling.choice(steps)
         if choice is None:
             known = ", ".join(self.sampling.samplers) or "none"
@@ -200,7 +203,19 @@ class Generator:
             device=next(self.net.parameters()).device,
             name=self.name,
         )
-        return sampler.on_host(torch.tensor(classes), CHUNK)
+        return sampler.on_host(torch.tensor(numbers), CHUNK)
+
+    def _number(self, label: int | str) -> int:
+        """Of a class, by its number or name."""
+        number = self.names.index(label) if isinstance(label, str) and label in self.names else label
+        if isinstance(number, str) or not 0 <= number < self.backbone.classes:
+            raise ConfigError(f"{self.name}: classes: there is no class {label!r}; {self._known()}")
+        return number
+
+    def _known(self) -> str:
+        """The classes that there are, for a message."""
+        names = f" ({first_few(self.names)})" if self.names else ""
+        return f"there are 0 to {self.backbone.classes - 1}{names}"
 
 
 def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:

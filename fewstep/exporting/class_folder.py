@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 
 from .. import __version__
+from ..common.cli import first_few
 from ..common.files import atomic_folder
 from ..common.provenance import PACKAGE, backbone_module
 from ..config import ConfigError, digest
@@ -22,7 +23,7 @@ from .class_pipeline import Model
 from .loading import Opened, open_model
 from .replaced_folder import CARD, as_json, checked_folder, write_about
 
-SHOWN = ("fid", "is", "kid", "precision", "recall", "mmd")
+SHOWN = ("fid", "fdd", "frechet", "is", "kid", "precision", "recall", "mmd")
 """Metrics that a model card lists."""
 
 
@@ -100,13 +101,18 @@ def _model(opened: Opened) -> Model:
 def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
     """README.md of the folder: what the model is, its measured metrics, its licence, and how it is called."""
     card, sampling = opened.card, opened.sampling
-    steps = next((name for name in sampling.samplers if name != "default"), "1")
+    few = sampling.samplers.get("default")
+    many = next((name for name in sampling.samplers if name != "default"), "1")
+    steps = many if few is None or few.sampler.kind == "euler" else "2"
+    classes = list(range(min(2, opened.backbone.classes)))
     trained = (
         f"Trained for {card['steps']} steps with a global batch of {card['batch']}, seed {card['seed']}."
         if card["status"] == "trained"
         else "Published weights, which were not trained here."
     )
     paper = f" ({sampling.paper})" if sampling.paper else ""
+    names = card["latents"].get("names", [])
+    named = f" ({first_few(names)})" if names else ""
     rows = [
         f"| {cell} | {name} | {value:.4g} | {protocol} |"
         for cell, protocol, metrics in measured(model, card["sha256"])
@@ -124,7 +130,7 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             f"# {sampling.title}",
             "",
             f"{sampling.title}{paper}, row `{spec.method}/{spec.variant}` of fewstep {__version__}; "
-            f"{opened.card['backbone']['kind']}, {opened.backbone.classes} classes, images of "
+            f"{opened.card['backbone']['kind']}, {opened.backbone.classes} classes{named}, images of "
             f"{sampling.image[1]}x{sampling.image[2]}. {trained}",
             "",
             "```python",
@@ -133,7 +139,7 @@ def model_card(spec: ClassPipelineSpec, opened: Opened, model: Path) -> str:
             'folder = "."  # this folder',
             "own = {'custom_pipeline': folder, 'trust_remote_code': True}",
             "pipe = DiffusionPipeline.from_pretrained(folder, **own)",
-            f"images = pipe([0, 1], steps={steps}, seed=0).images",
+            f"images = pipe({classes}, steps={steps}, seed=0).images",
             "```",
             "",
             "With fewstep installed `fewstep.Pipeline.from_pretrained(folder)` gives the same images, and "

@@ -80,7 +80,8 @@ class Model(ModelMixin, ConfigMixin):
             codec = ConvCodec(self.decoder, self.device)
         assert isinstance(self.spec, ClassNetwork)
         name = str(self.config.get("_name_or_path", "model"))
-        return Generator(self.net, self.spec, codec, self.normalisation, self.sampling, name)
+        names = (self.config.get("card") or {}).get("latents", {}).get("names", [])
+        return Generator(self.net, self.spec, codec, self.normalisation, self.sampling, name, names)
 
 
 class Pipeline(DiffusionPipeline):
@@ -107,7 +108,7 @@ class Pipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, classes: Sequence[int], steps: int = 1, seed: int = 0, choice: Choice | None = None
+        self, classes: Sequence[int | str], steps: int = 1, seed: int = 0, choice: Choice | None = None
     ) -> ImagePipelineOutput:
         """One picture for each class; arguments and errors as for `Generator.images`."""
         return ImagePipelineOutput(images=self.generator(classes, steps, seed, choice))

@@ -73,7 +73,8 @@ def load(
     found = open_model(path, weights, manifest, known)
     codec = open_tokenizer(found.tokenizer, found.weights, found.sampling.decoder, device)
     net = found.net.to(device)
-    return Generator(net, found.backbone, codec, found.normalisation, found.sampling, str(path))
+    names = found.card["latents"].get("names", [])
+    return Generator(net, found.backbone, codec, found.normalisation, found.sampling, str(path), names)
 
 
 def open_model(

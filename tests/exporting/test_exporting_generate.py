@@ -87,10 +87,28 @@ def test_a_grid_and_a_folder(model, tmp_path):
         assert np.array_equal(np.asarray(Image.open(file)), grid[:, 10 * place : 10 * place + 8])
 
 
+def test_images_of_another_call_are_not_mixed_with(model, tmp_path):
+    (tmp_path / "000001.png").touch()
+    with pytest.raises(ConfigError, match=r"--out: .* is not empty; name a new folder"):
+        generate.main([str(model), "--classes", "1", "--device", "cpu", "--out", f"{tmp_path}/"])
+
+
+def test_classes_have_names(model):
+    tensors, card = load_model(model)
+    card["latents"]["names"] = ["red circles", "Кошки"]
+    named = model.with_name("named.safetensors")
+    save_model(named, tensors, backbone_of(card), {k: v for k, v in card.items() if k != "sha256"})
+    made = fewstep.load(named, device="cpu")
+    assert np.array_equal(pixels(made(["Кошки", "red circles", 2])), pixels(made([1, 0, 2])))
+    with pytest.raises(ConfigError, match=r"no class 'x'; there are 0 to 9 \(red circles, Кошки\)"):
+        made(["x"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--classes", "10"], "classes: 10 is none; there are 0 to 9"),
+        (["--classes", "10"], "classes: there is no class 10; there are 0 to 9"),
+        (["--classes", "cat"], "classes: there is no class 'cat'; there are 0 to 9"),
         (["--classes", "1", "--out", "x.jpg"], "--out: x.jpg: must end with .png"),
         (["--classes", "1", "--guidance", "2"], "--guidance: belongs to --sampler"),
         (["--classes", "1", "--sampler", "mix"], "mix sampler"),
@@ -159,6 +177,7 @@ def test_of_a_training_with_players_the_student_alone_is_written(pipeline, tmp_p
 def test_a_model_card(folder):
     text = (folder / "README.md").read_text()
     assert "row `cd/base`" in text and "CC BY 4.0" in text and "| cm-2 | fid |" in text
+    assert "pipe([0, 1], steps=2, seed=0)" in text  # few, even where many have a sampler of their own
     assert json.loads((folder / "fewstep.json").read_text())["status"] == "trained"
 
 

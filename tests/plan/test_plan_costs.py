@@ -176,9 +176,9 @@ def test_the_stage_prints_what_it_writes(demo_plan, tmp_path, capsys):
     lines = list(csv.DictReader(io.StringIO((tmp_path / "plan.csv").read_text())))
     shown = capsys.readouterr().out.strip().splitlines()
     counted = [line for line in lines if line["kind"] != "end"]
-    lines_of_jobs = [text.split()[:2] for text in shown[:-1] if text]
+    lines_of_jobs = [re.split(" {2,}", text.strip())[:2] for text in shown[:-1] if text]
     tables = [words for words in lines_of_jobs if words[0] != "jobs"]
-    assert tables == [[line["name"] or "total", line["jobs"]] for line in counted]
+    assert tables == [[line["name"] or "total, CPUs", line["jobs"]] for line in counted]
     assert {line["unit"] for line in counted} == {"CPU-seconds", ""}
     ends = {line["name"]: float(line["time"]) for line in lines if line["kind"] == "end"}
     assert list(ends) == ["1 cores", "any number of cores"] and ends["1 cores"] > ends["any number of cores"]

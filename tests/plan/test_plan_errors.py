@@ -822,3 +822,27 @@ def test_snakemake_ends_in_one_line(words, line, tmp_path):
     assert done.returncode == 1
     first, last = done.stderr.splitlines()
     assert first.startswith("Using profile ") and last.startswith(line)
+
+
+def test_a_file_that_cannot_be_read_is_told_alone(tmp_path):
+    """What refers to it would be wrong as well."""
+    folder = copied(tmp_path)
+    assert told(folder, "based_on: config/dmeo.yaml\noverrides: {assets: {mine: {path: x}}}\n") == [
+        f"config/mine.yaml: based_on: there is no file 'config/dmeo.yaml' in {folder}"
+    ]
+    broken = "kind: table\ntitle: x\nrows\n"
+    (folder / "config/tables/mine.yaml").write_text(broken)
+    assert told(folder, "based_on: config/demo.yaml\ntargets: [tabel1]\n") == [
+        "config/tables/mine.yaml: line 4: could not find expected ':'"
+    ]
+
+
+def test_a_misspelt_recipe_is_not_replaced(tmp_path):
+    """The miniature takes its own recipe in place of every one that is called imagenet*."""
+    folder = copied(tmp_path)
+    recipe = "recipe: imagenet256-vava"
+    (folder / "config/methods/mine.yaml").write_text(f"mine: {{title: x, {recipe}, loss: {{name: decm}}}}\n")
+    assert told(folder, "based_on: config/demo.yaml\n") == [
+        "config/methods/mine.yaml: mine.recipe: unknown name 'imagenet256-vava'; "
+        "did you mean 'imagenet256-vavae'?"
+    ]

@@ -128,7 +128,7 @@ def make_damaged_table():
     [
         (
             make_empty,
-            r"data/own has no images \(.jpg, .*\) and no .parquet files, but nothing; of tar files, give",
+            r"data/own is empty; put images or .parquet files into it",
         ),
         (make_tars, r"but .tar \(1\); of tar files, give format, images, classes and resolution"),
         (make_mixed, r"data/own has images \(0.png\) beside folders of images \(a\); either all"),
@@ -286,3 +286,22 @@ def test_a_network_of_two_recipes_says_its_shape():
 def test_the_preset_is_short():
     assert len((ROOT / "config/own.yaml").read_text().splitlines()) <= 25
     assert raw_config("own")["targets"] == ["table", "pictures"]
+
+
+def test_a_misspelt_key_is_not_one_that_is_left_out():
+    draw({"a": 1, "b": 1}, (48, 40))
+    misspelt = {"settings": {"datasets": {"own": {"resolutoin": 32}}}}
+    assert refused(misspelt, resolution=None) == (
+        "settings.datasets.own.resolutoin: unknown key, perhaps misspelt; did you mean 'resolution'?"
+    )
+    assert "images in data/own have 48x40 pixels; give the side" in refused(resolution=None)
+
+
+def test_a_resolution_that_the_patches_do_not_divide():
+    draw({"a": 1, "b": 1})
+    told = (
+        "settings.datasets.own.resolution: must be a multiple of {} for the patches of network own-teacher, "
+        "not {}"
+    )
+    assert refused(resolution=30) == told.format(4, 30)
+    assert refused(resolution=248, based_on="config/own-latents.yaml") == told.format(16, 248)

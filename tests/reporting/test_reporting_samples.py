@@ -13,7 +13,7 @@ from fewstep.config.specs import CellKey, RowCells, TableSpec
 from fewstep.config.tables import Table
 from fewstep.evaluation.image_archive import write_images
 from fewstep.reporting.figures import samples
-from fewstep.reporting.figures.grid import GAP
+from fewstep.reporting.figures.grid import GAP, label_font
 from fewstep.reporting.figures.samples import BREAK
 
 SIDE = 32
@@ -215,3 +215,10 @@ def test_files_of_other_prompts_are_refused(files, tmp_path):
     with pytest.raises(ValueError) as error:
         samples.draw(spec_of(), [*files[:3], path])
     assert str(error.value) == f"{path}: caption 3 is 'a bus', but {CAPTIONS[3]!r} in {files[0]}"
+
+
+def test_names_that_are_not_latin_are_not_boxes():
+    """A font shows characters that it lacks as the same box."""
+    for words in ("dog", "été", "Кошки", "γάτα"):
+        font = label_font(["a dog", words], 14)
+        assert len({bytes(font.getmask(letter)) for letter in words}) == len(set(words))

@@ -19,15 +19,15 @@ WORKFLOW = f"""
 outer = False
 include: "{ROOT}/workflow/rules/console.smk"
 rule all:
-    input: "good.txt", "bad.txt"
+    input: "good.txt", "good-too.txt", "bad.txt"
 rule spec:
     output: "spec.json"
     log: "spec.log"
     shell: "touch {{output}}"
 rule good:
     input: "spec.json"
-    output: "good.txt"
-    log: "good.log"
+    output: "good{{more,.*}}.txt"
+    log: "good{{more}}.log"
     shell: "touch {{output}}"
 rule bad:
     output: "bad.txt"
@@ -92,8 +92,8 @@ def test_a_failed_job_is_its_error(tmp_path, said, expected):
     text = shown(tmp_path, said)
     found = text.partition("Error in rule bad: bad.txt\n")[2].partition("log: bad.log\n")[0]
     assert [line.strip() for line in found.splitlines() if line.strip()] == expected
-    assert "RuleException" not in text and "Select jobs" not in text and "done, spec" not in text
-    assert sum("done, good good.txt" in line for line in text.splitlines()) == 1
+    assert "RuleException" not in text and "Select jobs" not in text and "now spec" not in text
+    assert sum("done, now good good.txt" in line for line in text.splitlines()) == 1
 
 
 def test_a_retry_that_fails_alike_is_one_line(tmp_path):
@@ -102,13 +102,14 @@ def test_a_retry_that_fails_alike_is_one_line(tmp_path):
 
 
 def test_each_line_tells_how_long_it_goes_on(tmp_path):
-    """Of rules that have not run yet nothing is known."""
+    """While a rule runs of which no job has ended, nothing is known."""
     lines = [line for line in shown(tmp_path, "").splitlines() if re.search(r"of \d done, ", line)]
     assert len(lines) >= 2
     time = r"\d+:\d\d:\d\d"
     for line in lines:
         assert re.search(rf" \(after {time}(, (at least|about) {time} left)?\)$", line), line
-    assert " left)" in lines[-1]
+    first, second = (" left)" in line for line in lines if " now good " in line)
+    assert not first and second
 
 
 def test_the_file_holds_everything(tmp_path):

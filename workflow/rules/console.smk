@@ -1,6 +1,7 @@
 # What the terminal shows of a run: a line for each job that starts, with how many of all are done and for how long
-# it goes on, if jobs of a rule take as long as those that ended; of a job that failed the end of its log. Everything else is in the file that Snakemake names at its end. Dry runs, jobs that run
-# Snakemake themselves, and workflows that use this one as a module keep its own output.
+# it goes on, if jobs of a rule take as long as those that ended; of a job that failed the end of its log. Everything
+# else is in the file that Snakemake names at its end. Dry runs, jobs that run Snakemake themselves, and workflows that
+# use this one as a module keep its own output.
 import logging
 import re
 import time
@@ -41,6 +42,8 @@ class Console(logging.Formatter):
             name, start = self.started.pop(record.job_id)
             self.seconds[name].append(time.monotonic() - start)
             self.left[name] = self.left.get(name, 1) - 1
+        if event == "JOB_ERROR":
+            self.started.pop(record.jobid, None)
         return event != "JOB_FINISHED" and not re.match(self.UNSEEN, str(record.msg))
 
     def format(self, record):
@@ -54,7 +57,7 @@ class Console(logging.Formatter):
         if event == "JOB_INFO":
             clock = time.strftime("%H:%M:%S")
             return (
-                f"[{clock}] {self.done} of {self.total} done, {record.rule_name} {made}"
+                f"[{clock}] {self.done} of {self.total} done, now {record.rule_name} {made}"
                 f" ({self.progress()})"
             )
         lines = ["Error in rule" + f" {record.rule_name}: {made}"]
@@ -72,7 +75,8 @@ class Console(logging.Formatter):
         passed = time.monotonic() - self.began
         spent = sum(map(sum, self.seconds.values()))
         text = f"after {timedelta(seconds=round(passed))}"
-        if not spent:
+        running = {name for name, _ in self.started.values()}
+        if not spent or running - self.seconds.keys():  # how long these take, perhaps hours, is not known
             return text
         left, sure = 0, "about"
         for name, count in self.left.items():

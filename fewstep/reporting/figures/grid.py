@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from ...config.specs import TableSpec
@@ -57,6 +58,13 @@ def enlarged(image: np.ndarray, smallest: int) -> Image.Image:
     return Image.fromarray(colour).resize((width * factor, height * factor), Image.Resampling.NEAREST)
 
 
+def label_font(texts: Iterable[str], size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which is Latin; DejaVu Sans, which matplotlib brings, for names in Cyrillic, say."""
+    if all(character < "\u0180" for text in texts for character in text):
+        return ImageFont.load_default(size=size)
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
 def class_name(spec: TableSpec, label: int) -> str:
     """Name of a class, or its number where it has none."""
     return spec.class_names[label] if label < len(spec.class_names) else str(label)
@@ -74,8 +82,8 @@ def draw(spec: TableSpec, paths: Sequence[Path]) -> tuple[Image.Image, str]:
         raise ValueError(f"{spec.name}: kind grid takes --images, the first of which is shown")
     rows = select(paths[0], spec.table.columns, spec.table.classes)
     width, height = next(enlarged(chosen[0][1], SMALLEST).size for _, chosen in rows if chosen)
-    font = ImageFont.load_default(size=max(14, min(height // 5, 28)))
     names = [class_name(spec, label) for label, _ in rows]
+    font = label_font(names, max(14, min(height // 5, 28)))
     margin = max(28, height // 3, *(20 + int(font.getlength(name)) for name in names if spec.class_names))
     columns = max(len(chosen) for _, chosen in rows)
     size = (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...config.specs import TableSpec
 from ...evaluation.image_archive import open_images
 from ..formatting import to_csv
-from .grid import GAP, class_name, enlarged, select
+from .grid import GAP, class_name, enlarged, label_font, select
 
 SMALLEST = 96
 """Side in pixels below which images are enlarged: captions stand above them."""
@@ -70,7 +70,7 @@ def draw(spec: TableSpec, paths: Sequence[Path], real: Path | None = None) -> tu
     if real is not None:
         lines.insert(0, _Line(REAL, REAL, None, _real_images(real, paths[0])))
     width, height = enlarged(images[0][columns[0]][1], SMALLEST).size
-    font = ImageFont.load_default(size=14)
+    font = label_font([*names.values(), *(line.text for line in lines)], 14)
     margin = 12 + max(int(font.getlength(line.text)) for line in lines)
     texts = [textwrap.wrap(name, max(8, width // LETTER)) for name in names.values()]
     downs = [10 + 17 * max(map(len, texts))]
