@@ -64,7 +64,8 @@ def load(
         if not (path / "model_index.json").is_file():
             raise ConfigError(f"{path}: no model_index.json; name a model file or a folder of a pipeline")
         with reading(path, "a folder of fewstep.Pipeline"):
-            pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
+            pipe = Pipeline.from_pretrained(path)
+        pipe.to(device)
         return pipe.generator
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; name a model.safetensors or a folder of a pipeline")

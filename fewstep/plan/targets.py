@@ -25,7 +25,7 @@ def check(plan: Plan, target: str) -> None:
     """Refuse a file that a rule would make, and its stage would refuse.
 
     Raises:
-        ConfigError: naming the target, what is wrong and what to do.
+        ConfigError: a line for each mistake, naming the target, what is wrong and what to do.
     """
     try:
         job = maker(plan, target)
@@ -37,7 +37,11 @@ def check(plan: Plan, target: str) -> None:
             raise ConfigError(f"target {target}: shard {job.key['shard']}, but there are {shards}, from 0 on")
     if job.stage in ("images", "pictures") and plan.image_sets[job.key["images"]].uint8 == "none":
         raise ConfigError(f"target {target}: {job.key['images']}: these samples are points, not images")
-    plan.check_needs([target])
+    try:
+        plan.check_needs([target])
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join(f"target {target}: {line}" for line in lines)) from None
     stage = SPEC_OF.get(job.stage, job.stage)
     try:
         plan.spec(stage, paths.SPECS[stage].format(**job.key))
