@@ -193,7 +193,6 @@ def prepared_velocity(
     Args:
         dtype: "float32", or what autocast computes in.
         expanded: the network is one of `expanded_interval_velocity`.
-
     """
     net = net.to(device)
     if options.compile:
