@@ -200,6 +200,7 @@ def test_no_paper_has_tables_or_claims_of_own_images():
     spec = plan.spec("table", "table")
     assert (spec.scale, spec.table.paper, spec.table.metric) == ("own", "", "frechet")
     assert plan.spec("table", "pictures").class_names == ["a"]
+    assert len(behind(plan, "pictures")["examples"]) == 1  # real images, above the samples
     assert plan.runs["decm/base"].device == "cpu"
 
 
