@@ -90,8 +90,8 @@ def tables(**changes) -> dict:
                     }
                 }
             ),
-            ["sample/scm/base/cm-8/*", "score/scm/base/0/cm-8/*", "table/figure1"],
-            id="one more NFE: its cell and figure",
+            ["sample/scm/base/cm-8/*", "score/scm/base/0/cm-8/*", "table/figure1", "report/report"],
+            id="one more NFE: its cell, the figure, and the report, which lists its points",
         ),
         pytest.param(
             tables(table3={"caption": "x"}),

@@ -197,4 +197,4 @@ def test_claims_about_toys_keep_their_seeds_and_what_is_known(metric, scale):
     (checked,) = check_claims(spec, found)
     assert (checked.holds, checked.seeds, checked.expected, checked.scale) == ("no", "0/2", "fails", "toy")
     assert not checked.surprising
-    assert "0.004 ± 0" in claims_markdown(spec, [replace(checked, left_std=0.0)])
+    assert "0.00400 ± 0.00" in claims_markdown(spec, [replace(checked, left_std=0.0)])
