@@ -161,8 +161,9 @@ def test_a_folder_of_data_that_are_not_images_is_refused(written, tmp_path):
 
 
 def test_an_unknown_device_is_no_damaged_folder(written):
-    with pytest.raises(RuntimeError, match="nonsense"):
-        fewstep.load(written / "0/pipeline", device="nonsense")
+    for device in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ConfigError, match=f"device {device}: "):
+            fewstep.load(written / "0/pipeline", device=device)
 
 
 def test_points_become_no_folder(tmp_path):
