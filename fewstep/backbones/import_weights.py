@@ -271,10 +271,8 @@ def convert_imf(tensors: dict[str, Tensor], path: Path, reverse: bool) -> dict[s
         for joined, parts in IMF_LAYERS.items():
             found: list[Tensor] = []
             for part in parts:
-                name, value = (
-                    f"net.{published}.{part}._flax_linear.weight",
-                    layers.pop(f"{part}.weight", None),
-                )
+                name = f"net.{published}.{part}._flax_linear.weight"
+                value = layers.pop(f"{part}.weight", None)
                 if value is None:
                     raise ValueError(f"{path}: has no {name}")
                 if value.ndim != 2 or (found and value.shape != found[0].shape):

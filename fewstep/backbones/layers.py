@@ -185,7 +185,7 @@ def _coordinates(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def rotary_angles(places: Tensor, dims: int) -> Tensor:
-    """Angles (N, dims / 2) by which pairs of dimensions turn at places (N,): frequencies 10000^(-2j / dims)."""
+    """Angles (N, dims / 2) by which pairs of dimensions turn at places (N,): times 10000^(-2j / dims)."""
     j = torch.arange(dims // 2, dtype=torch.float64)
     return places[:, None] * 10000.0 ** (-2 * j / dims)
 

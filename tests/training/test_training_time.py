@@ -26,10 +26,15 @@ def recorded(call: Call) -> DeviceTime:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_training_of_two_parts(pipeline: TinyPipeline, tmp_path, number):
-    """Killed or asked to stop, and started again; the next training of the same model starts from nothing."""
+    """Killed or asked to stop, and started again; the next training of the same model starts from nothing.
+
+    Killed before its first saved state it begins anew: the steps that are lost are counted, too.
+    """
     call = pipeline.train("cd", tmp_path)
     status = child(call, tmp_path / "log", signal_at_step, step=3, number=number)
     assert status == (STOPPED if number == signal.SIGTERM else -number), (tmp_path / "log").read_text()
+    states = list(call.out.parent.glob("state-*/step-*"))
+    assert bool(states) == (number == signal.SIGTERM)
     first = recorded(call)
     assert not first.finished and len(first.parts) == 1
     call()
