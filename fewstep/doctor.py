@@ -9,15 +9,15 @@ submitted or downloaded.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from .common.cli import plain_parser
 from .environment import examine
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print every check; exit status 1 if one failed."""
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = plain_parser(__doc__)
     slurm_profile = [Path("profiles/slurm")]
     arguments.add_argument(
         "--profile", type=Path, nargs="+", default=slurm_profile, help="later ones replace entries of earlier"

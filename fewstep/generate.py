@@ -11,10 +11,9 @@ new or empty. Classes of own images can be given by their names.
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
 from pathlib import Path
 
-from .common.cli import run
+from .common.cli import plain_parser, run
 from .common.files import atomic
 from .config import ConfigError
 from .config.base import parse
@@ -24,7 +23,7 @@ from .config.settings import Guidance, Sampler
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command; errors as for `load` and `Generator.images`."""
-    arguments = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = plain_parser(__doc__)
     arguments.add_argument("model", type=Path, help="model.safetensors, or the folder of a pipeline")
     arguments.add_argument(
         "--classes", type=_label, nargs="+", required=True, help="numbers or names; one image of each"

@@ -30,7 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .common import preloaded
-from .common.cli import REFUSAL
+from .common.cli import REFUSAL, plain_parser
 from .common.gres import gpus_in
 from .common.provenance import sources
 
@@ -76,7 +76,7 @@ def repeat_refusal(given: argparse.Namespace, code: list[str]) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = plain_parser(__doc__)
     arguments.add_argument("--nodes", type=int, default=1)
     arguments.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
     arguments.add_argument("--gres", default="", help="the same as Slurm writes it: gpu:4 or gpu:h100:4")

@@ -9,7 +9,6 @@ starts as a fresh Python does, with the modules at hand.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -32,6 +31,7 @@ from typing import Any, NoReturn
 
 from .backbones import NETWORKS
 from .common import provenance
+from .common.cli import plain_parser
 from .common.preloaded import MESSAGE, STARTED, surroundings
 from .common.provenance import FEATURES, PROMPTS
 
@@ -62,7 +62,7 @@ class Copy:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = plain_parser(__doc__)
     arguments.add_argument("--listener", type=int, required=True, help="descriptor of a listening socket")
     given = arguments.parse_args(argv)
     request = Server(socket.socket(fileno=given.listener)).serve()

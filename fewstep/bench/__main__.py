@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.cli import run
+from ..common.cli import plain_parser, run
 from ..common.files import write_text
 from . import as_csv, as_text, attention, batches, gpu, partial_of, profile_of, throughput, train_step
 from .meters import Case
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         ConfigError: a bad spec.
         ValueError: ``gpu`` without a GPU.
     """
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = plain_parser(__doc__)
     choice = arguments.add_subparsers(dest="what", required=True, metavar="|".join([*BENCHMARKS, "gpu"]))
     for name in BENCHMARKS:
         options = choice.add_parser(name)

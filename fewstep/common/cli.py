@@ -18,10 +18,16 @@ REFUSAL = "FEWSTEP_REFUSAL"
 """Environment variable: JSON of the file in which fewstep.launch finds a refusal, and what it belongs to."""
 
 
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
+    """An argument parser whose help names the command as it is typed, and has the first line of ``doc``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    return argparse.ArgumentParser(prog=name, description=(doc or "").strip().partition("\n")[0] or None)
+
+
 def parser(doc: str | None, spec: bool = True) -> argparse.ArgumentParser:
-    """An argument parser with ``--spec`` and ``--out``; its help begins with the first line of ``doc``."""
-    lines = (doc or "").strip().splitlines()
-    result = argparse.ArgumentParser(description=lines[0] if lines else None)
+    """The same with ``--spec`` and ``--out``."""
+    result = plain_parser(doc)
     result.add_argument("--spec", type=Path, required=spec, help="what to do, as JSON")
     result.add_argument("--out", type=Path, required=True, help="file to write")
     return result

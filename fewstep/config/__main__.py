@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from ..common.cli import plain_parser
 from ..common.files import write_text
 from .load import AssetsFile, ClaimsFile, MethodsFile, Parts, Root
 from .rates import Costs
@@ -34,7 +34,7 @@ def rendered() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Write every schema into the folder given."""
-    arguments = argparse.ArgumentParser(prog="python -m fewstep.config", description=__doc__)
+    arguments = plain_parser(__doc__)
     arguments.add_argument("folder", type=Path, help="where to write: workflow/schemas")
     folder = arguments.parse_args(argv).folder
     for name, text in rendered().items():

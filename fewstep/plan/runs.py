@@ -425,8 +425,9 @@ def _problems(runs: Mapping[str, Run], run: Run, schedule: bool) -> list[str]:
         return []
     teacher = runs[f"{name}/{BASE}"].loss if name else None
     found = [*_network_problems(run.loss, run.backbone), *run.loss.check(run.train, run.backbone, teacher)]
-    told = [f"train: {run.train.problem}"] if schedule and run.train.problem else []
-    if schedule:
+    told = []
+    if schedule and run.maker == "train":
+        told += [f"train: {run.train.problem}"] if run.train.problem else []
         found += run.loss.check_schedule(run.train)
     return told + [f"loss.{key}: {message}" if key else f"loss: {message}" for key, message in found]
 

@@ -512,7 +512,7 @@ def _report(plan: Plan) -> Strict:
                 name=name,
                 target=plan.parts_of(name)[0],
                 cells={row: [list(cells) for cells in columns] for row, columns in shown[name].items()},
-                extra_metrics=plan.tables[name].extra_metrics,
+                extra_metrics={} if table.bounds else plan.tables[name].extra_metrics,  # all are in one file
                 **table.model_dump(include={"kind", "title", "paper", "caption"}),
             )
             for name, table in tables.items()

@@ -29,7 +29,8 @@ def check(plan: Plan, target: str) -> None:
     """
     try:
         job = maker(plan, target)
-    except ConfigError:  # a log or a spec
+    except ConfigError:  # a log, a benchmark or a spec
+        plan.refuse_unmet(run for run in plan.unmet if re.search(rf"/{re.escape(run)}[/.]", target))
         return
     if job.stage == "encode":
         shards = plan.parts.latents[job.key["latents"]].shards

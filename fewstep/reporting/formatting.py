@@ -48,6 +48,7 @@ def format_number(
         text = f"{value:{'+' if signed else ''}.{DECIMALS[metric]}f}"
     elif significant is not None:
         text = f"{value:#.{significant}g}".rstrip(".")
+        text = f"{value:.0f}" if "e+" in text else text
     else:
         text = f"{value:{'+' if signed else ''}.{2 if abs(value) < 1000 else 1}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")

@@ -120,6 +120,7 @@ def render_page(
         miniature=is_miniature(spec.scale),
         own=spec.scale == OWN,
         warning=MINIATURE,
+        missing=MISSING,
         tables=tables,
         pictures=pictures,
         claims=claims,

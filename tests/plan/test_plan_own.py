@@ -200,6 +200,7 @@ def test_no_paper_has_tables_or_claims_of_own_images():
     spec = plan.spec("table", "table")
     assert (spec.scale, spec.table.paper, spec.table.metric) == ("own", "", "frechet")
     assert plan.spec("table", "pictures").class_names == ["a"]
+    assert len(behind(plan, "pictures")["examples"]) == 1  # real images, above the samples
     assert plan.runs["decm/base"].device == "cpu"
 
 
@@ -248,8 +249,9 @@ def test_what_nothing_asks_for_need_not_suit_the_recipe(change, method, told):
     draw({"a": 2})
     plan = own_plan(change)
     check(plan, plan.file("csv", table="table"))
-    with pytest.raises(ConfigError, match=told):
-        check(plan, plan.model(method))
+    for target in (plan.model(method), plan.path(f"<results>/specs/train/{method}/base/0.json")):
+        with pytest.raises(ConfigError, match=told):
+            check(plan, target)
     rows = {"rows": [{"id": method, "label": method, "method": method}], "steps": [1]}
     assert told in refused(merge(change, {"tables": {"table": rows}}))
 

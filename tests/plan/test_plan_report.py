@@ -50,6 +50,8 @@ def test_results_are_what_a_table_or_figure_is_made_of(plan, page):
         inputs = plan.inputs(stage, {"table": item.name})
         wanted = {file for key in ("metrics", "curves", "bounds") for file in inputs.get(key, [])}
         assert found == wanted, item.name
+        protocols = {name.rpartition("/")[2] for name in names}
+        assert protocols.issuperset(item.extra_metrics.values()), item.name
 
 
 def test_claims_lead_to_all_their_numbers(plan, page):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from configs import make_plan, raw_config
 from PIL import Image
@@ -157,6 +159,17 @@ def test_many_methods_have_numbers_and_a_key(count, make_spec, metric):
         key, *numbers = texts
         assert numbers == [str(number) for number in range(1, count + 1)]
         assert key.splitlines()[1] == " 2  Flow matching" and len(key.splitlines()) == count
+
+
+def test_prices_are_those_of_the_number_of_steps_that_most_methods_have(make_spec, metric):
+    spec = spec_of(make_spec, "price", steps=[1])
+    found = measured(spec, metric)
+    table = fill_table(spec, found, lambda *_: False)
+    best = table.best_first()[0][0].row
+    (axis,) = ranking.draw_price(spec, table).axes
+    rows = [replace(row, nfe_label="8") if row.row == best else row for row in table.rows]
+    (other,) = ranking.draw_price(spec, replace(table, rows=rows)).axes
+    assert len(other.collections[0].get_offsets()) == len(axis.collections[0].get_offsets()) - 1 > 2
 
 
 @pytest.mark.parametrize(

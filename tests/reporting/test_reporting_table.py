@@ -194,6 +194,7 @@ def test_numbers_for_readers():
     assert shown == ["309.51", "1234.6", "", "−0.20"]
     assert [format_number(value, signed=True) for value in (-0.001, 0.5)] == ["0.00", "+0.50"]
     assert format_number(-0.0001234, significant=3) == "−0.000123"
+    assert [format_number(value, "fdd", significant=3) for value in (999.6, 25000)] == ["1000", "25000"]
     assert [format_number(value, significant=3) for value in (0.81, 0, 147.2)] == ["0.810", "0.00", "147"]
     assert [format_number(0.81, name) for name in ("precision", "recall")] == ["0.810", "0.810"]
     assert [format_number(value, "recall", exact=True) for value in (0.81, 2, 0.625)] == [

@@ -74,14 +74,17 @@ def draw_ranking(spec: TableSpec, table: FilledTable) -> Figure:
 def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
     """The metric of each method's first number against the cost of its training step.
 
-    Both are logarithmic, if the metric has logarithms. More than FEW methods have numbers instead of names,
-    in the order of the metric, which a key at the right explains.
+    Methods whose first number is of other steps than most are left out. Both are logarithmic, if the metric
+    has logarithms. More than FEW methods have numbers instead of names, in the order of the metric, which a
+    key at the right explains.
     """
     first = [rows[0] for rows in table.best_first()]
+    labels = [row.nfe_label for row in first]
+    steps = max(labels, key=labels.count)
     points = [
         (row.cost, row.ours, row.label)
         for row in first
-        if row.cost is not None and row.ours is not None and row.nfe_label == first[0].nfe_label
+        if row.cost is not None and row.ours is not None and row.nfe_label == steps
     ]
     unit = next(row.label for row in table.rows if row.row == spec.table.unit)
     crowded = len(points) > FEW
@@ -93,7 +96,7 @@ def draw_price(spec: TableSpec, table: FilledTable) -> Figure:
         key = "\n".join(f"{number:>2}  {name}" for number, (*_, name) in enumerate(points, start=1))
         axis.text(1.03, 1, key, transform=axis.transAxes, va="top", fontsize=9, linespacing=1.35)
         points = [(x, y, str(number)) for number, (x, y, _) in enumerate(points, start=1)]
-    axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {first[0].nfe_label} NFE")
+    axis.set_ylabel(f"{metric_name(spec.table.metric, spec.scale)} at {steps} NFE")
     axis.margins(x=0.14, y=0.12)
     _scale(axis, bool(points), x=True, y=spec.table.metric not in DECIMALS)
     figure.tight_layout()
