@@ -4,7 +4,7 @@
     python -m fewstep.images --spec SPEC --images images.tar --out FOLDER/
 
 SPEC is that of the samples. The workflow does both for a target that is named like the samples, with
-the end .npz or .pngs. The npz holds arr_0, uint8 (n, H, W, C), and arr_1, the labels.
+the end .npz or .pngs. The npz holds arr_0, uint8 (n, H, W, C), and arr_1, the labels. FOLDER is new or empty.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command.
 
     Raises:
-        ValueError: a damaged archive, one of another spec, or data that are not images.
+        ValueError: a damaged archive, one of another spec, data that are not images, or a folder with files.
     """
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, required=True)

@@ -6,8 +6,8 @@
 
 A text-to-image model that is trained here is the base of the students that fewstep.export writes. One of
 classes, published or trained here, is a `fewstep.Pipeline`, with a model card. The folder of ``--out`` is
-replaced as a whole. ``--push-to-hub`` uploads it, into a private repository unless ``--public``; without
-``--spec`` it uploads the folder that is there.
+replaced as a whole. ``--push-to-hub`` uploads it, to a private repository unless ``--public``, which is made
+if it is not there; without ``--spec`` it uploads the folder that is there.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--latents", type=Path, nargs="*", default=[], help="manifest.json: normalisation")
     arguments.add_argument("--encoder", type=Path, nargs="*", default=[], help="model of the text encoder")
     arguments.add_argument("--push-to-hub", metavar="REPO", help="upload the folder: owner/name")
-    arguments.add_argument("--public", action="store_true", help="make that repository a public one")
+    arguments.add_argument("--public", action="store_true", help="to a public repository, not a private one")
     given = arguments.parse_args(argv)
     if given.spec is None and given.push_to_hub is None:
         raise ConfigError("give --spec, to write a folder, or --push-to-hub, to upload the one of --out")
+    inputs = [name for name in ("model", "tokenizer", "latents", "encoder") if getattr(given, name)]
+    if given.spec is None and inputs:
+        raise ConfigError(
+            f"--{inputs[0]}: belongs to --spec, without which the folder of --out is uploaded as it is"
+        )
     if given.public and given.push_to_hub is None:
         raise ConfigError("--public: belongs to --push-to-hub")
     if given.push_to_hub is not None:

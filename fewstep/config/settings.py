@@ -18,6 +18,8 @@ Scale = Literal["paper", "small", "demo", "toy", "own"]
 Metric = Literal[
     "fid", "fdd", "frechet", "is", "kid", "mmd", "moon_distance", "off_moons", "precision", "recall"
 ]
+COMPARE_IMAGES = ("kid", "mmd", "moon_distance", "off_moons", "precision", "recall")
+"""Metrics that need the features of every image, beside their mean and covariance."""
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "conv-classifier": ("features", "logits"),
     "pixels": ("4", "8", "16", "32"),
@@ -445,7 +447,12 @@ class Protocol(Precision):
     @property
     def compares_images(self) -> bool:
         """Whether a metric needs the features of every image, beside their mean and covariance."""
-        return self.moons is not None or not {"kid", "mmd", "precision", "recall"}.isdisjoint(self.metrics)
+        return not set(COMPARE_IMAGES).isdisjoint(self.metrics)
+
+    @property
+    def beyond_moments(self) -> list[str]:
+        """Its metrics for which a published mu and sigma, those of Inception's features, are not enough."""
+        return [name for name in self.metrics if name in (*COMPARE_IMAGES, "fdd")]
 
     @property
     def published_moments(self) -> bool:

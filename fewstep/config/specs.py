@@ -229,6 +229,11 @@ class CellKey(Strict):
     steps: int
     protocol: str
 
+    @property
+    def wildcards(self) -> dict[str, Any]:
+        """Those of the paths of the cell's files."""
+        return {"run": f"{self.method}/{self.variant}", **self.model_dump(mode="json")}
+
 
 class ScoreSpec(Strict):
     cell: CellKey

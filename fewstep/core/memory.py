@@ -55,9 +55,9 @@ class FittingBatches:
 
 
 def place(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on a device; to a GPU from pinned memory, without waiting for it."""
-    if torch.device(device).type == "cpu":
-        return tensor
+    """The tensor on a device; to a GPU of CUDA from pinned memory, without waiting for it."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

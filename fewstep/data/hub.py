@@ -152,7 +152,7 @@ class HubRepository:
         except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
             # The client wraps the hub's refusals, with what it looked for here.
             reason = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
-        told = redacted(" ".join(str(reason).split()))
+        told = _told(reason)
         response = getattr(reason, "response", None)
         if isinstance(reason, errors.GatedRepoError):
             raise ConfigError(self._gated())
@@ -173,6 +173,11 @@ class HubRepository:
             f"assets.{self._name}: {self._asset.repo} is gated: accept its licence at {page}, "
             f"then set HF_TOKEN to a token of that account"
         )
+
+
+def _told(error: BaseException) -> str:
+    """What an error of the client says, in one line and without secrets."""
+    return redacted(" ".join(str(error).split()))
 
 
 def check_upload(repository: str) -> None:
@@ -202,11 +207,12 @@ def upload_folder(folder: Path, repository: str, public: bool = False) -> None:
     """Upload a folder's files in one commit: all of them are there afterwards, or none.
 
     Args:
-        repository: owner/name; if it is not there it is made, private.
-        public: it is made public instead. One that is there already stays as it is.
+        repository: owner/name, which is private; if it is not there it is made.
+        public: it is public instead.
 
     Raises:
-        ConfigError: the hub refuses, or cannot be reached.
+        ConfigError: the hub refuses, or cannot be reached; the repository is there, and is not as it is
+            asked for.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, errors
 
@@ -214,8 +220,12 @@ def upload_folder(folder: Path, repository: str, public: bool = False) -> None:
     files = [CommitOperationAdd(name, folder / name) for name in visible_files(folder)]
     try:
         url = api.create_repo(repository, private=not public, exist_ok=True)
+        private = bool(api.repo_info(repository).private)
+        if private and public:
+            raise ValueError("it is private; leave --public out, or make it public in its settings")
+        if not private and not public:
+            raise ValueError("it is public; pass --public, or make it private in its settings")
         api.create_commit(repository, files, commit_message="Upload a pipeline by fewstep")
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # type: ignore[attr-defined]
-        told = redacted(" ".join(str(error).split()))
-        raise ConfigError(f"--push-to-hub {repository}: nothing is uploaded: {told}") from None
+        raise ConfigError(f"--push-to-hub {repository}: nothing is uploaded: {_told(error)}") from None
     print(f"{url}: {len(files)} files uploaded")

@@ -72,14 +72,17 @@ def generate_images(
 
     Raises:
         ConfigError: the network is not one that can be sampled from, or the normalisation is not known.
-        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, or
-            a CUDA graph is asked for without a GPU.
+        ValueError: model, base, prompts, latents or tokenizer do not belong together, an image holds NaN, a
+            CUDA graph is asked for without a GPU, or compilation without a compiler.
     """
     if not isinstance(spec.backbone, FlowNetwork):
         raise ConfigError(f"{model}: backbone.kind: {spec.backbone.kind} cannot be sampled from")
     check_network(spec.sampler, spec.backbone, str(model))
     refuse_inner_times(spec.backbone, spec.sampler, spec.steps, str(model))
     device = join_processes()
+    if options.capture and device.type != "cuda":
+        raise ValueError("--capture: a CUDA graph needs a GPU")
+    check_compiler("--compile", options.compile, device.type)
     net, model_card = load_network(model, spec.backbone, base)
     store = open_prompts(spec, text, device)
     captions: list[str] = []
@@ -160,7 +163,7 @@ def open_sampler(
         name: of the network's file, for messages.
 
     Raises:
-        ValueError: the tokenizer's weights do not fit, or a CUDA graph is asked for without a GPU.
+        ValueError: the tokenizer's weights do not fit.
     """
     assert isinstance(spec.backbone, FlowNetwork)
     velocity = prepared_velocity(net, options, device, spec.network_dtype, spec.expanded)
@@ -190,15 +193,9 @@ def prepared_velocity(
     Args:
         dtype: "float32", or what autocast computes in.
         expanded: the network is one of `expanded_interval_velocity`.
-
-    Raises:
-        ValueError: a CUDA graph is asked for without a GPU, or compilation without a compiler.
     """
-    if options.capture and device.type != "cuda":
-        raise ValueError("--capture: a CUDA graph needs a GPU")
     net = net.to(device)
     if options.compile:
-        check_compiler("--compile", options.compile, device.type)
         compile_blocks(net, options.compile)
     if dtype != "float32":
         half = getattr(torch, dtype)

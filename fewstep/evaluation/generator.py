@@ -170,13 +170,15 @@ class Generator:
             choice: sampler and guidance, instead of those of the model for that many steps.
 
         Raises:
-            ConfigError: no classes, an unknown one, or no sampler for the steps.
+            ConfigError: no classes, an unknown one, samples that are no images, or no sampler for the steps.
             ValueError: a number of steps that the sampler cannot take, or an image holds NaN.
         """
         spec = self.backbone
         numbers = [self._number(each) for each in classes]
         if not numbers:
             raise ConfigError(f"{self.name}: classes: none is given; {self._known()}")
+        if self.sampling.uint8 == "none":
+            raise ConfigError(f"{self.name}: sampling.uint8: none: its samples are data, not images")
         choice = choice or self.sampling.choice(steps)
         if choice is None:
             known = ", ".join(self.sampling.samplers) or "none"

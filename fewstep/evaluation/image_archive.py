@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from ..common.array_files import read_npy_header
-from ..common.files import atomic, reading
+from ..common.files import atomic, atomic_folder, reading
+from ..common.folders import visible_files
 from ..common.tar_files import members
 
 CHECKSUMS = "sha256.json"
@@ -172,17 +173,21 @@ def write_npz(archive: ImageArchive, out: Path) -> None:
 
 
 def write_pngs(archive: ImageArchive, out: Path) -> None:
-    """Write images as PNG files of a folder, numbered from 0."""
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / ".unfinished.png"
+    """Write images as PNG files of a folder, numbered from 0; it appears with all of them.
+
+    Raises:
+        ValueError: the folder holds files already.
+    """
+    out = out.resolve()
+    if any(visible_files(out)):
+        raise ValueError(f"{out}: is not empty; name a new folder, or empty it")
     place = 0
-    for batch in range(len(archive.sizes)):
-        for image in archive.images(batch).transpose(0, 2, 3, 1):
-            pixels = image[..., 0] if image.shape[-1] == 1 else image
-            # Not by `atomic`, which looks through the whole folder each time.
-            Image.fromarray(pixels).save(unfinished)
-            unfinished.replace(out / f"{place:06d}.png")
-            place += 1
+    with atomic_folder(out) as temporary:
+        for batch in range(len(archive.sizes)):
+            for image in archive.images(batch).transpose(0, 2, 3, 1):
+                pixels = image[..., 0] if image.shape[-1] == 1 else image
+                Image.fromarray(pixels).save(temporary / f"{place:06d}.png")
+                place += 1
 
 
 def open_npz_images(path: Path, remedy: str = "") -> tuple[Callable[[range], np.ndarray], int]:

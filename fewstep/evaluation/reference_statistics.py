@@ -23,8 +23,6 @@ from .image_archive import open_npz_images
 from .quantization import quantize, refuse_nan
 
 CHUNK = 250
-NEED_IMAGES = ("fdd", "kid", "mmd", "precision", "recall")
-"""Metrics for which a published mu and sigma, those of Inception's features, are not enough."""
 
 
 def write_reference(
@@ -92,7 +90,7 @@ def _shard_images(manifest: Path, spec: ReferenceSpec) -> tuple[Callable[[range]
 
 
 def _published_images(path: Path, protocol: Protocol) -> tuple[Callable[[range], Tensor], int]:
-    wanting = " and ".join(name for name in protocol.metrics if name in NEED_IMAGES)
+    wanting = " and ".join(protocol.beyond_moments)
     remedy = f"; take {wanting} out of the protocol's metrics, or name another reference"
     read, count = open_npz_images(path, remedy)
     return lambda indices: torch.from_numpy(read(indices)), count

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..backbones.model_file import backbone_of, check_tokenizer, load_model, network_of
-from ..common.files import reading
+from ..common.files import first_line, reading
 from ..config import ConfigError
 from ..config.backbones import ClassNetwork
 from ..config.base import parse, read_spec
@@ -56,15 +56,20 @@ def load(
 
     Raises:
         ValueError: a file that is damaged or missing, that belongs to something else, or whose card lacks
-            something; the message names the option that gives it.
+            something; the message names the option that gives it. Or a device that is not here.
     """
     path = Path(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device {device}: {first_line(error)}") from None
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ConfigError(f"{path}: no model_index.json; name a model file or a folder of a pipeline")
         with reading(path, "a folder of fewstep.Pipeline"):
-            pipe: Pipeline = Pipeline.from_pretrained(path).to(device)
+            pipe = Pipeline.from_pretrained(path)
+        pipe.to(device)
         return pipe.generator
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; name a model.safetensors or a folder of a pipeline")

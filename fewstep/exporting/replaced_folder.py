@@ -45,7 +45,9 @@ def whole_folder(out: Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"{path}: not there, so that no pipeline is; write it first, with --spec")
     with reading(path, "what an export says of its folder"):
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")).get("files", {}))
+    if not files:
+        raise ConfigError(f"{path}: files: lists none; write the folder again, with --spec")
     for name, checksum in files.items():
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: missing; write the folder again")

@@ -243,11 +243,10 @@ class Plan:
         return self.file("model", run=f"{method}/{variant}", seed=seed)
 
     def metrics(self, key: CellKey) -> str:
-        return self.file("metrics", run=f"{key.method}/{key.variant}", **key.model_dump())
+        return self.file("metrics", **key.wildcards)
 
     def images(self, key: CellKey) -> str:
-        wildcards = {"run": f"{key.method}/{key.variant}", "images": self.image_set(key.protocol)}
-        return self.file("images", **key.model_dump(), **wildcards)
+        return self.file("images", **key.wildcards, images=self.image_set(key.protocol))
 
     def image_set(self, protocol: str) -> str:
         """Name of the images that a protocol wants; protocols that want the same share them.

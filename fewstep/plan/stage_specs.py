@@ -582,17 +582,16 @@ def _images(plan: Plan, cells: Iterable[specs.CellKey]) -> Cells:
     found = {}
     for key in cells:
         images = plan.image_set(key.protocol)
-        wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json"), "images": images}
-        found[f"{_cell_name(key)}/{images}"] = _source_files(plan, "sample", "", **wildcards)
+        name = f"{_cell_name(key)}/{images}"
+        found[name] = _source_files(plan, "sample", "", **key.wildcards, images=images)
     return found
 
 
 def _scores(plan: Plan, cells: Iterable[specs.CellKey]) -> Cells:
     found = {}
     for key in cells:
-        wildcards = {"run": f"{key.method}/{key.variant}", **key.model_dump(mode="json")}
         name = f"{_cell_name(key)}/{key.protocol}"
-        found[name] = _source_files(plan, "score", plan.metrics(key), **wildcards)
+        found[name] = _source_files(plan, "score", plan.metrics(key), **key.wildcards)
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,13 @@ def check(plan: Plan, target: str) -> None:
     """Refuse a file that a rule would make, and its stage would refuse.
 
     Raises:
-        ConfigError: naming the target, what is wrong and what to do.
+        ConfigError: a line for each mistake, naming the target, what is wrong and what to do.
     """
     try:
         job = maker(plan, target)
     except ConfigError:  # a log, a benchmark or a spec
-        plan.refuse_unmet(run for run in plan.unmet if re.search(rf"/{re.escape(run)}[/.]", target))
+        with _named(target):
+            plan.refuse_unmet(run for run in plan.unmet if re.search(rf"/{re.escape(run)}[/.]", target))
         return
     if job.stage == "encode":
         shards = plan.parts.latents[job.key["latents"]].shards
@@ -38,12 +40,23 @@ def check(plan: Plan, target: str) -> None:
             raise ConfigError(f"target {target}: shard {job.key['shard']}, but there are {shards}, from 0 on")
     if job.stage in ("images", "pictures") and plan.image_sets[job.key["images"]].uint8 == "none":
         raise ConfigError(f"target {target}: {job.key['images']}: these samples are points, not images")
-    plan.check_needs([target])
+    with _named(target):
+        plan.check_needs([target])
     stage = SPEC_OF.get(job.stage, job.stage)
     try:
         plan.spec(stage, paths.SPECS[stage].format(**job.key))
     except ConfigError as error:
         raise ConfigError(f"target {target}: {str(error).partition(': ')[2]}") from None
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Each line of a ConfigError of the block begins with the target."""
+    try:
+        yield
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        raise ConfigError("\n".join(f"target {target}: {line}" for line in lines)) from None
 
 
 def explain(plan: Plan, target: str, rules: Iterable[str]) -> str:

@@ -16,9 +16,11 @@ import torch
 from configs import make_plan, raw_config
 from tiny_pipeline import alone
 
+from fewstep.backbones import build
 from fewstep.bench import gpu, meters, partial_of, throughput, train_step
 from fewstep.bench.__main__ import main
 from fewstep.config import ConfigError, dump, read_spec
+from fewstep.config.backbones import LightningDiT
 from fewstep.config.base import merge
 from fewstep.config.rates import Blocks, Formulation
 from fewstep.config.specs import BenchSpec
@@ -26,6 +28,7 @@ from fewstep.core.capture import WARM_UP
 from fewstep.core.jvp import FORMULATIONS
 from fewstep.core.operations import OperationCounter
 from fewstep.core.rng import Draw
+from fewstep.evaluation.generation import Options, prepared_velocity
 from fewstep.training.parallel import check_supported
 from fewstep.training.trainer import start_accelerator
 
@@ -348,3 +351,14 @@ def test_a_step_of_sd3_with_adapters(tmp_path):
     rows = {row["tangent"]: row for row in read(out)}
     assert rows.keys() == {"functorch", "fused"} and not any(row["note"] for row in rows.values())
     assert float(rows["fused"]["memory"]) <= 0.5
+
+
+def test_a_missing_compiler_is_told_in_its_row(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    spec = LightningDiT(shape=[4, 2, 2], classes=2, depth=1, width=8, heads=2, patch=2)
+    velocity = prepared_velocity(build(spec).eval(), Options("inductor"), torch.device("cpu"), "float32")
+    x, t, y = torch.zeros(2, 4, 2, 2), torch.zeros(2), torch.zeros(2, dtype=torch.long)
+    case = meters.Case({"case": "compiled"}, lambda: velocity(x, t, t, y), 2)
+    case.attempt(case.warm_up)
+    assert "compiler" in case.row(case)["note"] and "--compile" not in case.note

@@ -24,7 +24,7 @@ from fewstep.config.backbones import ConvAutoencoder, LightningDiT, UNet
 from fewstep.config.settings import Guidance, Sampler
 from fewstep.core.capture import CapturedNetwork
 from fewstep.core.guidance import guided_field
-from fewstep.core.memory import FittingBatches
+from fewstep.core.memory import FittingBatches, place
 from fewstep.data import normalisation as normalisations
 from fewstep.data.tokenizers import ConvCodec, Decoding, KlCodec, build_ldm_autoencoder
 from fewstep.evaluation import features, generation, generator, kept_chunks, samplers
@@ -163,9 +163,31 @@ def test_options_of_sampling_leave_the_images(pipeline, tmp_path):
     assert card_of(call.out) == card_of(pipeline.sample("cd", "cm-2").out)
 
 
-def test_capture_on_a_cpu_is_refused_before_anything_is_written(pipeline, tmp_path):
-    refused(pipeline.sample("cd", "cm-2", tmp_path).more("--capture"), "--capture: a CUDA graph needs a GPU")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--capture",), "--capture: a CUDA graph needs a GPU"),
+        (("--compile", "inductor"), "--compile: no compiler g++ (variable CXX)"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_before_anything_is_loaded(
+    pipeline, tmp_path, monkeypatch, words, told
+):
+    def loaded(*arguments: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(generation, "load_network", loaded)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    refused(pipeline.sample("cd", "cm-2", tmp_path).more(*words), told)
     assert not list(tmp_path.glob("*.chunks-*"))
+
+
+def test_a_tensor_goes_to_any_device():
+    """Pinned memory is CUDA's alone."""
+    tensor = torch.ones(2)
+    assert place(tensor, "cpu") is tensor
+    assert place(tensor, torch.device("meta")).device.type == "meta"
 
 
 class Replayed:

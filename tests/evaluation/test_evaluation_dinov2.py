@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text import write_record
 
 from fewstep.common.files import sha256
-from fewstep.config.settings import Protocol
+from fewstep.config.settings import Metric, Protocol
 from fewstep.config.specs import ReferenceSpec
 from fewstep.evaluation.features import Extractor, FeatureCollector
 from fewstep.evaluation.reference_statistics import Reference, read_reference, write_reference
@@ -176,3 +177,15 @@ def test_a_published_file_without_images_is_refused(published, tmp_path):
     told = r"ref.npz: holds mu.npy, sigma.npy and no images \(arr_0\); take fdd out"
     with pytest.raises(ValueError, match=told):
         write_reference(SPEC, None, record, None, tmp_path / "out.npz")
+
+
+def test_metrics_beyond_published_moments():
+    """Some are named in the message wherever a published file is not enough."""
+    inception = GIVEN | {"extractor": "inception-v3-compat", "features": "2048", "logits": "logits"}
+    inception |= {"images": 50_000, "weights": {"asset": "inception", "file": "inception.pth"}}
+    for name in set(get_args(Metric)) - {"fid", "fdd"}:
+        moons = {"noise": 0.1} if name in ("moon_distance", "off_moons") else None
+        protocol = Protocol.model_validate(inception | {"metrics": ["fid", name], "moons": moons})
+        assert protocol.beyond_moments == ([name] if protocol.compares_images else [])
+        assert protocol.stored == (not protocol.beyond_moments)
+    assert SPEC.protocol.beyond_moments == ["fdd"] and not SPEC.protocol.compares_images

@@ -218,6 +218,33 @@ def test_our_own_samples_score_the_same_from_elsewhere(pipeline, cell, tmp_path,
     assert "cell" not in found
 
 
+def test_a_folder_of_pngs_is_whole_and_holds_nothing_else(cell, tmp_path, monkeypatch):
+    """Half of it is not there; Snakemake leaves a hidden file in a folder."""
+    tar, spec, _ = cell
+    out = tmp_path / "pngs"
+    call = ["--spec", str(spec), "--images", str(tar), "--out", f"{out}/"]
+    save = Image.Image.save
+
+    def full(image: Image.Image, path: Path) -> None:
+        if path.name == "000003.png":
+            raise OSError(28, "No space left on device")
+        save(image, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            images.main(call)
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    (out / ".snakemake_timestamp").touch()
+    images.main(call)
+    assert sorted(path.name for path in out.iterdir()) == [f"{place:06d}.png" for place in range(40)]
+    (out / "000000.png").unlink()
+    with pytest.raises(ValueError, match="pngs: is not empty; name a new folder, or empty it"):
+        images.main(call)
+    assert len(list(out.iterdir())) == 39
+
+
 def test_an_npz_is_what_adm_s_evaluator_reads(cell, tmp_path):
     """It streams `arr_0.npy` out of the zip: version 1 or 2 of the header, C order, uint8 (N, H, W, C)."""
     tar, spec, _ = cell

@@ -147,6 +147,25 @@ def assert_one_line(folder: Path) -> str:
     return str(error.value)
 
 
+def test_a_folder_of_data_that_are_not_images_is_refused(written, tmp_path):
+    """Its protocol scores floats: those of pixels, or of points."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(written / "0/pipeline", folder)
+    config = folder / "model/config.json"
+    content = json.loads(config.read_text())
+    content["sampling"]["uint8"] = "none"
+    config.write_text(json.dumps(content))
+    model = fewstep.load(folder, device="cpu")
+    with pytest.raises(ConfigError, match=r"sampling\.uint8: none: its samples are data, not images"):
+        model([1])
+
+
+def test_an_unknown_device_is_no_damaged_folder(written):
+    for device in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ConfigError, match=f"device {device}: "):
+            fewstep.load(written / "0/pipeline", device=device)
+
+
 def test_points_become_no_folder(tmp_path):
     model, spec = write_model(tmp_path / "moons", MOONS)
     with pytest.raises(ConfigError, match=r"model\.safetensors: its samples are points, not images"):

@@ -36,6 +36,10 @@ class Hub(BaseHTTPRequestHandler):
         self.server.stored[self.path.removeprefix("/lfs/")] = content
         self.answer({})
 
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].removeprefix("/api/models/")
+        self.answer({"id": name, "private": self.server.repositories[name] == "private"})
+
     def do_POST(self) -> None:
         path, body = self.path.partition("?")[0], self.body()
         self.server.asked.append(path)
@@ -168,10 +172,39 @@ def test_a_public_repository_is_asked_for(hub, model, tmp_path):
     assert hub.repositories["me/other"] == "private"
 
 
-def test_a_repository_that_is_there_stays_as_it_is(hub, model, tmp_path):
-    hub.repositories["me/model"] = "public"
-    pipeline.main(words(model, tmp_path / "pipeline"))
-    assert hub.repositories == {"me/model": "public"} and ("me/model", "model_index.json") in hub.files
+def test_a_repository_that_is_there_is_as_it_is_asked_for(hub, model, tmp_path):
+    hub.repositories |= {"me/shown": "public", "me/hidden": "private"}
+    shown = words(model, tmp_path / "shown", repository="me/shown")
+    hidden = words(model, tmp_path / "hidden", repository="me/hidden")
+    refused(shown, "me/shown: nothing is uploaded: it is public; pass --public, or make it private in its")
+    refused([*hidden, "--public"], "me/hidden: nothing is uploaded: it is private; leave --public out, or")
+    assert not hub.files
+    pipeline.main([*shown, "--public"])
+    pipeline.main(hidden)
+    assert hub.repositories == {"me/shown": "public", "me/hidden": "private"}
+    assert {("me/shown", "model_index.json"), ("me/hidden", "model_index.json")} <= set(hub.files)
+
+
+def test_inputs_of_a_folder_that_is_not_written_are_refused(hub, model, tmp_path):
+    """The older folder would be uploaded, and taken for one that is made of them."""
+    folder = tmp_path / "pipeline"
+    pipeline.main(words(model, folder)[:-2])
+    call = ["--out", str(folder / "model_index.json"), "--push-to-hub", "me/model"]
+    for name in ("model", "tokenizer", "latents", "encoder"):
+        refused([*call, f"--{name}", "x"], f"--{name}: belongs to --spec, without which the folder of --out")
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("about", [{}, {"files": []}, {"files": {}}])
+def test_a_folder_without_checksums_is_not_uploaded(hub, tmp_path, about):
+    """An earlier version wrote none."""
+    (tmp_path / "fewstep.json").write_text(json.dumps(about))
+    call = ["--out", str(tmp_path / "model_index.json"), "--push-to-hub", "me/model"]
+    refused(call, r"fewstep\.json: files: lists none; write the folder again, with --spec")
+    (tmp_path / "fewstep.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"fewstep\.json: not what an export says of its folder"):
+        pipeline.main(call)
+    assert not hub.asked
 
 
 def test_nothing_is_uploaded_of_a_folder_that_is_not_whole(hub, model, tmp_path, monkeypatch):

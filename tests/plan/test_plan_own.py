@@ -250,7 +250,7 @@ def test_what_nothing_asks_for_need_not_suit_the_recipe(change, method, told):
     plan = own_plan(change)
     check(plan, plan.file("csv", table="table"))
     for target in (plan.model(method), plan.path(f"<results>/specs/train/{method}/base/0.json")):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=f"^target {target}: .*{told}"):
             check(plan, target)
     rows = {"rows": [{"id": method, "label": method, "method": method}], "steps": [1]}
     assert told in refused(merge(change, {"tables": {"table": rows}}))

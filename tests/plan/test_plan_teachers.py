@@ -105,8 +105,9 @@ def test_a_schedule_is_looked_at_where_it_is_asked_for():
         check(plan, plan.file("csv", table="zoo"))
     with pytest.raises(ConfigError, match=told):
         make_plan(merge(raw_config("demo"), {"overrides": {"methods": changes}, "targets": ["zoo"]}))
-    with pytest.raises(ConfigError, match=r"imm\.loss\.particles"):
-        check(plan, plan.model("imm"))
+    model = plan.model("imm")
+    with pytest.raises(ConfigError, match=rf"^target {model}: .*imm\.loss\.particles"):
+        check(plan, model)
     with pytest.raises(ConfigError, match=r"shortcut\.train"):
         plan.spec("train", "shortcut/base/0")
 
