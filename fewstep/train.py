@@ -154,6 +154,8 @@ def train_in_memory(spec: TrainSpec, options: Options, path: Path) -> None:
         # Only here, past the handler, are the failed training's own tensors gone.
         gc.collect()
         torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _train(trainer: Trainer) -> None:
@@ -171,13 +173,21 @@ def _train(trainer: Trainer) -> None:
         memory=0.0,
     )
 
+    fits = True
+
     def memory() -> float:
+        if not fits:  # what it asked for is not what the training needs
+            return 0.0
         if gpu:
             return float(torch.cuda.max_memory_allocated(device)) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     with measured_time(trainer.options.out.with_name(FILE), trainer.state.folder.name, part, memory):
-        trainer.run()
+        try:
+            trainer.run()
+        except torch.cuda.OutOfMemoryError:
+            fits = False
+            raise
 
 
 def _watch(spec: TrainSpec, given: dict[str, Any]) -> Watch | None:

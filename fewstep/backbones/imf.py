@@ -25,7 +25,17 @@ from torch import Tensor, nn
 
 from ..config import backbones as specs
 from ..core.precision import full_precision, upcast
-from .layers import Attention, LabelEmbedding, Norm, PatchEmbedding, SwiGLU, TimeEmbedding, unpatchify, zero
+from .layers import (
+    Attention,
+    LabelEmbedding,
+    Norm,
+    PatchEmbedding,
+    SwiGLU,
+    TimeEmbedding,
+    rotary_angles,
+    unpatchify,
+    zero,
+)
 
 FEATURES, PERIOD = 256, 1.0e4
 """Sinusoids of an embedded number, and their highest over lowest frequency, which is 1 rad per unit."""
@@ -63,8 +73,7 @@ class Head(nn.Module):
 
 def _turns(tokens: int, head: int) -> Tensor:
     """Cosine and sine of each pair of a head's dimensions at each place of the sequence: (N, head / 2, 2)."""
-    frequencies = 10000.0 ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * frequencies
+    angles = rotary_angles(torch.arange(tokens, dtype=torch.float64), head)
     return torch.stack([angles.cos(), angles.sin()], dim=-1).to(torch.get_default_dtype())
 
 

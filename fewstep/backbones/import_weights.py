@@ -62,14 +62,14 @@ def import_weights(
     """
     tensors = {name: _to_float32(tensor, f"{path}: {name}") for name, tensor in published.items()}
     converted: list[str] = []
+    if isinstance(backbone, Imf):
+        tensors = convert_imf(tensors, path, reverse)
+        converted.append("velocity reversed; layers that are one here joined; the second head dropped")
     theirs = _taken_labels(tensors, backbone, path) if new_labels else None
     if isinstance(backbone, Sd3):
         _compare_sd3(tensors, backbone, path, reverse)
         tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    elif isinstance(backbone, Imf):
-        tensors = convert_imf(tensors, path, reverse)
-        converted.append("velocity reversed; layers that are one here joined; the second head dropped")
-    else:
+    elif isinstance(backbone, LightningDiT):
         _compare(tensors, backbone, path)
         tensors, changes = convert_state_dict(tensors, backbone, reverse)
         converted += changes
@@ -167,7 +167,7 @@ def _compare(tensors: dict[str, Tensor], backbone: LightningDiT, path: Path) -> 
             f"backbone says classes: {backbone.classes}; of your own classes, set weights.new_labels: true"
         )
     second_time = any(name.startswith("r_embedder.") for name in tensors)
-    if second_time and (not backbone.target_time or backbone.decoupled is not None):
+    if second_time and not backbone.embeds_target_time:
         raise ValueError(
             f"{path}: has a target-time embedding (r_embedder); set target_time: true, and decoupled: null"
         )
@@ -248,30 +248,37 @@ def convert_imf(tensors: dict[str, Tensor], path: Path, reverse: bool) -> dict[s
     Its blocks are counted in two parts, those that both heads share and those of the average velocity's.
 
     Raises:
-        ValueError: ``reverse`` is false, or a layer to be joined is missing.
+        ValueError: ``reverse`` is false, or a layer to be joined is missing or does not fit the others.
     """
     if not reverse:
         raise ValueError(f"{path}: reverse: improved MeanFlow has its noise at t = 1; set reverse: true")
     plain = {re.sub(r"^net\.|_flax_(linear|embedding)\.", "", name): value for name, value in tensors.items()}
     shared = len({name.split(".")[1] for name in plain if name.startswith("shared_blocks.")})
     ours: dict[str, Tensor] = {}
-    blocks: dict[str, dict[str, Tensor]] = {}
+    blocks: dict[tuple[str, str], dict[str, Tensor]] = {}
+    """Layers by name, of each block by its name in the release and here."""
     for name, value in plain.items():
         part, _, rest = name.partition(".")
         if part in ("shared_blocks", "u_heads"):
             number, _, inner = rest.partition(".")
             place = int(number) + (shared if part == "u_heads" else 0)
-            blocks.setdefault(f"blocks.{place}", {})[inner] = value
+            blocks.setdefault((f"{part}.{number}", f"blocks.{place}"), {})[inner] = value
         elif part == "u_final_layer":
             ours[f"final_layer.{rest}"] = -value if rest.startswith("linear.") else value
         elif part not in ("v_heads", "v_final_layer"):
             ours[name] = value
-    for block, layers in blocks.items():
+    for (published, block), layers in blocks.items():
         for joined, parts in IMF_LAYERS.items():
-            found = [layers.pop(f"{part}.weight", None) for part in parts]
-            missing = [part for part, value in zip(parts, found, strict=True) if value is None]
-            if missing:
-                raise ValueError(f"{path}: {block} has no {missing[0]}.weight")
-            ours[f"{block}.{joined}.weight"] = torch.cat([value for value in found if value is not None])
+            found: list[Tensor] = []
+            for part in parts:
+                name = f"net.{published}.{part}._flax_linear.weight"
+                value = layers.pop(f"{part}.weight", None)
+                if value is None:
+                    raise ValueError(f"{path}: has no {name}")
+                if value.ndim != 2 or (found and value.shape != found[0].shape):
+                    like = f" of the shape of {parts[0]}, {list(found[0].shape)}" if found else ""
+                    raise ValueError(f"{path}: {name} is {list(value.shape)}; it must be a matrix{like}")
+                found.append(value)
+            ours[f"{block}.{joined}.weight"] = torch.cat(found)
         ours |= {f"{block}.{name}": value for name, value in layers.items()}
     return ours

@@ -106,7 +106,7 @@ class Conditioned(nn.Module):
         self.shape = tuple(spec.shape)
         times = (width, spec.time_features, spec.time_scale, spec.time_period)
         self.t_embedder = TimeEmbedding(*times)
-        self.r_embedder = TimeEmbedding(*times) if spec.target_time else None
+        self.r_embedder = TimeEmbedding(*times) if spec.embeds_target_time else None
         self.y_embedder = LabelEmbedding(spec.classes, width) if labels else None
         if self.r_embedder is not None:
             zero(self.r_embedder.mlp[2])
@@ -184,11 +184,17 @@ def _coordinates(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return row, column
 
 
+def rotary_angles(places: Tensor, dims: int) -> Tensor:
+    """Angles (N, dims / 2) by which pairs of dimensions turn at places (N,): times 10000^(-2j / dims)."""
+    j = torch.arange(dims // 2, dtype=torch.float64)
+    return places[:, None] * 10000.0 ** (-2 * j / dims)
+
+
 class RotaryTable(nn.Module):
     """Cosines and sines (N, head_dim) of the 2-D rotary position code.
 
-    The first half of a head's dimensions turns with the row, the second with the column. Each
-    half has frequencies ``10000^(-2j / half)``, one for each pair of adjacent dimensions.
+    The first half of a head's dimensions turns with the row, the second with the column, each by
+    `rotary_angles`, one for each pair of adjacent dimensions.
     """
 
     freqs_cos: Tensor
@@ -196,11 +202,8 @@ class RotaryTable(nn.Module):
 
     def __init__(self, rows: int, columns: int, head_dim: int) -> None:
         super().__init__()
-        half = head_dim // 2
-        j = torch.arange(half // 2, dtype=torch.float64)
-        frequencies = (10000.0 ** (-2 * j / half)).repeat_interleave(2)
-        row, column = _coordinates(rows, columns)
-        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)
+        halves = [rotary_angles(places, head_dim // 2) for places in _coordinates(rows, columns)]
+        angles = torch.cat(halves, dim=-1).repeat_interleave(2, dim=-1)
         self.register_buffer("freqs_cos", angles.cos().to(torch.get_default_dtype()))
         self.register_buffer("freqs_sin", angles.sin().to(torch.get_default_dtype()))
 

@@ -82,12 +82,6 @@ class LightningDiT(Conditioned):
         if self.final_layer_u is not None:
             self.final_layer_u.load_state_dict(self.final_layer.state_dict())
 
-    def embed(self, spec: specs.TimedClassNetwork, width: int, labels: bool) -> None:
-        """Make the embeddings; decoupled blocks have one for both times."""
-        super().embed(spec, width, labels)
-        if self.spec.decoupled is not None:
-            self.r_embedder = None
-
     @property
     def units(self) -> list[nn.Module]:
         """What is sharded one by one: blocks that are called once in a forward."""
@@ -109,7 +103,8 @@ class LightningDiT(Conditioned):
         """
         depth, repeats, early = self.spec.depth, self.spec.repeats, self.spec.decoupled
         if early is not None:
-            assert s is not None
+            if s is None:
+                raise ValueError("this network is told the target time: give s")
             first, c = self.condition(t, None, y), self.condition(s, None, y)
             return [first if number < early else c for number in range(depth)], c
         c = self.condition(t, s, y)

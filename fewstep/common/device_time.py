@@ -1,7 +1,8 @@
 """The time of a training on its devices, in a small file beside the model; it is no part of a result.
 
-A training that is stopped or killed and goes on later has several parts, which are added up. The file is
-written while the training runs, so that the part of a killed process lacks no more than `INTERVAL`.
+A training that is stopped or killed and started again has several parts, which are added up: lost steps, done
+after the last saved state or before the first, are counted too, because they were paid. The file is written
+while the training runs, so that the part of a killed process lacks no more than `INTERVAL`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Part:
     seconds: float
     """Of wall time."""
     memory: float
-    """Most GB (1e9 bytes) at once: of the first GPU's tensors, or of the first process."""
+    """Most GB (1e9 bytes) at once: of the first GPU's tensors, or of the first process; 0: not known."""
 
     @property
     def hours(self) -> float:

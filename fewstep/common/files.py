@@ -16,6 +16,9 @@ from pathlib import Path
 
 ABANDONED = 24 * 60 * 60
 """Seconds without a write after which a temporary file of another host is left over."""
+# Read once, before there are threads: reading it sets it, for the whole process.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~UMASK)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -46,7 +49,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~UMASK)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     finally:
@@ -58,12 +61,6 @@ def _prefix(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     return f".{path.stem}.{_host()}~{os.getpid()}~"
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _host() -> str:

@@ -99,8 +99,8 @@ def is_stale(metrics: Mapping[str, Any]) -> bool:
     model = metrics.get("model", {})
     kind, loss = metrics.get("backbone_kind"), model.get("loss")
     training, score = metrics.get("code"), metrics.get("score_code")
-    # A training that goes on with another one's state is both of theirs.
-    codes = {training, model.get("continues", {}).get("code", training)}
+    # A training that goes on with another one's state is of the code of all that came before.
+    codes = {training, *model.get("continues", {}).get("codes", [])}
     if training is not None and (None in (kind, loss) or codes != {training_digest(loss, kind)}):
         return True
     protocol = metrics.get("protocol", {}).get("kind", FEATURES)

@@ -63,6 +63,11 @@ class TimedClassNetwork(ClassNetwork):
     time_scale: float = Field(default=1.0, gt=0, description="highest angular frequency, rad per unit time")
     time_period: float = Field(default=1.0e4, gt=1, description="highest over lowest frequency")
 
+    @property
+    def embeds_target_time(self) -> bool:
+        """Whether the target time has an embedding of its own."""
+        return self.target_time
+
 
 class LightningDiT(TimedClassNetwork):
     kind: Literal["lightningdit"] = "lightningdit"
@@ -100,6 +105,10 @@ class LightningDiT(TimedClassNetwork):
     @property
     def scale_count(self) -> int:
         return self.scales
+
+    @property
+    def embeds_target_time(self) -> bool:
+        return self.target_time and self.decoupled is None
 
     @model_validator(mode="after")
     def _divides(self) -> LightningDiT:

@@ -126,6 +126,12 @@ class LossParams(Strict):
         return raw
 
 
+def completed(given: Any, default: Optimizer) -> Any:
+    """Settings of an optimizer that say only what differs from the default; what are no settings stays."""
+    own = given.model_dump() if isinstance(given, Optimizer) else given
+    return default.model_dump() | dict(own) if isinstance(own, Mapping) else own
+
+
 class WithPlayers(LossParams):
     """An adversarial objective: networks that are trained in turns of their own beside the student.
 
@@ -148,10 +154,7 @@ class WithPlayers(LossParams):
         given: Mapping[str, Any] = raw.get("players", {})
         if unknown := given.keys() - default.keys():
             raise ValueError(f"players: no {sorted(unknown)[0]!r}; there is {', '.join(default)}")
-        filled = {name: settings.model_dump() for name, settings in default.items()}
-        for name, settings in given.items():
-            own = settings.model_dump() if isinstance(settings, Optimizer) else settings
-            filled[name] = filled[name] | dict(own) if isinstance(own, Mapping) else own
+        filled = {name: completed(given.get(name, {}), settings) for name, settings in default.items()}
         return dict(raw) | {"players": filled}
 
 

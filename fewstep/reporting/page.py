@@ -175,12 +175,12 @@ def training_time(time: DeviceTime) -> str:
         f"{part.count} {part.device if part.gpu else 'core' + 's' * (part.count > 1)}" for part in time.parts
     ]
     where = " and ".join(dict.fromkeys(places))
-    resumed = f" in {len(time.parts)} parts" if len(time.parts) > 1 else ""
+    resumed = f" in {len(time.parts)} parts, lost steps included," if len(time.parts) > 1 else ""
     units = dict.fromkeys(part.unit for part in time.parts)
     spent = ", ".join(f"{hours_text(time.hours(unit))} {unit}" for unit in units)
     ended = "" if time.finished else "not to its end, "
-    memory = f"{time.memory:.1f} GB of memory"
-    return f"{ended}trained for {duration(time.seconds)}{resumed} on {where}: {spent}, {memory}"
+    memory = f", {time.memory:.1f} GB of memory" if time.memory else ""
+    return f"{ended}trained for {duration(time.seconds)}{resumed} on {where}: {spent}{memory}"
 
 
 def by_key(parameters: Mapping[str, Sequence[HyperParameter]]) -> dict[str, dict[str, HyperParameter]]:

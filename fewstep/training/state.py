@@ -73,7 +73,11 @@ class TrainingState:
     """
 
     def __init__(
-        self, accelerator: Accelerator, beside: Path, owner: dict[str, str | None], progress: Progress
+        self,
+        accelerator: Accelerator,
+        beside: Path,
+        owner: Mapping[str, str | list[str] | None],
+        progress: Progress,
     ) -> None:
         self._accelerator = accelerator
         self._progress = progress
@@ -139,7 +143,7 @@ class TrainingState:
         for key in ("spec", "teacher", "latents", "captions"):
             if owner.get(key) != wanted.get(key):
                 raise ValueError(f"{other}: is of a training with another {key} than is asked for; {again}")
-        if first_code(other) != self.owner["training code"]:
+        if codes_behind(other) != [self.owner["training code"]]:
             print(f"{other}: of a training with other code than now; what follows from it will be stale")
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(other.parent / CURVE, self.curve)
@@ -297,15 +301,14 @@ def finished_state(model: Path, run: str) -> Path:
     return found[-1]
 
 
-def first_code(state: Path) -> str:
-    """Digest of the training code behind a state: where it was gone on with, of the training that was first.
+def codes_behind(state: Path) -> list[str]:
+    """Digests of the training code behind a state, sorted: of its training and of all that it goes on with.
 
     Raises:
         ValueError: its record is damaged.
     """
     owner = read_sealed(state / RECORD, "the record of a saved state")["owner"]
-    code: str = owner.get("continued code", owner["training code"])
-    return code
+    return sorted({owner["training code"], *owner.get("continued codes", [])})
 
 
 def damage(folder: Path) -> str | None:

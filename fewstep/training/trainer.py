@@ -65,8 +65,8 @@ from .state import (
     Progress,
     StopRequest,
     TrainingState,
+    codes_behind,
     finished_state,
-    first_code,
 )
 
 Watch = Callable[[int, dict[str, Tensor], torch.device], dict[str, float]]
@@ -183,7 +183,7 @@ class Trainer:
             players = self.method.players(net)
 
         self.progress = Progress()
-        owner = {
+        owner: dict[str, str | list[str] | None] = {
             "spec": digest(spec),
             "teacher": sha256(options.teacher) if options.teacher else None,
             "latents": sha256(options.latents),
@@ -194,7 +194,7 @@ class Trainer:
         before: Path | None = None
         if spec.continues is not None and options.continued is not None:
             before = finished_state(options.continued, spec.continues.run)
-            owner |= {"continued state": sha256(before / RECORD), "continued code": first_code(before)}
+            owner |= {"continued state": sha256(before / RECORD), "continued codes": codes_behind(before)}
         self.state = TrainingState(accelerator, options.out.parent, owner, self.progress)
         self.saved = self.state.newest()
         self.anew = self.saved is None
@@ -602,7 +602,7 @@ class Trainer:
         if isinstance(self.teacher_net, AdaptersOff):
             more["base"] = self.state.owner["teacher"]
         if spec.continues is not None:
-            told = {"state": "continued state", "code": "continued code"}
+            told = {"state": "continued state", "codes": "continued codes"}
             own = {key: self.state.owner[name] for key, name in told.items()}
             more["continues"] = spec.continues.model_dump() | own
         latents = self.loader.shards.manifest

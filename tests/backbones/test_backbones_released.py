@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -271,6 +272,28 @@ def test_improved_meanflow(tmp_path):
     ]
 
 
+def test_improved_meanflow_with_new_classes():
+    weights, own = imf_weights(), IMF.model_copy(update={"classes": 3})
+    net, converted = import_weights(weights, own, "x.pth", reverse=True, new_labels=True)
+    old = import_weights(weights, IMF, "x.pth", reverse=True)[0].state_dict()
+    assert converted[1] == (
+        f"embeddings of 3 classes drawn anew, in place of {CLASSES}; the unconditional one kept"
+    )
+    for name, value in net.state_dict().items():
+        if name == "y_embedder.embedding_table.weight":
+            assert torch.equal(value[-1], old[name][-1]) and not torch.equal(value[:3], old[name][:3])
+        else:
+            assert torch.equal(value, old[name])
+
+
+def test_decoupled_blocks_need_the_target_time():
+    net = build(DMF)
+    assert net.r_embedder is None
+    x, t, _, y = (value.float() if value.is_floating_point() else value for value in inputs())
+    with pytest.raises(ValueError, match="give s"):
+        net(x, t, None, y)
+
+
 def test_a_student_of_decoupled_blocks_starts_as_its_teacher():
     """One embedding of both times: at s = t the network is that of one time, whose weights it takes."""
     one = DMF.model_copy(update={"decoupled": None, "target_time": False})
@@ -318,9 +341,15 @@ def test_wrong_files_are_refused():
     weights = imf_weights()
     with pytest.raises(ValueError, match=r"x.pth: reverse: .* set reverse: true"):
         import_weights(weights, IMF, "x.pth")
-    del weights["net.u_heads.1.attn.k_proj._flax_linear.weight"]
-    with pytest.raises(ValueError, match=r"x.pth: blocks.4 has no attn.k_proj.weight"):
+    name = "net.u_heads.1.attn.k_proj._flax_linear.weight"
+    del weights[name]
+    with pytest.raises(ValueError, match=rf"x.pth: has no {re.escape(name)}$"):
         import_weights(weights, IMF, "x.pth", reverse=True)
+    for shape in ((WIDTH, WIDTH + 1), (WIDTH + 1, WIDTH), (WIDTH,)):
+        with pytest.raises(
+            ValueError, match=rf"x.pth: {re.escape(name)} is .* must be a matrix of the shape"
+        ):
+            import_weights(weights | {name: torch.ones(shape)}, IMF, "x.pth", reverse=True)
     with pytest.raises(ValueError, match="decoupled: null"):
         import_weights(dmf_weights() | {"r_embedder.mlp.0.weight": torch.ones(1)}, DMF, "x.pt")
 

@@ -12,7 +12,7 @@ from child_processes import die_at_rename, finish, start
 from tiny_pipeline import TinyPipeline
 
 from fewstep.common import files
-from fewstep.common.files import atomic
+from fewstep.common.files import atomic, atomic_folder
 
 
 def stop_while_writing(number: int) -> None:
@@ -49,6 +49,19 @@ def test_a_shard_that_was_killed_at_its_rename(pipeline: TinyPipeline, tmp_path)
     assert len(leftovers(tmp_path)) == 1  # the second start removed that of the first
     call()
     assert leftovers(tmp_path) == []
+
+
+def test_the_processs_umask_is_left_alone(tmp_path, monkeypatch):
+    """Writing changes it in no thread, and what is written has the mode that it leaves."""
+    before = os.umask(0o077)
+    os.umask(before)
+    monkeypatch.setattr(os, "umask", None)
+    with atomic(tmp_path / "file") as path:
+        path.write_text("")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
+    assert modes == [0o666 & ~before, 0o777 & ~before]
 
 
 def test_only_what_nobody_writes_is_removed(tmp_path, monkeypatch):

@@ -181,7 +181,10 @@ def test_guidance_adds_the_classifiers_loss_at_what_is_made(guidance, guided):
     guide = ctx.players["classifier"] = Guide()
     plain, p = AFMParams(), AFMParams.model_validate({"name": "afm", "classifier": guidance})
     assert p.classifier is not None
-    ours, without = (build(each).generate(net, batch, ctx) for each in (p, plain))
+    if not guided:
+        del ctx.players["classifier"]  # before it guides, it is not asked
+    ours, without = (build(each).updates(3)[-1](net, batch, ctx) for each in (p, plain))
+    assert ("loss_classifier" in ours.logs) == guided
     _, end, _, fake, _ = points(net, batch)
     low, high = p.classifier.times
     noise_time, inside = end, (end <= 1 - low) & (end >= 1 - high)

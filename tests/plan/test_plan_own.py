@@ -204,12 +204,33 @@ def test_no_paper_has_tables_or_claims_of_own_images():
     assert plan.runs["decm/base"].device == "cpu"
 
 
-def test_every_method_of_the_miniature_can_stand_in_the_table():
-    draw({"a": 2})
-    methods = {row["method"] for row in read_yaml(ROOT / "config/tables/zoo.yaml")["rows"]}
-    rows = [{"id": name, "label": name, "method": name} for name in sorted(methods - {"teacher", "dfm"})]
-    plan = own_plan({"tables": {"table": {"steps": [1], "rows": rows}}})
+@pytest.mark.parametrize("based_on", ["config/own-pixels.yaml", "config/own-latents.yaml"])
+def test_every_row_of_the_miniature_can_stand_in_the_table(based_on):
+    draw({"a": 10, "b": 10})
+    found = read_yaml(ROOT / "config/tables/zoo.yaml")["rows"]
+    rows = [row for row in found if row["method"] != "dfm"]
+    plan = own_plan({"tables": {"table": {"steps": [1], "rows": rows}}}, based_on=based_on)
     assert {run.recipe.scale for run in plan.tables["table"].runs.values()} == {"own"}
+    for row in rows:
+        check(plan, plan.model(row["method"]))
+
+
+@pytest.mark.parametrize(
+    ("classes", "start", "told"),
+    [
+        ({"a": 1, "b": 1}, 300, "classifier.start: 300 is not below the 200 training steps"),
+        ({"a": 1, "b": 1}, 200, "classifier.start: 200 is not below the 200 training steps"),
+        ({".": 2}, 5, "classifier: of one class there is nothing to tell apart; set classifier: null"),
+        ({"a": 1, "b": 1}, 199, None),
+    ],
+)
+def test_guidance_that_would_do_nothing_is_refused(classes, start, told):
+    draw(classes)
+    plan = own_plan({"methods": {"afm": {"loss": {"classifier": {"start": start}}}}})
+    if told is None:
+        return check(plan, plan.model("afm"))
+    with pytest.raises(ConfigError, match=rf"methods\.afm\.loss\.{told}"):
+        check(plan, plan.model("afm"))
 
 
 SHORT = {"settings": {"recipes": {"own": {"train": {"steps": 10, "optimizer": {"warmup": 1}}}}}}

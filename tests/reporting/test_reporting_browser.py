@@ -161,7 +161,10 @@ def test_what_leads_to_files(made):
     assert re.search(rf'>4</td><td class="number" title="[^"]*"><a href="{name}\.json">\d', points)
     assert '<a href="decm/base/0/cm-2/digits.json">0.500</a>' in text, "a further metric of Table 1"
     assert "data:image/svg+xml" in text
-    assert text.count("trained for 2 min in 2 parts on 2 cores: 0.067 core-hours, 0.5 GB of memory") == 3
+    spent = (
+        "trained for 2 min in 2 parts, lost steps included, on 2 cores: 0.067 core-hours, 0.5 GB of memory"
+    )
+    assert text.count(spent) == 3
     assert "<dt>Core-hours</dt><dd>0.2</dd>" in text and "<dt>Trained on</dt><dd>a processor</dd>" in text
     assert re.search(
         r"<dt>Trainings</dt><dd>\d+ behind this page; \d+ without a record of their time</dd>", text

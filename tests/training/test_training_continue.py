@@ -56,7 +56,7 @@ def test_continued_is_one_training_of_that_length(pipeline, kept, tmp_path):
     assert long.outputs[1].read_bytes() == whole.outputs[1].read_bytes()
     (record,) = first.out.with_name(FINISHED).glob(f"step-*/{RECORD}")
     origin, card = load_model(long.out)[1]["continues"], load_model(first.out)[1]
-    of_both = {"spec": card["spec"], "code": card["code"]}
+    of_both = {"spec": card["spec"], "codes": [card["code"]]}
     assert origin == {"run": f"{method}/base", "steps": 8, "state": sha256(record), **of_both}
 
 
@@ -68,13 +68,21 @@ def test_other_code_behind_a_state_is_told_and_makes_stale(pipeline, kept, tmp_p
     call = replaced(continued(pipeline, kept, tmp_path / "long"), "--continued", str(other))
     (path,) = folder.glob(f"step-*/{RECORD}")
     record = read_sealed(path, "a record")
-    for number, key in enumerate(("training code", "continued code")):
-        record["owner"][key] = str(number) * 16
+    now, old = record["owner"]["training code"], "0" * 16
+    for own, before, behind in (
+        (old, None, [old]),
+        (now, [old], [old, now]),
+        (old, [now], [old, now]),
+        (old, ["1" * 16, now], [old, "1" * 16, now]),
+    ):
+        record["owner"]["training code"] = own
+        if before is not None:
+            record["owner"]["continued codes"] = before
         path.write_text(sealed(record))
         call()
         assert "of a training with other code than now" in capsys.readouterr().out
         card = load_model(call.out)[1]
-        assert card["continues"]["code"] == str(number) * 16
+        assert card["continues"]["codes"] == sorted(behind)
         metrics = {"code": card["code"], "backbone_kind": "lightningdit", "model": card}
         assert is_stale(metrics) and not is_stale({**metrics, "model": {**card, "continues": {}}})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_pipeline import Call, TinyPipeline
 
 from fewstep.common import device_time
 from fewstep.common.device_time import DeviceTime, Part, measured_time, processor, read_time
+from fewstep.reporting.page import training_time
 from fewstep.training.state import STOPPED
 
 HOUR = Part(device="NVIDIA H100", gpu=True, count=8, seconds=3600.0, memory=40.0)
@@ -26,10 +28,15 @@ def recorded(call: Call) -> DeviceTime:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_training_of_two_parts(pipeline: TinyPipeline, tmp_path, number):
-    """Killed or asked to stop, and started again; the next training of the same model starts from nothing."""
+    """Killed or asked to stop, and started again; the next training of the same model starts from nothing.
+
+    Killed before its first saved state it begins anew: the steps that are lost are counted, too.
+    """
     call = pipeline.train("cd", tmp_path)
     status = child(call, tmp_path / "log", signal_at_step, step=3, number=number)
     assert status == (STOPPED if number == signal.SIGTERM else -number), (tmp_path / "log").read_text()
+    states = list(call.out.parent.glob("state-*/step-*"))
+    assert bool(states) == (number == signal.SIGTERM)
     first = recorded(call)
     assert not first.finished and len(first.parts) == 1
     call()
@@ -81,6 +88,16 @@ def test_hours_are_those_of_every_device():
     time = DeviceTime("one", True, [HOUR, HOUR, Part("a processor", False, 2, 1800.0, 3.0)])
     assert (time.hours("GPU-hours"), time.hours("core-hours")) == (16.0, 1.0)
     assert (time.seconds, time.memory) == (9000.0, 40.0)
+
+
+def test_a_sentence_tells_the_parts_and_the_memory_where_it_is_known():
+    failed = replace(HOUR, memory=0.0)
+    assert training_time(DeviceTime("one", True, [failed, HOUR])) == (
+        "trained for 2.0 h in 2 parts, lost steps included, on 8 NVIDIA H100: 16 GPU-hours, 40.0 GB of memory"
+    )
+    assert training_time(DeviceTime("one", False, [failed])) == (
+        "not to its end, trained for 60 min on 8 NVIDIA H100: 8 GPU-hours"
+    )
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"training": "one"}', "[]", "minus"])

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from trained_files import same
 
 from fewstep import train
 from fewstep.backbones.model_file import load_model, save_model
+from fewstep.common.device_time import read_time
 from fewstep.common.files import read_lines, sha256
 from fewstep.config import ConfigError
 from fewstep.config.objectives import LossParams
@@ -162,6 +164,34 @@ def test_fewer_rows_where_the_memory_is_short(short_memory, capsys):
     assert (
         told[0] == "spec.json: 64 rows at a time, as more do not fit into the GPU's memory" and len(told) == 3
     )
+
+
+def test_memory_that_did_not_suffice_is_not_recorded(short_memory, tmp_path, monkeypatch):
+    """Of each start it is measured anew, and one that failed has none."""
+    reset: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: reset.append(True))
+    assert short_memory(32) == [None, 64, 32] and reset == [True, True]
+    monkeypatch.undo()
+
+    def fail() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True, num_processes=1),
+        device=torch.device("cpu"),
+        began=0.0,
+        options=SimpleNamespace(out=tmp_path / "model"),
+        state=SimpleNamespace(folder=Path("state")),
+        run=fail,
+    )
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train._train(trainer)
+    trainer.run = lambda: None
+    train._train(trainer)
+    time = read_time(tmp_path / "time.json")
+    assert time is not None and [part.memory > 0 for part in time.parts] == [False, True]
 
 
 def test_rows_that_are_given_are_not_changed(short_memory, monkeypatch):

@@ -71,8 +71,11 @@ class AFM(Method):
         return {GRADIENT: self.params.gradient_decay}
 
     def updates(self, step: int) -> tuple[Update, ...]:
-        turns = Turn("discriminator", self.discriminate), self.generate
-        return turns if self.params.classifier is None else (Turn("classifier", self.classify), *turns)
+        guidance, discriminate = self.params.classifier, Turn("discriminator", self.discriminate)
+        if guidance is None:
+            return discriminate, self.generate
+        generate = self.generate if step < guidance.start else self.generate_guided
+        return Turn("classifier", self.classify), discriminate, generate
 
     def times(self, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor]:
         """t and s > t of the step's jumps, each (B,)."""
@@ -119,7 +122,16 @@ class AFM(Method):
         return LossOutput(loss, {"loss_ce": loss.detach(), "accuracy": accuracy})
 
     def generate(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
-        """L_G."""
+        """L_G without guidance."""
+        return self._generate(net, batch, ctx, None)
+
+    def generate_guided(self, net: nn.Module, batch: Batch, ctx: Context) -> LossOutput:
+        """L_G with the classifier's cross-entropy."""
+        return self._generate(net, batch, ctx, self.params.classifier)
+
+    def _generate(
+        self, net: nn.Module, batch: Batch, ctx: Context, classifier: ClassifierGuidance | None
+    ) -> LossOutput:
         t, s = self.times(batch, ctx)
         x = interpolate(batch.x0, batch.x1, t)
         fake = flow_map(x, t, s, net(x, t, s, batch.y))
@@ -139,8 +151,8 @@ class AFM(Method):
         transport = self._transport(ctx) / self._length(t, s) * mean_square(fake, x)
         loss = (follow + transport).mean()
         logs = {"loss_adversarial": adversarial.mean(), "loss_transport": transport.mean()}
-        if self.params.classifier is not None:
-            guidance = self._guidance(self.params.classifier, fake, s, batch, ctx).mean()
+        if classifier is not None:
+            guidance = self._guidance(classifier, fake, s, batch, ctx).mean()
             loss = loss + guidance
             logs["loss_classifier"] = guidance
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()}, {GRADIENT: square})
@@ -153,8 +165,9 @@ class AFM(Method):
             r = low + (high - low) * ctx.rng.uniform("guided t").to(s.dtype)
             fake = interpolate(ctx.rng.normal_like("guided noise", fake), fake, r)
         losses = cross_entropy(ctx.players["classifier"](fake, r), batch.y, reduction="none")
-        counted = (r >= low) & (r <= high) & (ctx.step >= p.start)
-        return p.weight * torch.where(counted, losses, 0)
+        # A mask, as shapes must not depend on times. Where a loss is not finite its gradient is not, although
+        # masked; but a classifier that has diverged spoils every row, and a bad point the transport too.
+        return p.weight * torch.where((r >= low) & (r <= high), losses, 0)
 
     def _length(self, t: Tensor, s: Tensor) -> Tensor:
         return (s - t).clamp(min=self.params.shortest)

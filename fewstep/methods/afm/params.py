@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ...config.backbones import Backbone, LightningDiT
 from ...config.base import Count, Strict
-from ...config.objectives import LossParams, Problems, WithPlayers
+from ...config.objectives import LossParams, Problems, WithPlayers, completed
 from ...config.settings import Optimizer, Train
 
 
@@ -32,10 +32,10 @@ class ClassifierGuidance(Strict):
     @classmethod
     def _complete(cls, raw: Any) -> Any:
         """An optimizer that says only what differs from the default."""
-        own = raw.get("optimizer") if isinstance(raw, Mapping) else None
-        if not isinstance(own, Mapping):
+        if not isinstance(raw, Mapping):
             return raw
-        return {**raw, "optimizer": cls.model_fields["optimizer"].default.model_dump() | dict(own)}
+        default = cls.model_fields["optimizer"].default
+        return {**raw, "optimizer": completed(raw.get("optimizer", {}), default)}
 
     @model_validator(mode="after")
     def _rises(self) -> ClassifierGuidance:
@@ -90,3 +90,9 @@ class AFMParams(WithPlayers):
     def check(self, train: Train, backbone: Backbone, teacher: LossParams | None) -> Problems:
         if not isinstance(backbone, LightningDiT):
             yield "players", f"there is a discriminator of a lightningdit alone, not of a {backbone.kind}"
+        elif self.classifier is not None and backbone.classes == 1:
+            yield "classifier", "of one class there is nothing to tell apart; set classifier: null"
+
+    def check_schedule(self, train: Train) -> Problems:
+        if self.classifier is not None and self.classifier.start >= train.steps:
+            yield "classifier.start", f"{self.classifier.start} is not below the {train.steps} training steps"
