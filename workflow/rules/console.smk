@@ -76,7 +76,8 @@ class Console(logging.Formatter):
         spent = sum(map(sum, self.seconds.values()))
         text = f"after {timedelta(seconds=round(passed))}"
         running = {name for name, _ in self.started.values()}
-        if not spent or running - self.seconds.keys():  # how long these take, perhaps hours, is not known
+        # How long others take, perhaps hours, is not known.
+        if not spent or running - self.seconds.keys():
             return text
         left, sure = 0, "about"
         for name, count in self.left.items():
