@@ -64,7 +64,7 @@ def test_deviations_are_whole_sentences_of_the_docstring():
     found = methods.deviations("kd")
     assert len(found) == 4
     assert found[2].startswith("Without a teacher the ODE is that of the network's own velocity")
-    assert found[0].endswith("at the price of a solution in every step.")
+    assert found[0].endswith("that is 102 solutions for one of the paper's.")
     assert methods.deviations("classifier") == []
 
 

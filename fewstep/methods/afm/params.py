@@ -48,7 +48,7 @@ class AFMParams(WithPlayers):
     title = "AFM"
     papers = ("2511.22475",)
     note = "adversarial; no derivative, no teacher"
-    provenance = {"loss": "code", "loss.transport_steps": "inferred", "loss.classifier.start": "inferred"}
+    provenance = {"loss": "code", "loss.transport_steps": "inferred"}
     target_time = True
 
     name: Literal["afm"] = "afm"
