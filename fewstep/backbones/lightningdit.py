@@ -101,7 +101,7 @@ class LightningDiT(Conditioned):
         Of repeated blocks each pass k of K has the embedding of the time k / K added (arXiv 2511.22475).
         Decoupled blocks are told t, and from a depth on s (arXiv 2510.24474).
         """
-        depth, repeats, early = self.spec.depth, self.spec.repeats, self.spec.decoupled
+        depth, repeats, early = len(self.blocks), self.spec.repeats, self.spec.decoupled
         if early is not None:
             if s is None:
                 raise ValueError("this network is told the target time: give s")
