@@ -6,6 +6,7 @@ milliseconds, and no thread of a training is lost in the fork.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -141,6 +142,9 @@ def _join(rank: int, port: int, function: Callable[..., None], arguments: tuple[
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     function(rank, *arguments)
+    # What is left of networks may hold threads of the group: it goes first, and in both processes together.
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
